@@ -1,0 +1,46 @@
+# Everything runs from a virtual environment that the first target to need it creates.
+# Override on the command line: make test PYTHON=python3.12 VENV=/tmp/chipnet-venv JOBS=8
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := test
+.PHONY: demo test lint types unit format clean
+# `test` ends with pytest's summary line, also under `make -j`.
+.NOTPARALLEL:
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	# The pip bundled with early 3.10 releases cannot install a pyproject-only project in editable mode.
+	$(BIN)/python -m pip install --upgrade 'pip>=21.3'
+	# One command for all: torch and torchvision are released in pairs, so they are resolved together.
+	$(BIN)/python -m pip install -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/chipnet prune --data digits --model resnet8 --budget macs=0.25 --seed 0 --out runs/demo
+
+test: lint types unit
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+# One thread per worker: the networks of the tests are tiny, and workers that share cores only wait for each other.
+unit: export OMP_NUM_THREADS := 1
+unit: export MKL_NUM_THREADS := 1
+unit: $(STAMP)
+	$(BIN)/pytest -n $(JOBS) --doctest-modules src/chipnet tests
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
