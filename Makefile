@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	# The pip bundled with early 3.10 releases cannot install a pyproject-only project in editable mode.
 	$(BIN)/python -m pip install --upgrade 'pip>=21.3'
-	# One command for all: torch and torchvision are released in pairs, so they are resolved together.
+	# One command for all: torchvision bounds the torch it works with, so pip must choose the two together.
 	$(BIN)/python -m pip install -e '.[dev]'
 	touch $@
 
