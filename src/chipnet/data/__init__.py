@@ -1,0 +1,23 @@
+"""Image data sets from disk: split, normalised and in batches, the same for every run with the same seed.
+
+>>> from chipnet.data import load_data
+>>> data = load_data("digits")
+>>> data.num_classes, data.in_channels, data.image_size
+(10, 1, 8)
+"""
+
+from chipnet.data._folders import FolderBatches, FolderImages
+from chipnet.data._images import Augment, Batches, TensorImages, shift_and_flip
+from chipnet.data._load import Data, list_data, load_data
+
+__all__ = [
+    "Augment",
+    "Batches",
+    "Data",
+    "FolderBatches",
+    "FolderImages",
+    "TensorImages",
+    "list_data",
+    "load_data",
+    "shift_and_flip",
+]

@@ -1,0 +1,189 @@
+"""Labelled image files on disk, and batches of them decoded by worker processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from chipnet._errors import ConfigError
+from chipnet._lazy import optional_import
+from chipnet.data._images import stream_seed
+
+
+def read_image(path: str) -> Any:
+    """The image at `path` as a PIL image in RGB; ConfigError when it is not a readable image."""
+    image = optional_import("PIL.Image", needed_for="Reading image files", install="pillow")
+    try:
+        with image.open(path) as opened:
+            return opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # PIL reports broken PNG chunks as SyntaxError
+        raise ConfigError(f"{path} is not a readable image ({error}). Replace or delete it.") from error
+
+
+@dataclass(frozen=True, eq=False)
+class FolderImages(Dataset[tuple[Any, int]]):
+    """Labelled image files, decoded when they are asked for; a map-style data set of `(PIL image, label)`.
+
+    Args:
+        paths: the files.
+        labels: int64 [N], from 0.
+
+    Example:
+        >>> len(FolderImages(("a.png", "b.png"), torch.tensor([0, 1])))
+        2
+    """
+
+    paths: tuple[str, ...]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return read_image(self.paths[index]), int(self.labels[index])
+
+    def subset(self, indices: Tensor) -> FolderImages:
+        """The files at `indices` (int64 [M]), in that order."""
+        return FolderImages(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices])
+
+
+def folder_transform(
+    image_size: int, mean: tuple[float, ...], std: tuple[float, ...], train: bool
+) -> Callable[[Any], Tensor]:
+    """The usual ImageNet transforms, from torchvision v2: PIL image -> float32 [3, image_size, image_size].
+
+    Training: a random crop of 8 to 100 % of the area, resized, mirrored half of the time. Otherwise: the
+    shorter side resized to 256/224 of `image_size`, the centre cut out.
+    """
+    v2 = optional_import("torchvision.transforms.v2", needed_for="Image folders", install="torchvision")
+    if train:
+        geometry = [v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()]
+    else:
+        geometry = [v2.Resize(round(image_size * 256 / 224), antialias=True), v2.CenterCrop(image_size)]
+    values = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+    transform: Callable[[Any], Tensor] = v2.Compose([*geometry, *values])
+    return transform
+
+
+class _Transformed(Dataset[tuple[Tensor, int]]):
+    """Takes (index, seed) pairs: what becomes of an image depends on its pair, not on the worker it meets."""
+
+    def __init__(self, images: FolderImages, transform: Callable[[Any], Tensor]) -> None:
+        self.images = images
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, pair: tuple[int, int]) -> tuple[Tensor, int]:
+        index, seed = pair
+        image, label = self.images[index]
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would reseed the accelerators too, and nothing here restores those.
+            torch.default_generator.manual_seed(seed)
+            return self.transform(image), label
+
+
+class _SeededBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (index, seed) pairs of the current epoch."""
+
+    def __init__(self, count: int, batch_size: int, shuffle: bool, seed: int) -> None:
+        self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.count, self.batch_size)
+        return full + (rest >= (2 if self.shuffle else 1))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch
+        self.epoch += 1
+        generator = torch.Generator().manual_seed(stream_seed(self.seed, epoch))
+        order = torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
+        for indices in order.split(self.batch_size)[: len(self)]:
+            yield [(i, stream_seed(self.seed, epoch, i)) for i in indices.tolist()]
+
+
+class FolderBatches(DataLoader[Any]):
+    """A DataLoader over image files whose order and augmentation only (seed, epoch) decide.
+
+    As with `Batches`, each loop is one epoch, `set_epoch` says which one comes next, and a last training
+    batch of a single image is dropped. The number of workers changes the speed and nothing else.
+
+    Args:
+        images: the files.
+        batch_size: images per batch.
+        transform: PIL image -> float32 [C, H, W]; random ones must draw from torch's global generator.
+        shuffle: a new order every epoch.
+        seed: of the order and the augmentation.
+        device: where batches are sent, None for the CPU.
+        workers: processes that decode; None: one per core, at most 8.
+
+    Yields:
+        (images, labels): float32 [B, C, H, W] and int64 [B].
+
+    Raises:
+        ConfigError: a batch size below 1; while looping, a file that is no image.
+
+    Example:
+        >>> images = FolderImages(("a.png", "b.png", "c.png"), torch.tensor([0, 1, 0]))
+        >>> len(
+        ...     FolderBatches(
+        ...         images, 2, folder_transform(8, (0.5,) * 3, (0.5,) * 3, train=False), shuffle=False
+        ...     )
+        ... )
+        2
+    """
+
+    def __init__(
+        self,
+        images: FolderImages,
+        batch_size: int,
+        transform: Callable[[Any], Tensor],
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        workers: int | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
+        if workers is None:
+            workers = min(8, _cores())
+        self._target = None if device is None else torch.device(device)
+        self._batches = _SeededBatches(len(images), batch_size, shuffle, seed)
+        super().__init__(
+            _Transformed(images, transform),
+            batch_sampler=self._batches,
+            num_workers=workers,
+            pin_memory=self._target is not None and self._target.type == "cuda",
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # otherwise every loop draws from the caller's global generator
+        )
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next loop."""
+        return self._batches.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next loop over the batches is epoch `epoch`."""
+        self._batches.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
+        for images, labels in super().__iter__():
+            if self._target is not None:
+                images = images.to(self._target, non_blocking=True)
+                labels = labels.to(self._target, non_blocking=True)
+            yield images, labels
+
+
+def _cores() -> int:
+    # Cores this process may use, where the system can tell: containers are often given a few of many.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

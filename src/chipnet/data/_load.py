@@ -1,0 +1,321 @@
+"""Data sets by name, split into training, validation and test images."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from chipnet._errors import ConfigError
+from chipnet._lazy import accepted, import_callable
+from chipnet.data import _sources
+from chipnet.data._folders import FolderBatches, FolderImages, folder_transform
+from chipnet.data._images import Augment, Batches, TensorImages, channel_statistics
+from chipnet.data._sources import Source
+from chipnet.data._split import stratified_choice
+
+Split = Literal["train", "validation", "test"]
+
+# Of the photographs of ImageNet; what networks for image folders are nearly always trained with.
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+_SOURCES: dict[str, Callable[[str | Path | None], Source]] = {
+    "mnist": partial(_sources.mnist_family, "mnist"),
+    "fashion-mnist": partial(_sources.mnist_family, "fashion-mnist"),
+    "cifar10": partial(_sources.cifar, "cifar10"),
+    "cifar100": partial(_sources.cifar, "cifar100"),
+    "svhn": _sources.svhn,
+    "tiny-imagenet": _sources.tiny_imagenet,
+    "image-folder": _sources.image_folder,
+}
+_ALIASES = {"fashionmnist": "fashion-mnist", "cifar-10": "cifar10", "cifar-100": "cifar100"}
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set, split and ready to be looped over.
+
+    Attributes:
+        name: as given to `load_data`.
+        train: training images, in memory (`TensorImages`) or as files (`FolderImages`).
+        validation: images held out of the training set; choose epochs and settings by these.
+        test: the official test images; for the final number only.
+        num_classes: classes.
+        in_channels: channels of an image.
+        image_size: height and width in pixels of what the network gets.
+        mean: per channel, of `train`, in units of full scale (0 black, 1 white); ImageNet's for image
+            folders.
+        std: likewise the standard deviation.
+        class_names: one name per label.
+        augment: how `loader(..., train=True)` varies images in memory. Image files have transforms of their
+            own.
+    """
+
+    name: str
+    train: TensorImages | FolderImages
+    validation: TensorImages | FolderImages
+    test: TensorImages | FolderImages
+    num_classes: int
+    in_channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+    augment: Augment | None = None
+
+    def loader(
+        self,
+        split: Split,
+        batch_size: int,
+        train: bool = False,
+        seed: int = 0,
+        *,
+        device: torch.device | str | None = None,
+        workers: int | None = None,
+    ) -> Batches | FolderBatches:
+        """Batches of one split, normalised by `mean` and `std`.
+
+        Args:
+            split: "train", "validation" or "test".
+            batch_size: images per batch; the last batch may be smaller. A single left-over image is dropped
+                in training.
+            train: shuffle and augment. Otherwise the order is fixed and images are not varied.
+            seed: with the epoch, decides order and augmentation. Each loop is one epoch; `set_epoch(n)` sets
+                the next.
+            device: where the batches are; None: the CPU.
+            workers: processes that decode image files (None: one per core, at most 8); unused for images in
+                memory.
+
+        Returns:
+            An iterable with `len()` and `set_epoch()`, of float32 [B, C, H, W] and int64 [B].
+
+        Raises:
+            ConfigError: no such split, or a batch size below 1.
+
+        Example:
+            >>> data = load_data("digits")
+            >>> images, labels = next(iter(data.loader("train", 32, train=True, seed=0)))
+            >>> images.shape, images.dtype, labels.dtype
+            (torch.Size([32, 1, 8, 8]), torch.float32, torch.int64)
+        """
+        if split not in ("train", "validation", "test"):
+            raise ConfigError(f"There is no split {split!r}: it is 'train', 'validation' or 'test'.")
+        images: TensorImages | FolderImages = getattr(self, split)
+        if isinstance(images, FolderImages):
+            transform = folder_transform(self.image_size, self.mean, self.std, train)
+            return FolderBatches(
+                images, batch_size, transform, shuffle=train, seed=seed, device=device, workers=workers
+            )
+        return Batches(
+            images,
+            batch_size,
+            shuffle=train,
+            seed=seed,
+            augment=self.augment if train else None,
+            mean=self.mean,
+            std=self.std,
+            device=device,
+        )
+
+
+def list_data() -> tuple[str, ...]:
+    """The names that `load_data` knows, sorted.
+
+    Example:
+        >>> "digits" in list_data()
+        True
+    """
+    return tuple(sorted(("digits", *_SOURCES)))
+
+
+def load_data(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    seed: int = 0,
+    validation: float = 0.1,
+    limit: int | None = None,
+    limit_test: int | None = None,
+    image_size: int | None = None,
+) -> Data:
+    """Load a data set from disk. Nothing is ever downloaded.
+
+    | name | `data_dir` | images |
+    |---|---|---|
+    | `digits` | not used: part of scikit-learn | 1x8x8; a fixed stratified fifth is the test set |
+    | `mnist`, `fashion-mnist` | the four idx files, plain or `.gz`, or torchvision's `.../raw` | 1x28x28 |
+    | `cifar10`, `cifar100` | holds `cifar-10-batches-py`, `cifar-100-python` | 3x32x32 |
+    | `svhn` | holds `train_32x32.mat` and `test_32x32.mat` | 3x32x32 |
+    | `tiny-imagenet` | `tiny-imagenet-200`; its validation set is the test set | 3x64x64, 1.3 GB in memory |
+    | `image-folder` | `train/CLASS/` and `val/CLASS/` or `test/CLASS/` | files, decoded while training |
+    | `module:callable` | as the callable likes | it returns a `Data` |
+
+    The validation set is a stratified part of the training set, chosen by `seed`; an image folder that has
+    both `val` and `test` uses `val`. A `module:callable` is called with those of `data_dir`, `seed`,
+    `validation`, `limit`, `limit_test` and `image_size` that it takes.
+
+    Args:
+        name: which data set; case does not matter, `_` is `-`.
+        data_dir: its folder.
+        seed: chooses the validation images and, with a limit, the images kept.
+        validation: fraction of the training images held out, within (0, 1).
+        limit: keep only this many training images, stratified; the validation set, where it was held out of
+            the training set, shrinks in proportion.
+        limit_test: keep only this many test images, stratified.
+        image_size: of image folders: height and width after the transforms, by default 224.
+
+    Returns:
+        The data; the three splits share no image.
+
+    Raises:
+        ConfigError: an unknown name, an option out of range, or a folder or file that is missing, empty,
+            truncated, corrupt or inconsistent; the message says which files were looked for.
+
+    Example:
+        >>> data = load_data("digits", seed=0)
+        >>> len(data.train), len(data.validation), len(data.test)
+        (1294, 144, 359)
+        >>> len(load_data("digits", limit=100).train)
+        100
+    """
+    _check_options(seed, validation, limit, limit_test, image_size)
+    if ":" in name:
+        return _from_callable(name, data_dir, seed, validation, limit, limit_test, image_size)
+    asked = name.strip().lower().replace("_", "-")
+    key = _ALIASES.get(asked, asked)
+    if key not in list_data():
+        close = difflib.get_close_matches(key, list_data(), n=3)
+        raise ConfigError(
+            f"There is no data set {name!r}. "
+            + (f"Close names: {', '.join(close)}. " if close else "")
+            + f"Known: {', '.join(list_data())}; module:callable, for example mypackage.data:load, gives "
+            f"your own."
+        )
+    if image_size is not None and key != "image-folder":
+        raise ConfigError(f"image_size is an option of image-folder; the images of {key} have one size.")
+    if key == "digits" and data_dir is not None:
+        raise ConfigError("digits is part of scikit-learn and takes no data_dir; leave it out.")
+    source = _sources.digits() if key == "digits" else _SOURCES[key](data_dir)
+    return _split(key, source, seed, validation, limit, limit_test, image_size or 224)
+
+
+def _check_options(
+    seed: int, validation: float, limit: int | None, limit_test: int | None, image_size: int | None
+) -> None:
+    problems = []
+    if seed < 0:
+        problems.append(f"seed must be at least 0, not {seed}")
+    if not 0 < validation < 1:
+        problems.append(f"validation is a fraction between 0 and 1 (0.1 holds out a tenth), not {validation}")
+    for option, value, least in (
+        ("limit", limit, 2),
+        ("limit_test", limit_test, 1),
+        ("image_size", image_size, 1),
+    ):
+        if value is not None and value < least:
+            problems.append(f"{option} must be at least {least}, not {value}")
+    if problems:
+        raise ConfigError("; ".join(problems) + ".")
+
+
+def _split(
+    name: str,
+    source: Source,
+    seed: int,
+    validation: float,
+    limit: int | None,
+    limit_test: int | None,
+    image_size: int,
+) -> Data:
+    train, held_out, test = source.train, source.validation, source.test
+    if held_out is None:
+        total = len(train)
+        count = max(1, round(validation * total))
+        if total - count < 2:
+            raise ConfigError(
+                f"{name} has {total} training images: too few to hold out {validation:g} of them."
+            )
+        chosen, others = stratified_choice(train.labels, count, seed)
+        held_out, train = train.subset(chosen), train.subset(others)
+        if limit is not None and limit < len(train):
+            keep = max(1, round(limit * len(held_out) / len(train)))
+            held_out = _reduce(held_out, keep, seed)
+    train = _reduce(train, limit, seed)
+    test = _reduce(test, limit_test, seed)
+    for part, images, least in (("training", train, 2), ("validation", held_out, 1), ("test", test, 1)):
+        if len(images) < least:
+            raise ConfigError(f"{name} has {len(images)} {part} images; it takes at least {least}.")
+    return _finish(name, source, train, held_out, test, image_size)
+
+
+def _finish(
+    name: str,
+    source: Source,
+    train: TensorImages | FolderImages,
+    held_out: TensorImages | FolderImages,
+    test: TensorImages | FolderImages,
+    image_size: int,
+) -> Data:
+    if name == "tiny-imagenet":
+        # Decoded after the split and the limits, so that only the images in use are read.
+        train, held_out, test = (
+            _sources.decode(part, 64) if isinstance(part, FolderImages) else part
+            for part in (train, held_out, test)
+        )
+    if isinstance(train, TensorImages):
+        mean, std = channel_statistics(train.images)
+        channels, image_size = train.images.shape[1], train.images.shape[2]
+    else:
+        mean, std, channels = _IMAGENET_MEAN, _IMAGENET_STD, 3
+    return Data(
+        name=name,
+        train=train,
+        validation=held_out,
+        test=test,
+        num_classes=len(source.class_names),
+        in_channels=channels,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        class_names=source.class_names,
+        augment=source.augment,
+    )
+
+
+def _reduce(images: TensorImages | FolderImages, count: int | None, seed: int) -> TensorImages | FolderImages:
+    if count is None or count >= len(images):
+        return images
+    return images.subset(stratified_choice(images.labels, count, seed)[0])
+
+
+def _from_callable(
+    reference: str,
+    data_dir: str | Path | None,
+    seed: int,
+    validation: float,
+    limit: int | None,
+    limit_test: int | None,
+    image_size: int | None,
+) -> Data:
+    build = import_callable(reference)
+    asked = {"data_dir": data_dir, "limit": limit, "limit_test": limit_test, "image_size": image_size}
+    options: dict[str, object] = {key: value for key, value in asked.items() if value is not None}
+    options |= {"seed": seed, "validation": validation}
+    taken = accepted(build, options)
+    # Defaults may be left unread, but what the user asked for must not be dropped in silence.
+    ignored = [key for key in asked if key in options and key not in taken]
+    if ignored:
+        raise ConfigError(
+            f"{reference!r} takes no {' and no '.join(ignored)}: leave it out or add the parameter."
+        )
+    data = build(**taken)
+    if not isinstance(data, Data):
+        raise ConfigError(
+            f"{reference!r} returned a {type(data).__name__}; it must return a chipnet.data.Data."
+        )
+    return data
