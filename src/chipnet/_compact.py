@@ -1,0 +1,298 @@
+"""Carry a plan out: the same class, the same forward, smaller tensors. Verified by default."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chipnet._capture import Inputs, as_inputs
+from chipnet._errors import PlanError
+from chipnet._gates import strip_gates
+from chipnet._plan import Plan, Remap, StandIn
+
+_Conv = nn.modules.conv._ConvNd
+_ConvTranspose = nn.modules.conv._ConvTransposeNd
+
+
+class Constant(nn.Module):
+    """Stands for a convolution or linear layer that reads nothing: its bias, or zeros, at the right size.
+
+    Shape: as the layer it replaces; no multiply-accumulates, no parameters but ``bias``.
+    """
+
+    def __init__(self, layer: nn.Module, channels: int, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_parameter("bias", bias)
+        self.axis = 1 if isinstance(layer, _Conv) else -1
+        self.geometry: tuple[Any, ...] | None = None
+        if isinstance(layer, _Conv):
+            extra = layer.output_padding if isinstance(layer, _ConvTranspose) else None
+            self.geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, extra)
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        if self.geometry is None:
+            out = x.new_zeros(*x.shape[:-1], self.channels)
+            return out if self.bias is None else out + self.bias
+        kernel, stride, padding, dilation, extra = self.geometry
+        sizes = []
+        for i, n in enumerate(x.shape[-len(kernel) :]):
+            reach = dilation[i] * (kernel[i] - 1)
+            pad = 2 * padding[i] if not isinstance(padding, str) else (reach if padding == "same" else 0)
+            if extra is None:
+                sizes.append((n + pad - reach - 1) // stride[i] + 1)
+            else:
+                sizes.append((n - 1) * stride[i] - pad + reach + extra[i] + 1)
+        out = x.new_zeros(*x.shape[: -len(kernel) - 1], self.channels, *sizes)
+        return out if self.bias is None else out + self.bias.reshape(-1, *[1] * len(kernel))
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}"
+
+
+class Zeros(nn.Module):
+    """Stands for a normalisation all of whose channels are shut."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+class EmptyPool(nn.Module):
+    """A pooling that is given no channels, which PyTorch's refuse."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(x.new_zeros(x.shape[0], 1, *x.shape[2:]))[:, :0]
+
+
+class IndexHook:
+    """Forward hook that applies an index map to a module's input or output."""
+
+    def __init__(self, name: str, side: str, axis: int, scatter: bool, size: int) -> None:
+        self.name, self.side, self.axis, self.scatter, self.size = name, side, axis, scatter, size
+
+    def __call__(self, module: nn.Module, args: Any, output: Any = None) -> Any:
+        if self.side == "input":
+            return (self._apply(module, args[0]), *args[1:])
+        return self._apply(module, output)
+
+    def _apply(self, module: nn.Module, x: Tensor) -> Tensor:
+        index = getattr(module, f"{self.name}_from")
+        if not self.scatter:
+            return x.index_select(self.axis, index)
+        shape = list(x.shape)
+        shape[self.axis] = self.size
+        target = getattr(module, f"{self.name}_to")
+        return x.new_zeros(shape).index_copy(self.axis, target, x.index_select(self.axis, index))
+
+
+def compact(
+    model: nn.Module,
+    plan: Plan,
+    example_inputs: Any = None,
+    *,
+    verify: bool = True,
+) -> nn.Module:
+    """A smaller network of the model's own class that computes what the masked model computes.
+
+    Args:
+        model: the dense network the plan was made for (its weights are read; it is not changed).
+        plan: from ``Pruner.harden()``, ``Structure.plan()`` or a file.
+        example_inputs: for verification; defaults to those the plan was made with.
+        verify: compare outputs of the masked and the compact network, in float64 where the model allows it.
+
+    Returns:
+        A deep copy with smaller parameters, on the model's device, without gates.
+
+    Raises:
+        PlanError: the plan is for another network, or the outputs differ (nothing of the model is changed).
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from chipnet._structure import Structure
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> plan = Structure(net, torch.ones(1, 3)).plan(torch.tensor([True, False, True, True]))
+        >>> compact(net, plan)[0].weight.shape
+        torch.Size([3, 3])
+    """
+    plan.check(model)
+    small = strip_gates(copy.deepcopy(model))
+    _zero(small, plan)
+    apply_plan(small, plan)
+    inputs = as_inputs(example_inputs) if example_inputs is not None else plan.inputs
+    if verify and inputs is not None:
+        difference, scale = verify_compact(model, small, plan, inputs)
+        limit = 1e-9 if _is_double(small) else 1e-4
+        if not difference <= limit * max(scale, 1e-12):
+            raise PlanError(
+                f"the compact network does not compute what the masked one does: outputs differ by "
+                f"{difference:.3g} at scale {scale:.3g}. This is a bug of chipnet's rules for one of the model's "
+                "operators; please report it. Exclude the layers concerned with ignore=[...]."
+            )
+    return small
+
+
+def masked(model: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of the dense model with the shut gates' rows set to zero: what the compact one must equal."""
+    plan.check(model)
+    out = strip_gates(copy.deepcopy(model))
+    _zero(out, plan)
+    return out
+
+
+def verify_compact(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> tuple[float, float]:
+    """Largest difference between the masked and the compact outputs on ``inputs``, and the outputs' scale.
+
+    Runs in eval mode and in float64 where both networks do.
+    """
+    big = masked(model, plan)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        return _difference(big.double(), copy.deepcopy(small).double(), _cast(inputs, torch.float64, device))
+    except (RuntimeError, TypeError) as e:
+        if "dtype" not in str(e) and "type" not in str(e).lower():
+            raise
+        return _difference(masked(model, plan), copy.deepcopy(small), _cast(inputs, None, device))
+
+
+def _cast(inputs: Inputs, dtype: torch.dtype | None, device: torch.device) -> Inputs:
+    def one(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return x.to(device, dtype if x.is_floating_point() else None)
+
+    return torch.utils._pytree.tree_map(one, inputs)
+
+
+@torch.no_grad()
+def _difference(a: nn.Module, b: nn.Module, inputs: Inputs) -> tuple[float, float]:
+    outs = [list(_tensors(m.eval()(*inputs))) for m in (a, b)]
+    if len(outs[0]) != len(outs[1]):
+        return math.inf, 1.0
+    worst, scale = 0.0, 0.0
+    for x, y in zip(*outs, strict=True):
+        if x.shape != y.shape:
+            return math.inf, 1.0
+        if x.numel() and (x.is_floating_point() or x.is_complex()):
+            worst = max(worst, float((x - y).abs().max()))
+            scale = max(scale, float(x.abs().max()))
+            if not math.isfinite(worst):
+                return math.inf, 1.0
+    return worst, scale
+
+
+def _tensors(out: Any) -> Iterator[Tensor]:
+    for x in torch.utils._pytree.tree_leaves(out):
+        if isinstance(x, Tensor):
+            yield x
+
+
+def _is_double(model: nn.Module) -> bool:
+    return all(p.dtype == torch.float64 for p in model.parameters())
+
+
+@torch.no_grad()
+def _zero(model: nn.Module, plan: Plan) -> None:
+    tensors = dict(model.named_parameters())
+    for name, (axis, indices) in plan.zero.items():
+        p = tensors[name]
+        p.index_fill_(axis, torch.tensor(indices, device=p.device), 0)
+
+
+def apply_plan(model: nn.Module, plan: Plan) -> None:
+    """Cut the model's tensors in place, fix its modules' sizes, put stand-ins and index maps in."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    done: dict[int, nn.Parameter | Tensor] = {}
+    for path, module in modules.items():
+        for store in (module._parameters, module._buffers):
+            for key, tensor in list(store.items()):
+                if tensor is None:
+                    continue
+                name = f"{path}.{key}" if path else key
+                if name in plan.keep and id(tensor) not in done:
+                    cut = tensor.detach()
+                    for axis, indices in plan.keep[name].items():
+                        cut = cut.index_select(axis, torch.tensor(indices, dtype=torch.int64, device=cut.device))
+                    cut = cut.contiguous()
+                    new = nn.Parameter(cut, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cut
+                    done[id(tensor)] = new
+                    done[id(new)] = new
+                if id(tensor) in done:
+                    store[key] = done[id(tensor)]
+    for module in modules.values():
+        _fit_attributes(module)
+    for stand_in in plan.stand_ins:
+        _replace(model, modules, stand_in)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for remap in plan.remaps:
+        _add_remap(modules[remap.module], remap)
+
+
+def _fit_attributes(module: nn.Module) -> None:
+    """Make a module's size attributes say what its tensors are."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, _Conv) and isinstance(weight, Tensor):
+        first, second = module.in_channels, module.out_channels
+        if not isinstance(module, _ConvTranspose):
+            first, second = second, first
+        if module.groups > max(1, module.in_channels // module.groups):  # groups are removed whole
+            module.groups = max(1, weight.shape[0] // (first // module.groups))
+        first, second = weight.shape[0], weight.shape[1] * module.groups
+        if not isinstance(module, _ConvTranspose):
+            first, second = second, first
+        module.in_channels, module.out_channels = first, second
+    elif isinstance(module, nn.Linear) and isinstance(weight, Tensor):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, (nn.modules.batchnorm._NormBase,)):
+        first = next((t for t in (weight, module.running_mean) if isinstance(t, Tensor)), None)
+        if first is not None:
+            module.num_features = first.shape[0]
+    elif isinstance(module, nn.GroupNorm) and isinstance(weight, Tensor):
+        if module.num_groups == module.num_channels:
+            module.num_groups = weight.shape[0]
+        module.num_channels = weight.shape[0]
+    elif isinstance(module, nn.LayerNorm) and isinstance(weight, Tensor):
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.PReLU) and isinstance(weight, Tensor):
+        module.num_parameters = weight.shape[0]
+
+
+def _replace(model: nn.Module, modules: dict[str, nn.Module], s: StandIn) -> None:
+    old = modules[s.module]
+    new: nn.Module
+    if s.kind == "pool":
+        new = EmptyPool(old)
+    elif s.kind == "norm":
+        new = Zeros()
+    else:
+        new = Constant(old, s.channels, old._parameters["bias"] if s.kind == "constant" else None)
+    new.train(old.training)
+    for path, module in list(modules.items()):
+        if module is old:
+            parent, _, name = path.rpartition(".")
+            setattr(modules[parent] if parent else model, name, new)
+
+
+def _add_remap(module: nn.Module, remap: Remap) -> None:
+    name = f"_chipnet_{remap.side}"
+    take = [i for i in remap.index if i >= 0]
+    scatter = len(take) < len(remap.index)
+    device = next((t.device for t in [*module.parameters(), *module.buffers()]), None)
+    module.register_buffer(f"{name}_from", torch.tensor(take, dtype=torch.int64, device=device), persistent=False)
+    if scatter:
+        to = [k for k, i in enumerate(remap.index) if i >= 0]
+        module.register_buffer(f"{name}_to", torch.tensor(to, dtype=torch.int64, device=device), persistent=False)
+    hook = IndexHook(name, remap.side, remap.axis, scatter, len(remap.index))
+    if remap.side == "input":
+        module.register_forward_pre_hook(hook)
+    else:
+        module.register_forward_hook(hook)

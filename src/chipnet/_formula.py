@@ -1,0 +1,247 @@
+"""Monotone Boolean formulas over gates, and the one program that evaluates them.
+
+A formula says when a channel is live, needed or present. It is built once, simplified while it is built,
+and compiled into a few flat gathers and products. The same program reads gate values in [0, 1] (soft,
+differentiable: AND is a product, OR is ``1 - prod(1 - p)``) and gate values in {0, 1} (exact).
+
+This file knows nothing of tensors of a network, of layers or of costs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FALSE, TRUE = 0, 1
+_CONST, _GATE, _AND, _OR = range(4)
+
+
+class Formulas:
+    """An arena of hash-consed formulas: equal formulas have equal integer ids.
+
+    Simplifications keep soft values close to exact ones: an independent reading of
+    ``x or (x and y)`` would count ``x`` twice, so such repetitions are removed where they are made.
+
+    Example:
+        >>> f = Formulas()
+        >>> a, b = f.gate(0), f.gate(1)
+        >>> f.any([a, f.all([a, b])]) == a
+        True
+    """
+
+    def __init__(self) -> None:
+        self._kind = [_CONST, _CONST]
+        self._children: list[frozenset[int]] = [frozenset(), frozenset()]
+        self._memo: dict[tuple[int, frozenset[int]], int] = {}
+        self._pairs: dict[tuple[int, int, int], int] = {}
+        self._gate_ids: dict[int, int] = {}
+        self.gate_of: dict[int, int] = {}
+
+    def gate(self, index: int) -> int:
+        """The formula that is true where gate ``index`` is open."""
+        if index not in self._gate_ids:
+            self._kind.append(_GATE)
+            self._children.append(frozenset())
+            node = len(self._kind) - 1
+            self._gate_ids[index] = node
+            self.gate_of[node] = index
+        return self._gate_ids[index]
+
+    def both(self, a: int, b: int) -> int:
+        """``a and b``."""
+        if a == b or b == TRUE or a == FALSE:
+            return a
+        if a == TRUE or b == FALSE:
+            return b
+        key = (_AND, a, b) if a < b else (_AND, b, a)
+        if key not in self._pairs:
+            self._pairs[key] = self.all((a, b))
+        return self._pairs[key]
+
+    def either(self, a: int, b: int) -> int:
+        """``a or b``."""
+        if a == b or b == FALSE or a == TRUE:
+            return a
+        if a == FALSE or b == TRUE:
+            return b
+        key = (_OR, a, b) if a < b else (_OR, b, a)
+        if key not in self._pairs:
+            self._pairs[key] = self.any((a, b))
+        return self._pairs[key]
+
+    def all(self, ids: Iterable[int]) -> int:
+        """True where every formula of ``ids`` is."""
+        literals = self._factors(ids)
+        if FALSE in literals:
+            return FALSE
+        # x and (x or y) = x
+        absorbed = [
+            i for i in literals if self._kind[i] == _OR and not self._children[i].isdisjoint(literals)
+        ]
+        return self._node(_AND, literals.difference(absorbed), TRUE)
+
+    def any(self, ids: Iterable[int]) -> int:
+        """True where at least one formula of ``ids`` is."""
+        terms = set(ids)
+        terms.discard(FALSE)
+        if TRUE in terms:
+            return TRUE
+        terms = self._absorb(terms)
+        if len(terms) < 2:
+            return self._node(_OR, frozenset(terms), FALSE)
+        # (x and y) or (x and z) = x and (y or z)
+        factored = [self._factors([t]) for t in terms]
+        common = frozenset.intersection(*factored)
+        if common:
+            rest = self.any([self.all(f - common) for f in factored])
+            return self.all([*common, rest])
+        return self._node(_OR, frozenset(terms), FALSE)
+
+    def _absorb(self, terms: set[int]) -> set[int]:
+        """Drop what another term of the same OR already implies."""
+        kept = set(terms)
+        for t in terms:
+            if self._kind[t] == _OR:
+                kept -= self._children[t]
+        ands = [t for t in kept if self._kind[t] == _AND]
+        for t in ands:
+            for literal in self._children[t]:
+                implied = literal in kept or (self._kind[literal] == _OR and self._children[literal] <= kept)
+                if implied:
+                    kept.discard(t)
+                    break
+        ands = [t for t in kept if self._kind[t] == _AND]
+        if 1 < len(ands) <= 32:
+            for t in ands:
+                if any(u != t and u in kept and self._children[u] < self._children[t] for u in ands):
+                    kept.discard(t)
+        return kept
+
+    def _factors(self, ids: Iterable[int]) -> frozenset[int]:
+        out: set[int] = set()
+        for i in ids:
+            if self._kind[i] == _AND:
+                out |= self._children[i]
+            elif i != TRUE:
+                out.add(i)
+        return frozenset(out)
+
+    def _node(self, kind: int, children: frozenset[int], empty: int) -> int:
+        if not children:
+            return empty
+        if len(children) == 1:
+            return next(iter(children))
+        key = (kind, children)
+        if key not in self._memo:
+            self._kind.append(kind)
+            self._children.append(children)
+            self._memo[key] = len(self._kind) - 1
+        return self._memo[key]
+
+    def compile(self, roots: Sequence[int], gates: int) -> Program:
+        """A program that evaluates ``roots`` for ``gates`` gate values."""
+        return Program(self, roots, gates)
+
+
+class Program:
+    """Formulas flattened into levels of padded gathers: ``[..., gates] -> [..., roots]``.
+
+    Nodes of one level depend on earlier levels only. Within a level, nodes of one kind and of similar width
+    are evaluated by one gather and one product. A node used by a single parent of its own kind is merged
+    into that parent, which keeps chains of additions (deep residual streams) flat.
+    """
+
+    def __init__(self, formulas: Formulas, roots: Sequence[int], gates: int) -> None:
+        kind = formulas._kind
+        children = self._inlined(formulas, roots)
+        order = self._topological(children, roots)
+        level: dict[int, int] = {}
+        for n in order:
+            level[n] = 1 + max((level[c] for c in children[n]), default=-1) if children[n] else 0
+
+        # Positions in the value vector: [0, 1, gate 0, gate 1, ..., level 1, level 2, ...]
+        position = {FALSE: 0, TRUE: 1}
+        position.update({n: 2 + formulas.gate_of[n] for n in order if kind[n] == _GATE})
+        size = 2 + gates
+        buckets: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+        for n in order:
+            if children[n]:
+                width = 1 << (len(children[n]) - 1).bit_length()
+                buckets[level[n], kind[n], width].append(n)
+        self.gates = gates
+        self._levels: list[list[tuple[bool, Tensor]]] = []
+        for lv in range(1, max(level.values(), default=0) + 1):
+            steps = []
+            for (_, k, width), nodes in sorted((key, v) for key, v in buckets.items() if key[0] == lv):
+                index = np.full((len(nodes), width), position[TRUE if k == _AND else FALSE], dtype=np.int64)
+                for row, n in enumerate(nodes):
+                    index[row, : len(children[n])] = [position[c] for c in sorted(children[n])]
+                    position[n] = size + row
+                size += len(nodes)
+                steps.append((k == _AND, torch.from_numpy(index)))
+            self._levels.append(steps)
+        self.roots = torch.tensor([position[r] for r in roots], dtype=torch.int64)
+        self.depth, self.nodes = len(self._levels), size
+
+    @staticmethod
+    def _inlined(formulas: Formulas, roots: Sequence[int]) -> dict[int, list[int]]:
+        reachable: list[int] = []
+        seen: set[int] = set()
+        stack = list(roots)
+        while stack:
+            n = stack.pop()
+            if n not in seen:
+                seen.add(n)
+                reachable.append(n)
+                stack.extend(formulas._children[n])
+        uses = Counter(c for n in reachable for c in formulas._children[n])
+        uses.update(set(roots))
+        kind, out = formulas._kind, {}
+        for n in reachable:
+            flat: list[int] = []
+            stack = list(formulas._children[n])
+            while stack:
+                c = stack.pop()
+                if kind[c] == kind[n] and uses[c] == 1:
+                    stack.extend(formulas._children[c])
+                else:
+                    flat.append(c)
+            out[n] = flat
+        return out
+
+    @staticmethod
+    def _topological(children: dict[int, list[int]], roots: Sequence[int]) -> list[int]:
+        order: list[int] = []
+        done: set[int] = set()
+        stack = [(r, False) for r in roots]
+        while stack:
+            n, expanded = stack.pop()
+            if expanded:
+                order.append(n)
+            elif n not in done:
+                done.add(n)
+                stack.append((n, True))
+                stack.extend((c, False) for c in children[n])
+        return order
+
+    def __call__(self, gates: Tensor) -> Tensor:
+        """Values of the roots. ``gates``: ``[..., gates]`` in [0, 1]; returns ``[..., roots]``."""
+        if self.roots.device != gates.device:
+            self._move(gates.device)
+        ends = torch.stack([torch.zeros_like(gates[..., :1]), torch.ones_like(gates[..., :1])], -1).flatten(-2)
+        values = torch.cat([ends, gates], -1)
+        for steps in self._levels:
+            new = [values]
+            for conjunction, index in steps:
+                x = values.index_select(-1, index.flatten()).unflatten(-1, index.shape)
+                new.append(x.prod(-1) if conjunction else 1 - (1 - x).prod(-1))
+            values = torch.cat(new, -1)
+        return values.index_select(-1, self.roots)
+
+    def _move(self, device: torch.device) -> None:
+        self._levels = [[(c, i.to(device)) for c, i in steps] for steps in self._levels]
+        self.roots = self.roots.to(device)

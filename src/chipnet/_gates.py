@@ -1,0 +1,80 @@
+"""Gates folded into affine parameters: per-channel arithmetic instead of a pass over activations.
+
+Around the forward of every gated module its weight (and bias) is replaced by ``weight * z``. The module keeps
+its class, its forward and its state-dict keys, and the parameters the optimiser holds are untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chipnet._liveness import Site
+
+
+class GateHook:
+    """One hook object for a module's pre-forward (fold) and forward (restore) calls."""
+
+    def __init__(self, site: Site, values: Callable[[], Tensor], first: int) -> None:
+        self.values: Callable[[], Tensor] | None = values
+        self.axis = site.host.axis
+        self.weight = site.host.weight.rpartition(".")[2]
+        self.bias = site.host.bias.rpartition(".")[2] if site.host.bias is not None else None
+        self.first, self.channels = first, site.channels
+        self._saved: list[dict[str, nn.Parameter | None]] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GateHook:
+        """Copies of a gated model carry inert hooks, which ``strip_gates`` removes."""
+        inert = object.__new__(GateHook)
+        inert.values = None
+        return inert
+
+    def fold(self, module: nn.Module, args: Any) -> None:
+        if self.values is None:
+            return
+        weight = module._parameters[self.weight]
+        assert weight is not None
+        z = self.values().narrow(0, self.first, self.channels).to(weight.dtype)
+        saved: dict[str, nn.Parameter | None] = {self.weight: weight}
+        folded = {self.weight: weight * z.reshape([-1 if a == self.axis else 1 for a in range(weight.dim())])}
+        bias = module._parameters[self.bias] if self.bias is not None else None
+        if self.bias is not None and bias is not None:
+            saved[self.bias] = bias
+            folded[self.bias] = bias * z
+        self._saved.append(saved)
+        module._parameters.update(folded)  # type: ignore[arg-type]
+
+    def restore(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.values is not None and self._saved:
+            module._parameters.update(self._saved.pop())
+
+
+def add_gates(model: nn.Module, sites: list[Site], values: Callable[[], Tensor]) -> list[Any]:
+    """Fold gate values into every gated site; returns handles that remove the gates again.
+
+    ``values()`` gives one value per channel of every site, in order (one for channels without a gate).
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    handles, first = [], 0
+    for site in sites:
+        if (site.gates >= 0).any():
+            hook = GateHook(site, values, first)
+            module = modules[site.host.module]
+            handles.append(module.register_forward_pre_hook(hook.fold))
+            handles.append(module.register_forward_hook(hook.restore, always_call=True))
+        first += site.channels
+    return handles
+
+
+def strip_gates(model: nn.Module) -> nn.Module:
+    """Remove gates from a (copied) model."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in list(hooks.items()):
+                if isinstance(getattr(hook, "__self__", None), GateHook):
+                    del hooks[key]
+                    module._forward_hooks_always_called.pop(key, None)
+    return model

@@ -1,0 +1,224 @@
+"""The channel graph: what channels a network has and which facts tie them.
+
+A **slot** is one channel of one tensor. Operators that only move channels (views, concatenations, shuffles)
+create no slots: they move labels. Every other operator emits one **fact** of the five kinds below. All that
+the project knows of a network (what may be pruned, what a channel costs, what the compact network is) is
+read off these facts; nothing downstream looks at an operator again.
+
+Slots that must exist together (the two sides of an addition, a norm's input and output, the rows of a weight
+that is used twice) are *tied*: they form one class. What must be kept whole is *pinned*, with a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Slots = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Host:
+    """The affine parameters that a gate multiplies: rows of ``weight`` along ``axis``, and ``bias``.
+
+    ``module`` is the module whose forward reads them (gates are folded in around that call).
+    """
+
+    module: str
+    weight: str
+    bias: str | None
+    axis: int = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """New channels that nothing in the network computes: the input, padding, constants.
+
+    ``live``: can they be non-zero? ``flow``: do they carry the network's input?
+    """
+
+    dst: Slots
+    live: bool
+    flow: bool
+
+
+@dataclass(frozen=True)
+class Map:
+    """``dst[i]`` is computed from ``srcs[k][i]`` alone.
+
+    ``kind``: ``or`` (sum, max: non-zero where any side is), ``and`` (product), ``const`` (non-zero even where the
+    sources are zero, as after a sigmoid).
+    """
+
+    dst: Slots
+    srcs: tuple[Slots, ...]
+    kind: Literal["or", "and", "const"]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A convolution or linear layer: in each of ``groups`` groups every ``dst`` reads every ``src``.
+
+    ``bias``: the output is non-zero even where all that is read is zero.
+    """
+
+    dst: Slots
+    src: Slots
+    groups: int
+    bias: bool
+    host: Host | None
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation: ``dst[i]`` reads ``src[i]`` and is non-zero even where that is zero."""
+
+    dst: Slots
+    src: Slots
+    host: Host | None
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """An operator that needs all of ``src``, whole, and gives ``dst`` of a fixed size."""
+
+    dst: Slots
+    src: Slots
+    output: bool = False
+
+
+Fact = Source | Map | Mix | Norm | Barrier
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One call of a convolution, linear layer or other counted operator.
+
+    Cost: ``macs_per * |rows| * |cols|`` multiply-accumulates, ``area * |rows|`` activations; zero where the call
+    is dead (no row is live and needed) or reads nothing.
+    """
+
+    fact: int
+    name: str
+    weight: str
+    rows: Slots
+    cols: Slots
+    macs_per: int
+    area: int
+
+
+@dataclass(frozen=True)
+class Resize:
+    """An index map around a module: its tensor has channels ``inner``, the network's has ``outer``."""
+
+    module: str
+    side: Literal["input", "output"]
+    axis: int
+    outer: Slots
+    inner: Slots
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Why a class of slots is kept whole."""
+
+    reason: str
+    node: str
+    module: str
+    line: str
+
+    def __str__(self) -> str:
+        where = f" in '{self.module}'" if self.module else ""
+        line = f" ({self.line})" if self.line else ""
+        return f"{self.reason}{where}{line}"
+
+
+@dataclass
+class ChannelGraph:
+    """Everything capture found. Built once by the rules, then only read."""
+
+    facts: list[Fact] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
+    resizes: list[Resize] = field(default_factory=list)
+    axes: dict[str, dict[int, Slots]] = field(default_factory=dict)
+    """Parameter or buffer name -> axis -> the slot that each index along it belongs to."""
+    owners: dict[str, list[int]] = field(default_factory=dict)
+    """Module -> its facts, for modules that a constant can stand in for when all their facts are dead."""
+    pools: dict[str, Slots] = field(default_factory=dict)
+    """Pooling module -> its channels: it must be spared an input without any."""
+    fixed_macs: int = 0
+    """Multiply-accumulates of operators that no mask changes."""
+    pins: dict[int, Pin] = field(default_factory=dict)
+    """Class root -> reason. Complete once capture has ended."""
+    risky: dict[str, str] = field(default_factory=dict)
+    """Node -> source line of operators whose integer arguments may be literals of the user's."""
+    _parent: list[int] = field(default_factory=list)
+
+    # -- slots ------------------------------------------------------------------------------------------
+    @property
+    def slots(self) -> int:
+        return len(self._parent)
+
+    def new(self, n: int) -> Slots:
+        """``n`` new slots, each a class of its own."""
+        first = len(self._parent)
+        self._parent.extend(range(first, first + n))
+        return np.arange(first, first + n, dtype=np.int64)
+
+    def find(self, slot: int) -> int:
+        """The representative of the slot's class."""
+        p = self._parent
+        while p[slot] != slot:
+            p[slot] = p[p[slot]]
+            slot = p[slot]
+        return slot
+
+    def classes(self, slots: Slots) -> Slots:
+        """Class representatives of ``slots``, elementwise."""
+        flat = [self.find(int(s)) for s in slots.ravel()]
+        return np.array(flat, dtype=np.int64).reshape(slots.shape)
+
+    def tie(self, a: Slots, b: Slots) -> None:
+        """``a[i]`` and ``b[i]`` exist together from now on."""
+        for x, y in zip(a.ravel().tolist(), b.ravel().tolist(), strict=True):
+            self._join(x, y)
+
+    def tie_all(self, slots: Iterable[int]) -> None:
+        """All of ``slots`` exist together from now on."""
+        it = iter(slots)
+        first = next(it, None)
+        for s in it:
+            self._join(int(first), int(s))  # type: ignore[arg-type]
+
+    def _join(self, x: int, y: int) -> None:
+        x, y = self.find(x), self.find(y)
+        if x == y:
+            return
+        if x > y:
+            x, y = y, x
+        self._parent[y] = x
+        if y in self.pins:
+            self.pins.setdefault(x, self.pins.pop(y))
+
+    def pin(self, slots: Slots, why: Pin) -> None:
+        """Keep the classes of ``slots`` whole."""
+        for s in np.unique(slots).tolist():
+            self.pins.setdefault(self.find(s), why)
+
+    def pinned(self, slots: Slots) -> NDArray[np.bool_]:
+        """Which of ``slots`` are in a pinned class."""
+        flat = [self.find(int(s)) in self.pins for s in slots.ravel()]
+        return np.array(flat, dtype=bool).reshape(slots.shape)
+
+    # -- parameters -------------------------------------------------------------------------------------
+    def own(self, name: str, axis: int, slots: Slots) -> None:
+        """Index ``i`` of the parameter's axis belongs to ``slots[i]``; a second use ties the two."""
+        mine = self.axes.setdefault(name, {})
+        if axis in mine:
+            self.tie(mine[axis], slots)
+        else:
+            mine[axis] = slots

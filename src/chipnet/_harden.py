@@ -1,0 +1,258 @@
+"""From scores to hard masks that meet a budget exactly.
+
+The promise: the result costs at most the budget, no further channel fits into it, the input still reaches
+every output, and nothing is left that only emits a constant (a branch with one fully dead layer dies whole).
+All costs here are the exact integers of the network that will be shipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from chipnet._cost import KINDS
+from chipnet._errors import BudgetError
+
+if TYPE_CHECKING:
+    from chipnet._structure import Structure
+
+_BATCH = 64
+
+
+class Hardener:
+    """Solves for masks within ``limits`` (kind -> largest integer cost)."""
+
+    def __init__(self, structure: Structure, limits: Mapping[str, int]) -> None:
+        self.structure = structure
+        self.limits = torch.full((len(KINDS),), float("inf"), dtype=torch.float64)
+        for kind, limit in limits.items():
+            self.limits[KINDS.index(kind)] = float(limit)
+
+    def fits(self, masks: Tensor) -> Tensor:
+        """Which of ``masks`` ``[..., gates]`` are within the limits."""
+        return (self.structure.cost(masks.double()) <= self.limits).all(-1)
+
+    def check(self) -> None:
+        """Refuse limits that no connected network meets.
+
+        Raises:
+            BudgetError: names the smallest reachable cost of every kind asked for.
+        """
+        if bool(self.fits(self._smallest())):
+            return
+        reachable = smallest_costs(self.structure)
+        asked = [k for k, v in zip(KINDS, self.limits.tolist(), strict=True) if v != float("inf")]
+        dense = self.structure.cost.dense
+        parts = [
+            f"{k}: asked {int(self.limits[KINDS.index(k)]):,}, smallest reachable {reachable[k]:,} "
+            f"({reachable[k] / dense[k]:.2%} of {dense[k]:,})"
+            for k in asked
+        ]
+        raise BudgetError(
+            "the budget is below what a connected network costs. " + "; ".join(parts) + ". Ask for more"
+            + (" of at least one kind." if len(asked) > 1 else ".")
+        )
+
+    def solve(self, scores: Tensor, floor: float = 0.0, full: bool = True) -> Tensor:
+        """Boolean mask ``[gates]``: the gates of highest score within the limits.
+
+        Args:
+            scores: one value per gate, larger is kept longer.
+            floor: fraction of every site that is kept before scores decide, where the limits allow it.
+            full: spend what is left of the budget gate by gate. Without it only free gates are opened.
+
+        Raises:
+            BudgetError: the limits cannot be met.
+        """
+        s = self.structure
+        scores = scores.detach().cpu().double()
+        order = torch.argsort(scores, descending=True, stable=True)
+        kept = self._protected(scores, order, floor)
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order))
+
+        # More open gates never cost less: bisect the number of gates taken by score.
+        low, high = 0, len(order)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if bool(self.fits((rank < middle) | kept)):
+                low = middle
+            else:
+                high = middle - 1
+        mask = s.canonical((rank < low) | kept)
+        mask = self._open_free(mask)
+        return self._fill(mask, order) if full else mask
+
+    # -- what must stay -----------------------------------------------------------------------------------
+    def _protected(self, scores: Tensor, order: Tensor, floor: float) -> Tensor:
+        s = self.structure
+        kept = torch.zeros(s.gates, dtype=torch.bool)
+        if floor > 0:
+            for gates in s.site_gates:
+                if len(gates):
+                    count = max(1, round(floor * len(gates)))
+                    kept[gates[torch.argsort(scores[gates], descending=True, stable=True)[:count]]] = True
+            if not s.connected(kept):
+                kept |= self._skeleton(order.flip(0))
+            if bool(self.fits(kept)):
+                return kept
+        kept = self._skeleton(order.flip(0))
+        if not bool(self.fits(kept)):
+            kept = self._smallest()
+        if not bool(self.fits(kept)):
+            self.check()
+        return kept
+
+    def _skeleton(self, removal: Tensor) -> Tensor:
+        """Close gates in the order ``removal`` wherever the network stays connected; what remains is minimal."""
+        s = self.structure
+        mask = torch.ones(s.gates, dtype=torch.bool)
+
+        def closed(first: int, last: int) -> Tensor:
+            trial = mask.clone()
+            trial[removal[first:last]] = False
+            return trial
+
+        i, n = 0, len(removal)
+        while i < n:
+            step, good = 1, i  # gallop, then bisect, to the longest run that can be closed
+            while good < n and s.connected(closed(i, min(i + step, n))):
+                good, step = min(i + step, n), step * 2
+            bad = min(i + step, n) + 1 if good == n else min(i + step, n)
+            while bad - good > 1:
+                middle = (good + bad) // 2
+                if s.connected(closed(i, middle)):
+                    good = middle
+                else:
+                    bad = middle
+            mask = closed(i, good)
+            i = good + 1  # gate ``good`` holds the network together
+        return s.canonical(mask)
+
+    def _smallest(self) -> Tensor:
+        """A connected mask of small cost in the kinds that are limited."""
+        masks = []
+        for k, limit in enumerate(self.limits.tolist()):
+            if limit != float("inf"):
+                masks.append(_cheapest(self.structure, k, self._skeleton))
+        fitting = [m for m in masks if bool(self.fits(m))]
+        return (fitting or masks)[0]
+
+    # -- spending the rest --------------------------------------------------------------------------------
+    def _open_free(self, mask: Tensor) -> Tensor:
+        """Open gates that cost nothing (the rows exist anyway) and do something."""
+        s = self.structure
+        for _ in range(8):
+            gain = self._gradient(mask)
+            free = ~mask & (gain.abs().sum(-1) < 1e-9)
+            trial = s.canonical(mask | free)
+            if bool((trial == mask).all()) or not self._same_cost(trial, mask):
+                return mask
+            mask = trial
+        return mask
+
+    def _same_cost(self, a: Tensor, b: Tensor) -> bool:
+        both = self.structure.cost(torch.stack([a, b]).double())
+        return bool((both[0] == both[1]).all())
+
+    def _gradient(self, point: Tensor) -> Tensor:
+        """d cost / d gate at ``point``: ``[gates, 4]``."""
+        x = point.double().clone().requires_grad_()
+        with torch.enable_grad():
+            costs = self.structure.cost(x)
+            rows = [torch.autograd.grad(c, x, retain_graph=True, allow_unused=True)[0] for c in costs]
+        return torch.stack([torch.zeros_like(point, dtype=torch.float64) if r is None else r for r in rows], -1)
+
+    def _fill(self, mask: Tensor, order: Tensor) -> Tensor:
+        """Open shut gates, best first, as long as one fits.
+
+        Gates of one site that have the same derivatives of every cost at the mask and at a point inside the
+        cube are interchangeable: one that does not fit speaks for all.
+        """
+        s = self.structure
+        changed = True
+        while changed:
+            changed = False
+            keys = torch.cat([self._gradient(mask), self._gradient(0.25 + 0.5 * mask)], -1)
+            site = s.site_of_gate.tolist()
+            name = {g: (site[g], *row) for g, row in enumerate(keys.round(decimals=6).tolist())}
+            refused: set[object] = set()
+            waiting = [g for g in order.tolist() if not mask[g]]
+            while waiting:
+                seen: set[object] = set()
+                batch: list[int] = []
+                for g in waiting:
+                    if name[g] not in refused and name[g] not in seen:
+                        seen.add(name[g])
+                        batch.append(g)
+                        if len(batch) == _BATCH:
+                            break
+                if not batch:
+                    break
+                trial = mask.repeat(len(batch), 1)
+                trial[torch.arange(len(batch)), torch.tensor(batch)] = True
+                good = self.fits(trial)
+                good &= s.useful(trial)[torch.arange(len(batch)), torch.tensor(batch)] > 0.5
+                taken = None
+                for row, g in enumerate(batch):
+                    if bool(good[row]):
+                        taken = g
+                        break
+                    refused.add(name[g])
+                if taken is not None:
+                    mask = mask.clone()
+                    mask[taken] = True
+                    changed = True
+                    waiting.remove(taken)
+                    if len(waiting) > 0:  # a run of equals: take as many as fit at once
+                        mask, run = self._take_equals(mask, [g for g in waiting if name[g] == name[taken]])
+                        waiting = [g for g in waiting if g not in run]
+                waiting = [g for g in waiting if name[g] not in refused]
+        return s.canonical(mask)
+
+    def _take_equals(self, mask: Tensor, equals: list[int]) -> tuple[Tensor, set[int]]:
+        low, high = 0, len(equals)
+        while low < high:
+            middle = (low + high + 1) // 2
+            trial = mask.clone()
+            trial[equals[:middle]] = True
+            if bool(self.fits(trial)):
+                low = middle
+            else:
+                high = middle - 1
+        mask = mask.clone()
+        mask[equals[:low]] = True
+        return mask, set(equals[:low])
+
+
+def _cheapest(structure: Structure, kind: int, skeleton: Callable[[Tensor], Tensor]) -> Tensor:
+    """Remove the most expensive sites first, the same channels last everywhere."""
+    ones = torch.ones(structure.gates, dtype=torch.float64)
+    share = torch.zeros(len(structure.site_gates), dtype=torch.float64)
+    dense = structure.cost(ones)[kind]
+    for i, gates in enumerate(structure.site_gates):
+        shut = ones.clone()
+        shut[gates] = 0
+        share[i] = dense - structure.cost(shut)[kind]
+    place = torch.cat([torch.arange(len(g)) for g in structure.site_gates] or [torch.empty(0)])
+    gate = torch.cat([*structure.site_gates] or [torch.empty(0)]).long()
+    index = torch.zeros(structure.gates, dtype=torch.float64)
+    index[gate] = place.double()
+    value = torch.zeros(structure.gates, dtype=torch.float64)
+    value[:] = share[structure.site_of_gate]
+    # Lexicographic: expensive sites first, then high channel indices first.
+    by_index = torch.argsort(index, descending=True, stable=True)
+    by_share = torch.argsort(value[by_index], descending=True, stable=True)
+    return skeleton(by_index[by_share])
+
+
+def smallest_costs(structure: Structure) -> dict[str, int]:
+    """The smallest cost of each kind that a connected network has (each by itself)."""
+    out = {}
+    for k, kind in enumerate(KINDS):
+        hardener = Hardener(structure, {kind: 0})
+        out[kind] = structure.cost.exact(_cheapest(structure, k, hardener._skeleton))[kind]
+    return out

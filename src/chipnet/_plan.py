@@ -1,0 +1,280 @@
+"""A plan: what to cut, where, and why. Frozen, serialisable, and the only thing compaction reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from chipnet._budget import Budget
+from chipnet._cost import KINDS, Cost
+from chipnet._errors import LoadError, PlanError
+
+if TYPE_CHECKING:
+    from chipnet._structure import Structure
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """One site: its name, gates open of all, and why some are not gated."""
+
+    name: str
+    kept: int
+    channels: int
+    tied: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Remap:
+    """An index map at a module's input or output: channel ``i`` of the result is ``index[i]``, or zero for -1."""
+
+    module: str
+    side: Literal["input", "output"]
+    axis: int
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """What takes a dead module's place. ``channels``: width of its output.
+
+    ``constant``: a layer that reads nothing and gives its bias. ``dead``: a layer none of whose outputs is both
+    live and needed. ``norm``: likewise a normalisation. ``pool``: a pooling that is given no channels.
+    """
+
+    module: str
+    kind: Literal["constant", "dead", "norm", "pool"]
+    channels: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Hard masks as surgery: per parameter the indices that stay, before and after shapes and costs.
+
+    Attributes:
+        keep: parameter or buffer name -> axis -> indices that stay (only axes that shrink).
+        zero: parameter name -> (axis, indices) of shut gates: zero before anything is cut.
+        stand_ins: modules replaced by a constant.
+        remaps: index maps around modules (indexed realisation only).
+        shapes: name -> shape of every tensor of the dense model: what the plan may be applied to.
+        dense, compact: costs before and after.
+        budget: what was asked, as text; empty if nothing was.
+        sites: for ``explain()``.
+        mask: which gates are open.
+    """
+
+    keep: Mapping[str, Mapping[int, tuple[int, ...]]]
+    zero: Mapping[str, tuple[int, tuple[int, ...]]]
+    stand_ins: tuple[StandIn, ...]
+    remaps: tuple[Remap, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    dense: Cost
+    compact: Cost
+    budget: str
+    sites: tuple[SitePlan, ...]
+    mask: tuple[bool, ...]
+    realisation: str = "plain"
+    inputs: tuple[Any, ...] | None = field(default=None, compare=False, repr=False)
+    """Example inputs for verification; not serialised."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor after compaction (of modules that are kept)."""
+        cut = self.keep.get(name, {})
+        return tuple(len(cut[a]) if a in cut else n for a, n in enumerate(self.shapes[name]))
+
+    def explain(self) -> str:
+        """The plan as text: costs, then every site with what is kept and why.
+
+        Example:
+            >>> from torch import nn
+            >>> import torch
+            >>> from chipnet._structure import Structure
+            >>> s = Structure(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.ones(1, 3))
+            >>> print(s.plan(torch.tensor([True, False, True, True])).explain())
+            channels      5 of      6   83.33 %
+            volume        5 of      6   83.33 %
+            params       20 of     26   76.92 %
+            macs         15 of     20   75.00 %
+            0: 3 of 4
+            2: 2 of 2, kept whole: an output of the network
+        """
+        rows = [
+            f"{k:8} {self.compact[k]:>6,} of {self.dense[k]:>6,} {self.compact[k] / max(self.dense[k], 1):8.2%}".replace(
+                "%", " %"
+            )
+            for k in KINDS
+        ]
+        for s in self.sites:
+            tied = ", tied" if s.tied else ""
+            why = f", kept whole: {s.reason}" if s.reason else ""
+            rows.append(f"{s.name}: {s.kept} of {s.channels}{tied}{why}")
+        rows += [f"{d.module}: removed ({d.kind})" for d in self.stand_ins]
+        return "\n".join(rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "version": VERSION,
+            "realisation": self.realisation,
+            "budget": self.budget,
+            "dense": self.dense.to_json(),
+            "compact": self.compact.to_json(),
+            "shapes": {n: list(s) for n, s in self.shapes.items()},
+            "keep": {n: {str(a): list(i) for a, i in axes.items()} for n, axes in self.keep.items()},
+            "zero": {n: [a, list(i)] for n, (a, i) in self.zero.items()},
+            "stand_ins": [[d.module, d.kind, d.channels] for d in self.stand_ins],
+            "remaps": [[r.module, r.side, r.axis, list(r.index)] for r in self.remaps],
+            "sites": [[s.name, s.kept, s.channels, s.tied, s.reason] for s in self.sites],
+            "mask": "".join("1" if m else "0" for m in self.mask),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """Inverse of ``to_json``.
+
+        Raises:
+            LoadError: an unknown version, or not a plan.
+        """
+        version = data.get("version") if isinstance(data, Mapping) else None
+        if version != VERSION:
+            raise LoadError(
+                f"plan version {version!r} is unknown: this chipnet reads version {VERSION}. "
+                "Load it with the chipnet that wrote it."
+            )
+        try:
+            return cls(
+                keep={n: {int(a): tuple(i) for a, i in axes.items()} for n, axes in data["keep"].items()},
+                zero={n: (a, tuple(i)) for n, (a, i) in data["zero"].items()},
+                stand_ins=tuple(StandIn(*d) for d in data["stand_ins"]),
+                remaps=tuple(Remap(m, s, a, tuple(i)) for m, s, a, i in data["remaps"]),
+                shapes={n: tuple(s) for n, s in data["shapes"].items()},
+                dense=Cost(**data["dense"]),
+                compact=Cost(**data["compact"]),
+                budget=data["budget"],
+                sites=tuple(SitePlan(*s) for s in data["sites"]),
+                mask=tuple(c == "1" for c in data["mask"]),
+                realisation=data["realisation"],
+            )
+        except (KeyError, TypeError, ValueError) as e:
+            raise LoadError(f"the plan is damaged: {type(e).__name__}: {e}") from e
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON: a temporary file first, then renamed."""
+        path = Path(path)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(json.dumps(self.to_json()))
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan written by ``save``.
+
+        Raises:
+            LoadError: the file is missing, is no JSON, or has an unknown version.
+        """
+        try:
+            return cls.from_json(json.loads(Path(path).read_text()))
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as e:
+            raise LoadError(f"cannot read a plan from {path}: {e}") from e
+
+    def check(self, model: nn.Module) -> None:
+        """Does ``model`` have the tensors this plan was made for?
+
+        Raises:
+            PlanError: lists the first differences.
+        """
+        mine = {n: tuple(t.shape) for n, t in model.state_dict(keep_vars=True).items()}
+        wrong = [f"{n}: missing" for n in self.shapes if n not in mine]
+        wrong += [f"{n}: not in the plan" for n in mine if n not in self.shapes]
+        wrong += [
+            f"{n}: {mine[n]} instead of {s}" for n, s in self.shapes.items() if n in mine and mine[n] != s
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise PlanError(
+                f"this plan was made for another network than {type(model).__name__}: "
+                f"{'; '.join(wrong[:5])}{more}. Give the dense network it was made for."
+            )
+
+
+def make_plan(structure: Structure, mask: Tensor, budget: Budget | None = None) -> Plan:
+    """Read hard masks as index sets (the third reading of liveness)."""
+    live, g = structure.liveness, structure.graph
+    mask = mask.detach().cpu().bool()
+    if mask.shape != (structure.gates,):
+        raise PlanError(f"the mask has shape {tuple(mask.shape)}; this network has {structure.gates} gates")
+    if not structure.connected(mask):
+        raise PlanError("under this mask the input does not reach every output: open more gates")
+    roots = sorted(live.exists)
+    with torch.no_grad():
+        values = live.formulas.compile([live.exists[r] for r in roots], live.gates)(mask.double())
+    exists = np.zeros(g.slots, dtype=bool)
+    exists[roots] = values.numpy() > 0.5
+    present = exists[live.root]
+
+    keep: dict[str, dict[int, tuple[int, ...]]] = {}
+    for name, axes in g.axes.items():
+        for axis, slots in axes.items():
+            stay = present[slots]
+            if not stay.all():
+                keep.setdefault(name, {})[axis] = tuple(np.flatnonzero(stay).tolist())
+    zero: dict[str, tuple[int, tuple[int, ...]]] = {}
+    sites = []
+    ends = np.cumsum([site.channels for site in structure.sites])[:-1]
+    for site, opened in zip(structure.sites, np.split(structure.open(mask).numpy(), ends), strict=True):
+        sites.append(SitePlan(site.name, int(opened.sum()), site.channels, site.tied, site.reason))
+        shut = tuple(np.flatnonzero(~opened).tolist())
+        if shut:
+            zero[site.host.weight] = (site.host.axis, shut)
+            if site.host.bias is not None:
+                zero[site.host.bias] = (0, shut)
+
+    modules = list(g.owners)
+    with torch.no_grad():
+        alive = live.formulas.compile([live.alive(g.owners[m]) for m in modules], live.gates)(mask.double())
+    stand_ins = []
+    layer_of = {layer.fact: layer for layer in g.layers}
+    for module, value in zip(modules, alive.tolist(), strict=True):
+        fact = g.owners[module][0]
+        layer = layer_of.get(fact)
+        width = int(present[g.facts[fact].dst].sum())
+        if layer is None:
+            if value < 0.5:
+                stand_ins.append(StandIn(module, "norm", width))
+        elif value < 0.5:
+            stand_ins.append(StandIn(module, "dead", width))
+        elif not present[layer.cols].any():
+            stand_ins.append(StandIn(module, "constant", width))
+    stand_ins += [StandIn(m, "pool", 0) for m, slots in g.pools.items() if not present[slots].any()]
+
+    remaps = []
+    for r in g.resizes:
+        src, dst = (r.outer, r.inner) if r.side == "input" else (r.inner, r.outer)
+        at = np.cumsum(present[src]) - 1
+        index = [int(at[i]) if present[src[i]] else -1 for i in np.flatnonzero(present[dst])]
+        if index != list(range(int(present[src].sum()))):
+            remaps.append(Remap(r.module, r.side, r.axis, tuple(index)))
+    return Plan(
+        keep=keep,
+        zero=zero,
+        stand_ins=tuple(stand_ins),
+        remaps=tuple(remaps),
+        shapes=structure.shapes,
+        dense=structure.cost.dense,
+        compact=structure.cost.exact(mask),
+        budget=str(budget) if budget is not None else "",
+        sites=tuple(sites),
+        mask=tuple(mask.tolist()),
+        realisation=structure.realisation,
+        inputs=structure.inputs,
+    )

@@ -1,0 +1,176 @@
+"""The user's handle: five lines in any training loop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from chipnet._budget import Budget
+from chipnet._cost import KINDS
+from chipnet._errors import ConfigError
+from chipnet._gates import add_gates
+from chipnet._plan import Plan
+from chipnet._structure import Structure
+from chipnet._trace import Realisation
+
+
+class Pruner:
+    """Learns which channels to keep while you train, in your own loop.
+
+    Gates are folded into the affine parameters of the model's layers around their forward calls. The model keeps
+    its class, its state-dict keys and its parameters; your optimiser, precision and data stay yours.
+
+    Args:
+        model: a trained network, any ``nn.Module`` that ``torch.export`` captures.
+        example_inputs: a tensor or a tuple of forward's arguments, as the network will see them.
+        budget: what remains: ``{"macs": 0.25}``, ``"params=2M"``, several kinds at once; see `chipnet.Budget`.
+        steps: optimiser steps that pruning will take. All schedules are functions of step / steps.
+        method: a name from ``chipnet.methods.METHODS``.
+        realisation, share, ignore: see `chipnet.Structure`.
+        seed: of everything random in the method.
+
+    Raises:
+        BudgetError: no connected network meets the budget (with the smallest cost that can be reached).
+        CaptureError: the model cannot be captured or has nothing to prune.
+        ConfigError: unknown method, steps < 1.
+
+    Example:
+        >>> import chipnet, torch
+        >>> from torch import nn
+        >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+        <torch._C.Generator object at ...>
+        >>> net = nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> x, y = torch.randn(64, 6), torch.randint(3, (64,))
+        >>> pruner = chipnet.Pruner(net, x[:1], {"macs": 0.25}, steps=20)
+        >>> for _ in range(20):
+        ...     loss = nn.functional.cross_entropy(net(x), y) + pruner.loss()
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     pruner.step()
+        ...     optimizer.zero_grad()
+        >>> plan = pruner.harden()
+        >>> chipnet.compact(net, plan)[0].out_features
+        8
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        budget: Budget | Mapping[str, Any] | str,
+        *,
+        steps: int,
+        method: str = "chipnet",
+        realisation: Realisation = "plain",
+        share: bool | None = None,
+        ignore: tuple[str, ...] | list[str] = (),
+        seed: int = 0,
+    ) -> None:
+        from chipnet.methods import METHODS
+
+        if method not in METHODS:
+            raise ConfigError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+        if steps < 1:
+            raise ConfigError(f"steps must be at least 1, got {steps}: the optimiser steps of the pruning phase")
+        self.model = model
+        self.budget = Budget.parse(budget)
+        self.structure = Structure(
+            model, example_inputs, realisation=realisation, share=share, ignore=ignore
+        )
+        self.structure.check(self.budget)
+        device = next(model.parameters()).device
+        self.method = METHODS[method](
+            model,
+            self.structure,
+            self.structure.limits(self.budget),
+            steps=steps,
+            seed=seed,
+            device=device,
+        )
+        self.steps, self.taken = steps, 0
+        gates = np.concatenate([s.gates for s in self.structure.sites])
+        self._index = torch.from_numpy(np.where(gates < 0, self.structure.gates, gates)).to(device)
+        self._cache: dict[bool, Tensor] = {}
+        self._forced: Tensor | None = None
+        self._handles = add_gates(model, self.structure.sites, self._channel_values)
+
+    @property
+    def progress(self) -> float:
+        """Steps taken / steps, in [0, 1]."""
+        return min(self.taken / self.steps, 1.0)
+
+    def loss(self) -> Tensor:
+        """The method's loss (crispness, budget): add it to the task's. A scalar on the model's device."""
+        return self.method.loss(self.progress)
+
+    def step(self) -> None:
+        """Advance masks and schedules: call once after every ``optimizer.step()``."""
+        before = self.progress
+        self.taken += 1
+        self.method.step(before, self.progress)
+        self._cache.clear()
+
+    def soft_cost(self) -> dict[str, float]:
+        """Cost of the gates as the forward uses them now, as fractions of the dense costs."""
+        with torch.no_grad():
+            values = self.method.values(self.progress).detach().double().cpu()
+            costs = self.structure.cost(values).tolist()
+        return {k: c / max(self.structure.cost.dense[k], 1) for k, c in zip(KINDS, costs, strict=True)}
+
+    @property
+    def mask(self) -> Tensor:
+        """Boolean hard masks ``[gates]`` that meet the budget exactly, as of now."""
+        return self.method.mask()
+
+    @contextlib.contextmanager
+    def hardened(self, mask: Tensor | None = None) -> Iterator[Tensor]:
+        """Inside, the model computes with hard masks (by default those that meet the budget now)."""
+        mask = self.mask if mask is None else mask
+        self._forced = self.structure.open(mask).to(self._index.device, torch.float32)
+        try:
+            yield mask
+        finally:
+            self._forced = None
+
+    def harden(self, mask: Tensor | None = None) -> Plan:
+        """The plan of the hard masks. The model keeps computing with them until ``detach()``."""
+        mask = self.mask if mask is None else mask
+        self._forced = self.structure.open(mask).to(self._index.device, torch.float32)
+        return self.structure.plan(mask, self.budget)
+
+    def detach(self) -> None:
+        """Remove the gates: the model is as it was, with the weights it has now."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Progress and the method's state."""
+        return {"taken": self.taken, "steps": self.steps, "method": self.method.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict()`` of a pruner of the same model, budget and method."""
+        if state["steps"] != self.steps:
+            raise ConfigError(f"the saved pruner runs {state['steps']} steps, this one {self.steps}")
+        self.taken = state["taken"]
+        self.method.load_state_dict(state["method"])
+        self._cache.clear()
+
+    def _channel_values(self) -> Tensor:
+        """Gate values of every channel of every site, projected once a step (once a graph, strictly)."""
+        if self._forced is not None:
+            return self._forced
+        grad = torch.is_grad_enabled()
+        if grad not in self._cache:
+            gates = self.method.values(self.progress)
+            values = torch.cat([gates, gates.new_ones(1)]).index_select(0, self._index)
+            if values.requires_grad:  # a second backward needs a second graph
+                values.register_hook(lambda g: self._cache.pop(True, None) and None)
+            self._cache[grad] = values
+        return self._cache[grad]

@@ -1,0 +1,413 @@
+"""What a rule may do: read labels of its inputs, emit facts, give labels to its outputs.
+
+Labels of a tensor are the slot of every element, stored at the smallest shape that broadcasts to the tensor's
+(``[1, C, 1, 1]`` for a feature map). Operators that only move data are run on labels as they would be on data.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.utils.flop_counter import FlopCounterMode
+
+from chipnet._graph import (
+    Barrier,
+    ChannelGraph,
+    Host,
+    Layer,
+    Map,
+    Mix,
+    Norm,
+    Pin,
+    Resize,
+    Slots,
+    Source,
+)
+
+Realisation = Literal["plain", "indexed"]
+
+STANDARD_MIX = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
+STANDARD_NORM = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
+STANDARD_POOL = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of one tensor: ``core`` broadcasts to ``shape``. ``param``: a parameter or buffer, not yet moved."""
+
+    core: Tensor | None
+    shape: tuple[int, ...]
+    param: str | None = None
+
+    @property
+    def varying(self) -> list[int]:
+        """Axes along which labels differ."""
+        return [] if self.core is None else [a for a, n in enumerate(self.core.shape) if n > 1]
+
+    def full(self) -> Tensor:
+        """Labels at the tensor's own shape."""
+        assert self.core is not None
+        return self.core.expand(self.shape)
+
+    def slots(self) -> Slots:
+        """All labels, flat."""
+        assert self.core is not None
+        return self.core.reshape(-1).numpy()
+
+
+def shrink(full: Tensor) -> Tensor:
+    """The smallest core of a full label tensor."""
+    for axis, n in enumerate(full.shape):
+        if n > 1:
+            first = full.narrow(axis, 0, 1)
+            if full.stride(axis) == 0 or bool((full == first).all()):
+                full = first
+    return full
+
+
+class Tracer:
+    """Walks the captured graph; rules in ``_rules.py`` call the methods below."""
+
+    def __init__(self, graph: ChannelGraph, modules: dict[str, nn.Module], realisation: Realisation) -> None:
+        self.graph, self.modules, self.realisation = graph, modules, realisation
+        self.node: Node = None  # type: ignore[assignment]
+        self.calls: dict[str, int] = {}
+        self.literal: frozenset[str] = frozenset()
+        self._params: dict[tuple[str, int], Slots] = {}
+        self.constant = graph.new(1)
+        graph.facts.append(Source(self.constant, live=True, flow=False))
+        graph.pin(self.constant, Pin("a constant", "", "", ""))
+
+    # -- where we are -----------------------------------------------------------------------------------
+    @property
+    def module(self) -> str:
+        """The innermost module whose forward contains the current node."""
+        stack = self.node.meta.get("nn_module_stack") or {}
+        path = next(reversed(stack.values()))[0] if stack else ""
+        return re.sub(r"@\d+", "", path)
+
+    @property
+    def line(self) -> str:
+        """File and line of the user's code that made the current node."""
+        found = re.findall(r'File "([^"]+)", line (\d+)', self.node.meta.get("stack_trace") or "")
+        outside = [f for f in found if "/torch/nn/" not in f[0].replace("\\", "/")] or found
+        return f"{outside[-1][0].rsplit('/', 1)[-1]}:{outside[-1][1]}" if outside else ""
+
+    def why(self, reason: str) -> Pin:
+        return Pin(reason, self.node.name, self.module, self.line)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the current node's (first) output."""
+        val = self.node.meta["val"]
+        val = val[0] if isinstance(val, (tuple, list)) else val
+        return tuple(int(n) for n in val.shape)
+
+    # -- labels -----------------------------------------------------------------------------------------
+    def uniform(self, slot: int, shape: tuple[int, ...]) -> Labels:
+        """A tensor all of whose elements share one slot."""
+        return Labels(torch.full([1] * len(shape), slot, dtype=torch.int64), shape)
+
+    def along(self, slots: Slots, axis: int, shape: tuple[int, ...]) -> Labels:
+        """A tensor whose label depends on the index along ``axis`` only."""
+        core = torch.from_numpy(np.ascontiguousarray(slots))
+        return Labels(core.reshape([-1 if a == axis % len(shape) else 1 for a in range(len(shape))]), shape)
+
+    def labelled(self, x: Labels) -> Labels:
+        """Give a raw parameter labels: one slot per index along its only long axis, else one rigid slot."""
+        if x.core is not None:
+            return x
+        long = [a for a, n in enumerate(x.shape) if n > 1]
+        if x.param is not None and len(long) == 1:
+            return self.along(self.param_slots(x.param, long[0], x.shape[long[0]]), long[0], x.shape)
+        return self.uniform(int(self.constant[0]), x.shape)
+
+    def param_slots(self, name: str, axis: int, size: int) -> Slots:
+        """Slots of a parameter that is used as data along ``axis``."""
+        if (name, axis) not in self._params:
+            slots = self.graph.new(size)
+            self.graph.facts.append(Source(slots, live=True, flow=False))
+            self.graph.own(name, axis, slots)
+            self._params[name, axis] = slots
+        return self._params[name, axis]
+
+    def moved(self, full: Tensor) -> Labels:
+        """Labels that came out of a data-movement operator; what remains must stay a box."""
+        out = Labels(shrink(full), tuple(full.shape))
+        if len(out.varying) > 1:
+            self.box(out)
+        return out
+
+    def box(self, x: Labels) -> None:
+        """A tensor is a dense box: keep one axis prunable, tie labels that share an index along it.
+
+        Of the axes along which labels vary, the one that leaves the most classes is taken.
+        """
+        assert x.core is not None
+        core = x.core.numpy()
+        found = []
+        for axis in x.varying:
+            rows = np.moveaxis(core, axis, 0).reshape(core.shape[axis], -1)
+            trial = ChannelGraph()
+            _, ids = np.unique(rows, return_inverse=True)
+            trial.new(int(ids.max()) + 1)
+            ids = ids.reshape(rows.shape)
+            for row in ids:
+                trial.tie_all(np.unique(row).tolist())
+            found.append((len({trial.find(i) for i in range(trial.slots)}), axis, rows))
+        _, _, rows = max(found, key=lambda f: (f[0], -f[1]))
+        for row in rows:
+            self.graph.tie_all(np.unique(row).tolist())
+
+    def channels(self, x: Labels, axis: int) -> Slots | None:
+        """Slot of every index along ``axis``; None where labels vary along other axes only."""
+        x = self.labelled(x)
+        assert x.core is not None
+        axis %= len(x.shape)
+        n = x.shape[axis]
+        if x.varying == [axis]:
+            return x.slots()
+        if not x.varying:
+            return np.full(n, int(x.core.reshape(-1)[0]), dtype=np.int64)
+        if axis not in x.varying:
+            return None
+        rows = np.moveaxis(x.core.numpy(), axis, 0).reshape(n, -1)
+        dst = self.graph.new(n)
+        columns = tuple(rows[:, k].copy() for k in range(rows.shape[1]))
+        self.graph.facts.append(Map(dst, columns, "or"))
+        for c in columns:
+            self.graph.tie(dst, c)
+        return dst
+
+    # -- facts ------------------------------------------------------------------------------------------
+    def pin(self, x: Labels, reason: str) -> None:
+        """Keep all channels of ``x``."""
+        self.graph.pin(self.labelled(x).slots(), self.why(reason))
+
+    def source(self, slots: Slots, live: bool, flow: bool, reason: str) -> None:
+        self.graph.facts.append(Source(slots, live, flow))
+        self.graph.pin(slots, self.why(reason))
+
+    def barrier(self, inputs: list[Labels], reason: str) -> Any:
+        """Pin every input and give outputs of a fixed size."""
+        self.count_macs()
+        src = [self.labelled(x).slots() for x in inputs]
+        for s in src:
+            self.graph.pin(s, self.why(reason))
+        dst = self.graph.new(1)
+        all_src = np.unique(np.concatenate(src)) if src else np.empty(0, dtype=np.int64)
+        self.graph.facts.append(Barrier(dst, all_src))
+        self.graph.pin(dst, self.why(reason))
+        val = self.node.meta.get("val")
+        if isinstance(val, (tuple, list)):
+            return tuple(
+                self.uniform(int(dst[0]), tuple(v.shape)) if isinstance(v, Tensor) else v for v in val
+            )
+        return self.uniform(int(dst[0]), tuple(val.shape)) if isinstance(val, Tensor) else val
+
+    def count_macs(self) -> None:
+        """Add the current operator's own multiply-accumulates to those that no mask changes."""
+        args, kwargs = torch.fx.node.map_arg(
+            (self.node.args, self.node.kwargs), lambda n: n.meta.get("val", n)
+        )
+        fakes = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        if not any(f.is_floating_point() for f in fakes) or not callable(self.node.target):
+            return
+        counter = FlopCounterMode(display=False)
+        try:
+            with fakes[0].fake_mode, counter:  # type: ignore[attr-defined]
+                self.node.target(*args, **kwargs)
+        except Exception:  # an operator that cannot be rerun on fakes has no entry in the counter either
+            return
+        self.graph.fixed_macs += counter.get_total_flops() // 2
+
+    def map(self, inputs: list[Labels], kind: Literal["or", "and", "const"]) -> Labels:
+        """An elementwise operator of broadcast ``inputs``."""
+        shape, ndim = self.shape, len(self.shape)
+        known = [x for x in inputs if x.core is not None]
+        varying = {a + ndim - len(x.shape) for x in known for a in x.varying}
+        xs = [self._aligned(x, varying, ndim) for x in inputs]
+        varying = {a for x in xs for a in x.varying}
+        for x in xs:
+            mine = set(x.varying)
+            if not mine:
+                for a in varying:
+                    if x.shape[a] == 1:  # broadcast: must not shrink to nothing
+                        self.pin(x, "broadcast along channels")
+                    else:
+                        for y in xs:
+                            self.pin(y, "meets a tensor of fixed width")
+            elif mine != varying:
+                for y in xs:
+                    self.pin(y, "meets a tensor that varies along another axis")
+        cores = np.broadcast_arrays(*[x.core.numpy() for x in xs])  # type: ignore[union-attr]
+        rows = np.stack([c.reshape(-1) for c in cores])
+        tuples, inverse = np.unique(rows, axis=1, return_inverse=True)
+        dst = self.graph.new(tuples.shape[1])
+        self.graph.facts.append(Map(dst, tuple(t.copy() for t in tuples), kind))
+        for x, t in zip(xs, tuples, strict=True):
+            if set(x.varying) == varying:
+                self.graph.tie(dst, t)
+        return Labels(torch.from_numpy(dst[inverse.reshape(cores[0].shape)]), shape)
+
+    def _aligned(self, x: Labels, varying: set[int], ndim: int) -> Labels:
+        """``x`` with leading axes added, and a raw parameter labelled along the axis the others vary on."""
+        shape = (1,) * (ndim - len(x.shape)) + x.shape
+        if x.core is None and x.param is not None and len(varying) == 1:
+            (axis,) = varying
+            if shape[axis] > 1:
+                mine = axis - (ndim - len(x.shape))
+                return self.along(self.param_slots(x.param, mine, shape[axis]), axis, shape)
+        core = self.labelled(x).core
+        assert core is not None
+        return Labels(core.reshape((1,) * (ndim - core.ndim) + tuple(core.shape)), shape)
+
+    # -- layers -----------------------------------------------------------------------------------------
+    def host(self, weight: Labels | None, bias: Labels | None, axis: int = 0) -> Host | None:
+        """The affine parameters of the current node, where a gate can be folded into them."""
+        if weight is None or weight.param is None or (bias is not None and bias.param is None):
+            return None
+        owner = weight.param.rpartition(".")[0]
+        if owner != self.module:  # read by another module: no one forward call to fold the gate into
+            return None
+        return Host(owner, weight.param, bias.param if bias is not None else None, axis)
+
+    def owned(self, weight: str, standard: tuple[type, ...]) -> str | None:
+        """The module that is exactly this operator, so that its call can be replaced or re-indexed."""
+        owner = weight.rpartition(".")[0]
+        is_standard = type(self.modules.get(owner)) in standard
+        return owner if owner == self.module and is_standard else None
+
+    def _in(self, outer: Slots, module: str, axis: int) -> Slots:
+        """In the indexed realisation: a module may read fewer channels than the tensor has."""
+        inner = self.graph.new(len(outer))
+        self.graph.facts.append(Map(inner, (outer,), "or"))
+        self.graph.resizes.append(Resize(module, "input", axis, outer, inner))
+        return inner
+
+    def mix(
+        self,
+        x: Slots,
+        weight: Labels,
+        bias: Labels | None,
+        *,
+        groups: int = 1,
+        transposed: bool = False,
+        rows: int,
+        axis: int,
+        macs_per: int,
+        area: int,
+    ) -> Slots:
+        """A convolution or linear layer with a plain parameter as weight."""
+        g = self.graph
+        assert weight.param is not None
+        module = self.owned(weight.param, STANDARD_MIX)
+        apart = module is not None and groups == 1 and self._once(weight.param)
+        src = self._in(x, module, axis) if apart and self._read_by_others() else x
+        dst = g.new(rows)
+        per_in, per_out = len(src) // groups, rows // groups
+        src_g, dst_g = src.reshape(groups, per_in), dst.reshape(groups, per_out)
+        if groups == 1:
+            cols = src
+        elif groups > per_in:  # many small groups: a group lives or dies whole
+            for i, o in zip(src_g, dst_g, strict=True):
+                g.tie_all([*i.tolist(), *o.tolist()])
+            cols = np.repeat(self.constant, per_in)
+        else:  # few wide groups: the same positions remain in each
+            for column in [*src_g.T, *dst_g.T]:
+                g.tie_all(column.tolist())
+            cols = src_g[0]
+        out_axis, in_axis = (1, 0) if transposed else (0, 1)
+        if transposed and groups > 1:
+            g.own(weight.param, 0, src)
+            if groups <= per_in:
+                g.own(weight.param, 1, dst_g[0])
+        else:
+            g.own(weight.param, out_axis, dst)
+            if groups == 1 or groups <= per_in:
+                g.own(weight.param, in_axis, cols)
+        if bias is not None and bias.param is not None:
+            g.own(bias.param, 0, dst)
+        host = self.host(weight, bias, out_axis) if not (transposed and groups > 1) else None
+        g.facts.append(Mix(dst, src, groups, bias is not None, host))
+        fact = len(g.facts) - 1
+        name = module if module is not None else weight.param
+        g.layers.append(Layer(fact, name, weight.param, dst, cols, macs_per, area))
+        self._register(module, fact, src, dst, "convolution" if weight.shape[2:] else "linear layer")
+        return self._out(dst, module, axis) if apart and self._meets_others() else dst
+
+    def norm(
+        self,
+        x: Slots,
+        weight: Labels | None,
+        bias: Labels | None,
+        stats: list[Labels],
+        axis: int,
+        *,
+        mixes: str | None = None,
+    ) -> Slots:
+        """A normalisation, with its affine parameters and statistics. ``mixes``: why it cannot read less."""
+        g = self.graph
+        names = [t.param for t in (weight, bias, *stats) if t is not None and t.param is not None]
+        module = self.owned(names[0], STANDARD_NORM) if names else None
+        apart = module is not None and self._once(names[0])
+        src = self._in(x, module, axis) if apart and (mixes or self._read_by_others()) else x
+        dst = g.new(len(src))
+        g.tie(dst, src)
+        if mixes is not None:
+            g.pin(src, self.why(mixes))
+        for n in names:
+            g.own(n, 0, dst)
+        g.facts.append(Norm(dst, src, self.host(weight, bias)))
+        self._register(module, len(g.facts) - 1, src, dst, "normalisation")
+        return self._out(dst, module, axis) if apart and (mixes or self._meets_others()) else dst
+
+    def _once(self, weight: str) -> bool:
+        return self.realisation == "indexed" and self.calls.get(weight, 0) == 1
+
+    def _read_by_others(self) -> bool:
+        """The tensor read here has other readers: they may want other channels of it."""
+        source = self.node.args[0]
+        return isinstance(source, Node) and len(source.users) > 1
+
+    def _meets_others(self) -> bool:
+        """What is written here meets another tensor, which may have other channels."""
+        return any(len([a for a in n.all_input_nodes if a.op != "placeholder"]) > 1 for n in self.node.users)
+
+    def _register(self, module: str | None, fact: int, src: Slots, dst: Slots, what: str) -> None:
+        if module is not None:
+            self.graph.owners.setdefault(module, []).append(fact)
+        else:  # nothing can stand in for it when it is dead: it stays alive
+            why = self.why(f"a {what} that is not a plain torch.nn module keeps one channel")
+            self.graph.pin(dst[:1], why)
+            self.graph.pin(src[:1], why)
+
+    def _out(self, dst: Slots, module: str, axis: int) -> Slots:
+        outer = self.graph.new(len(dst))
+        self.graph.facts.append(Map(outer, (dst,), "or"))
+        self.graph.resizes.append(Resize(module, "output", axis, outer, dst))
+        return outer

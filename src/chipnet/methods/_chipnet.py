@@ -1,0 +1,108 @@
+"""Our default: ChipNet's projections and losses, learnt inside a binary forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chipnet.losses import budget_loss, crispness
+from chipnet.methods._base import Gradual, per_site
+from chipnet.projections import project, sharpen
+from chipnet.schedules import Continuation, Cubic, Exponential, Linear
+
+
+class ChipNet(Gradual):
+    """Masks learnt through logistic, Heaviside, crispness and budget, forward always binary.
+
+    Every step minimises over psi
+
+        - mean(benefit * z) + a1 crispness(z~, z) + a2 (V(z^) - V_t)^2
+
+    where V_t is the shrinking budget, and ``benefit`` is a running estimate of what the task loses without the
+    channel: to second order ``-g + F/2`` for an open one and ``-g - F/2`` for a shut one, with g = dL/dz at the
+    binary mask and F its mean square (Fisher), relative to the layer's mean. At a trained optimum g vanishes for
+    open channels, so that dL/dz alone (the paper's signal) says nothing of them; F does not.
+
+    Hard masks are the exact solution at the current V_t by psi. See ``docs/method.md``.
+    """
+
+    name = "chipnet"
+    travel = 8.0
+    crispness_weight = 1.0
+    budget_weight = 30.0
+    memory = 0.98
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        start = 0.01 * torch.rand(self.structure.gates, generator=self.generator)
+        self.psi = nn.Parameter(start.to(self.device))
+        self.continuation = Continuation(beta=Linear(1.0, 2.0), gamma=Exponential(2.0, 16.0), s=Linear(10.0, 30.0))
+        gates = self.structure.gates
+        self.slope = torch.zeros(gates, device=self.device)
+        self.square = torch.zeros(gates, device=self.device)
+        self.seen = 0
+
+    def values(self, progress: float) -> Tensor:
+        hard = super().values(progress)
+        if not torch.is_grad_enabled() or self.final:
+            return hard
+        leaf = hard.detach().clone().requires_grad_()
+        leaf.register_hook(self._observe)
+        return leaf
+
+    @torch.no_grad()
+    def _observe(self, grad: Tensor) -> Tensor:
+        """Running means of dL/dz and its square, as the task's gradient passes."""
+        g = grad.detach().float()
+        if torch.isfinite(g).all():
+            self.seen += 1
+            self.slope.lerp_(g, 1 - self.memory)
+            self.square.lerp_(g.square(), 1 - self.memory)
+        return grad
+
+    @torch.no_grad()
+    def benefit(self) -> Tensor:
+        """What the task gains from each channel, relative to its site's mean."""
+        scale = 1 - self.memory ** max(self.seen, 1)
+        fisher = self.square / scale
+        return per_site(self.structure, fisher.sqrt())
+
+    def loss(self, progress: float) -> Tensor:
+        if self.final or self.seen == 0:
+            return torch.zeros((), device=self.device)
+        at = self.continuation(progress)
+        z_tilde, z = project(self.psi, at.beta, at.gamma)
+        shrinking = Cubic(1.0, 0.0, until=self.shrink)(progress)
+        target = self.target + (1 - self.target) * shrinking
+        cost = self.cost_fraction(sharpen(z, at.s))
+        return (
+            -(self.benefit() * z).mean()
+            + self.crispness_weight * crispness(z_tilde, z)
+            + self.budget_weight * budget_loss(cost, target)
+        )
+
+    def step(self, before: float, after: float) -> None:
+        if self.psi.grad is not None and not self.final:
+            with torch.no_grad():
+                g = self.psi.grad
+                g = g / g.square().mean().sqrt().clamp(min=1e-12)
+                self.psi -= self.travel / max(self.steps, 1) * g
+            self.psi.grad = None
+        super().step(before, after)
+
+    def scores(self) -> Tensor:
+        return self.psi.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {k: getattr(self, k).detach().clone() for k in ("psi", "slope", "square")}
+        return {**super().state_dict(), **own, "seen": self.seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        with torch.no_grad():
+            for k in ("psi", "slope", "square"):
+                getattr(self, k).copy_(state[k])
+        self.seen = state["seen"]
