@@ -232,8 +232,8 @@ class Program:
         """Values of the roots. ``gates``: ``[..., gates]`` in [0, 1]; returns ``[..., roots]``."""
         if self.roots.device != gates.device:
             self._move(gates.device)
-        ends = torch.stack([torch.zeros_like(gates[..., :1]), torch.ones_like(gates[..., :1])], -1).flatten(-2)
-        values = torch.cat([ends, gates], -1)
+        end = (*gates.shape[:-1], 1)
+        values = torch.cat([gates.new_zeros(end), gates.new_ones(end), gates], -1)
         for steps in self._levels:
             new = [values]
             for conjunction, index in steps:
