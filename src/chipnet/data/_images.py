@@ -162,7 +162,10 @@ def shift_and_flip(images: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
     item = torch.arange(N, device=images.device)
     # With the channels last, one index moves a whole pixel; the contiguous copy restores the layout.
     picked = padded.permute(0, 2, 3, 1)[item[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2).contiguous()
+    # Not contiguous(): with one channel these strides pass for contiguous *and* for channels-last, and
+    # convolutions then take the channels-last kernels (slower on CPU; in oneDNN the backward pass of a 1x1
+    # stride-2 convolution of 2 channels writes out of bounds there, torch 2.15).
+    return picked.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
 
 
 class Batches:
