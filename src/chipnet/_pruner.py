@@ -97,6 +97,7 @@ class Pruner:
         gates = np.concatenate([s.gates for s in self.structure.sites])
         self._index = torch.from_numpy(np.where(gates < 0, self.structure.gates, gates)).to(device)
         self._cache: dict[bool, Tensor] = {}
+        self._used = False  # backward has run through the cached graph
         self._forced: Tensor | None = None
         self._handles = add_gates(model, self.structure.sites, self._channel_values)
 
@@ -162,15 +163,21 @@ class Pruner:
         self.method.load_state_dict(state["method"])
         self._cache.clear()
 
+    def _forget(self, grad: Tensor) -> None:
+        self._used = True  # only a mark: dropping the graph while it runs backward would crash
+
     def _channel_values(self) -> Tensor:
         """Gate values of every channel of every site, projected once a step (once a graph, strictly)."""
         if self._forced is not None:
             return self._forced
         grad = torch.is_grad_enabled()
+        if grad and self._used:
+            self._cache.pop(True, None)
+            self._used = False
         if grad not in self._cache:
             gates = self.method.values(self.progress)
             values = torch.cat([gates, gates.new_ones(1)]).index_select(0, self._index)
             if values.requires_grad:  # a second backward needs a second graph
-                values.register_hook(lambda g: self._cache.pop(True, None) and None)
+                values.register_hook(self._forget)
             self._cache[grad] = values
         return self._cache[grad]
