@@ -229,24 +229,30 @@ class Hardener:
 
 
 def _cheapest(structure: Structure, kind: int, skeleton: Callable[[Tensor], Tensor]) -> Tensor:
-    """Remove the most expensive sites first, the same channels last everywhere."""
+    """Remove the most expensive sites first, the same channels last everywhere.
+
+    What is expensive differs between the dense network and one channel per site (a wide branch of cheap channels
+    against a narrow one of dear ones): both orders are tried.
+    """
     ones = torch.ones(structure.gates, dtype=torch.float64)
-    share = torch.zeros(len(structure.site_gates), dtype=torch.float64)
-    dense = structure.cost(ones)[kind]
-    for i, gates in enumerate(structure.site_gates):
-        shut = ones.clone()
-        shut[gates] = 0
-        share[i] = dense - structure.cost(shut)[kind]
+    thin = torch.zeros_like(ones)
+    thin[[int(gates[0]) for gates in structure.site_gates if len(gates)]] = 1
     place = torch.cat([torch.arange(len(g)) for g in structure.site_gates] or [torch.empty(0)])
     gate = torch.cat([*structure.site_gates] or [torch.empty(0)]).long()
     index = torch.zeros(structure.gates, dtype=torch.float64)
     index[gate] = place.double()
-    value = torch.zeros(structure.gates, dtype=torch.float64)
-    value[:] = share[structure.site_of_gate]
-    # Lexicographic: expensive sites first, then high channel indices first.
-    by_index = torch.argsort(index, descending=True, stable=True)
-    by_share = torch.argsort(value[by_index], descending=True, stable=True)
-    return skeleton(by_index[by_share])
+    masks = []
+    for start in (ones, thin):
+        share = torch.zeros(len(structure.site_gates), dtype=torch.float64)
+        for i, gates in enumerate(structure.site_gates):
+            shut = start.clone()
+            shut[gates] = 0
+            share[i] = (structure.cost(start) - structure.cost(shut))[kind]
+        # Lexicographic: expensive sites first, then high channel indices first.
+        by_index = torch.argsort(index, descending=True, stable=True)
+        by_share = torch.argsort(share[structure.site_of_gate][by_index], descending=True, stable=True)
+        masks.append(skeleton(by_index[by_share]))
+    return min(masks, key=lambda m: structure.cost.exact(m)[KINDS[kind]])
 
 
 def smallest_costs(structure: Structure) -> dict[str, int]:

@@ -1,0 +1,247 @@
+"""Hard masks meet the budget exactly: by brute force over all masks of tiny networks."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from toys import RESIDUAL, TOYS, made, mask_of, randomised
+
+from chipnet import BudgetError, CaptureError, Structure, compact
+from chipnet._cost import KINDS
+from chipnet._harden import Hardener
+
+
+class TinyResidual(nn.Module):
+    """conv0 2>3 - bn0(g) -+- conv1 3>2 - bn1(g) - relu - conv2 2>3 - bn2(g) -(+)- head 3>2"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv0, self.bn0 = nn.Conv2d(2, 3, 1, bias=False), nn.BatchNorm2d(3)
+        self.conv1, self.bn1 = nn.Conv2d(3, 2, 3, padding=1, bias=False), nn.BatchNorm2d(2)
+        self.conv2, self.bn2 = nn.Conv2d(2, 3, 1, bias=False), nn.BatchNorm2d(3)
+        self.head = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn0(self.conv0(x))
+        return self.head(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+
+
+class TinyConcat(nn.Module):
+    """conv_a 2>3(g) and conv_b 2>2(g) - cat - conv 5>3(g) - relu - head 3>2"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_a, self.conv_b = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(2, 2, 1)
+        self.conv, self.head = nn.Conv2d(5, 3, 1), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.conv_a(x), self.conv_b(x)], 1)
+        return self.head(torch.relu(self.conv(torch.relu(x))))
+
+
+class TinyGate(nn.Module):
+    """conv 2>3(g) - relu -(*)- head 3>2, times sigmoid(conv of pool(g))"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc1, self.fc2 = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 2, 1), nn.Conv2d(2, 3, 1)
+        self.head = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x))
+        s = torch.sigmoid(self.fc2(torch.relu(self.fc1(x.mean((2, 3), keepdim=True)))))
+        return self.head(x * s)
+
+
+class TinyLopsided(nn.Module):
+    """
+    x -+- conv_a 3x3 2>5(g) -+- cat - head 6>2      conv_a costs more in all, one channel of it costs less
+       +- conv_b 5x5 2>1(g) -'
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_a, self.conv_b = nn.Conv2d(2, 5, 3, padding=1), nn.Conv2d(2, 1, 5, padding=2)
+        self.head = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(torch.cat([self.conv_a(x), self.conv_b(x)], 1)))
+
+
+def tiny_chain() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.ReLU(), nn.Conv2d(5, 2, 1)
+    )
+
+
+TINY: dict[str, Callable[[], nn.Module]] = {
+    "chain": tiny_chain,
+    "residual": TinyResidual,
+    "concat": TinyConcat,
+    "squeeze": TinyGate,
+    "lopsided": TinyLopsided,
+}
+OPTIONS = list(itertools.product(TINY, ["plain", "indexed"], [True, False]))
+
+
+@functools.lru_cache(maxsize=None)
+def brute(name: str, realisation: str, share: bool) -> tuple[Structure, Tensor, Tensor, Tensor]:
+    """Structure, all masks, their exact costs, and which are connected."""
+    torch.manual_seed(0)
+    s = Structure(randomised(TINY[name]()), torch.randn(1, 2, 3, 3).double(), realisation=realisation, share=share)
+    assert 4 < s.gates <= 10
+    masks = torch.tensor(list(itertools.product([False, True], repeat=s.gates)))
+    costs = s.cost(masks.double()).round().long()
+    connected = torch.tensor([s.connected(m) for m in masks])
+    return s, masks, costs, connected
+
+
+def assert_is_full(s: Structure, mask: Tensor, limits: dict[str, int]) -> None:
+    """Within the limits, connected, canonical, and no shut gate that would do something fits as well."""
+    cost = s.cost.exact(mask)
+    assert all(cost[k] <= v for k, v in limits.items())
+    assert s.connected(mask)
+    assert torch.equal(s.canonical(mask), mask)
+    for g in torch.nonzero(~mask).flatten().tolist():
+        more = mask.clone()
+        more[g] = True
+        if s.useful(more)[g] > 0.5:
+            bigger = s.cost.exact(more)
+            assert not all(bigger[k] <= v for k, v in limits.items()), f"gate {g} fits too"
+
+
+@pytest.mark.parametrize(("name", "realisation", "share"), OPTIONS)
+@settings(max_examples=20)
+@given(data=st.data())
+def test_result_fits_and_nothing_more_does(name, realisation, share, data):
+    """Over random scores and every reachable budget, one or several kinds at once, floor or none."""
+    s, _, costs, connected = brute(name, realisation, share)
+    reachable = costs[connected]
+    kinds = data.draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=2, unique=True))
+    target = reachable[data.draw(st.integers(0, len(reachable) - 1))]  # a connected mask meets all of these
+    limits = {k: int(target[KINDS.index(k)]) for k in kinds}
+    scores = data.draw(st.lists(st.floats(0, 1), min_size=s.gates, max_size=s.gates))
+    floor = data.draw(st.sampled_from([0.0, 0.1, 0.5]))
+    mask = Hardener(s, limits).solve(torch.tensor(scores), floor)
+    assert_is_full(s, mask, limits)
+
+
+@pytest.mark.parametrize(("name", "realisation", "share"), OPTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_budget_down_to_the_smallest_is_met_and_below_it_refused(name, realisation, share, kind):
+    s, _, costs, connected = brute(name, realisation, share)
+    k = KINDS.index(kind)
+    sizes = sorted(set(costs[connected, k].tolist()))
+    scores = torch.rand(s.gates, generator=torch.Generator().manual_seed(1))
+    for limit in sizes[:3] + sizes[3::7]:
+        Hardener(s, {kind: limit}).check()
+        assert_is_full(s, Hardener(s, {kind: limit}).solve(scores), {kind: limit})
+    below = Hardener(s, {kind: sizes[0] - 1})
+    for refuse in (below.check, lambda: below.solve(scores)):
+        with pytest.raises(BudgetError, match=f"{kind}: asked {sizes[0] - 1:,}, smallest reachable {sizes[0]:,}"):
+            refuse()
+
+
+def test_several_budgets_that_no_network_meets_together_are_refused():
+    s, _, costs, connected = brute("residual", "plain", True)
+    smallest = {k: int(costs[connected, i].min()) for i, k in enumerate(KINDS)}
+    with pytest.raises(BudgetError, match=r"at least one kind") as error:
+        Hardener(s, {"macs": smallest["macs"] - 1, "params": smallest["params"]}).check()
+    assert f"{smallest['macs']:,}" in str(error.value)
+    assert f"{smallest['params']:,}" in str(error.value)
+
+
+@pytest.mark.parametrize("name", TOYS)
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "unshared"])
+def test_toys_land_on_every_budget(name, share):
+    _, _, s = made(TOYS[name], share=share)
+    for seed, budget in enumerate([{"macs": 0.9}, {"params": 0.8}, {"channels": 0.85, "macs": 0.8}, {"volume": 0.9}]):
+        scores = torch.rand(s.gates, generator=torch.Generator().manual_seed(seed))
+        limits = s.limits(budget)
+        try:
+            s.check(budget)
+        except BudgetError:
+            assert TOYS[name].whole  # only where much is kept whole
+            continue
+        assert_is_full(s, s.harden(scores, budget), limits)
+
+
+def test_best_scores_are_kept():
+    """In a chain every channel of a site costs the same: the best of a site stay, whatever the budget."""
+    _, _, s = made(TOYS["chain"])
+    scores = torch.rand(s.gates, generator=torch.Generator().manual_seed(5))
+    for fraction in (0.2, 0.4, 0.6, 0.8):
+        mask = s.harden(scores, {"macs": fraction})
+        assert not mask.all()
+        for gates in s.site_gates:
+            kept, shut = scores[gates][mask[gates]], scores[gates][~mask[gates]]
+            if len(gates):
+                assert len(kept) > 0
+                assert len(shut) == 0 or kept.min() > shut.max()
+
+
+def test_equal_scores_are_settled_the_same_way_every_time():
+    _, _, s = made(RESIDUAL)
+    masks = [s.harden(torch.ones(s.gates), {"macs": 0.5}) for _ in range(2)]
+    assert torch.equal(*masks)
+
+
+def test_whole_budget_keeps_everything():
+    for name in TOYS:
+        _, _, s = made(TOYS[name])
+        assert s.harden(torch.rand(s.gates), {"macs": 1.0}).all()
+
+
+def test_floor_keeps_a_part_of_every_site():
+    _, _, s = made(TOYS["chain"])
+    scores = torch.zeros(s.gates)
+    scores[s.site_gates[next(i for i, t in enumerate(s.sites) if t.name == "bn2")]] = 1.0
+    # 7 and 11 channels: round(0.3 * 7) = 2, round(0.3 * 11) = 3
+    mask = s.harden(scores, {"macs": 0.5}, floor=0.3)
+    kept = {t.name: int(mask[g].sum()) for t, g in zip(s.sites, s.site_gates, strict=True) if len(g)}
+    assert kept["bn1"] >= 2
+    assert kept["bn2"] >= 3
+
+
+def test_a_branch_with_a_dead_layer_dies_whole():
+    """Inner gates last in line: the branch goes, with the macs and params of both its convolutions."""
+    model, _, s = made(RESIDUAL, share=False)
+    names = {t.name: t for t in s.sites}
+    scores = torch.ones(s.gates)
+    scores[names["bn1"].gates] = 0.0
+    without = s.cost.exact(s.canonical(mask_of(s, {"bn1": ()})))
+    mask = Hardener(s, {"macs": without.macs}).solve(scores)
+    assert not mask[names["bn1"].gates].any()
+    assert not mask[names["bn2"].gates].any()  # open at first; without bn1 they would only emit constants
+    plan = s.plan(mask)
+    assert plan.compact == without
+    small = compact(model, plan)
+    for dead in ("conv1", "bn1", "conv2", "bn2"):
+        assert sum(p.numel() for p in getattr(small, dead).parameters()) == 0
+    assert without.macs == 50 * 9 * 3 * 7 + 2 * 7 * 5
+    assert without.params == 3 * 7 * 9 + 2 * 7 + 7 * 5 + 5
+
+
+def test_a_network_with_nothing_to_prune_is_refused():
+    s = Structure(nn.Sequential(nn.Linear(3, 5)), torch.ones(2, 3))
+    assert s.gates == 0
+    with pytest.raises(CaptureError, match="nothing in Sequential can be pruned: 1 layer"):
+        s.check({"macs": 0.5})
+
+
+def test_refusal_gives_fractions_of_the_dense_cost():
+    _, _, s = made(TOYS["chain"])
+    smallest = 50 * 9 * 3 + 50 * 9 + 2 * 5
+    dense = 50 * 9 * 3 * 7 + 50 * 9 * 7 * 11 + 2 * 11 * 5
+    text = f"smallest reachable {smallest:,} ({smallest / dense:.2%} of {dense:,})"
+    with pytest.raises(BudgetError, match=re.escape(text)):
+        s.check({"macs": smallest - 1})
+    s.check({"macs": smallest})
