@@ -165,7 +165,7 @@ class Plan:
                 mask=tuple(c == "1" for c in data["mask"]),
                 realisation=data["realisation"],
             )
-        except (KeyError, TypeError, ValueError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise LoadError(f"the plan is damaged: {type(e).__name__}: {e}") from e
 
     def save(self, path: str | os.PathLike[str]) -> None:
