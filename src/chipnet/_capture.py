@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from chipnet._errors import CaptureError
-from chipnet._graph import Barrier, ChannelGraph, Pin
+from chipnet._graph import Barrier, ChannelGraph, Mix, Norm, Pin
 from chipnet._rules import apply
 from chipnet._trace import Labels, Realisation, Tracer
 
@@ -72,7 +73,11 @@ def trace(
     t.literal = literal
     signature = program.graph_signature
     specs = {s.arg.name: s for s in signature.input_specs if hasattr(s.arg, "name")}
-    outputs = [s.arg.name for s in signature.output_specs if s.kind == OutputKind.USER_OUTPUT and hasattr(s.arg, "name")]
+    outputs = [
+        s.arg.name
+        for s in signature.output_specs
+        if s.kind == OutputKind.USER_OUTPUT and hasattr(s.arg, "name")
+    ]
     canonical = _canonical_names(model)
     env: dict[torch.fx.Node, Any] = {}
     uses: Counter[str] = Counter()
@@ -102,6 +107,9 @@ def trace(
                     graph.pin(slots, Pin("an output of the network", n.name, "", ""))
                     graph.pin(dst, Pin("an output of the network", n.name, "", ""))
                     graph.facts.append(Barrier(dst, slots, output=True))
+    for i, fact in enumerate(graph.facts):  # a gate around one module's call would not act on another's
+        if isinstance(fact, (Mix, Norm)) and fact.host and t.foreign & {fact.host.weight, fact.host.bias}:
+            graph.facts[i] = replace(fact, host=None)
     return graph
 
 

@@ -25,11 +25,12 @@ class Constant(nn.Module):
     Shape: as the layer it replaces; no multiply-accumulates, no parameters but ``bias``.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(self, layer: nn.Module, channels: int, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.channels = channels
         self.register_parameter("bias", bias)
-        self.axis = 1 if isinstance(layer, _Conv) else -1
         self.geometry: tuple[Any, ...] | None = None
         if isinstance(layer, _Conv):
             extra = layer.output_padding if isinstance(layer, _ConvTranspose) else None
@@ -40,7 +41,7 @@ class Constant(nn.Module):
             out = x.new_zeros(*x.shape[:-1], self.channels)
             return out if self.bias is None else out + self.bias
         kernel, stride, padding, dilation, extra = self.geometry
-        sizes = []
+        sizes: list[int] = []
         for i, n in enumerate(x.shape[-len(kernel) :]):
             reach = dilation[i] * (kernel[i] - 1)
             pad = 2 * padding[i] if not isinstance(padding, str) else (reach if padding == "same" else 0)
@@ -221,7 +222,9 @@ def apply_plan(model: nn.Module, plan: Plan) -> None:
                 if name in plan.keep and id(tensor) not in done:
                     cut = tensor.detach()
                     for axis, indices in plan.keep[name].items():
-                        cut = cut.index_select(axis, torch.tensor(indices, dtype=torch.int64, device=cut.device))
+                        cut = cut.index_select(
+                            axis, torch.tensor(indices, dtype=torch.int64, device=cut.device)
+                        )
                     cut = cut.contiguous()
                     new = nn.Parameter(cut, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cut
                     done[id(tensor)] = new
@@ -252,10 +255,10 @@ def _fit_attributes(module: nn.Module) -> None:
         module.in_channels, module.out_channels = first, second
     elif isinstance(module, nn.Linear) and isinstance(weight, Tensor):
         module.out_features, module.in_features = weight.shape
-    elif isinstance(module, (nn.modules.batchnorm._NormBase,)):
-        first = next((t for t in (weight, module.running_mean) if isinstance(t, Tensor)), None)
-        if first is not None:
-            module.num_features = first.shape[0]
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        known = next((t for t in (weight, module.running_mean) if isinstance(t, Tensor)), None)
+        if known is not None:
+            module.num_features = known.shape[0]
     elif isinstance(module, nn.GroupNorm) and isinstance(weight, Tensor):
         if module.num_groups == module.num_channels:
             module.num_groups = weight.shape[0]
@@ -287,10 +290,14 @@ def _add_remap(module: nn.Module, remap: Remap) -> None:
     take = [i for i in remap.index if i >= 0]
     scatter = len(take) < len(remap.index)
     device = next((t.device for t in [*module.parameters(), *module.buffers()]), None)
-    module.register_buffer(f"{name}_from", torch.tensor(take, dtype=torch.int64, device=device), persistent=False)
+    module.register_buffer(
+        f"{name}_from", torch.tensor(take, dtype=torch.int64, device=device), persistent=False
+    )
     if scatter:
         to = [k for k, i in enumerate(remap.index) if i >= 0]
-        module.register_buffer(f"{name}_to", torch.tensor(to, dtype=torch.int64, device=device), persistent=False)
+        module.register_buffer(
+            f"{name}_to", torch.tensor(to, dtype=torch.int64, device=device), persistent=False
+        )
     hook = IndexHook(name, remap.side, remap.axis, scatter, len(remap.index))
     if remap.side == "input":
         module.register_forward_pre_hook(hook)

@@ -84,8 +84,8 @@ class CostModel:
         terms[3, ()] += g.fixed_macs
 
         # Counts as one sparse product: count[k] = constant[k] + sum of multiplicity * formula.
-        self.program: Program
-        formulas, index, which, weight = [], {}, [], []
+        index: dict[int, int] = {}
+        which, weight = [], []
         constant = np.zeros(len(self._counts) + 1)
         constant[0] = 1.0
         for key, k in self._counts.items():
@@ -96,17 +96,16 @@ class CostModel:
                     index.setdefault(formula, len(index))
                     which.append(k)
                     weight.append((index[formula], times))
-        formulas = list(index)
-        self.program = liveness.formulas.compile(formulas, liveness.gates)
+        self.program: Program = liveness.formulas.compile(list(index), liveness.gates)
         self._source = torch.tensor([i for i, _ in weight], dtype=torch.int64)
         self._times = torch.tensor([w for _, w in weight], dtype=torch.float64)
         self._which = torch.tensor(which, dtype=torch.int64)
         self._constant = torch.tensor(constant, dtype=torch.float64)
-        rows = sorted(terms.items())
-        wide = max((len(f) for (_, f), _ in rows), default=1)
-        self._factors = torch.tensor([list(f) + [0] * (wide - len(f)) for (_, f), _ in rows])
-        self._kind = torch.tensor([k for (k, _), _ in rows])
-        self._coefficient = torch.tensor([c for _, c in rows], dtype=torch.float64)
+        products = sorted(terms.items())
+        wide = max((len(f) for (_, f), _ in products), default=1)
+        self._factors = torch.tensor([list(f) + [0] * (wide - len(f)) for (_, f), _ in products])
+        self._kind = torch.tensor([k for (k, _), _ in products])
+        self._coefficient = torch.tensor([c for _, c in products], dtype=torch.float64)
         ones = torch.ones(liveness.gates, dtype=torch.float64)
         self.dense = self.exact(ones)
 
@@ -136,4 +135,4 @@ class CostModel:
     @torch.no_grad()
     def exact(self, mask: Tensor) -> Cost:
         """Integer costs of the network that Boolean ``mask`` ``[gates]`` leaves."""
-        return Cost(*(int(round(v)) for v in self(mask.double()).tolist()))
+        return Cost(*(round(v) for v in self(mask.double()).tolist()))

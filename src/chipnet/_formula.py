@@ -53,7 +53,7 @@ class Formulas:
 
     def both(self, a: int, b: int) -> int:
         """``a and b``."""
-        if a == b or b == TRUE or a == FALSE:
+        if a in (b, FALSE) or b == TRUE:
             return a
         if a == TRUE or b == FALSE:
             return b
@@ -64,7 +64,7 @@ class Formulas:
 
     def either(self, a: int, b: int) -> int:
         """``a or b``."""
-        if a == b or b == FALSE or a == TRUE:
+        if a in (b, TRUE) or b == FALSE:
             return a
         if a == FALSE or b == TRUE:
             return b

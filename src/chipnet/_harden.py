@@ -52,7 +52,9 @@ class Hardener:
             for k in asked
         ]
         raise BudgetError(
-            "the budget is below what a connected network costs. " + "; ".join(parts) + ". Ask for more"
+            "the budget is below what a connected network costs. "
+            + "; ".join(parts)
+            + ". Ask for more"
             + (" of at least one kind." if len(asked) > 1 else ".")
         )
 
@@ -164,7 +166,9 @@ class Hardener:
         with torch.enable_grad():
             costs = self.structure.cost(x)
             rows = [torch.autograd.grad(c, x, retain_graph=True, allow_unused=True)[0] for c in costs]
-        return torch.stack([torch.zeros_like(point, dtype=torch.float64) if r is None else r for r in rows], -1)
+        return torch.stack(
+            [torch.zeros_like(point, dtype=torch.float64) if r is None else r for r in rows], -1
+        )
 
     def _fill(self, mask: Tensor, order: Tensor) -> Tensor:
         """Open shut gates, best first, as long as one fits.

@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +96,7 @@ class Liveness:
         clear = np.ones(n, dtype=bool)  # a zero here lets every reader drop the channel
         wanted: dict[str, list[tuple[int, NDArray[np.bool_], NDArray[np.bool_]]]] = defaultdict(list)
 
-        def use(slots: Slots, is_covered: object, is_clear: object) -> None:
+        def use(slots: Slots, is_covered: Any, is_clear: Any) -> None:
             np.logical_and.at(covered, slots, is_covered)
             np.logical_and.at(clear, slots, is_clear)
             np.add.at(uses, slots, 1)
@@ -240,14 +241,15 @@ class Liveness:
             if isinstance(fact, Map):
                 for k, src in enumerate(fact.srcs):
                     others = [o for j, o in enumerate(fact.srcs) if j != k] if fact.kind == "and" else []
-                    for i, s in enumerate(src.tolist()):
+                    for i, slot in enumerate(src.tolist()):
                         term = out[i]
                         for o in others:
                             term = f.both(term, int(self.live[o[i]]))
-                        terms[s].add(term)
+                        terms[slot].add(term)
             elif isinstance(fact, Norm):
-                for s, o, gate in zip(fact.src.tolist(), out, self._gate_of[fact.dst].tolist(), strict=True):
-                    terms[s].add(f.both(o, gate))
+                gates = self._gate_of[fact.dst].tolist()
+                for slot, reader, gate in zip(fact.src.tolist(), out, gates, strict=True):
+                    terms[slot].add(f.both(reader, gate))
             elif isinstance(fact, Mix):
                 for src_k, dst_k in zip(*_groups(fact), strict=True):
                     hub = f.any(

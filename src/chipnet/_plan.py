@@ -108,12 +108,10 @@ class Plan:
             0: 3 of 4
             2: 2 of 2, kept whole: an output of the network
         """
-        rows = [
-            f"{k:8} {self.compact[k]:>6,} of {self.dense[k]:>6,} {self.compact[k] / max(self.dense[k], 1):8.2%}".replace(
-                "%", " %"
-            )
-            for k in KINDS
-        ]
+        rows = []
+        for k in KINDS:
+            now, was = self.compact[k], self.dense[k]
+            rows.append(f"{k:8} {now:>6,} of {was:>6,} {100 * now / max(was, 1):7.2f} %")
         for s in self.sites:
             tied = ", tied" if s.tied else ""
             why = f", kept whole: {s.reason}" if s.reason else ""

@@ -77,12 +77,12 @@ class Pruner:
         if method not in METHODS:
             raise ConfigError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
         if steps < 1:
-            raise ConfigError(f"steps must be at least 1, got {steps}: the optimiser steps of the pruning phase")
+            raise ConfigError(
+                f"steps must be at least 1, got {steps}: the optimiser steps of the pruning phase"
+            )
         self.model = model
         self.budget = Budget.parse(budget)
-        self.structure = Structure(
-            model, example_inputs, realisation=realisation, share=share, ignore=ignore
-        )
+        self.structure = Structure(model, example_inputs, realisation=realisation, share=share, ignore=ignore)
         self.structure.check(self.budget)
         device = next(model.parameters()).device
         self.method = METHODS[method](

@@ -112,7 +112,18 @@ def unary(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     return Labels(x.core, x.shape) if float(zero) == 0.0 else t.map([x], "const")
 
 
-@rule("clone", "contiguous", "detach", "alias", "to", "_to_copy", "lift_fresh_copy", "type_as", "float", "double")
+@rule(
+    "clone",
+    "contiguous",
+    "detach",
+    "alias",
+    "to",
+    "_to_copy",
+    "lift_fresh_copy",
+    "type_as",
+    "float",
+    "double",
+)
 def same(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     """The same values."""
     return x
@@ -202,7 +213,13 @@ def adaptive(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     return Labels(x.core, t.shape)
 
 
-@rule("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_bicubic2d")
+@rule(
+    "upsample_nearest1d",
+    "upsample_nearest2d",
+    "upsample_nearest3d",
+    "upsample_bilinear2d",
+    "upsample_bicubic2d",
+)
 def upsample(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     """Every channel by itself; refuses tensors without channels."""
     out = adaptive(t, x)
@@ -247,7 +264,10 @@ def pad(t: Tracer, x: Labels, widths: list[int], mode: Any = "constant", value: 
             t.source(slots, live, False, "padding of a fixed width")
             zeros = torch.from_numpy(slots).reshape([-1 if a == axis else 1 for a in range(core.ndim)])
             sizes = [1 if a == axis else n for a, n in enumerate(core.shape)]
-            ends = zeros.narrow(axis, 0, before).repeat(sizes), zeros.narrow(axis, before, after).repeat(sizes)
+            ends = (
+                zeros.narrow(axis, 0, before).repeat(sizes),
+                zeros.narrow(axis, before, after).repeat(sizes),
+            )
             core = torch.cat([ends[0], core, ends[1]], axis)
     out = Labels(core, t.shape)
     return t.map([out], "const") if live and out.varying else out
@@ -490,9 +510,7 @@ def layer_norm(
 
 
 @rule("group_norm")
-def group_norm(
-    t: Tracer, x: Labels, groups: int, weight: Any = None, bias: Any = None, *args: Any
-) -> Labels:
+def group_norm(t: Tracer, x: Labels, groups: int, weight: Any = None, bias: Any = None, *args: Any) -> Labels:
     """Statistics mix the channels of a group: what is read stays whole unless a group is one channel."""
     src = t.channels(x, 1)
     if src is None:

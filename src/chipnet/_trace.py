@@ -97,6 +97,7 @@ class Tracer:
         self.node: Node = None  # type: ignore[assignment]
         self.calls: dict[str, int] = {}
         self.literal: frozenset[str] = frozenset()
+        self.foreign: set[str] = set()
         self._params: dict[tuple[str, int], Slots] = {}
         self.constant = graph.new(1)
         graph.facts.append(Source(self.constant, live=True, flow=False))
@@ -292,7 +293,9 @@ class Tracer:
         if weight is None or weight.param is None or (bias is not None and bias.param is None):
             return None
         owner = weight.param.rpartition(".")[0]
-        if owner != self.module:  # read by another module: no one forward call to fold the gate into
+        names = [t.param for t in (weight, bias) if t is not None and t.param is not None]
+        if any(n.rpartition(".")[0] != self.module for n in names):
+            self.foreign.update(names)  # read by another module: no one forward call to fold the gate into
             return None
         return Host(owner, weight.param, bias.param if bias is not None else None, axis)
 
@@ -326,8 +329,8 @@ class Tracer:
         g = self.graph
         assert weight.param is not None
         module = self.owned(weight.param, STANDARD_MIX)
-        apart = module is not None and groups == 1 and self._once(weight.param)
-        src = self._in(x, module, axis) if apart and self._read_by_others() else x
+        apart = module if groups == 1 and self._once(weight.param) else None
+        src = self._in(x, apart, axis) if apart and self._read_by_others() else x
         dst = g.new(rows)
         per_in, per_out = len(src) // groups, rows // groups
         src_g, dst_g = src.reshape(groups, per_in), dst.reshape(groups, per_out)
@@ -358,7 +361,7 @@ class Tracer:
         name = module if module is not None else weight.param
         g.layers.append(Layer(fact, name, weight.param, dst, cols, macs_per, area))
         self._register(module, fact, src, dst, "convolution" if weight.shape[2:] else "linear layer")
-        return self._out(dst, module, axis) if apart and self._meets_others() else dst
+        return self._out(dst, apart, axis) if apart and self._meets_others() else dst
 
     def norm(
         self,
@@ -374,8 +377,8 @@ class Tracer:
         g = self.graph
         names = [t.param for t in (weight, bias, *stats) if t is not None and t.param is not None]
         module = self.owned(names[0], STANDARD_NORM) if names else None
-        apart = module is not None and self._once(names[0])
-        src = self._in(x, module, axis) if apart and (mixes or self._read_by_others()) else x
+        apart = module if names and self._once(names[0]) else None
+        src = self._in(x, apart, axis) if apart and (mixes or self._read_by_others()) else x
         dst = g.new(len(src))
         g.tie(dst, src)
         if mixes is not None:
@@ -384,7 +387,7 @@ class Tracer:
             g.own(n, 0, dst)
         g.facts.append(Norm(dst, src, self.host(weight, bias)))
         self._register(module, len(g.facts) - 1, src, dst, "normalisation")
-        return self._out(dst, module, axis) if apart and (mixes or self._meets_others()) else dst
+        return self._out(dst, apart, axis) if apart and (mixes or self._meets_others()) else dst
 
     def _once(self, weight: str) -> bool:
         return self.realisation == "indexed" and self.calls.get(weight, 0) == 1

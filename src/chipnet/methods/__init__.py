@@ -8,8 +8,6 @@ from chipnet.methods._chipnet import ChipNet
 from chipnet.methods._paper import ChipNetPaper
 from chipnet.methods._scores import Magnitude, Random, Uniform
 
-METHODS: dict[str, type[Method]] = {
-    m.name: m for m in (ChipNet, ChipNetPaper, Magnitude, Random, Uniform)
-}
+METHODS: dict[str, type[Method]] = {m.name: m for m in (ChipNet, ChipNetPaper, Magnitude, Random, Uniform)}
 
 __all__ = ["METHODS", "ChipNet", "ChipNetPaper", "Magnitude", "Method", "Random", "Uniform"]

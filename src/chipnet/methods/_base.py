@@ -137,9 +137,13 @@ class Gradual(Method):
         self.final = state["final"]
 
 
-def per_site(structure: Structure, values: Tensor) -> Tensor:
-    """``values`` ``[gates]`` divided by their mean over each site, so that layers compare."""
+def per_site_mean(structure: Structure, values: Tensor) -> Tensor:
+    """The mean of ``values`` ``[gates]`` over each gate's site: ``[gates]``."""
     site = structure.site_of_gate.to(values.device)
     count = torch.bincount(site, minlength=len(structure.sites)).clamp(min=1).to(values.dtype)
-    mean = torch.zeros_like(count).index_add(0, site, values) / count
-    return values / mean.clamp(min=1e-12)[site]
+    return (torch.zeros_like(count).index_add(0, site, values) / count)[site]
+
+
+def per_site(structure: Structure, values: Tensor) -> Tensor:
+    """``values`` ``[gates]`` relative to their site's mean, so that layers compare."""
+    return values / per_site_mean(structure, values).clamp(min=1e-12)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from chipnet.losses import budget_loss, crispness
-from chipnet.methods._base import Gradual, per_site
+from chipnet.methods._base import Gradual, per_site, per_site_mean
 from chipnet.projections import project, sharpen
 from chipnet.schedules import Continuation, Cubic, Exponential, Linear
 
@@ -21,10 +21,14 @@ class ChipNet(Gradual):
 
         - mean(benefit * z) + a1 crispness(z~, z) + a2 (V(z^) - V_t)^2
 
-    where V_t is the shrinking budget, and ``benefit`` is a running estimate of what the task loses without the
-    channel: to second order ``-g + F/2`` for an open one and ``-g - F/2`` for a shut one, with g = dL/dz at the
-    binary mask and F its mean square (Fisher), relative to the layer's mean. At a trained optimum g vanishes for
-    open channels, so that dL/dz alone (the paper's signal) says nothing of them; F does not.
+    where V_t is the shrinking budget, and ``benefit`` is a running estimate of how much the task depends on the
+    channel: the root mean square of dL/dz at the binary mask (the root of its Fisher information; Theis et al.
+    2018, Faster gaze prediction with dense networks and Fisher pruning), relative to the layer's mean. At a
+    trained optimum dL/dz itself, the paper's signal, averages to zero for open channels and says nothing of them;
+    its square does not. A shut channel still sees a gradient and can return while the budget shrinks.
+
+    Layers compare by the root of what a channel costs: a plain knapsack (benefit per cost) empties the layers
+    that are dear per channel, equal fractions everywhere ignore the cost.
 
     Hard masks are the exact solution at the current V_t by psi. See ``docs/method.md``.
     """
@@ -39,11 +43,17 @@ class ChipNet(Gradual):
         super().__init__(*args, **kwargs)
         start = 0.01 * torch.rand(self.structure.gates, generator=self.generator)
         self.psi = nn.Parameter(start.to(self.device))
-        self.continuation = Continuation(beta=Linear(1.0, 2.0), gamma=Exponential(2.0, 16.0), s=Linear(10.0, 30.0))
+        self.continuation = Continuation(
+            beta=Linear(1.0, 2.0), gamma=Exponential(2.0, 16.0), s=Linear(10.0, 30.0)
+        )
         gates = self.structure.gates
-        self.slope = torch.zeros(gates, device=self.device)
         self.square = torch.zeros(gates, device=self.device)
         self.seen = 0
+        ones = torch.ones(gates, dtype=torch.float64, device=self.device, requires_grad=True)
+        with torch.enable_grad():
+            (marginal,) = torch.autograd.grad(self.cost_fraction(ones).sum(), ones)
+        price = per_site_mean(self.structure, marginal.float())
+        self.price = (price / price.mean().clamp(min=1e-12)).sqrt()
 
     def values(self, progress: float) -> Tensor:
         hard = super().values(progress)
@@ -55,20 +65,18 @@ class ChipNet(Gradual):
 
     @torch.no_grad()
     def _observe(self, grad: Tensor) -> Tensor:
-        """Running means of dL/dz and its square, as the task's gradient passes."""
+        """Running mean square of dL/dz, as the task's gradient passes."""
         g = grad.detach().float()
         if torch.isfinite(g).all():
             self.seen += 1
-            self.slope.lerp_(g, 1 - self.memory)
             self.square.lerp_(g.square(), 1 - self.memory)
         return grad
 
     @torch.no_grad()
     def benefit(self) -> Tensor:
-        """What the task gains from each channel, relative to its site's mean."""
-        scale = 1 - self.memory ** max(self.seen, 1)
-        fisher = self.square / scale
-        return per_site(self.structure, fisher.sqrt())
+        """How much the task depends on each channel, relative to its site's mean, times its site's price."""
+        fisher = self.square / (1 - self.memory ** max(self.seen, 1))
+        return per_site(self.structure, fisher.sqrt()) * self.price
 
     def loss(self, progress: float) -> Tensor:
         if self.final or self.seen == 0:
@@ -89,7 +97,7 @@ class ChipNet(Gradual):
             with torch.no_grad():
                 g = self.psi.grad
                 g = g / g.square().mean().sqrt().clamp(min=1e-12)
-                self.psi -= self.travel / max(self.steps, 1) * g
+                self.psi.sub_(g, alpha=self.travel / max(self.steps, 1))
             self.psi.grad = None
         super().step(before, after)
 
@@ -97,12 +105,12 @@ class ChipNet(Gradual):
         return self.psi.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        own = {k: getattr(self, k).detach().clone() for k in ("psi", "slope", "square")}
+        own = {k: getattr(self, k).detach().clone() for k in ("psi", "square")}
         return {**super().state_dict(), **own, "seen": self.seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         with torch.no_grad():
-            for k in ("psi", "slope", "square"):
+            for k in ("psi", "square"):
                 getattr(self, k).copy_(state[k])
         self.seen = state["seen"]

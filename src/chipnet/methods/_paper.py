@@ -43,7 +43,9 @@ class ChipNetPaper(Method):
         at = self.continuation(progress)
         z_tilde, z = project(self.psi, at.beta, at.gamma)
         cost = self.cost_fraction(sharpen(z, at.s))
-        return self.crispness_weight * crispness(z_tilde, z) + self.budget_weight * budget_loss(cost, self.target)
+        return self.crispness_weight * crispness(z_tilde, z) + self.budget_weight * budget_loss(
+            cost, self.target
+        )
 
     def step(self, before: float, after: float) -> None:
         self.optimizer.step()

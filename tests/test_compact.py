@@ -1,0 +1,247 @@
+"""The compact network: the user's class, smaller tensors, the masked network's outputs; the model untouched."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toys import (
+    RESIDUAL,
+    TOYS,
+    Answer,
+    Chain,
+    Residual,
+    assert_same_outputs,
+    made,
+    mask_of,
+    outputs,
+    randomised,
+)
+
+from chipnet import PlanError, Pruner, Structure, compact, masked, verify_compact
+
+ANSWERS = [
+    pytest.param(name, answer, realisation, id=f"{name}-{i}-{realisation}")
+    for name, toy in TOYS.items()
+    for i, answer in enumerate(toy.answers)
+    for realisation in answer.realisations
+]
+
+
+def prepared(name: str, answer: Answer, realisation: str):
+    model, x, s = made(TOYS[name], realisation=realisation, share=answer.share)
+    plan = s.plan(mask_of(s, answer.open))
+    return model, x, s, plan
+
+
+def fingerprint(model: nn.Module) -> list[object]:
+    """Everything of a model that must not change: values, identities, flags, hooks, classes."""
+    out: list[object] = [(n, id(p), p.detach().clone(), p.requires_grad) for n, p in model.named_parameters()]
+    out += [(n, id(b), b.clone()) for n, b in model.named_buffers()]
+    for name, m in model.named_modules():
+        hooks = [len(h) for h in (m._forward_hooks, m._forward_pre_hooks, m._forward_hooks_always_called)]
+        sizes = {k: v for k, v in vars(m).items() if isinstance(v, (int, str, tuple))}
+        out.append((name, id(m), type(m), m.training, hooks, sizes))
+    return out
+
+
+def assert_untouched(model: nn.Module, before: list[object]) -> None:
+    after = fingerprint(model)
+    assert len(after) == len(before)
+    for a, b in zip(after, before, strict=True):
+        for x, y in zip(a, b, strict=True):  # type: ignore[call-overload]
+            assert torch.equal(x, y) if isinstance(x, Tensor) else x == y
+
+
+def independently_masked(model: nn.Module, s: Structure, mask: Tensor) -> nn.Module:
+    """A copy whose shut channels are multiplied away, straight from sites and open channels."""
+    out = copy.deepcopy(model)
+    parameters = dict(out.named_parameters())
+    opened = s.open(mask).double().split([site.channels for site in s.sites])
+    with torch.no_grad():
+        for site, z in zip(s.sites, opened, strict=True):
+            p = parameters[site.host.weight]
+            p.mul_(z.reshape([-1 if a == site.host.axis else 1 for a in range(p.dim())]))
+            if site.host.bias is not None:
+                parameters[site.host.bias].mul_(z)
+    return out
+
+
+@pytest.mark.parametrize(("name", "answer", "realisation"), ANSWERS)
+def test_compact_computes_what_the_masked_network_computes(name, answer, realisation):
+    model, x, s, plan = prepared(name, answer, realisation)
+    small = compact(model, plan, verify=False)
+    assert_same_outputs(independently_masked(model, s, mask_of(s, answer.open)), small, x)
+    assert_same_outputs(masked(model, plan), small, x)
+    difference, scale = verify_compact(model, small, plan, (x,))
+    assert difference <= 1e-9 * scale
+
+
+@pytest.mark.parametrize(("name", "answer", "realisation"), ANSWERS)
+def test_compact_works_for_other_batches_and_sizes(name, answer, realisation):
+    model, x, s, plan = prepared(name, answer, realisation)
+    small, big = compact(model, plan), masked(model, plan)
+    assert_same_outputs(big, small, torch.randn(7, *x.shape[1:], dtype=torch.float64))
+    if name not in ("flatten", "layer_norm"):  # which are of one size
+        assert_same_outputs(big, small, torch.randn(1, 3, 11, 13, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("name", "answer", "realisation"), ANSWERS)
+def test_compact_trains(name, answer, realisation):
+    model, x, s, plan = prepared(name, answer, realisation)
+    small = compact(model, plan).train()
+    for _ in range(2):
+        loss = sum((o**2).mean() for o in (lambda o: o if isinstance(o, tuple) else (o,))(small(x)))
+        loss.backward()  # type: ignore[union-attr]
+    for n, p in small.named_parameters():
+        assert p.numel() == 0 or p.grad is not None, n
+        assert p.grad is None or (p.grad.shape == p.shape and torch.isfinite(p.grad).all())
+    changed = small.eval()
+    with torch.no_grad():
+        for p in changed.parameters():
+            p.sub_(0.01 * (p.grad if p.grad is not None else 0))
+    outputs(changed, x)
+
+
+@pytest.mark.parametrize(("name", "answer", "realisation"), ANSWERS)
+def test_compact_keeps_class_keys_and_says_its_sizes(name, answer, realisation):
+    model, _, _, plan = prepared(name, answer, realisation)
+    small = compact(model, plan)
+    assert type(small) is type(model)
+    gone = {d.module for d in plan.stand_ins}
+    expected = [k for k in model.state_dict() if k.rpartition(".")[0] not in gone]
+    constants = [f"{d.module}.bias" for d in plan.stand_ins if d.kind == "constant"]
+    assert sorted(small.state_dict()) == sorted(expected + constants)
+    assert [n for n, _ in small.named_children()] == [n for n, _ in model.named_children()]
+    for m in small.modules():
+        if isinstance(m, nn.Conv2d):
+            assert m.weight.shape[:2] == (m.out_channels, m.in_channels // m.groups)
+        elif isinstance(m, nn.Linear):
+            assert m.weight.shape == (m.out_features, m.in_features)
+        elif isinstance(m, nn.BatchNorm2d):
+            assert m.running_mean is not None
+            assert m.running_mean.shape == (m.num_features,)
+
+
+@pytest.mark.parametrize(("name", "answer", "realisation"), ANSWERS)
+def test_compact_copies_and_takes_its_own_state_dict(name, answer, realisation):
+    model, x, _, plan = prepared(name, answer, realisation)
+    small = compact(model, plan)
+    assert_same_outputs(small, copy.deepcopy(small), x)
+    state = {k: v.clone() for k, v in small.state_dict().items()}
+    torch.manual_seed(1)
+    other = compact(randomised(TOYS[name].build()), plan)
+    assert any(not torch.equal(p, q) for p, q in zip(outputs(other, x), outputs(small, x), strict=True))
+    other.load_state_dict(state)
+    assert_same_outputs(small, other, x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", TOYS)
+def test_the_model_is_untouched_by_capture_plan_and_compaction(name, training):
+    torch.manual_seed(0)
+    model = randomised(TOYS[name].build()).train(training)
+    next(iter(model.children())).train(not training)  # flags that are mixed stay mixed
+    x = torch.randn(TOYS[name].shape, dtype=torch.float64)
+    before = fingerprint(model)
+    s = Structure(model, x, realisation="indexed")
+    assert_untouched(model, before)
+    plan = s.plan(torch.ones(s.gates, dtype=torch.bool))
+    compact(model, plan)
+    assert_untouched(model, before)
+
+
+def test_the_model_is_untouched_by_a_failed_compaction():
+    model, _, s = made(TOYS["chain"])
+    plan = s.plan(mask_of(s, {"bn1": (0, 1)}))
+    before = fingerprint(model)
+    keep = {n: dict(axes) for n, axes in plan.keep.items()}
+    keep["conv2.weight"][1] = (0, 2)
+    with pytest.raises(PlanError, match="outputs differ"):
+        compact(model, dataclasses.replace(plan, keep=keep))
+    assert_untouched(model, before)
+
+
+def test_the_model_is_untouched_by_attaching_and_detaching_gates():
+    model = randomised(Residual())
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    before, out = fingerprint(model), outputs(model, x)[0]
+    pruner = Pruner(model, x, {"macs": 0.5}, steps=3, method="random")
+    pruner.harden()
+    assert not torch.equal(outputs(model, x)[0], out)
+    pruner.detach()
+    assert_untouched(model, before)
+    assert torch.equal(outputs(model, x)[0], out)
+
+
+def test_verification_catches_a_wrong_index():
+    """One wrong column, one missing zero, one swapped map: each is an error, not a worse network."""
+    model, _, s = made(TOYS["chain"])
+    plan = s.plan(mask_of(s, {"bn1": (0, 2, 5), "bn2": (1, 4, 6, 10)}))
+    compact(model, plan)
+    keep = {n: dict(axes) for n, axes in plan.keep.items()}
+    keep["fc.weight"][1] = (1, 4, 6, 9)
+    with pytest.raises(PlanError, match="does not compute what the masked one does"):
+        compact(model, dataclasses.replace(plan, keep=keep))
+    zero = {k: v for k, v in plan.zero.items() if not k.startswith("bn1.")}
+    with pytest.raises(PlanError, match="outputs differ by"):
+        compact(model, dataclasses.replace(plan, zero=zero))
+
+
+def test_verification_catches_a_wrong_index_map():
+    model, _, s = made(RESIDUAL, realisation="indexed", share=False)
+    plan = s.plan(mask_of(s, {"bn0": (0, 1), "bn1": (2, 3), "bn2": (1, 4)}))
+    remaps = tuple(
+        dataclasses.replace(r, index=(0, -1, 1)) if r.module == "bn2" else r for r in plan.remaps
+    )
+    assert remaps != plan.remaps
+    with pytest.raises(PlanError, match="outputs differ"):
+        compact(model, dataclasses.replace(plan, remaps=remaps))
+    compact(model, dataclasses.replace(plan, remaps=remaps), verify=False)  # whoever asks for it gets it
+
+
+def test_verification_is_strict_in_float32_too():
+    torch.manual_seed(0)
+    model = randomised(Chain()).float()
+    s = Structure(model, torch.randn(2, 3, 5, 5))
+    plan = s.plan(mask_of(s, {"bn1": (0, 2, 5)}))
+    compact(model, plan)
+    keep = {n: dict(axes) for n, axes in plan.keep.items()}
+    keep["conv2.weight"][1] = (0, 2, 4)
+    with pytest.raises(PlanError, match="outputs differ"):
+        compact(model, dataclasses.replace(plan, keep=keep))
+
+
+def test_frozen_parameters_stay_frozen_and_shared_ones_shared():
+    class Shared(nn.Module):
+        """conv0 3>7(g) - relu - a 7>7(g) - relu - b 7>7 with a's weight - relu - head 7>5"""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv0 = nn.Conv2d(3, 7, 1)
+            self.a, self.b = nn.Conv2d(7, 7, 1, bias=False), nn.Conv2d(7, 7, 1, bias=False)
+            self.b.weight = self.a.weight
+            self.head = nn.Conv2d(7, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in (self.conv0, self.a, self.b):
+                x = torch.relu(layer(x))
+            return self.head(x)
+
+    torch.manual_seed(0)
+    model = randomised(Shared())
+    model.conv0.weight.requires_grad_(False)
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    for realisation in ("plain", "indexed"):
+        s = Structure(model, x, realisation=realisation)  # type: ignore[arg-type]
+        scores = torch.rand(s.gates)
+        plan = s.plan(s.harden(scores, {"macs": 0.5}))
+        small = compact(model, plan)
+        assert small.a.weight is small.b.weight
+        assert small.a.weight.shape[0] < 7
+        assert plan.compact.params == sum(p.numel() for p in small.parameters())
+        assert not small.conv0.weight.requires_grad
+        assert small.a.weight.requires_grad
