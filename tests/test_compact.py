@@ -215,15 +215,14 @@ def test_verification_is_strict_in_float32_too():
         compact(model, dataclasses.replace(plan, keep=keep))
 
 
-def test_frozen_parameters_stay_frozen_and_shared_ones_shared():
-    class Shared(nn.Module):
-        """conv0 3>7(g) - relu - a 7>7(g) - relu - b 7>7 with a's weight - relu - head 7>5"""
+def test_frozen_parameters_stay_frozen_and_a_shared_module_shared():
+    class Aliased(nn.Module):
+        """conv0 3>7(g) - relu - a 7>7(g) - relu - b, which is a - relu - head 7>5"""
 
         def __init__(self) -> None:
             super().__init__()
-            self.conv0 = nn.Conv2d(3, 7, 1)
-            self.a, self.b = nn.Conv2d(7, 7, 1, bias=False), nn.Conv2d(7, 7, 1, bias=False)
-            self.b.weight = self.a.weight
+            self.conv0, self.a = nn.Conv2d(3, 7, 1), nn.Conv2d(7, 7, 1)
+            self.b = self.a
             self.head = nn.Conv2d(7, 5, 1)
 
         def forward(self, x: Tensor) -> Tensor:
@@ -232,15 +231,14 @@ def test_frozen_parameters_stay_frozen_and_shared_ones_shared():
             return self.head(x)
 
     torch.manual_seed(0)
-    model = randomised(Shared())
+    model = randomised(Aliased())
     model.conv0.weight.requires_grad_(False)
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
     for realisation in ("plain", "indexed"):
         s = Structure(model, x, realisation=realisation)  # type: ignore[arg-type]
-        scores = torch.rand(s.gates)
-        plan = s.plan(s.harden(scores, {"macs": 0.5}))
+        plan = s.plan(s.harden(torch.rand(s.gates), {"macs": 0.5}))
         small = compact(model, plan)
-        assert small.a.weight is small.b.weight
+        assert small.a is small.b
         assert small.a.weight.shape[0] < 7
         assert plan.compact.params == sum(p.numel() for p in small.parameters())
         assert not small.conv0.weight.requires_grad

@@ -98,6 +98,10 @@ class Tracer:
         self.calls: dict[str, int] = {}
         self.literal: frozenset[str] = frozenset()
         self.foreign: set[str] = set()
+        """Parameters that a module reads which does not own them: no gate can be folded into these."""
+        self._first: dict[int, str] = {}
+        for name, module in modules.items():
+            self._first.setdefault(id(module), name)
         self._params: dict[tuple[str, int], Slots] = {}
         self.constant = graph.new(1)
         graph.facts.append(Source(self.constant, live=True, flow=False))
@@ -109,7 +113,8 @@ class Tracer:
         """The innermost module whose forward contains the current node."""
         stack = self.node.meta.get("nn_module_stack") or {}
         path = next(reversed(stack.values()))[0] if stack else ""
-        return re.sub(r"@\d+", "", path)
+        path = re.sub(r"@\d+", "", path)
+        return self._first.get(id(self.modules.get(path)), path)  # a module with two names has the first
 
     @property
     def line(self) -> str:

@@ -1,0 +1,268 @@
+"""Capture reads any model that torch.export takes, pins what it cannot read, and says where."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from toys import (
+    TOYS,
+    Wrapped,
+    assert_same_outputs,
+    counted_macs,
+    counted_params,
+    mask_of,
+    random_mask,
+    randomised,
+)
+
+from chipnet import CaptureError, Pruner, Structure, compact, masked
+from chipnet._rules import RULES, rule
+
+
+def exact_under_random_masks(model: nn.Module, x: Tensor, least: int = 2) -> Structure:
+    """Both realisations, three densities: outputs equal, parameters and MACs as predicted."""
+    last = None
+    for realisation in ("plain", "indexed"):
+        s = last = Structure(model, x, realisation=realisation)  # type: ignore[arg-type]
+        tried = 0
+        for seed, density in enumerate((0.8, 0.6, 0.5, 0.4)):
+            mask = random_mask(s, density, seed)
+            if mask is None or mask.all():
+                continue
+            tried += 1
+            plan = s.plan(mask)
+            small = compact(model, plan, verify=False)
+            assert_same_outputs(masked(model, plan), small, x)
+            assert plan.compact.params == counted_params(small)
+            assert plan.compact.macs == counted_macs(small, x)
+        assert tried >= least
+    assert last is not None
+    return last
+
+
+class Lambda(nn.Module):
+    def __init__(self, f) -> None:  # type: ignore[no-untyped-def]
+        super().__init__()
+        self.f = f
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(x)
+
+
+MOVES_7 = {
+    "flip": lambda x: x.flip(1),
+    "roll": lambda x: x.roll(2, 1),
+    "transpose": lambda x: x.transpose(2, 3),
+    "permute-and-back": lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+    "flatten-and-back": lambda x: x.flatten(2).unflatten(2, x.shape[2:]),
+    "maximum": lambda x: torch.maximum(x, -x),
+    "swish": lambda x: F.silu(x),
+    "scaled": lambda x: x * 3 / 2,
+    "shifted": lambda x: x + 1,
+    "subtracted-from": lambda x: 1 - x,
+    "squared": lambda x: x**2,
+    "root": lambda x: x.abs().sqrt(),
+    "clamped-off-zero": lambda x: x.clamp(0.3, 0.9),
+    "reciprocal": lambda x: 1 / (x.abs() + 1),
+    "divided-by-itself": lambda x: x / (x.abs() + 1),
+    "softmax": lambda x: x.softmax(1),
+    "max-over-channels": lambda x: x * x.amax(1, keepdim=True),
+    "mean-over-channels": lambda x: x - x.mean(1, keepdim=True),
+    "mean-over-space": lambda x: x - x.mean((2, 3), keepdim=True),
+    "gated-by-pool": lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+    "global-gate": lambda x: x * torch.sigmoid(x.mean((1, 2, 3), keepdim=True)),
+    "max-pool": lambda x: F.max_pool2d(x, 3, 1, 1),
+    "average-pool": lambda x: F.avg_pool2d(x, 3, 1, 1),
+    "upsample": lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest"),
+    "bilinear": lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False),
+    "pad-space": lambda x: F.pad(x, (1, 2, 0, 1)),
+    "pad-space-with-ones": lambda x: F.pad(x, (1, 2, 0, 1), value=1.0),
+    "reflect": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+    "expand": lambda x: x + x.mean((2, 3), keepdim=True).expand_as(x),
+    "where": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "einsum-over-space": lambda x: torch.einsum("bchw,bcwv->bchv", x, x),
+    "unbind-and-stack": lambda x: torch.stack(x.unbind(1), 1),
+    "index": lambda x: x[:, torch.tensor([6, 5, 4, 3, 2, 1, 0])],
+    "normalize": lambda x: F.normalize(x, dim=1),
+    "sorted": lambda x: x.sort(1).values,
+    "cumsum-of-space": lambda x: x.cumsum(3),
+}
+
+
+@pytest.mark.parametrize("name", MOVES_7)
+def test_whatever_stands_between_two_convolutions_stays_exact(name):
+    """Operators with a rule and without: nothing crashes and no compact network differs."""
+    torch.manual_seed(0)
+    model = randomised(Wrapped(Lambda(MOVES_7[name])))
+    s = exact_under_random_masks(model, torch.randn(2, 3, 5, 5, dtype=torch.float64))
+    assert {t.name: t.free for t in s.sites}["bn0"] == 11  # what stands before is prunable all the same
+
+
+MOVES_14 = {
+    "chunk-product": (lambda x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1].sigmoid(), 7),
+    "glu": (lambda x: F.glu(x, 1), 7),
+    "split-by-width": (lambda x: torch.cat(x.split(x.shape[1] // 2, 1)[::-1], 1), 14),
+    "split-by-literal": (lambda x: torch.cat(x.split(7, 1)[::-1], 1), 14),
+    "shuffle": (lambda x: x.unflatten(1, (2, x.shape[1] // 2)).transpose(1, 2).flatten(1, 2), 14),
+    "shuffle-by-literal": (lambda x: x.unflatten(1, (2, 7)).transpose(1, 2).flatten(1, 2), 14),
+    "reshape-by-literal": (lambda x: x.reshape(-1, 14, 25).reshape(-1, 14, 5, 5), 14),
+    "every-second": (lambda x: x[:, ::2], 7),
+    "repeat": (lambda x: x.repeat(1, 2, 1, 1), 28),
+    "repeat-interleave": (lambda x: x.repeat_interleave(2, 1), 28),
+    "narrow": (lambda x: x.narrow(1, 3, 7), 7),
+}
+
+
+@pytest.mark.parametrize("name", MOVES_14)
+def test_channels_that_are_moved_about_stay_exact(name):
+    torch.manual_seed(0)
+    move, inner = MOVES_14[name]
+    model = randomised(Wrapped(Lambda(move), 14, inner))
+    exact_under_random_masks(model, torch.randn(2, 3, 5, 5, dtype=torch.float64))
+
+
+def test_pixel_shuffle_removes_channels_in_fours():
+    torch.manual_seed(0)
+    model = randomised(Wrapped(nn.PixelShuffle(2), 28, 7))
+    s = exact_under_random_masks(model, torch.randn(2, 3, 5, 5, dtype=torch.float64))
+    assert {t.name: t.free for t in s.sites if t.free} == {"bn0": 11, "bn1": 7}
+    plan = s.plan(mask_of(s, {"bn1": (0, 1, 2, 3, 20, 21, 22, 23)}))
+    assert dict(plan.keep["conv2.weight"]) == {1: (0, 5)}
+
+
+def test_linear_layers_over_sequences_and_embeddings_of_channels():
+    class Tokens(nn.Module):
+        """conv 3>7(g?) - flatten - linear 7>11(g) - gelu - linear 11>7 - mean - head 7>5"""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.up, self.down = nn.Conv2d(3, 7, 1), nn.Linear(7, 11), nn.Linear(11, 7)
+            self.norm, self.head = nn.LayerNorm(7), nn.Linear(7, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x).flatten(2).transpose(1, 2)
+            x = x + self.down(F.gelu(self.up(self.norm(x))))
+            return self.head(x.mean(1))
+
+    torch.manual_seed(0)
+    s = exact_under_random_masks(randomised(Tokens()), torch.randn(2, 3, 5, 5, dtype=torch.float64))
+    assert {t.name: t.free for t in s.sites}["up"] == 11
+
+
+def test_one_dimensional_and_three_dimensional_networks():
+    for conv, norm, shape in [
+        (nn.Conv1d, nn.BatchNorm1d, (2, 3, 11)),
+        (nn.Conv3d, nn.BatchNorm3d, (2, 3, 3, 5, 4)),
+    ]:
+        torch.manual_seed(0)
+        model = nn.Sequential(conv(3, 7, 3), norm(7), nn.ReLU(), conv(7, 11, 1), norm(11), nn.ReLU(), conv(11, 5, 1))
+        s = exact_under_random_masks(randomised(model), torch.randn(shape, dtype=torch.float64))
+        assert {t.name: t.free for t in s.sites if t.free} == {"1": 7, "4": 11}
+
+
+def test_instance_and_group_norms():
+    for norm, gated in [
+        (nn.InstanceNorm2d(7, affine=True), True),
+        (nn.GroupNorm(7, 7), True),
+        (nn.GroupNorm(1, 7), True),  # reads all, but what it writes may go
+    ]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 7, 3), norm, nn.ReLU(), nn.Conv2d(7, 11, 1), nn.ReLU(), nn.Conv2d(11, 5, 1))
+        x = torch.randn(2, 3, 7, 7, dtype=torch.float64)
+        for realisation in ("plain", "indexed"):
+            s = Structure(randomised(model), x, realisation=realisation)  # type: ignore[arg-type]
+            plan = s.plan(mask_of(s, {"3": (1, 5, 7)}))
+            assert_same_outputs(masked(model, plan), compact(model, plan), x)
+        assert gated
+
+
+def test_gating_a_norm_over_channels_needs_an_index_map():
+    """What a layer norm reads stays whole; with index maps its output may shrink all the same."""
+    torch.manual_seed(0)
+    model = randomised(nn.Sequential(nn.Linear(3, 7), nn.LayerNorm(7), nn.ReLU(), nn.Linear(7, 11), nn.ReLU(), nn.Linear(11, 5)))
+    x = torch.randn(2, 3, dtype=torch.float64)
+    plain, indexed = (Structure(model, x, realisation=r) for r in ("plain", "indexed"))  # type: ignore[arg-type]
+    assert {t.name: t.free for t in plain.sites if t.free} == {"3": 11}
+    free = {t.name: t.free for t in indexed.sites if t.free}
+    assert free["3"] == 11
+    exact_under_random_masks(model, x)
+
+
+def test_several_inputs_and_keyword_free_structures():
+    class Two(nn.Module):
+        """a 3>7(g) + b 2>7(g) - relu - head 7>5; returns a dict"""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(3, 7, 1), nn.Conv2d(2, 7, 1), nn.Conv2d(7, 5, 1)
+
+        def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            return {"out": self.head(torch.relu(self.a(x) + self.b(y)))}
+
+    torch.manual_seed(0)
+    model = randomised(Two())
+    inputs = (torch.randn(2, 3, 5, 5).double(), torch.randn(2, 2, 5, 5).double())
+    s = Structure(model, inputs, share=False)
+    assert {t.name: t.free for t in s.sites if t.free} == {"a": 7, "b": 7}
+    plan = s.plan(mask_of(s, {"a": (0, 1), "b": (1, 4)}))
+    assert dict(plan.keep["head.weight"]) == {1: (0, 1, 4)}
+    small = compact(model, plan)
+    assert small(*inputs)["out"].shape == (2, 5, 5, 5)
+
+
+@pytest.mark.parametrize("name", ["residual", "pre_activation", "squeeze_excite"])
+def test_ignored_layers_keep_their_channels(name):
+    torch.manual_seed(0)
+    model = randomised(TOYS[name].build())
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    first = next(iter(TOYS[name].gated))
+    s = Structure(model, x, ignore=[first])
+    site = next(t for t in s.sites if t.name == first)
+    assert site.free == 0
+    assert site.reason == "excluded by the user"
+
+
+def test_an_ignore_pattern_that_matches_nothing_is_an_error():
+    with pytest.raises(CaptureError, match=r"match no module: \['bn9'\].*bn1"):
+        Structure(TOYS["chain"].build(), torch.randn(2, 3, 5, 5), ignore=["bn9"])
+
+
+def test_a_wrong_input_names_shapes_and_the_users_line():
+    with pytest.raises(CaptureError, match=r"Chain could not be captured with example inputs of shape \(2, 5, 5, 5\)"):
+        Structure(TOYS["chain"].build(), torch.randn(2, 5, 5, 5))
+    with pytest.raises(CaptureError, match="must be a tensor or a tuple"):
+        Structure(TOYS["chain"].build(), {"x": torch.randn(2, 3, 5, 5)})
+
+
+def test_data_dependent_control_flow_is_refused_with_its_line():
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 7, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return x if x.sum() > 0 else -x
+
+    model = Branching().train()
+    with pytest.raises(CaptureError, match=r"(?s)could not be captured.*test_capture.py:\d+ in forward"):
+        Structure(model, torch.randn(2, 3, 5, 5))
+    assert model.training
+
+
+def test_two_rules_for_one_operator_are_refused():
+    assert "conv2d" in RULES
+    with pytest.raises(ValueError, match="two rules for operator 'conv2d'"):
+        rule("conv2d")(lambda t: None)
+
+
+def test_training_flags_and_buffers_survive_capture_in_train_mode():
+    model = TOYS["chain"].build().train()
+    model.bn2.eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    Pruner(model, torch.randn(2, 3, 5, 5), {"macs": 0.5}, steps=2, method="uniform").detach()
+    assert model.training
+    assert not model.bn2.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
