@@ -157,7 +157,9 @@ def test_one_dimensional_and_three_dimensional_networks():
         (nn.Conv3d, nn.BatchNorm3d, (2, 3, 3, 5, 4)),
     ]:
         torch.manual_seed(0)
-        model = nn.Sequential(conv(3, 7, 3), norm(7), nn.ReLU(), conv(7, 11, 1), norm(11), nn.ReLU(), conv(11, 5, 1))
+        model = nn.Sequential(
+            conv(3, 7, 3), norm(7), nn.ReLU(), conv(7, 11, 1), norm(11), nn.ReLU(), conv(11, 5, 1)
+        )
         s = exact_under_random_masks(randomised(model), torch.randn(shape, dtype=torch.float64))
         assert {t.name: t.free for t in s.sites if t.free} == {"1": 7, "4": 11}
 
@@ -169,7 +171,9 @@ def test_instance_and_group_norms():
         (nn.GroupNorm(1, 7), True),  # reads all, but what it writes may go
     ]:
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(3, 7, 3), norm, nn.ReLU(), nn.Conv2d(7, 11, 1), nn.ReLU(), nn.Conv2d(11, 5, 1))
+        model = nn.Sequential(
+            nn.Conv2d(3, 7, 3), norm, nn.ReLU(), nn.Conv2d(7, 11, 1), nn.ReLU(), nn.Conv2d(11, 5, 1)
+        )
         x = torch.randn(2, 3, 7, 7, dtype=torch.float64)
         for realisation in ("plain", "indexed"):
             s = Structure(randomised(model), x, realisation=realisation)  # type: ignore[arg-type]
@@ -181,7 +185,11 @@ def test_instance_and_group_norms():
 def test_gating_a_norm_over_channels_needs_an_index_map():
     """What a layer norm reads stays whole; with index maps its output may shrink all the same."""
     torch.manual_seed(0)
-    model = randomised(nn.Sequential(nn.Linear(3, 7), nn.LayerNorm(7), nn.ReLU(), nn.Linear(7, 11), nn.ReLU(), nn.Linear(11, 5)))
+    model = randomised(
+        nn.Sequential(
+            nn.Linear(3, 7), nn.LayerNorm(7), nn.ReLU(), nn.Linear(7, 11), nn.ReLU(), nn.Linear(11, 5)
+        )
+    )
     x = torch.randn(2, 3, dtype=torch.float64)
     plain, indexed = (Structure(model, x, realisation=r) for r in ("plain", "indexed"))  # type: ignore[arg-type]
     assert {t.name: t.free for t in plain.sites if t.free} == {"3": 11}
@@ -230,7 +238,9 @@ def test_an_ignore_pattern_that_matches_nothing_is_an_error():
 
 
 def test_a_wrong_input_names_shapes_and_the_users_line():
-    with pytest.raises(CaptureError, match=r"Chain could not be captured with example inputs of shape \(2, 5, 5, 5\)"):
+    with pytest.raises(
+        CaptureError, match=r"Chain could not be captured with example inputs of shape \(2, 5, 5, 5\)"
+    ):
         Structure(TOYS["chain"].build(), torch.randn(2, 5, 5, 5))
     with pytest.raises(CaptureError, match="must be a tensor or a tuple"):
         Structure(TOYS["chain"].build(), {"x": torch.randn(2, 3, 5, 5)})

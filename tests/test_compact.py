@@ -82,7 +82,7 @@ def test_compact_computes_what_the_masked_network_computes(name, answer, realisa
 
 @pytest.mark.parametrize(("name", "answer", "realisation"), ANSWERS)
 def test_compact_works_for_other_batches_and_sizes(name, answer, realisation):
-    model, x, s, plan = prepared(name, answer, realisation)
+    model, x, _s, plan = prepared(name, answer, realisation)
     small, big = compact(model, plan), masked(model, plan)
     assert_same_outputs(big, small, torch.randn(7, *x.shape[1:], dtype=torch.float64))
     if name not in ("flatten", "layer_norm"):  # which are of one size
@@ -91,7 +91,7 @@ def test_compact_works_for_other_batches_and_sizes(name, answer, realisation):
 
 @pytest.mark.parametrize(("name", "answer", "realisation"), ANSWERS)
 def test_compact_trains(name, answer, realisation):
-    model, x, s, plan = prepared(name, answer, realisation)
+    model, x, _s, plan = prepared(name, answer, realisation)
     small = compact(model, plan).train()
     for _ in range(2):
         loss = sum((o**2).mean() for o in (lambda o: o if isinstance(o, tuple) else (o,))(small(x)))
@@ -194,9 +194,7 @@ def test_verification_catches_a_wrong_index():
 def test_verification_catches_a_wrong_index_map():
     model, _, s = made(RESIDUAL, realisation="indexed", share=False)
     plan = s.plan(mask_of(s, {"bn0": (0, 1), "bn1": (2, 3), "bn2": (1, 4)}))
-    remaps = tuple(
-        dataclasses.replace(r, index=(0, -1, 1)) if r.module == "bn2" else r for r in plan.remaps
-    )
+    remaps = tuple(dataclasses.replace(r, index=(0, -1, 1)) if r.module == "bn2" else r for r in plan.remaps)
     assert remaps != plan.remaps
     with pytest.raises(PlanError, match="outputs differ"):
         compact(model, dataclasses.replace(plan, remaps=remaps))

@@ -131,7 +131,11 @@ def test_cost_follows_the_example_inputs():
 
 def test_transposed_convolution_counts_input_positions():
     net = nn.Sequential(
-        nn.Conv2d(3, 7, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(7, 11, 3, 2), nn.ReLU(), nn.Conv2d(11, 5, 1)
+        nn.Conv2d(3, 7, 3, padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(7, 11, 3, 2),
+        nn.ReLU(),
+        nn.Conv2d(11, 5, 1),
     )
     net = net.double().eval()
     x = torch.randn(1, 3, 5, 5, dtype=torch.float64)

@@ -97,7 +97,9 @@ def test_parameters_and_keys_are_untouched_after_a_forward(both):
     assert list(model.state_dict()) == keys
     assert {n: id(p) for n, p in model.named_parameters()} == ids
     assert all(torch.equal(p, values[n]) for n, p in model.named_parameters())
-    assert all(isinstance(p, nn.Parameter) for m in model.modules() for p in m._parameters.values() if p is not None)
+    assert all(
+        isinstance(p, nn.Parameter) for m in model.modules() for p in m._parameters.values() if p is not None
+    )
 
 
 def test_only_gated_layers_are_folded_and_only_while_they_run(both):
@@ -108,12 +110,18 @@ def test_only_gated_layers_are_folded_and_only_while_they_run(both):
         weight = layer.weight
         original = layer.forward
 
-        def forward(*args: Tensor, name: str = name, layer: nn.Module = layer, weight: Tensor = weight, original=original):  # type: ignore[no-untyped-def]
+        def forward(
+            *args: Tensor,
+            name: str = name,
+            layer: nn.Module = layer,
+            weight: Tensor = weight,
+            original=original,
+        ):  # type: ignore[no-untyped-def]
             seen[name] = layer.weight is weight
             return original(*args)
 
         layer.forward = forward
-    s, *_ = gated(model, x)
+    _s, *_ = gated(model, x)
     model(x)
     assert seen == {"conv1": False, "bn2": False, "fc": True}
 
@@ -144,7 +152,9 @@ def test_removing_the_handles_removes_the_gates(both):
     for h in handles:
         h.remove()
     assert torch.equal(model(x), before)
-    assert not any(m._forward_hooks or m._forward_pre_hooks or m._forward_hooks_always_called for m in model.modules())
+    assert not any(
+        m._forward_hooks or m._forward_pre_hooks or m._forward_hooks_always_called for m in model.modules()
+    )
 
 
 def test_a_module_called_twice_is_gated_at_both_calls():
@@ -228,7 +238,10 @@ def test_what_is_trained_with_hard_masks_is_what_ships(name, share):
         plan = pruner.structure.plan(mask)
         with pruner.hardened(mask):
             for a, b, c in zip(
-                outputs(model, x), outputs(masked(model, plan), x), outputs(compact(model, plan), x), strict=True
+                outputs(model, x),
+                outputs(masked(model, plan), x),
+                outputs(compact(model, plan), x),
+                strict=True,
             ):
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-9 * float(b.abs().max()))
                 torch.testing.assert_close(a, c, rtol=0, atol=1e-9 * float(b.abs().max()))

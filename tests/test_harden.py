@@ -92,11 +92,13 @@ TINY: dict[str, Callable[[], nn.Module]] = {
 OPTIONS = list(itertools.product(TINY, ["plain", "indexed"], [True, False]))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def brute(name: str, realisation: str, share: bool) -> tuple[Structure, Tensor, Tensor, Tensor]:
     """Structure, all masks, their exact costs, and which are connected."""
     torch.manual_seed(0)
-    s = Structure(randomised(TINY[name]()), torch.randn(1, 2, 3, 3).double(), realisation=realisation, share=share)
+    s = Structure(
+        randomised(TINY[name]()), torch.randn(1, 2, 3, 3).double(), realisation=realisation, share=share
+    )
     assert 4 < s.gates <= 10
     masks = torch.tensor(list(itertools.product([False, True], repeat=s.gates)))
     costs = s.cost(masks.double()).round().long()
@@ -146,7 +148,9 @@ def test_every_budget_down_to_the_smallest_is_met_and_below_it_refused(name, rea
         assert_is_full(s, Hardener(s, {kind: limit}).solve(scores), {kind: limit})
     below = Hardener(s, {kind: sizes[0] - 1})
     for refuse in (below.check, lambda: below.solve(scores)):
-        with pytest.raises(BudgetError, match=f"{kind}: asked {sizes[0] - 1:,}, smallest reachable {sizes[0]:,}"):
+        with pytest.raises(
+            BudgetError, match=f"{kind}: asked {sizes[0] - 1:,}, smallest reachable {sizes[0]:,}"
+        ):
             refuse()
 
 
@@ -163,7 +167,9 @@ def test_several_budgets_that_no_network_meets_together_are_refused():
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "unshared"])
 def test_toys_land_on_every_budget(name, share):
     _, _, s = made(TOYS[name], share=share)
-    for seed, budget in enumerate([{"macs": 0.9}, {"params": 0.8}, {"channels": 0.85, "macs": 0.8}, {"volume": 0.9}]):
+    for seed, budget in enumerate(
+        [{"macs": 0.9}, {"params": 0.8}, {"channels": 0.85, "macs": 0.8}, {"volume": 0.9}]
+    ):
         scores = torch.rand(s.gates, generator=torch.Generator().manual_seed(seed))
         limits = s.limits(budget)
         try:

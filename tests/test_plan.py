@@ -58,7 +58,9 @@ def test_shape_is_that_of_the_compact_model(chain_plan):
 
 def test_plans_of_different_masks_differ(chain_plan):
     _, _, s = made(TOYS["chain"])
-    assert s.plan(mask_of(s, {"bn1": (0, 2, 4), "bn2": (1, 4, 6, 10)}), Budget.parse("macs=0.25")) != chain_plan
+    assert (
+        s.plan(mask_of(s, {"bn1": (0, 2, 4), "bn2": (1, 4, 6, 10)}), Budget.parse("macs=0.25")) != chain_plan
+    )
 
 
 def test_explain_says_costs_sites_and_reasons(chain_plan):

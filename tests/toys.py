@@ -65,7 +65,9 @@ def bn(name: str, *indices: int) -> Keep:
     return {f"{name}.{k}": {0: indices} for k in ("weight", "bias", "running_mean", "running_var")}
 
 
-def conv(name: str, rows: Sequence[int] | None = None, cols: Sequence[int] | None = None, bias: bool = False) -> Keep:
+def conv(
+    name: str, rows: Sequence[int] | None = None, cols: Sequence[int] | None = None, bias: bool = False
+) -> Keep:
     """What a convolution or linear layer keeps; None: all."""
     axes = {a: tuple(i) for a, i in ((0, rows), (1, cols)) if i is not None}
     out = {f"{name}.weight": axes}
@@ -88,7 +90,7 @@ def randomised(model: nn.Module) -> nn.Module:
     return model.double().eval()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def made(toy: Toy, **options: object) -> tuple[nn.Module, Tensor, Structure]:
     """A randomised toy, an input and its structure; made once, so tests that change a model copy it."""
     torch.manual_seed(0)
@@ -109,7 +111,9 @@ def mask_of(s: Structure, opened: Mapping[str, Sequence[int]]) -> Tensor:
                 mask[gate] = False
     for name, channels in opened.items():
         gates = names[name].gates
-        assert all(mask[gates[i]] for i in channels if gates[i] >= 0), f"{name}: gates are shared with shut ones"
+        assert all(mask[gates[i]] for i in channels if gates[i] >= 0), (
+            f"{name}: gates are shared with shut ones"
+        )
     return mask
 
 
@@ -146,7 +150,9 @@ def counted_channels_and_volume(model: nn.Module, *inputs: Tensor) -> tuple[int,
         assert isinstance(weight, Tensor)
         channels[module] = weight.shape[0]
         if weight.numel():
-            volume += weight.shape[0] * (output.numel() // max(output.shape[1 if weight.dim() > 2 else -1], 1))
+            volume += weight.shape[0] * (
+                output.numel() // max(output.shape[1 if weight.dim() > 2 else -1], 1)
+            )
 
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     handles = [m.register_forward_hook(hook, prepend=True) for m in layers]
@@ -623,7 +629,7 @@ MANY_GROUPS = Toy(
 
 
 class FewGroups(nn.Module):
-    """conv1 3>14 - bn1(g: i with i+7) - relu - grouped 14>22 in 2 groups - bn2(g: i with i+11) - relu - conv3 22>5"""
+    """conv1 3>14 - bn1(g: i, i+7) - relu - grouped 14>22 in 2 groups - bn2(g: i, i+11) - relu - conv3 22>5"""
 
     def __init__(self) -> None:
         super().__init__()
