@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -251,3 +252,35 @@ def test_refusal_gives_fractions_of_the_dense_cost():
     with pytest.raises(BudgetError, match=re.escape(text)):
         s.check({"macs": smallest - 1})
     s.check({"macs": smallest})
+
+
+class ThreePaths(nn.Module):
+    """
+    x -+- a 1x1 2>2(g) at 12x12 -+- cat - head 6>2      From a to c a channel has fewer MACs and more parameters.
+       +- b 3x3 2>2(g) at 3x3 ---+
+       +- c 5x5 2>2(g) at 1x1 ---'
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 3, padding=1)
+        self.c, self.head = nn.Conv2d(2, 2, 5, padding=2), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        paths = [self.a(x), self.b(F.avg_pool2d(x, 4)), self.c(F.avg_pool2d(x, 12))]
+        return self.head(torch.cat([torch.relu(y).mean((2, 3)) for y in paths], 1))
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=BudgetError,
+    reason="with several budgets only the smallest network of each kind by itself is tried, no compromise",
+)
+def test_several_budgets_that_only_a_compromise_meets_are_met():
+    s = Structure(ThreePaths().eval(), torch.randn(1, 2, 12, 12))
+    only_b = mask_of(s, {"a": (), "b": (0,), "c": ()})
+    cost = s.cost.exact(only_b)
+    assert cost.macs == 9 * 9 * 2 + 1 * 2
+    assert cost.params == 9 * 2 + 1 + 1 * 2 + 2
+    assert s.connected(only_b)
+    Hardener(s, {"macs": cost.macs, "params": cost.params}).check()
