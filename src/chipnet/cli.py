@@ -1,0 +1,449 @@
+"""The command line: `chipnet prune`, `chipnet inspect`, `chipnet models`.
+
+Exit codes: 0 done; 1 something broke while training; 2 a request that cannot be used, said in one line
+before any training; 130 stopped by Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import logging
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal, cast
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from chipnet._errors import ChipNetError, ConfigError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Budget-aware structured pruning of PyTorch networks.",
+)
+
+_MODEL = "a name (`chipnet models`; torchvision's and timm's too), or module:callable"
+_DATA = "digits, fashion-mnist, cifar10, cifar100, image-folder and more, or module:callable"
+_DATA_DIR = "folder of the data set; nothing is ever downloaded"
+_REALISATION = "plain: dense layers only; indexed: layers may read or write a part of a tensor by index"
+_IGNORE = "pattern of module names that keep all channels, such as 'layer1.*'; repeatable"
+
+
+@app.command()
+def prune(
+    out: Annotated[str, typer.Option(help="run folder; made if missing")],
+    model: Annotated[str, typer.Option(help=_MODEL)] = "resnet8",
+    data: Annotated[
+        str, typer.Option(help="digits, fashion-mnist, cifar10, ..., or module:callable")
+    ] = "digits",
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="what remains: macs=0.25, params=2M, volume=50%; repeatable [default: macs=0.25]"),
+    ] = None,
+    data_dir: Annotated[str | None, typer.Option(help=_DATA_DIR)] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="trained dense weights; the training phase is then left out")
+    ] = None,
+    method: Annotated[str, typer.Option(help="how channels are chosen")] = "chipnet",
+    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    epochs: Annotated[
+        str | None, typer.Option(help="of each phase: one number, or train,prune,finetune such as 20,15,10")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="a first look: few epochs and 6,000 training images")
+    ] = False,
+    batch_size: Annotated[int | None, typer.Option(help="images per step")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="peak learning rate of all phases, at this batch size")
+    ] = None,
+    realisation: Annotated[str, typer.Option(help=_REALISATION)] = "plain",
+    ignore: Annotated[list[str] | None, typer.Option(help=_IGNORE)] = None,
+    validation: Annotated[float, typer.Option(help="part of the training images that chooses epochs")] = 0.1,
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="measure batch norm statistics anew after the cut")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads [default: PyTorch's]")] = None,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed")] = "32-true",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a finished run in --out")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars, no table")] = False,
+) -> None:
+    """Train (or load) a network, prune it to a budget, fine-tune it and save it.
+
+    In the run folder afterwards: result.json, plan.json, model.safetensors, dense.safetensors, metrics.csv.
+    """
+    console = Console(quiet=quiet, highlight=False)
+    with _refusals():
+        from chipnet import train
+
+        recipe = train.recipe_for(data, quick)
+        request = train.Request(
+            model=model,
+            data=data,
+            budget=budget or ["macs=0.25"],
+            out=out,
+            recipe=_adapted(recipe, epochs, batch_size, lr, recalibrate),
+            data_dir=data_dir,
+            weights=weights,
+            method=method,
+            realisation=cast(Literal["plain", "indexed"], realisation),
+            ignore=tuple(ignore or ()),
+            seed=seed,
+            validation=validation,
+            accelerator=accelerator,
+            precision=precision,
+            overwrite=overwrite,
+        )
+        _use_threads(threads)
+        job = train.prepare(request)
+    with _failures(), _sigterm_as_ctrl_c(), _Bars(console) as bars:
+        result = train.run(job, bars)
+    console.print(summary(result))
+    console.print(f"{_verified(result)}\nIn {job.out}: {', '.join(_FILES)}", soft_wrap=True)
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help=_MODEL)],
+    data: Annotated[str | None, typer.Option(help="a data set whose image size and classes to use")] = None,
+    data_dir: Annotated[str | None, typer.Option(help=_DATA_DIR)] = None,
+    input: Annotated[
+        str | None,
+        typer.Option(help="shape of the input, such as 1,3,224,224 [default: 32 or 224 pixels]"),
+    ] = None,
+    num_classes: Annotated[int, typer.Option(help="size of the output, without --data")] = 10,
+    realisation: Annotated[str, typer.Option(help=_REALISATION)] = "plain",
+    ignore: Annotated[list[str] | None, typer.Option(help=_IGNORE)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON on stdout")] = False,
+) -> None:
+    """List what can be pruned in a network, what is tied, what is kept whole and why, and what it costs."""
+    with _refusals():
+        report = _inspected(model, data, data_dir, input, num_classes, realisation, tuple(ignore or ()))
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    console = Console(highlight=False)
+    sites = Table(
+        "site", "channels", "gates", "tied", "why not all gated", title=f"{model}, input {report['input']}"
+    )
+    for site in report["sites"]:
+        sites.add_row(
+            site["name"],
+            f"{site['channels']:,}",
+            f"{site['gates']:,}",
+            "yes" if site["tied"] else "",
+            site["reason"],
+        )
+    console.print(sites)
+    if report["pins"]:
+        console.print("Kept whole:")
+        for pin in report["pins"]:
+            console.print(f"  {pin['count']} × {pin['reason']}", markup=False)
+    cost = ", ".join(f"{kind} {count:,}" for kind, count in report["cost"].items())
+    console.print(f"{report['gates']:,} gates. Cost: {cost}", soft_wrap=True)
+
+
+@app.command()
+def models() -> None:
+    """List the names of the networks that chipnet defines."""
+    from chipnet.models import list_models
+
+    print("\n".join(list_models()))
+    print("also: wrn-<depth>-<width>, tv/NAME (torchvision), timm/NAME, module:callable", file=sys.stderr)
+
+
+def main() -> None:
+    """Entry point of the `chipnet` command."""
+    app()
+
+
+# -- what the options mean --------------------------------------------------------------------------------
+
+_FILES = ("result.json", "plan.json", "model.safetensors", "dense.safetensors", "metrics.csv")
+
+
+def parse_epochs(text: str) -> tuple[int, int, int]:
+    """Epochs of training, pruning and fine-tuning, from one number for all or three.
+
+    Raises:
+        ConfigError: it is neither.
+
+    Example:
+        >>> parse_epochs("5"), parse_epochs("20, 15,10")
+        ((5, 5, 5), (20, 15, 10))
+    """
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 3) or min(numbers) < 0:
+        raise ConfigError(
+            f"--epochs {text!r}: give one whole number for all phases, or three as train,prune,finetune, "
+            "such as 20,15,10."
+        )
+    first, middle, last = numbers * 3 if len(numbers) == 1 else numbers
+    return first, middle, last
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """The shape of an input, from numbers with commas.
+
+    Raises:
+        ConfigError: not whole numbers above 0.
+
+    Example:
+        >>> parse_shape("1,3,224,224")
+        (1, 3, 224, 224)
+    """
+    try:
+        shape = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        shape = ()
+    if len(shape) < 2 or min(shape) < 1:
+        raise ConfigError(f"--input {text!r}: give the shape of a batch of one, such as 1,3,224,224.")
+    return shape
+
+
+def _adapted(
+    recipe: Any, epochs: str | None, batch_size: int | None, lr: float | None, recalibrate: bool
+) -> Any:
+    """The data set's recipe with the user's changes."""
+    changes: dict[str, Any] = {"recalibrate": recalibrate}
+    if epochs is not None:
+        changes["train"], changes["prune"], changes["finetune"] = parse_epochs(epochs)
+    if batch_size is not None:
+        if batch_size < 2:
+            raise ConfigError(f"--batch-size must be at least 2, not {batch_size}.")
+        # The noise of SGD stays the same where rate and batch size change together.
+        ratio = batch_size / recipe.batch_size
+        changes |= {
+            "batch_size": batch_size,
+            "train_lr": recipe.train_lr * ratio,
+            "prune_lr": recipe.prune_lr * ratio,
+        }
+    if lr is not None:
+        changes |= {"train_lr": lr, "prune_lr": lr}
+    return dataclasses.replace(recipe, **changes)
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    if threads < 1:
+        raise ConfigError(f"--threads must be at least 1, not {threads}.")
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _inspected(
+    model: str,
+    data: str | None,
+    data_dir: str | None,
+    shape: str | None,
+    num_classes: int,
+    realisation: str,
+    ignore: tuple[str, ...],
+) -> dict[str, Any]:
+    from collections import Counter
+
+    import torch
+
+    from chipnet import Structure
+    from chipnet.data import load_data
+    from chipnet.models import get_model, list_models
+
+    if data is not None:
+        if shape is not None:
+            raise ConfigError("give --data or --input, not both.")
+        loaded = load_data(data, data_dir)
+        num_classes = loaded.num_classes
+        size = (1, loaded.in_channels, loaded.image_size, loaded.image_size)
+    elif shape is not None:
+        size = cast("tuple[int, int, int, int]", parse_shape(shape))
+    else:
+        own = model.lower().replace("_", "-") in list_models() or model.lower().startswith("wrn")
+        size = (1, 3, 32, 32) if own else (1, 3, 224, 224)
+    network = get_model(model, num_classes, size[1])
+    structure = Structure(
+        network,
+        torch.zeros(size),
+        realisation=cast(Literal["plain", "indexed"], realisation),
+        ignore=ignore,
+    )
+    pins = Counter(str(pin) for pin in structure.graph.pins.values())
+    return {
+        "model": model,
+        "input": list(size),
+        "realisation": realisation,
+        "gates": structure.gates,
+        "cost": structure.cost.dense.to_json(),
+        "sites": [
+            {"name": s.name, "channels": s.channels, "gates": s.free, "tied": s.tied, "reason": s.reason}
+            for s in structure.sites
+        ],
+        "pins": [{"reason": reason, "count": count} for reason, count in pins.most_common()],
+    }
+
+
+# -- errors and signals -----------------------------------------------------------------------------------
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def _say(error: BaseException) -> None:
+    print(f"error: {_one_line(error)}", file=sys.stderr)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """A request that cannot be used: one line and exit code 2."""
+    # torch.export logs, and prints as whole graphs, what it is about to raise; the error says it better.
+    logging.getLogger("torch.fx.experimental.symbolic_shapes").setLevel(logging.ERROR)
+    held = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(held):
+            yield
+    except ChipNetError as error:
+        _say(error)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        print("stopped before training", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except BaseException:
+        sys.stderr.write(held.getvalue())
+        raise
+    sys.stderr.write(held.getvalue())
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What goes wrong while training: one line and exit code 1, or 130 where the user stopped it."""
+    try:
+        yield
+    except (ChipNetError, OSError) as error:
+        _say(error)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt as error:
+        print(str(error) or "stopped", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Batch systems end jobs with SIGTERM: leave what is done on disk then, too."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        old = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # only the main thread may set handlers
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+# -- what is shown ----------------------------------------------------------------------------------------
+
+
+class _Bars:
+    """A `Watcher` with one progress bar a phase; a plain line a phase where stdout is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description:9}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task: TaskID | None = None
+        self.phase = ""
+
+    def __enter__(self) -> _Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.progress.stop()
+
+    def start(self, phase: str, steps: int) -> None:
+        self.phase = phase
+        self.task = self.progress.add_task(phase, total=steps, text="")
+
+    def tick(self, text: str) -> None:
+        if self.task is not None:
+            self.progress.update(self.task, text=text)
+
+    def advance(self, steps: int) -> None:
+        if self.task is not None:
+            self.progress.advance(self.task, steps)
+
+    def end(self, text: str) -> None:
+        if self.task is not None:
+            self.progress.update(self.task, text=text)
+        if not self.console.is_terminal:
+            self.console.print(f"{self.phase}: {text}")
+
+
+def summary(result: Mapping[str, Any]) -> Table:
+    """The table at the end of a run, from what result.json holds."""
+    budget = ", ".join(
+        f"{kind} {value:.4g}" if isinstance(value, float) else f"{kind} {value:,}"
+        for kind, value in result["budget"].items()
+    )
+    table = Table(
+        title=f"{result['model']} on {result['data']}, {result['method']}, budget {budget}",
+        title_justify="left",
+        show_lines=True,
+    )
+    table.add_column("")
+    for name in ("accuracy", "params", "MACs", "volume", "channels", "budget"):
+        table.add_column(name, justify="right")
+    dense = result["dense"]
+    for row in ("dense", "soft", "hard", "compact"):
+        values = result[row]
+        cells = [f"{values['accuracy']:.2f} %"]
+        cells += [
+            f"{round(values[k]):,}\n{values[k] / max(dense[k], 1):.2%}".replace("%", " %")
+            for k in ("params", "macs", "volume", "channels")
+        ]
+        table.add_row(row, *cells, _within(result["budget"], values, dense))
+    return table
+
+
+def _within(budget: Mapping[str, Any], values: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
+    """Is a row within the budget?"""
+    limits = {k: v * dense[k] if isinstance(v, float) else v for k, v in budget.items()}
+    return "met" if all(values[k] <= limit for k, limit in limits.items()) else "above"
+
+
+def _verified(result: Mapping[str, Any]) -> str:
+    verify = result["verify"]
+    return (
+        f"masked and compact outputs differ by {verify['max_abs_difference']:.1e} at most "
+        f"(scale {verify['output_scale']:.3g}, float64); {result['seconds']['total']:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

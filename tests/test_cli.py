@@ -1,0 +1,282 @@
+"""The command line: whole runs, refusals in one line before any training, signals, and what is listed."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import chipnet
+from chipnet import ConfigError, cli
+from chipnet import train as loop
+from chipnet._io import save_weights
+from chipnet.models import get_model, list_models
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def own_networks(monkeypatch):
+    monkeypatch.syspath_prepend(str(__file__).rpartition("/")[0])
+
+
+def chipnet_(*arguments):
+    """Run `chipnet ...`; a bug shows its own traceback."""
+    result = RUNNER.invoke(cli.app, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def prune(out, *arguments, **changes):
+    options = {"--model": "test_train:tiny_net", "--data": "digits", "--budget": "macs=0.5", "--epochs": "1"}
+    options |= {"--accelerator": "cpu", "--out": out, **changes}
+    given = [part for name, value in options.items() if value is not None for part in (name, value)]
+    return chipnet_("prune", *given, *arguments)
+
+
+# -- runs -------------------------------------------------------------------------------------------------
+
+
+def test_prune_leaves_a_run_folder_and_prints_a_table(tmp_path):
+    out = tmp_path / "new" / "run"
+    done = prune(out, "--budget", "params=2k", "--seed", "7", "--threads", "1", "--recalibrate")
+    assert done.exit_code == 0, done.output
+    names = {"result.json", "plan.json", "model.safetensors", "dense.safetensors", "metrics.csv"}
+    assert {p.name for p in out.iterdir()} == names
+    result = json.loads((out / "result.json").read_text())
+    assert (result["model"], result["data"], result["method"]) == ("test_train:tiny_net", "digits", "chipnet")
+    assert (result["seed"], result["budget"]) == (7, {"params": 2000, "macs": 0.5})
+    assert result["recipe"]["recalibrate"]
+    for name in ("train", "prune", "finetune"):
+        assert f"{name}: 1 epochs" in done.stdout
+    for word in ("dense", "soft", "hard", "compact", "accuracy", "params", "MACs", "volume", "channels"):
+        assert word in done.stdout
+    assert f"{result['compact']['macs']:,}" in done.stdout
+    assert "budget params 2,000, macs 0.5" in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()[3:-2]) <= 80
+
+    again = prune(out)
+    assert again.exit_code == 2
+    assert "holds a finished run" in again.stderr
+    assert prune(out, "--overwrite", "--quiet").stdout == ""
+
+
+def test_the_demo_of_the_readme_runs_with_its_flags(tmp_path):
+    done = prune(tmp_path, "--quick", **{"--model": "resnet8", "--budget": "macs=0.25", "--epochs": "2,2,1"})
+    assert done.exit_code == 0, done.output
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["compact"]["macs"] <= 0.25 * result["dense"]["macs"]
+    assert result["dense"]["macs"] == 763_520
+    small = chipnet.load(lambda: get_model("resnet8", 10, 1), tmp_path / "model.safetensors")
+    assert sum(p.numel() for p in small.parameters()) == result["compact"]["params"]
+
+
+def test_the_default_budget_is_a_quarter_of_the_macs(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loop, "prepare", lambda request: asked.append(request) or stop())
+    prune(tmp_path, **{"--budget": None})
+    assert asked[0].budget == ["macs=0.25"]
+
+
+def stop():
+    raise ConfigError("enough")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), {"epochs": (1, 1, 1), "batch_size": 32, "prune_lr": 0.05}),
+        (("--epochs", "3,2,0"), {"epochs": (3, 2, 0)}),
+        (("--batch-size", "64"), {"batch_size": 64, "train_lr": 0.1, "prune_lr": 0.1}),
+        (("--batch-size", "64", "--lr", "0.02"), {"batch_size": 64, "train_lr": 0.02, "prune_lr": 0.02}),
+    ],
+)
+def test_options_change_the_recipe(tmp_path, monkeypatch, arguments, expected):
+    asked = []
+    monkeypatch.setattr(loop, "prepare", lambda request: asked.append(request) or stop())
+    prune(tmp_path, *arguments)
+    assert {k: getattr(asked[0].recipe, k) for k in expected} == expected
+
+
+# -- refusals ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def train(*args, **kwargs):
+        raise AssertionError("training has started")
+
+    monkeypatch.setattr(loop, "train_epoch", train)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"--model": "resnet9000"}, "There is no network 'resnet9000'"),
+        ({"--model": "nowhere:net"}, "there is no module 'nowhere'"),
+        ({"--model": "test_train:not_exportable"}, "could not be captured"),
+        ({"--model": "test_train:features"}, "this loop needs logits [1, 10]"),
+        ({"--data": "digitz"}, "There is no data set 'digitz'"),
+        ({"--data": "fashion-mnist"}, "fashion-mnist needs data_dir"),
+        ({"--data": "fashion-mnist", "--data-dir": "/nowhere"}, "data_dir /nowhere does not exist"),
+        ({"--method": "chip"}, "unknown method 'chip'; known: chipnet,"),
+        ({"--budget": "macs=0"}, "nothing would remain"),
+        ({"--budget": "macs=1.5"}, "above 1"),
+        ({"--budget": "watts=0.5"}, "unknown kind 'watts'"),
+        ({"--budget": "0.5"}, "does not say what it limits"),
+        ({"--budget": "macs=0.0001"}, "smallest reachable"),
+        ({"--epochs": "two"}, "--epochs 'two': give one whole number"),
+        ({"--epochs": "1,2"}, "--epochs '1,2': give one whole number"),
+        ({"--epochs": "-1"}, "--epochs '-1': give one whole number"),
+        ({"--epochs": "1,0,1"}, "prune must be at least 1, not 0"),
+        ({"--epochs": "0,1,1"}, "there is nothing to prune"),
+        ({"--batch-size": "1"}, "--batch-size must be at least 2"),
+        ({"--lr": "-0.1"}, "train_lr must be above 0"),
+        ({"--lr": "nan"}, "train_lr must be above 0 and finite"),
+        ({"--threads": "0"}, "--threads must be at least 1"),
+        ({"--weights": "/nowhere.pt"}, "/nowhere.pt does not exist"),
+        ({"--realisation": "sparse"}, "'plain' or 'indexed'"),
+        ({"--ignore": "layer9*"}, "match no module"),
+        ({"--accelerator": "abacus"}, "unknown accelerator 'abacus'"),
+        ({"--validation": "1"}, "validation is a fraction"),
+    ],
+    ids=lambda value: "".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_refusals(tmp_path, no_training, changes, text):
+    done = prune(tmp_path / "run", **changes)
+    assert done.exit_code == 2
+    assert text in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+def test_an_empty_data_folder_is_refused(tmp_path, no_training):
+    (tmp_path / "data").mkdir()
+    done = prune(tmp_path / "run", **{"--data": "fashion-mnist", "--data-dir": tmp_path / "data"})
+    assert (done.exit_code, "is empty" in done.stderr) == (2, True)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path, no_training):
+    save_weights(get_model("resnet8", 10, 1), tmp_path / "w.safetensors")
+    done = prune(tmp_path / "run", **{"--weights": tmp_path / "w.safetensors"})
+    assert (done.exit_code, "do not fit this TinyNet" in done.stderr) == (2, True)
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path, no_training):
+    (tmp_path / "file").write_text("")
+    done = prune(tmp_path / "file" / "run")
+    assert (done.exit_code, "cannot write to the output folder" in done.stderr) == (2, True)
+    if os.geteuid() != 0:  # root may write anywhere
+        (tmp_path / "locked").mkdir(mode=0o500)
+        done = prune(tmp_path / "locked")
+        assert (done.exit_code, "Permission denied" in done.stderr) == (2, True)
+
+
+def test_no_out_is_a_usage_error():
+    assert chipnet_("prune").exit_code == 2
+
+
+# -- stopped and broken runs ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, None], ids=["SIGTERM", "Ctrl-C"])
+def test_a_stopped_run_says_how_far_it_came(tmp_path, monkeypatch, number):
+    calls, real = [], loop.train_epoch
+
+    def stopped(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            if number is None:
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "train_epoch", stopped)
+    before = signal.getsignal(signal.SIGTERM)
+    done = prune(tmp_path)
+    assert done.exit_code == 130
+    assert "stopped in phase finetune, 0 of 1 epochs done" in done.stderr
+    assert "dense.safetensors (dense weights); plan.json" in done.stderr
+    assert "model.safetensors (compact network, not fine-tuned)" in done.stderr
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not (tmp_path / "result.json").exists()
+    small = chipnet.load(lambda: __import__("test_train").TinyNet(10, 1), tmp_path / "model.safetensors")
+    assert small(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    "error", [chipnet.ChipNetError("the task loss is nan"), OSError(28, "No space left on device")]
+)
+def test_a_broken_run_is_one_line_too(tmp_path, monkeypatch, error):
+    def broken(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(loop, "train_epoch", broken)
+    done = prune(tmp_path)
+    assert done.exit_code == 1
+    assert done.stderr == f"error: {error}\n"
+
+
+# -- inspect and models -----------------------------------------------------------------------------------
+
+
+def test_inspect_lists_sites_pins_and_costs():
+    done = chipnet_("inspect", "resnet8", "--data", "digits", "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["input"] == [1, 1, 8, 8]
+    assert report["cost"] == {"channels": 346, "volume": 5386, "params": 77_754, "macs": 763_520}
+    sites = {site["name"]: site for site in report["sites"]}
+    assert len(sites) == len(report["sites"])
+    assert sites["fc"]["gates"] == 0
+    assert "output of the network" in sites["fc"]["reason"]
+    assert report["gates"] > 0
+    assert any("output of the network" in pin["reason"] for pin in report["pins"])
+
+    text = chipnet_("inspect", "resnet8", "--data", "digits")
+    assert text.exit_code == 0
+    assert "macs 763,520" in text.stdout
+    assert "an output of the network" in text.stdout.replace("\n", " ")
+
+
+def test_inspect_takes_an_input_shape_and_patterns():
+    report = json.loads(chipnet_("inspect", "resnet8", "--input", "1,3,16,16", "--json").stdout)
+    fewer = json.loads(
+        chipnet_("inspect", "resnet8", "--input", "1,3,16,16", "--ignore", "stages*", "--json").stdout
+    )
+    assert report["input"] == [1, 3, 16, 16]
+    assert fewer["gates"] < report["gates"]
+    assert fewer["cost"] == report["cost"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("resnet9000",), "There is no network 'resnet9000'"),
+        (("resnet8", "--input", "big"), "--input 'big': give the shape"),
+        (("resnet8", "--input", "1,3,0,4"), "--input '1,3,0,4': give the shape"),
+        (("resnet8", "--input", "1,3,8,8", "--data", "digits"), "--data or --input, not both"),
+        (("resnet8", "--input", "1,3"), "could not be captured with example inputs of shape (1, 3)"),
+    ],
+)
+def test_inspect_refuses_in_one_line(arguments, text):
+    done = chipnet_("inspect", *arguments)
+    assert done.exit_code == 2
+    assert text in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_models_lists_names():
+    assert tuple(chipnet_("models").stdout.split()) == list_models()
+
+
+def test_the_help_names_every_stable_flag():
+    text = chipnet_("prune", "--help").stdout
+    flags = ("model", "data", "data-dir", "weights", "budget", "method", "seed", "epochs", "quick", "out")
+    assert all(f"--{flag}" in text for flag in flags)

@@ -1,0 +1,443 @@
+"""The loop: its parts on toy data, whole runs on a few digits, and what is on disk when one is stopped."""
+
+import csv
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import chipnet
+from chipnet import BudgetError, CaptureError, ChipNetError, ConfigError
+from chipnet import train as loop
+from chipnet._io import save_weights
+from chipnet.data import load_data
+from chipnet.models import get_model, load_weights
+from chipnet.train import Recipe, Request, evaluate, prepare, recalibrate, recipe_for, run, train_epoch
+
+TINY = Recipe(1, 2, 2, batch_size=32, train_lr=0.05, prune_lr=0.05, limit=160, limit_test=60)
+
+
+def tiny_net(num_classes, in_channels):
+    """conv 11 -> norm -> [conv 13 -> norm -> conv 11 -> norm] + -> fc"""
+    return TinyNet(num_classes, in_channels)
+
+
+def not_exportable(num_classes, in_channels):
+    return Branching()
+
+
+def features(num_classes, in_channels):
+    return nn.Sequential(nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 7, 3))
+
+
+class TinyNet(nn.Module):
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(in_channels, 11, 3, padding=1, bias=False), nn.BatchNorm2d(11)
+        self.a, self.norm_a = nn.Conv2d(11, 13, 3, padding=1, bias=False), nn.BatchNorm2d(13)
+        self.b, self.norm_b = nn.Conv2d(13, 11, 3, padding=1, bias=False), nn.BatchNorm2d(11)
+        self.fc = nn.Linear(11, num_classes)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.stem(x)))
+        x = torch.relu(x + self.norm_b(self.b(torch.relu(self.norm_a(self.a(x))))))
+        return self.fc(x.mean((2, 3)))
+
+
+class Branching(TinyNet):
+    def __init__(self):
+        super().__init__(10, 1)
+
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+
+@pytest.fixture
+def request_for(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(__file__).rpartition("/")[0])
+
+    def make(**changes):
+        fields = {
+            "model": "test_train:tiny_net",
+            "data": "digits",
+            "budget": "macs=0.5",
+            "out": tmp_path / "run",
+            "recipe": TINY,
+            "accelerator": "cpu",
+            "command": "chipnet prune",
+        }
+        return Request(**{**fields, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def fabric():
+    from lightning.fabric import Fabric
+
+    return Fabric(accelerator="cpu", devices=1)
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# -- parts ------------------------------------------------------------------------------------------------
+
+
+def batches(count=5, size=7):
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(count):
+        labels = torch.randint(0, 3, (size,), generator=generator)
+        made.append(
+            (nn.functional.one_hot(labels, 3) + 0.1 * torch.randn(size, 3, generator=generator), labels)
+        )
+    return made
+
+
+def test_train_epoch_learns_and_follows_the_schedule(fabric):
+    network = nn.Linear(3, 3)
+    model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=9.0))
+    seen, data = [], batches()
+    first = train_epoch(
+        fabric, model, data, optimizer, lambda step: 0.5 / (1 + step), tick=lambda *v: seen.append(v)
+    )
+    assert first.lr == 0.1 == optimizer.param_groups[0]["lr"]
+    assert len(seen) == 5
+    assert first.pruning == 0
+    assert first.task == pytest.approx(sum(task for task, _ in seen) / 5)
+    for _ in range(20):
+        last = train_epoch(fabric, model, data, optimizer, lambda step: 0.5)
+    assert last.task < first.task / 2
+    assert last.accuracy == evaluate(model, data) == 100
+
+
+def test_train_epoch_adds_the_pruners_loss_and_steps_it(fabric):
+    network = nn.Sequential(nn.Linear(3, 17), nn.BatchNorm1d(17), nn.ReLU(), nn.Linear(17, 3))
+    pruner = chipnet.Pruner(network, torch.zeros(2, 3), "macs=0.5", steps=10)
+    model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
+    done = [
+        train_epoch(fabric, model, batches(), optimizer, lambda step: 0.1, pruner=pruner) for _ in range(2)
+    ]
+    assert pruner.progress == 1
+    assert done[0].pruning != 0
+    assert chipnet.compact(network, pruner.harden())[0].out_features <= 8
+
+
+@pytest.mark.parametrize(("part", "named"), [("task", "task loss"), ("pruner", "pruner's loss")])
+def test_a_loss_that_is_not_finite_is_named_before_it_harms_weights(fabric, part, named):
+    network = nn.Linear(3, 3)
+    model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
+    data = batches(2)
+
+    class Broken:
+        def loss(self):
+            return torch.tensor(math.inf if part == "pruner" else 0.0)
+
+        def step(self):
+            pass
+
+    if part == "task":
+        data[1][0][0, 0] = math.nan
+    with pytest.raises(
+        ChipNetError, match=rf"the {named} .* at step {1 if part == 'task' else 0} of the epoch"
+    ):
+        train_epoch(fabric, model, data, optimizer, lambda step: 0.1, pruner=Broken())
+    assert all(torch.isfinite(p).all() for p in network.parameters())
+
+
+def test_evaluate_counts_every_image_once_and_puts_the_mode_back():
+    class First(nn.Module):
+        def forward(self, x):
+            assert not self.training
+            return x
+
+    model = First()
+    data = load_data("digits", limit_test=59)
+    assert sum(len(labels) for _, labels in data.loader("test", 32)) == 59
+    logits = torch.eye(3)
+    # A mean of batch means would give (2/3 + 0) / 2.
+    assert evaluate(model, [(logits, torch.tensor([0, 1, 0])), (logits[:1], torch.tensor([2]))]) == 50
+    assert model.training
+    with pytest.raises(ChipNetError, match="no images"):
+        evaluate(model, [])
+
+
+def test_recalibrate_measures_plain_means():
+    norm = nn.BatchNorm1d(3, momentum=0.5).eval()
+    data = batches(4)
+    recalibrate(norm, data)
+    expected = torch.stack([x.mean(0) for x, _ in data]).mean(0)
+    torch.testing.assert_close(norm.running_mean, expected)
+    assert (norm.momentum, norm.training) == (0.5, False)
+
+
+def test_recipes():
+    assert recipe_for("Fashion_MNIST") == recipe_for("fashion-mnist")
+    assert recipe_for("fashion-mnist", quick=True).limit <= 10_000
+    assert sum(recipe_for("cifar10", quick=True).epochs) < sum(recipe_for("cifar10").epochs)
+    with pytest.raises(ConfigError, match="prune must be at least 1, not 0; batch_size must be at least 2"):
+        Recipe(1, 0, 1, batch_size=1)
+    with pytest.raises(ConfigError, match="prune_lr must be above 0 and finite, not nan"):
+        Recipe(1, 1, 1, prune_lr=math.nan)
+
+
+# -- whole runs -------------------------------------------------------------------------------------------
+
+KEYS = {
+    "model", "data", "method", "seed", "budget", "realisation", "dense", "soft", "hard", "compact", "verify",
+    "seconds", "images", "recipe", "environment", "command",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["chipnet", "chipnet-paper", "magnitude", "random", "uniform"])
+def test_a_run(request_for, method):
+    job = prepare(request_for(method=method, budget=["macs=0.5", "params=0.9"]))
+    result = run(job)
+    assert set(result) == KEYS
+    assert result == json.loads((job.out / "result.json").read_text())
+    assert (result["method"], result["budget"]) == (method, {"params": 0.9, "macs": 0.5})
+    for row in ("dense", "soft", "hard", "compact"):
+        assert set(result[row]) == {"accuracy", "params", "macs", "channels", "volume"}
+        assert 0 <= result[row]["accuracy"] <= 100
+    assert result["compact"]["macs"] <= 0.5 * result["dense"]["macs"]
+    assert result["verify"]["max_abs_difference"] <= 1e-9 * result["verify"]["output_scale"]
+    assert set(result["seconds"]) == {"train", "prune", "compact", "finetune", "evaluate", "total"}
+    assert result["images"] == {"train": 160, "validation": 18, "test": 60}
+
+    small = chipnet.load(lambda: TinyNet(10, 1), job.out / "model.safetensors")
+    assert sum(p.numel() for p in small.parameters()) == result["compact"]["params"]
+    assert evaluate(small, job.data.loader("test", 32)) == result["compact"]["accuracy"]
+    dense = TinyNet(10, 1)
+    load_weights(dense, job.out / "dense.safetensors")
+    assert evaluate(dense, job.data.loader("test", 32)) == result["dense"]["accuracy"]
+    plan = chipnet.Plan.load(job.out / "plan.json")
+    assert plan.compact.to_json() == {
+        k: result["compact"][k] for k in ("channels", "volume", "params", "macs")
+    }
+
+    table = rows(job.out / "metrics.csv")
+    phases = [(row["phase"], row["epoch"]) for row in table]
+    assert phases == [("train", "1"), ("prune", "1"), ("prune", "2"), ("finetune", "1"), ("finetune", "2")]
+    assert all(float(row["task_loss"]) > 0 for row in table)
+    assert all(row["hard_validation_accuracy"] for row in table if row["phase"] == "prune")
+    leftover = {p.name for p in job.out.iterdir()} - {"result.json", "metrics.csv", "plan.json"}
+    assert leftover == {"model.safetensors", "dense.safetensors"}
+
+
+def test_soft_and_hard_are_the_same_network_for_the_default(request_for):
+    result = run(prepare(request_for(recipe=dataclasses.replace(TINY, finetune=0))))
+    assert result["soft"] == result["hard"] == result["compact"]
+
+
+@pytest.mark.parametrize("realisation", ["plain", "indexed"])
+def test_a_run_is_repeatable(request_for, tmp_path, realisation):
+    one, two = (
+        run(prepare(request_for(out=tmp_path / name, realisation=realisation, seed=3))) for name in "ab"
+    )
+    for result in (one, two):
+        for key in ("seconds", "environment"):
+            del result[key]
+    assert one == two
+    small = [chipnet.load(lambda: TinyNet(10, 1), tmp_path / n / "model.safetensors") for n in "ab"]
+    for (name, a), b in zip(small[0].state_dict().items(), small[1].state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_the_learning_rate_runs_through_the_cut(request_for):
+    job = prepare(request_for(recipe=dataclasses.replace(TINY, prune=3, finetune=3)))
+    run(job)
+    rates = [float(r["lr"]) for r in rows(job.out / "metrics.csv") if r["phase"] != "train"]
+    falling = rates[1:]
+    assert falling == sorted(falling, reverse=True)
+    assert rates[3] > 0.2 * TINY.prune_lr  # no new warm-up after the cut, and no new cycle either
+    assert rates[-1] < 0.02 * TINY.prune_lr
+
+
+def test_momentum_goes_through_the_cut(request_for, monkeypatch):
+    found = {}
+    carry = loop._carry
+
+    def spy(momenta, small, optimizer, plan):
+        carry(momenta, small, optimizer, plan)
+        for name, parameter in small.named_parameters():
+            found[name] = optimizer.state[parameter]["momentum_buffer"]
+            kept = momenta[name]
+            for axis, indices in plan.keep.get(name, {}).items():
+                kept = kept.index_select(axis, torch.tensor(indices))
+            assert torch.equal(found[name], kept)
+            assert found[name].shape == parameter.shape
+
+    monkeypatch.setattr(loop, "_carry", spy)
+    run(prepare(request_for()))
+    assert "b.weight" in found
+
+
+def test_given_weights_are_not_trained_again(request_for, tmp_path):
+    dense = TinyNet(10, 1)
+    save_weights(dense, tmp_path / "w.safetensors")
+    job = prepare(request_for(weights=str(tmp_path / "w.safetensors")))
+    result = run(job)
+    assert result["recipe"]["train"] == 0
+    assert [r["phase"] for r in rows(job.out / "metrics.csv")] == ["prune"] * 2 + ["finetune"] * 2
+    kept = TinyNet(10, 1)
+    load_weights(kept, job.out / "dense.safetensors")
+    assert torch.equal(kept.a.weight, dense.a.weight)
+
+
+def test_recalibration_is_part_of_a_run(request_for, monkeypatch):
+    called = []
+    monkeypatch.setattr(loop, "recalibrate", lambda model, data: called.append(len(list(data))))
+    run(prepare(request_for(recipe=dataclasses.replace(TINY, recalibrate=True))))
+    assert called == [5]
+
+
+def test_the_best_epoch_is_chosen_on_validation_images(request_for, monkeypatch):
+    # train; dense test; prune: 2 × (soft, hard); soft, hard test; as cut; 3 epochs; compact test
+    scores = iter([1, 2, 3, 4, 5, 6, 7, 8, 50, 60, 90, 30, 70])
+    asked = []
+    real = loop.evaluate
+
+    def scripted(model, data):
+        asked.append(len(data._images))
+        real(model, data)
+        return float(next(scores))
+
+    monkeypatch.setattr(loop, "evaluate", scripted)
+    saved = []
+    save = chipnet.save
+
+    def spy(small, *rest):
+        saved.append(small.fc.bias.detach().clone())
+        save(small, *rest)
+
+    monkeypatch.setattr(chipnet, "save", spy)
+    job = prepare(request_for(recipe=dataclasses.replace(TINY, finetune=3)))
+    result = run(job)
+    assert asked == [18, 60, 18, 18, 18, 18, 60, 60, 18, 18, 18, 18, 60]
+    assert result["compact"]["accuracy"] == 70
+    # As cut, after epochs 1 and 2, and once more at the end: epoch 2, not the worse epoch 3.
+    assert len(saved) == 4
+    assert torch.equal(saved[3], saved[2])
+    assert not torch.equal(saved[2], saved[1])
+    small = chipnet.load(lambda: TinyNet(10, 1), job.out / "model.safetensors")
+    assert torch.equal(small.fc.bias, saved[2])
+
+
+def test_wrong_counts_are_an_error(request_for, monkeypatch):
+    class Lying(loop.FlopCounterMode):
+        def get_total_flops(self):
+            return super().get_total_flops() + 2
+
+    monkeypatch.setattr(loop, "FlopCounterMode", Lying)
+    job = prepare(request_for())
+    with pytest.raises(
+        ChipNetError, match=r"does not cost what the plan says: macs: planned [\d,]+, counted"
+    ):
+        run(job)
+    assert not (job.out / "result.json").exists()
+
+
+# -- stopped ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("at", "phase", "files"),
+    [
+        (0, "train, 0 of 1", set()),
+        (2, "prune, 1 of 2", {"dense.safetensors"}),
+        (4, "finetune, 1 of 2", {"dense.safetensors", "plan.json", "model.safetensors"}),
+    ],
+)
+def test_ctrl_c_leaves_the_last_complete_state(request_for, monkeypatch, at, phase, files):
+    calls = []
+    real = loop.train_epoch
+
+    def stopped(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > at:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "train_epoch", stopped)
+    job = prepare(request_for())
+    with pytest.raises(loop.Interrupted, match=f"stopped in phase {phase} epochs done") as caught:
+        run(job)
+    assert {p.name for p in job.out.iterdir()} == files | {"metrics.csv"}
+    for name in files:
+        assert name in str(caught.value)
+    if "dense.safetensors" in files:
+        load_weights(TinyNet(10, 1), job.out / "dense.safetensors")
+    if "model.safetensors" in files:
+        small = chipnet.load(lambda: TinyNet(10, 1), job.out / "model.safetensors")
+        evaluate(small, job.data.loader("test", 32))
+    # What was stopped may be started again, from its own dense weights too.
+    monkeypatch.setattr(loop, "train_epoch", real)
+    if "dense.safetensors" in files:
+        run(prepare(request_for(weights=str(job.out / "dense.safetensors"))))
+        assert (job.out / "result.json").exists()
+
+
+# -- refused before any training --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"model": "resnet9000"}, ConfigError, "no network 'resnet9000'"),
+        ({"data": "digit"}, ConfigError, r"no data set 'digit'\. Close names: digits"),
+        ({"data": "cifar10"}, ConfigError, "cifar10 needs data_dir"),
+        ({"data": "cifar10", "data_dir": "/nowhere"}, ConfigError, "does not exist"),
+        ({"method": "chip"}, ConfigError, "unknown method 'chip'; known: chipnet,"),
+        ({"budget": "macs=0"}, BudgetError, "nothing would remain"),
+        ({"budget": "macs=-0.5"}, BudgetError, "nothing would remain"),
+        ({"budget": "macs=1.5"}, BudgetError, "above 1"),
+        ({"budget": "watts=0.5"}, BudgetError, "unknown kind 'watts'"),
+        ({"budget": "macs=0.0001"}, BudgetError, "smallest reachable"),
+        ({"model": "test_train:not_exportable"}, CaptureError, "could not be captured"),
+        ({"model": "test_train:features"}, ConfigError, r"returns a tensor \[1, 7, 4, 4\].*logits \[1, 10\]"),
+        ({"weights": "/nowhere.pt"}, ConfigError, "does not exist"),
+        ({"recipe": dataclasses.replace(TINY, train=0)}, ConfigError, "nothing to prune"),
+        ({"realisation": "sparse"}, ConfigError, "'plain' or 'indexed', got 'sparse'"),
+        ({"ignore": ("layer9*",)}, ChipNetError, "match no module"),
+        ({"accelerator": "abacus"}, ConfigError, "unknown accelerator 'abacus'"),
+        ({"precision": "8-true"}, ConfigError, "unknown precision '8-true'"),
+        ({"precision": "16-mixed"}, ConfigError, "16-mixed needs a CUDA device"),
+        ({"validation": 1.5}, ConfigError, "validation is a fraction"),
+        ({"seed": -1}, ConfigError, "seed must be at least 0"),
+    ],
+    ids=lambda value: "-".join(f"{k}={v}"[:30] for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_refusals(request_for, changes, error, text):
+    with pytest.raises(error, match=text):
+        prepare(request_for(**changes))
+
+
+def test_weights_that_do_not_fit_are_refused(request_for, tmp_path):
+    save_weights(get_model("resnet8", 10, 1), tmp_path / "w.safetensors")
+    with pytest.raises(ConfigError, match="do not fit this TinyNet"):
+        prepare(request_for(weights=str(tmp_path / "w.safetensors")))
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(request_for, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"is a file\. Give a folder"):
+        prepare(request_for(out=tmp_path / "file"))
+    with pytest.raises(ConfigError, match="cannot write to the output folder"):
+        prepare(request_for(out=tmp_path / "file" / "below"))
+
+
+def test_a_finished_run_is_kept(request_for, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "result.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"holds a finished run \(result\.json\).*--overwrite"):
+        prepare(request_for())
+    job = prepare(request_for(overwrite=True))
+    assert (out / "result.json").read_text() == "{}"  # gone only when training starts
+    assert set(run(job)) == KEYS
