@@ -51,8 +51,13 @@ class Hardener:
             f"({reachable[k] / dense[k]:.2%} of {dense[k]:,})"
             for k in asked
         ]
+        together = all(reachable[k] <= self.limits[KINDS.index(k)] for k in asked)
         raise BudgetError(
-            "the budget is below what a connected network costs. "
+            (
+                "no connected network meets all of the budget at once, each kind alone could be met. "
+                if together
+                else "the budget is below what a connected network costs. "
+            )
             + "; ".join(parts)
             + ". Ask for more"
             + (" of at least one kind." if len(asked) > 1 else ".")
@@ -135,13 +140,28 @@ class Hardener:
         return s.canonical(mask)
 
     def _smallest(self) -> Tensor:
-        """A connected mask of small cost in the kinds that are limited."""
-        masks = []
-        for k, limit in enumerate(self.limits.tolist()):
-            if limit != float("inf"):
-                masks.append(_cheapest(self.structure, k, self._skeleton))
-        fitting = [m for m in masks if bool(self.fits(m))]
-        return (fitting or masks)[0]
+        """A connected mask of small cost in the kinds that are limited; one within the limits if any is found.
+
+        First each kind by itself; then mixtures, in which a kind weighs more the further the last mask was above
+        its limit.
+        """
+        asked = self.limits < float("inf")
+        candidates = []
+        for kind in torch.nonzero(asked).flatten().tolist():
+            weights = torch.zeros(len(KINDS), dtype=torch.float64)
+            weights[kind] = 1
+            candidates.append(_cheapest(self.structure, weights, self._skeleton))
+            if bool(self.fits(candidates[-1])):
+                return candidates[-1]
+        weights = torch.where(asked, 1 / self.limits.clamp(min=1), 0)
+        for _ in range(6 if len(candidates) > 1 else 0):
+            mask = _cheapest(self.structure, weights, self._skeleton)
+            if bool(self.fits(mask)):
+                return mask
+            weights = weights * (self.structure.cost(mask.double()) / self.limits.clamp(min=1)).clamp(
+                min=1e-3
+            )
+        return candidates[0]
 
     # -- spending the rest --------------------------------------------------------------------------------
     def _open_free(self, mask: Tensor) -> Tensor:
@@ -232,8 +252,8 @@ class Hardener:
         return mask, set(equals[:low])
 
 
-def _cheapest(structure: Structure, kind: int, skeleton: Callable[[Tensor], Tensor]) -> Tensor:
-    """Remove the most expensive sites first, the same channels last everywhere.
+def _cheapest(structure: Structure, weights: Tensor, skeleton: Callable[[Tensor], Tensor]) -> Tensor:
+    """Remove the most expensive sites first, the same channels last everywhere. ``weights``: of the four kinds.
 
     What is expensive differs between the dense network and one channel per site (a wide branch of cheap channels
     against a narrow one of dear ones): both orders are tried.
@@ -251,18 +271,20 @@ def _cheapest(structure: Structure, kind: int, skeleton: Callable[[Tensor], Tens
         for i, gates in enumerate(structure.site_gates):
             shut = start.clone()
             shut[gates] = 0
-            share[i] = (structure.cost(start) - structure.cost(shut))[kind]
+            share[i] = (structure.cost(start) - structure.cost(shut)) @ weights
         # Lexicographic: expensive sites first, then high channel indices first.
         by_index = torch.argsort(index, descending=True, stable=True)
         by_share = torch.argsort(share[structure.site_of_gate][by_index], descending=True, stable=True)
         masks.append(skeleton(by_index[by_share]))
-    return min(masks, key=lambda m: structure.cost.exact(m)[KINDS[kind]])
+    return min(masks, key=lambda m: float(structure.cost(m.double()) @ weights))
 
 
 def smallest_costs(structure: Structure) -> dict[str, int]:
     """The smallest cost of each kind that a connected network has (each by itself)."""
     out = {}
     for k, kind in enumerate(KINDS):
-        hardener = Hardener(structure, {kind: 0})
-        out[kind] = structure.cost.exact(_cheapest(structure, k, hardener._skeleton))[kind]
+        weights = torch.zeros(len(KINDS), dtype=torch.float64)
+        weights[k] = 1
+        skeleton = Hardener(structure, {kind: 0})._skeleton
+        out[kind] = structure.cost.exact(_cheapest(structure, weights, skeleton))[kind]
     return out
