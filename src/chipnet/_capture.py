@@ -78,7 +78,7 @@ def trace(
         for s in signature.output_specs
         if s.kind == OutputKind.USER_OUTPUT and hasattr(s.arg, "name")
     ]
-    canonical = _canonical_names(model)
+    canonical = canonical_names(model)
     env: dict[torch.fx.Node, Any] = {}
     uses: Counter[str] = Counter()
     for node in program.graph.nodes:
@@ -126,7 +126,7 @@ def _placeholder(t: Tracer, node: torch.fx.Node, spec: Any, canonical: dict[str,
     return t.uniform(int(slots[0]), shape)
 
 
-def _canonical_names(model: nn.Module) -> dict[str, str]:
+def canonical_names(model: nn.Module) -> dict[str, str]:
     """Every name of a parameter or buffer -> the one name ``named_parameters`` gives it."""
     first: dict[int, str] = {}
     names = {}

@@ -25,7 +25,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class SitePlan:
-    """One site: its name, gates open of all, and why some are not gated."""
+    """One site: its name, channels kept of all, and why some are not gated."""
 
     name: str
     kept: int
@@ -114,7 +114,7 @@ class Plan:
             rows.append(f"{k:8} {now:>6,} of {was:>6,} {100 * now / max(was, 1):7.2f} %")
         for s in self.sites:
             tied = ", tied" if s.tied else ""
-            why = f", kept whole: {s.reason}" if s.reason else ""
+            why = f", {'kept whole' if s.kept == s.channels else 'not gated'}: {s.reason}" if s.reason else ""
             rows.append(f"{s.name}: {s.kept} of {s.channels}{tied}{why}")
         rows += [f"{d.module}: removed ({d.kind})" for d in self.stand_ins]
         return "\n".join(rows)
@@ -226,11 +226,15 @@ def make_plan(structure: Structure, mask: Tensor, budget: Budget | None = None) 
             stay = present[slots]
             if not stay.all():
                 keep.setdefault(name, {})[axis] = tuple(np.flatnonzero(stay).tolist())
+    for name, first in structure.aliases.items():  # a tied tensor shrinks under all of its names
+        if first in keep:
+            keep[name] = keep[first]
     zero: dict[str, tuple[int, tuple[int, ...]]] = {}
     sites = []
     ends = np.cumsum([site.channels for site in structure.sites])[:-1]
     for site, opened in zip(structure.sites, np.split(structure.open(mask).numpy(), ends), strict=True):
-        sites.append(SitePlan(site.name, int(opened.sum()), site.channels, site.tied, site.reason))
+        kept = int((opened & present[site.slots]).sum())
+        sites.append(SitePlan(site.name, kept, site.channels, site.tied, site.reason))
         shut = tuple(np.flatnonzero(~opened).tolist())
         if shut:
             zero[site.host.weight] = (site.host.axis, shut)

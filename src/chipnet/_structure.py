@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from chipnet._budget import Budget
-from chipnet._capture import Inputs, as_inputs, export, trace
+from chipnet._capture import Inputs, as_inputs, canonical_names, export, trace
 from chipnet._compact import compact
 from chipnet._cost import CostModel
 from chipnet._errors import CaptureError, ChipNetError, ConfigError
@@ -85,6 +85,7 @@ class Structure:
         self._useful = f.compile(self.liveness.useful(), self.gates)
         self._open = f.compile(self.liveness.open(), self.gates)
         self._connected = f.compile([self.liveness.connected()], self.gates)
+        self.aliases = canonical_names(model)
         self.shapes = {n: tuple(t.shape) for n, t in model.state_dict(keep_vars=True).items()}
         taken: set[int] = set()
         self.site_gates: list[Tensor] = []
