@@ -88,7 +88,7 @@ class Budget:
             Traceback (most recent call last):
             ...
             chipnet._errors.BudgetError: cannot use the budget {'mac': 0.25}:
-              - unknown kind 'mac'; did you mean 'macs'? The kinds are channels, volume, params, macs
+              - unknown kind 'mac'; did you mean 'macs'? the kinds are channels, volume, params, macs
         """
         if isinstance(spec, Budget):
             return spec
@@ -191,7 +191,7 @@ def _pairs(spec: Mapping[str, Any] | str | Iterable[str], problems: list[str]) -
 def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name.strip().lower(), [*KINDS, *_ALIASES], n=1)
     guess = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown kind {name.strip()!r}; {guess}The kinds are {', '.join(KINDS)}"
+    return f"unknown kind {name.strip()!r}; {guess}the kinds are {', '.join(KINDS)}"
 
 
 def _value(written_kind: str, kind: str, raw: Any) -> Fraction | int:

@@ -103,8 +103,9 @@ class CostModel:
         self._constant = torch.tensor(constant, dtype=torch.float64)
         products = sorted(terms.items())
         wide = max((len(f) for (_, f), _ in products), default=1)
-        self._factors = torch.tensor([list(f) + [0] * (wide - len(f)) for (_, f), _ in products])
-        self._kind = torch.tensor([k for (k, _), _ in products])
+        padded = [list(f) + [0] * (wide - len(f)) for (_, f), _ in products]
+        self._factors = torch.tensor(padded, dtype=torch.int64).reshape(-1, wide)
+        self._kind = torch.tensor([k for (k, _), _ in products], dtype=torch.int64)
         self._coefficient = torch.tensor([c for _, c in products], dtype=torch.float64)
         ones = torch.ones(liveness.gates, dtype=torch.float64)
         self.dense = self.exact(ones)

@@ -68,6 +68,13 @@ def add_gates(model: nn.Module, sites: list[Site], values: Callable[[], Tensor])
     return handles
 
 
+def has_gates(model: nn.Module) -> bool:
+    """Are gates folded into ``model`` now?"""
+    hooks = [h for m in model.modules() for h in m._forward_pre_hooks.values()]
+    owners = [getattr(h, "__self__", None) for h in hooks]
+    return any(isinstance(o, GateHook) and o.values is not None for o in owners)
+
+
 def strip_gates(model: nn.Module) -> nn.Module:
     """Remove gates from a (copied) model."""
     for module in model.modules():

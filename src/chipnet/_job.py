@@ -218,6 +218,8 @@ def prepare(request: Request) -> Job:
             "--weights FILE or at least one epoch of training."
         )
     out = Path(request.out).expanduser()
+    if not 0 <= request.seed < 2**63:
+        raise ConfigError(f"the seed must be at least 0 and below 2**63, not {request.seed}")
     _check_unused(out, request.overwrite)
     _check_device(request.accelerator, request.precision)
     data = load_data(
@@ -228,6 +230,11 @@ def prepare(request: Request) -> Job:
         limit=recipe.limit,
         limit_test=recipe.limit_test,
     )
+    if recipe.batch_size > len(data.train):
+        raise ConfigError(
+            f"a batch of {recipe.batch_size} is more than the {len(data.train)} training images. "
+            "Give a smaller --batch-size."
+        )
     seed_everything(request.seed)
     network = get_model(request.model, data.num_classes, data.in_channels)
     if request.weights is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,8 +51,8 @@ def import_callable(reference: str) -> Callable[..., Any]:
     """The object that `module:callable` names; a dotted callable (`pkg.mod:Class.make`) is followed.
 
     Raises:
-        ConfigError: the module or the attribute does not exist, or what it names cannot be called. An error
-            inside the module itself is the user's own and passes through with its traceback.
+        ConfigError: the module or the attribute does not exist, importing it fails, or what it names cannot be
+            called.
 
     >>> import_callable("math:sqrt")(9.0)
     3.0
@@ -72,7 +73,9 @@ def import_callable(reference: str) -> Callable[..., Any]:
                     f"{reference!r}: there is no module {missing!r} on the import path. Run from the folder "
                     f"that holds it, or set PYTHONPATH."
                 ) from error
-            raise
+            raise _blamed(f"importing {module_name}", error) from error
+        except Exception as error:
+            raise _blamed(f"importing {module_name}", error) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             names = ", ".join(
@@ -85,6 +88,32 @@ def import_callable(reference: str) -> Callable[..., Any]:
     if not callable(found):
         raise ConfigError(f"{reference!r} is a {type(found).__name__}, which cannot be called.")
     return found
+
+
+def call_user(reference: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """Call the user's `function` with those of `options` that it takes.
+
+    Raises:
+        ConfigError: it raised; names the error and the line.
+
+    >>> call_user("math:sqrt", lambda x: x + 1, {"x": 1, "y": 2})
+    2
+    """
+    try:
+        return function(**accepted(function, options))
+    except ConfigError:
+        raise
+    except Exception as error:
+        given = ", ".join(options)
+        raise _blamed(f"calling {reference} (with those of {given} that it takes)", error) from error
+
+
+def _blamed(what: str, error: Exception) -> ConfigError:
+    """The user's own error in one line, with the place where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename != __file__ and not f.filename.startswith("<frozen")]
+    where = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+    return ConfigError(f"{what} failed: {type(error).__name__}: {error}{where}.")
 
 
 def accepted(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:

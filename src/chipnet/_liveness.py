@@ -175,7 +175,7 @@ class Liveness:
         if pinned.any():
             return str(self.graph.pins[int(self.root[fact.dst[np.flatnonzero(pinned)[0]]])])
         if covered.any():
-            return "gated further down its channel-wise chain"
+            return "follows the gates further down its chain"
         return "a zero here is not zero where it is read" if not clear.all() else ""
 
     # -- formulas -----------------------------------------------------------------------------------------

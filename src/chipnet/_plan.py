@@ -114,7 +114,8 @@ class Plan:
             rows.append(f"{k:8} {now:>6,} of {was:>6,} {100 * now / max(was, 1):7.2f} %")
         for s in self.sites:
             tied = ", tied" if s.tied else ""
-            why = f", {'kept whole' if s.kept == s.channels else 'not gated'}: {s.reason}" if s.reason else ""
+            whole = "" if s.reason.startswith("follows") or s.kept < s.channels else "kept whole: "
+            why = f", {whole}{s.reason}" if s.reason else ""
             rows.append(f"{s.name}: {s.kept} of {s.channels}{tied}{why}")
         rows += [f"{d.module}: removed ({d.kind})" for d in self.stand_ins]
         return "\n".join(rows)

@@ -13,6 +13,7 @@ from chipnet._capture import Inputs, as_inputs, canonical_names, export, trace
 from chipnet._compact import compact
 from chipnet._cost import CostModel
 from chipnet._errors import CaptureError, ChipNetError, ConfigError
+from chipnet._gates import has_gates
 from chipnet._graph import Host
 from chipnet._harden import Hardener
 from chipnet._liveness import Liveness, Site
@@ -60,6 +61,10 @@ class Structure:
     ) -> None:
         if realisation not in ("plain", "indexed"):
             raise ConfigError(f"realisation must be 'plain' or 'indexed', got {realisation!r}")
+        if has_gates(model):
+            raise CaptureError(
+                f"this {type(model).__name__} has a pruner's gates in it: call that pruner's detach() first"
+            )
         self.inputs: Inputs = as_inputs(example_inputs)
         self.share = realisation == "plain" if share is None else share
         self.realisation: Realisation = realisation
@@ -110,6 +115,12 @@ class Structure:
             lines = _lines_of(error)
             hit = {n for n, line in self.graph.risky.items() if line in lines}
             return frozenset(hit or self.graph.risky)
+
+    def tied_to(self, site: Site) -> tuple[str, ...]:
+        """Names of the other sites that share gates with ``site``."""
+        mine = set(site.gates[site.gates >= 0].tolist())
+        others = [s for s in self.sites if s is not site and not mine.isdisjoint(s.gates.tolist())]
+        return tuple(s.name for s in others)
 
     # -- questions about masks ----------------------------------------------------------------------------
     def useful(self, masks: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ _MODEL = "a name (`chipnet models`; torchvision's and timm's too), or module:cal
 _DATA = "digits, fashion-mnist, cifar10, cifar100, image-folder and more, or module:callable"
 _DATA_DIR = "folder of the data set; nothing is ever downloaded"
 _REALISATION = "plain: dense layers only; indexed: layers may read or write a part of a tensor by index"
+_METHOD = "chipnet, chipnet-paper, magnitude, random or uniform"
 _IGNORE = "pattern of module names that keep all channels, such as 'layer1.*'; repeatable"
 
 
@@ -54,7 +55,7 @@ def prune(
     weights: Annotated[
         str | None, typer.Option(help="trained dense weights; the training phase is then left out")
     ] = None,
-    method: Annotated[str, typer.Option(help="how channels are chosen")] = "chipnet",
+    method: Annotated[str, typer.Option(help=_METHOD)] = "chipnet",
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
     epochs: Annotated[
         str | None, typer.Option(help="of each phase: one number, or train,prune,finetune such as 20,15,10")
@@ -62,9 +63,11 @@ def prune(
     quick: Annotated[
         bool, typer.Option("--quick", help="a first look: few epochs and 6,000 training images")
     ] = False,
-    batch_size: Annotated[int | None, typer.Option(help="images per step")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="images per step; unless --lr is given, the rate scales with it")
+    ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="peak learning rate of all phases, at this batch size")
+        float | None, typer.Option(help="peak learning rate of the SGD phases, at this batch size")
     ] = None,
     realisation: Annotated[str, typer.Option(help=_REALISATION)] = "plain",
     ignore: Annotated[list[str] | None, typer.Option(help=_IGNORE)] = None,
@@ -133,20 +136,18 @@ def inspect(
         print(json.dumps(report, indent=2))
         return
     console = Console(highlight=False)
-    sites = Table(
-        "site", "channels", "gates", "tied", "why not all gated", title=f"{model}, input {report['input']}"
-    )
+    sites = Table("site", "channels", "gates", "tied to", "note", title=f"{model}, input {report['input']}")
     for site in report["sites"]:
         sites.add_row(
             site["name"],
             f"{site['channels']:,}",
             f"{site['gates']:,}",
-            "yes" if site["tied"] else "",
+            ", ".join(site["tied_to"]) or ("each other" if site["tied"] else ""),
             site["reason"],
         )
     console.print(sites)
     if report["pins"]:
-        console.print("Kept whole:")
+        console.print("Kept whole (groups of channels that exist together × why):")
         for pin in report["pins"]:
             console.print(f"  {pin['count']} × {pin['reason']}", markup=False)
     cost = ", ".join(f"{kind} {count:,}" for kind, count in report["cost"].items())
@@ -164,7 +165,7 @@ def models() -> None:
 
 def main() -> None:
     """Entry point of the `chipnet` command."""
-    app()
+    app(prog_name="chipnet")
 
 
 # -- what the options mean --------------------------------------------------------------------------------
@@ -289,7 +290,14 @@ def _inspected(
         "gates": structure.gates,
         "cost": structure.cost.dense.to_json(),
         "sites": [
-            {"name": s.name, "channels": s.channels, "gates": s.free, "tied": s.tied, "reason": s.reason}
+            {
+                "name": s.name,
+                "channels": s.channels,
+                "gates": s.free,
+                "tied": s.tied,
+                "tied_to": list(structure.tied_to(s)),
+                "reason": s.reason,
+            }
             for s in structure.sites
         ],
         "pins": [{"reason": reason, "count": count} for reason, count in pins.most_common()],
@@ -300,7 +308,9 @@ def _inspected(
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines() if line.strip()]
+    ended = [line if line[-1] in ".:;,?!" else f"{line}." for line in lines[:-1]]
+    return " ".join([*ended, *lines[-1:]])
 
 
 def _say(error: BaseException) -> None:
@@ -427,13 +437,12 @@ def summary(result: Mapping[str, Any]) -> Table:
             f"{round(values[k]):,}\n{values[k] / max(dense[k], 1):.2%}".replace("%", " %")
             for k in ("params", "macs", "volume", "channels")
         ]
-        table.add_row(row, *cells, _within(result["budget"], values, dense))
+        table.add_row(row, *cells, _within(result["limits"], values))
     return table
 
 
-def _within(budget: Mapping[str, Any], values: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
-    """Is a row within the budget?"""
-    limits = {k: v * dense[k] if isinstance(v, float) else v for k, v in budget.items()}
+def _within(limits: Mapping[str, int], values: Mapping[str, Any]) -> str:
+    """Is a row within the largest integer costs that the budget allows?"""
     return "met" if all(values[k] <= limit for k, limit in limits.items()) else "above"
 
 
@@ -441,7 +450,7 @@ def _verified(result: Mapping[str, Any]) -> str:
     verify = result["verify"]
     return (
         f"masked and compact outputs differ by {verify['max_abs_difference']:.1e} at most "
-        f"(scale {verify['output_scale']:.3g}, float64); {result['seconds']['total']:.0f} s"
+        f"(scale {verify['output_scale']:.3g}); {result['seconds']['total']:.0f} s"
     )
 
 

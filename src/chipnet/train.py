@@ -418,6 +418,7 @@ def _phases(run: _Run) -> dict[str, Any]:
         "method": asked.method,
         "seed": asked.seed,
         "budget": {k: v if isinstance(v, int) else float(v) for k, v in job.budget.targets},
+        "limits": job.structure.limits(job.budget),
         "realisation": asked.realisation,
         "dense": {"accuracy": dense, **plan.dense.to_json()},
         "soft": {"accuracy": soft, **soft_cost},

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from chipnet._errors import ConfigError
-from chipnet._lazy import accepted, import_callable
+from chipnet._lazy import accepted, call_user, import_callable
 from chipnet.data import _sources
 from chipnet.data._folders import FolderBatches, FolderImages, folder_transform
 from chipnet.data._images import Augment, Batches, TensorImages, channel_statistics
@@ -313,7 +313,7 @@ def _from_callable(
         raise ConfigError(
             f"{reference!r} takes no {' and no '.join(ignored)}: leave it out or add the parameter."
         )
-    data = build(**taken)
+    data = call_user(reference, build, taken)
     if not isinstance(data, Data):
         raise ConfigError(
             f"{reference!r} returned a {type(data).__name__}; it must return a chipnet.data.Data."

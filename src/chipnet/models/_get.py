@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from chipnet._errors import ConfigError
-from chipnet._lazy import accepted, import_callable, optional_import
+from chipnet._lazy import call_user, import_callable, optional_import
 from chipnet.models._mobilenet import MobileNetV2
 from chipnet.models._preresnet import PreResNet
 from chipnet.models._resnet import ResNet
@@ -214,7 +214,7 @@ def _from_timm(name: str, num_classes: int, in_channels: int) -> nn.Module:
 
 def _from_callable(reference: str, num_classes: int, in_channels: int) -> nn.Module:
     build = import_callable(reference)
-    model = build(**accepted(build, {"num_classes": num_classes, "in_channels": in_channels}))
+    model = call_user(reference, build, {"num_classes": num_classes, "in_channels": in_channels})
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"{reference!r} returned a {type(model).__name__}; it must return a torch.nn.Module."
