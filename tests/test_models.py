@@ -316,8 +316,11 @@ def test_callable_errors(nets, reference, message):
         get_model(reference)
 
 
-def test_an_error_inside_the_users_module_is_not_hidden(nets):
-    with pytest.raises(ModuleNotFoundError, match="no_such_package_at_all"):
+def test_an_error_inside_the_users_module_is_named_with_its_line(nets):
+    said = (
+        r"importing my_broken_nets_for_test failed: ModuleNotFoundError: .*no_such_package_at_all.*\.py:\d+"
+    )
+    with pytest.raises(ConfigError, match=said):
         get_model("my_broken_nets_for_test:net")
 
 

@@ -71,6 +71,7 @@ def trace(
     graph = ChannelGraph()
     t = Tracer(graph, dict(model.named_modules(remove_duplicate=False)), realisation)
     t.literal = literal
+    t.parameters = frozenset(n for n, _ in model.named_parameters())
     signature = program.graph_signature
     specs = {s.arg.name: s for s in signature.input_specs if hasattr(s.arg, "name")}
     outputs = [

@@ -36,7 +36,8 @@ class Constant(nn.Module):
             extra = layer.output_padding if isinstance(layer, _ConvTranspose) else None
             self.geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, extra)
 
-    def forward(self, x: Tensor, *args: Any) -> Tensor:
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        x = input
         if self.geometry is None:
             out = x.new_zeros(*x.shape[:-1], self.channels)
             return out if self.bias is None else out + self.bias
@@ -59,8 +60,8 @@ class Constant(nn.Module):
 class Zeros(nn.Module):
     """Stands for a normalisation all of whose channels are shut."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.zeros_like(input)
 
 
 class EmptyPool(nn.Module):
@@ -70,8 +71,8 @@ class EmptyPool(nn.Module):
         super().__init__()
         self.pool = pool
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pool(x.new_zeros(x.shape[0], 1, *x.shape[2:]))[:, :0]
+    def forward(self, input: Tensor) -> Tensor:
+        return self.pool(input.new_zeros(input.shape[0], 1, *input.shape[2:]))[:, :0]
 
 
 class IndexHook:
@@ -80,9 +81,12 @@ class IndexHook:
     def __init__(self, name: str, side: str, axis: int, scatter: bool, size: int) -> None:
         self.name, self.side, self.axis, self.scatter, self.size = name, side, axis, scatter, size
 
-    def __call__(self, module: nn.Module, args: Any, output: Any = None) -> Any:
-        if self.side == "input":
-            return (self._apply(module, args[0]), *args[1:])
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (self._apply(module, args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "input": self._apply(module, kwargs["input"])}
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> Any:
         return self._apply(module, output)
 
     def _apply(self, module: nn.Module, x: Tensor) -> Tensor:
@@ -177,15 +181,19 @@ def _difference(a: nn.Module, b: nn.Module, inputs: Inputs) -> tuple[float, floa
     outs = [list(_tensors(m.eval()(*inputs))) for m in (a, b)]
     if len(outs[0]) != len(outs[1]):
         return math.inf, 1.0
-    worst, scale = 0.0, 0.0
+    worst, scale = 0.0, 1.0
     for x, y in zip(*outs, strict=True):
         if x.shape != y.shape:
             return math.inf, 1.0
-        if x.numel() and (x.is_floating_point() or x.is_complex()):
-            worst = max(worst, float((x - y).abs().max()))
-            scale = max(scale, float(x.abs().max()))
-            if not math.isfinite(worst):
-                return math.inf, 1.0
+        if not x.numel() or not (x.is_floating_point() or x.is_complex()):
+            continue
+        finite = torch.isfinite(x)
+        if not torch.equal(finite, torch.isfinite(y)):
+            return math.inf, 1.0
+        difference = float((x - y)[finite].abs().max()) if finite.any() else 0.0
+        size = float(x[finite].abs().max()) if finite.any() else 1.0
+        if difference * scale >= worst * size:  # the worst output relative to its own scale
+            worst, scale = difference, size
     return worst, scale
 
 
@@ -298,6 +306,6 @@ def _add_remap(module: nn.Module, remap: Remap) -> None:
         )
     hook = IndexHook(name, remap.side, remap.axis, scatter, len(remap.index))
     if remap.side == "input":
-        module.register_forward_pre_hook(hook)
+        module.register_forward_pre_hook(hook.before, with_kwargs=True)
     else:
-        module.register_forward_hook(hook)
+        module.register_forward_hook(hook.after)

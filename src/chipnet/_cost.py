@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from chipnet._formula import FALSE, TRUE, Program
+from chipnet._graph import Layer
 from chipnet._liveness import Ids, Liveness
 
 KINDS = ("channels", "volume", "params", "macs")
@@ -58,21 +59,23 @@ class CostModel:
         g = liveness.graph
         alive_of = {name: liveness.alive(facts) for name, facts in g.owners.items()}
 
+        # Surgery replaces a module when all of its calls are dead; what is no module runs on.
+        module_of = {fact: name for name, facts in g.owners.items() for fact in facts}
+
+        def runs(layer: Layer) -> tuple[int, int]:
+            if layer.fact not in module_of:
+                return 0, 0
+            reads = liveness.formulas.any(liveness.present(layer.cols).tolist())
+            return self._alive(alive_of[module_of[layer.fact]]), self._alive(reads)
+
         for layer in g.layers:
-            works = self._alive(liveness.alive([layer.fact]))
-            reads = self._alive(liveness.formulas.any(liveness.present(layer.cols).tolist()))
+            works, reads = runs(layer)
             rows, cols = self._count(liveness.present(layer.rows)), self._count(liveness.present(layer.cols))
             if layer.macs_per:
                 terms[3, (works, rows, cols)] += layer.macs_per
             terms[1, (works, reads, rows)] += layer.area
-        by_weight: dict[str, list[int]] = {}
-        for i, layer in enumerate(g.layers):
-            by_weight.setdefault(layer.weight, []).append(i)
-        for indices in by_weight.values():
-            layer = g.layers[indices[0]]
-            works = self._alive(liveness.alive([g.layers[i].fact for i in indices]))
-            reads = self._alive(liveness.formulas.any(liveness.present(layer.cols).tolist()))
-            terms[0, (works, reads, self._count(liveness.present(layer.rows)))] += 1
+        for layer in {layer.weight: layer for layer in g.layers}.values():
+            terms[0, (*runs(layer), self._count(liveness.present(layer.rows)))] += 1
         for name, p in model.named_parameters():
             owner = name.rpartition(".")[0]
             factors = [self._alive(alive_of[owner])] if owner in alive_of else []
@@ -104,7 +107,7 @@ class CostModel:
         products = sorted(terms.items())
         wide = max((len(f) for (_, f), _ in products), default=1)
         padded = [list(f) + [0] * (wide - len(f)) for (_, f), _ in products]
-        self._factors = torch.tensor(padded, dtype=torch.int64).reshape(-1, wide)
+        self._factors = torch.tensor(padded, dtype=torch.int64).reshape(len(padded), wide)
         self._kind = torch.tensor([k for (k, _), _ in products], dtype=torch.int64)
         self._coefficient = torch.tensor([c for _, c in products], dtype=torch.float64)
         ones = torch.ones(liveness.gates, dtype=torch.float64)

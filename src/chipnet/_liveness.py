@@ -25,7 +25,7 @@ before it is then not needed. A layer whose channels cannot be removed by making
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,8 +68,15 @@ class Liveness:
     """Formulas of a channel graph. See the module's text for the definition."""
 
     def __init__(
-        self, graph: ChannelGraph, *, share: bool = False, allowed: Callable[[Host], bool] = lambda host: True
+        self,
+        graph: ChannelGraph,
+        *,
+        share: bool = False,
+        refused: Callable[[Host], str] = lambda host: "",
+        anchored: Collection[str] = (),
     ) -> None:
+        """``refused(host)``: why a layer must get no gates, or nothing. ``anchored``: weights of layers that must
+        not lose all of their channels."""
         self.graph = graph
         self._share = share
         self.formulas = Formulas()
@@ -77,7 +84,7 @@ class Liveness:
         self._is_pinned = np.zeros(graph.slots, dtype=bool)
         self._is_pinned[[graph.find(c) for c in graph.pins]] = True
         self._is_pinned = self._is_pinned[self.root]
-        self.sites = self._place_gates(allowed)
+        self.sites = self._place_gates(refused, anchored)
         self.gates = 1 + max((int(s.gates.max(initial=-1)) for s in self.sites), default=-1)
         self._gate_of = np.full(graph.slots, TRUE, dtype=np.int64)
         for fact, gates in self._gated():  # every call of a gated module
@@ -89,7 +96,7 @@ class Liveness:
         self.exists = self._classes()
 
     # -- where gates go -----------------------------------------------------------------------------------
-    def _place_gates(self, allowed: Callable[[Host], bool]) -> list[Site]:
+    def _place_gates(self, refused: Callable[[Host], str], anchored: Collection[str]) -> list[Site]:
         g, n = self.graph, self.graph.slots
         uses = np.zeros(n, dtype=np.int64)
         covered = np.ones(n, dtype=bool)  # every use meets a gate further down its channel-wise chain
@@ -112,7 +119,7 @@ class Liveness:
                     use(src, covered[dst], clear[dst] if fact.kind != "const" else False)
             else:
                 read = uses[dst] > 0
-                can = fact.host is not None and allowed(fact.host)
+                can = fact.host is not None and not refused(fact.host)
                 gated = np.logical_and(read & clear[dst], can) & ~covered[dst] & ~self._is_pinned[dst]
                 if fact.host is not None:
                     wanted[fact.host.weight].append((i, clear[dst] & read, covered[dst] & read))
@@ -136,12 +143,14 @@ class Liveness:
             is_clear = np.logical_and.reduce([c for _, c, _ in calls])
             is_covered = np.logical_and.reduce([c for _, _, c in calls])
             is_pinned = self._is_pinned[fact.dst]
-            on = is_clear & ~is_covered & ~is_pinned & allowed(fact.host)
+            on = is_clear & ~is_covered & ~is_pinned & (not refused(fact.host))
+            if weight in anchored:
+                on[np.flatnonzero(on)[:1]] = False
             gates = np.full(len(fact.dst), -1, dtype=np.int64)
             for k in np.flatnonzero(on):
                 root = int(self.root[fact.dst[k]])
                 gates[k] = keys.setdefault(root if self._share else (weight, root), len(keys))
-            reason = "" if on.all() else self._why(fact, is_clear, is_covered, is_pinned, allowed(fact.host))
+            reason = "" if on.all() else self._why(fact, is_clear, is_covered, is_pinned, refused(fact.host))
             self._site_of[weight] = len(sites)
             sites.append(
                 Site(
@@ -168,15 +177,17 @@ class Liveness:
         clear: NDArray[np.bool_],
         covered: NDArray[np.bool_],
         pinned: NDArray[np.bool_],
-        allowed: bool,
+        refused: str,
     ) -> str:
-        if not allowed:
-            return "excluded by the user"
+        if refused:
+            return refused
         if pinned.any():
             return str(self.graph.pins[int(self.root[fact.dst[np.flatnonzero(pinned)[0]]])])
         if covered.any():
             return "follows the gates further down its chain"
-        return "a zero here is not zero where it is read" if not clear.all() else ""
+        if not clear.all():
+            return "a zero here is not zero where it is read"
+        return "one channel stays: without any, the forward breaks"
 
     # -- formulas -----------------------------------------------------------------------------------------
     def _forward(self) -> None:
@@ -310,8 +321,11 @@ class Liveness:
                 yield fact, self.sites[self._site_of[fact.host.weight]].gates
 
     def connected(self) -> int:
-        """True where the input reaches every output."""
-        return self.formulas.all(self.connected_terms)
+        """True where the input reaches every output that it reaches in the dense network."""
+        reached = [
+            t for t in self.connected_terms if t != FALSE
+        ]  # some outputs are constants in the dense network too
+        return self.formulas.all(reached)
 
 
 def _groups(fact: Mix) -> tuple[list[Slots], list[Slots]]:

@@ -233,7 +233,8 @@ def make_plan(structure: Structure, mask: Tensor, budget: Budget | None = None) 
     zero: dict[str, tuple[int, tuple[int, ...]]] = {}
     sites = []
     ends = np.cumsum([site.channels for site in structure.sites])[:-1]
-    for site, opened in zip(structure.sites, np.split(structure.open(mask).numpy(), ends), strict=True):
+    pieces = np.split(structure.open(mask).numpy(), ends) if structure.sites else []
+    for site, opened in zip(structure.sites, pieces, strict=True):
         kept = int((opened & present[site.slots]).sum())
         sites.append(SitePlan(site.name, kept, site.channels, site.tied, site.reason))
         shut = tuple(np.flatnonzero(~opened).tolist())

@@ -96,8 +96,9 @@ class Pruner:
         self.steps, self.taken = steps, 0
         gates = np.concatenate([s.gates for s in self.structure.sites])
         self._index = torch.from_numpy(np.where(gates < 0, self.structure.gates, gates)).to(device)
-        self._cache: dict[bool, Tensor] = {}
-        self._used = False  # backward has run through the cached graph
+        self._values: Tensor | None = None
+        self._leaf: Tensor | None = None
+        self._with_grad = False
         self._forced: Tensor | None = None
         self._handles = add_gates(model, self.structure.sites, self._channel_values)
 
@@ -112,10 +113,10 @@ class Pruner:
 
     def step(self) -> None:
         """Advance masks and schedules: call once after every ``optimizer.step()``."""
+        self._collect()
         before = self.progress
         self.taken += 1
         self.method.step(before, self.progress)
-        self._cache.clear()
 
     def soft_cost(self) -> dict[str, float]:
         """Cost of the gates as the forward uses them now, as fractions of the dense costs."""
@@ -161,23 +162,25 @@ class Pruner:
             raise ConfigError(f"the saved pruner runs {state['steps']} steps, this one {self.steps}")
         self.taken = state["taken"]
         self.method.load_state_dict(state["method"])
-        self._cache.clear()
-
-    def _forget(self, grad: Tensor) -> None:
-        self._used = True  # only a mark: dropping the graph while it runs backward would crash
+        self._leaf = self._values = None
 
     def _channel_values(self) -> Tensor:
-        """Gate values of every channel of every site, projected once a step (once a graph, strictly)."""
+        """Gate values of every channel of every site, computed once a step.
+
+        Forwards get a detached leaf, so any number of backward passes may run between two steps; ``step`` hands
+        the gradient that has gathered in it on to the method.
+        """
         if self._forced is not None:
             return self._forced
-        grad = torch.is_grad_enabled()
-        if grad and self._used:
-            self._cache.pop(True, None)
-            self._used = False
-        if grad not in self._cache:
+        if self._leaf is None or (torch.is_grad_enabled() and not self._with_grad):
+            self._with_grad = torch.is_grad_enabled()
             gates = self.method.values(self.progress)
-            values = torch.cat([gates, gates.new_ones(1)]).index_select(0, self._index)
-            if values.requires_grad:  # a second backward needs a second graph
-                values.register_hook(self._forget)
-            self._cache[grad] = values
-        return self._cache[grad]
+            self._values = torch.cat([gates, gates.new_ones(1)]).index_select(0, self._index)
+            self._leaf = self._values.detach().requires_grad_(self._values.requires_grad)
+        return self._leaf
+
+    def _collect(self) -> None:
+        """Hand the gradient of the gate values on to what the method learns."""
+        if self._leaf is not None and self._leaf.grad is not None and self._values is not None:
+            self._values.backward(self._leaf.grad)
+        self._leaf = self._values = None

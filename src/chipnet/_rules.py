@@ -107,6 +107,9 @@ def unary(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     """Zero stays zero or it does not: the operator itself is asked."""
     if not isinstance(x, Labels):
         return t.barrier([a for a in args if isinstance(a, Labels)], "a scalar meets channels")
+    others = [a for a in (*args, *kwargs.values()) if isinstance(a, Labels)]
+    if others:
+        return t.barrier([x, *others], "a bound that is a tensor")
     x = t.labelled(x)
     zero = t.node.target(torch.zeros(()), *args, **kwargs)  # type: ignore[operator]
     return Labels(x.core, x.shape) if float(zero) == 0.0 else t.map([x], "const")
@@ -188,8 +191,8 @@ def prelu(t: Tracer, x: Labels, weight: Labels) -> Labels:
 def pool(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     """Every channel by itself; these operators refuse tensors without channels."""
     out = adaptive(t, x)
-    if out.varying == [1]:
-        if type(t.modules.get(t.module)) in STANDARD_POOL:
+    if out.varying:
+        if out.varying == [1] and type(t.modules.get(t.module)) in STANDARD_POOL and len(out.shape) > 2:
             t.graph.pools[t.module] = out.slots()
         else:
             t.graph.pin(out.slots()[:1], t.why(f"'{t.node.name}' needs at least one channel"))
@@ -205,7 +208,8 @@ def pool(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
 def adaptive(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     """Every channel by itself."""
     x = t.labelled(x)
-    if any(a > 1 for a in x.varying):
+    over = int(operator_name(t.node)[-2])  # the last 1, 2 or 3 axes
+    if any(a >= len(x.shape) - over for a in x.varying):
         return t.barrier([x], "pools over channels")
     val = t.node.meta["val"]
     if not isinstance(val, Tensor):
@@ -276,7 +280,7 @@ def pad(t: Tracer, x: Labels, widths: list[int], mode: Any = "constant", value: 
 # -- data movement ----------------------------------------------------------------------------------------
 # The graph shows numbers, not where they came from: whether ``view(b, 64, -1)`` had the width as a literal or
 # computed it is found out by running a compact copy (``_capture.py``).
-_LITERAL = {"view", "reshape", "_unsafe_view", "unflatten", "repeat", "roll", "channel_shuffle"}
+_LITERAL = {"view", "reshape", "_unsafe_view", "unflatten", "repeat", "channel_shuffle"}
 
 
 @rule(
@@ -292,7 +296,6 @@ _LITERAL = {"view", "reshape", "_unsafe_view", "unflatten", "repeat", "roll", "c
     "squeeze",
     "movedim",
     "swapaxes",
-    "roll",
     "flip",
     "repeat",
     "repeat_interleave",
@@ -313,6 +316,16 @@ def move(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
         else:
             t.graph.risky[t.node.name] = t.line
     return t.moved(t.node.target(x.full().contiguous(), *args, **kwargs))  # type: ignore[operator]
+
+
+@rule("roll")
+def roll(t: Tracer, x: Labels, shifts: Any, dims: Any = ()) -> Labels:
+    """Rolled channels are other channels once some are gone: they are kept."""
+    x = t.labelled(x)
+    dims = [dims] if isinstance(dims, int) else list(dims)
+    if not dims or any(d % len(x.shape) in x.varying for d in dims):
+        t.pin(x, "is rolled along channels")
+    return t.moved(t.node.target(x.full(), shifts, dims))  # type: ignore[operator]
 
 
 @rule("expand", "expand_as", "broadcast_to")
@@ -392,6 +405,11 @@ def take(t: Tracer, x: Labels, dim: int = 0, *args: Any, **kwargs: Any) -> Label
     if dim in x.varying and tuple(full.shape) != x.shape:
         t.pin(x, "a fixed part of its channels is taken")
     return t.moved(full)
+
+
+@rule("_assert_tensor_metadata", "_assert_async", "_assert_scalar")
+def check(t: Tracer, *args: Any, **kwargs: Any) -> None:
+    """What export leaves of dtype and value checks; nothing is computed."""
 
 
 # -- layers -----------------------------------------------------------------------------------------------

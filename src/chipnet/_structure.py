@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from chipnet._budget import Budget
 from chipnet._capture import Inputs, as_inputs, canonical_names, export, trace
 from chipnet._compact import compact
 from chipnet._cost import CostModel
-from chipnet._errors import CaptureError, ChipNetError, ConfigError
+from chipnet._errors import CaptureError, ConfigError, PlanError
 from chipnet._gates import has_gates
 from chipnet._graph import Host
 from chipnet._harden import Hardener
@@ -69,20 +71,22 @@ class Structure:
         self.share = realisation == "plain" if share is None else share
         self.realisation: Realisation = realisation
         self._name = type(model).__name__
-        self._allowed = _ignoring(model, tuple(ignore))
+        self._ignored = _ignored(model, tuple(ignore))
+        self._broken: dict[str, str] = {}
+        self._anchored: set[str] = set()
         program = export(model, self.inputs)
         literal: frozenset[str] = frozenset()
         self._read(model, program, literal)
-        while self.graph.risky and self.gates:  # ends: every round makes risky nodes known literals
-            found = self._literals(model)
-            if not found:
+        while self.gates:  # ends: every round pins more
+            found = self._probe(model)
+            if found is None:
                 break
             literal |= found
             self._read(model, program, literal)
 
     def _read(self, model: nn.Module, program: torch.export.ExportedProgram, literal: frozenset[str]) -> None:
         self.graph = trace(model, program, self.realisation, literal)
-        self.liveness = Liveness(self.graph, share=self.share, allowed=self._allowed)
+        self.liveness = Liveness(self.graph, share=self.share, refused=self._refused, anchored=self._anchored)
         self.sites: list[Site] = self.liveness.sites
         self.gates = self.liveness.gates
         self.cost = CostModel(self.liveness, model)
@@ -102,19 +106,85 @@ class Structure:
             self.site_gates.append(gates)
             self.site_of_gate[gates] = i
 
-    def _literals(self, model: nn.Module) -> frozenset[str]:
-        """Which reshapes and splits hold the user's fixed sizes: prune a copy, run it, see what breaks."""
-        generator = torch.Generator().manual_seed(0)
-        mask = self.canonical(torch.rand(self.gates, generator=generator) < 0.6)
-        if not self.connected(mask):
-            mask = self.canonical(torch.rand(self.gates, generator=generator) < 0.9)
-        try:
-            compact(model, self.plan(mask), self.inputs)
+    def _refused(self, host: Host) -> str:
+        """Why a layer gets no gates, or nothing."""
+        return "excluded by the user" if host.module in self._ignored else self._broken.get(host.weight, "")
+
+    # -- does a pruned copy run? --------------------------------------------------------------------------
+    def _probe(self, model: nn.Module) -> frozenset[str] | None:
+        """Prune copies, run them, and pin what breaks; None where nothing does.
+
+        The graph shows sizes as numbers, not where they came from: a width that forward keeps as a literal, or
+        an operator that refuses a tensor without channels, shows only when a pruned copy runs. The error's line
+        tells which reshape or split is to blame; failing that, each site is tried by itself.
+        """
+        error = next((e for mask, verify in self._trials() if (e := self._error(model, mask, verify))), None)
+        if error is None:
+            return None
+        lines = _lines_of(error)
+        hit = frozenset(n for n, line in self.graph.risky.items() if line in lines)
+        if hit:
+            return hit
+        known = len(self._broken) + len(self._anchored)
+        for site, gates in zip(self.sites, self.site_gates, strict=True):
+            if len(gates):
+                self._blame(model, site, gates)
+        if len(self._broken) + len(self._anchored) > known:
             return frozenset()
-        except (ChipNetError, RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
-            lines = _lines_of(error)
-            hit = {n for n, line in self.graph.risky.items() if line in lines}
-            return frozenset(hit or self.graph.risky)
+        if self.graph.risky:
+            return frozenset(self.graph.risky)
+        raise CaptureError(
+            f"a pruned copy of {self._name} does not run or computes something else, and no single layer is to "
+            f"blame: {type(error).__name__}: {error}. Exclude the part concerned with ignore=[...]."
+        )
+
+    def _trials(self) -> Iterator[tuple[Tensor, bool]]:
+        """Masks to try, and whether outputs are compared: random, one gate a site, as many dead sites as can be."""
+        generator = torch.Generator().manual_seed(0)
+        for density in (0.6, 0.9):
+            mask = self.canonical(torch.rand(self.gates, generator=generator) < density)
+            if self.connected(mask):
+                yield mask, True
+                break
+        mask = torch.zeros(self.gates, dtype=torch.bool)
+        mask[[int(gates[0]) for gates in self.site_gates if len(gates)]] = True
+        if self.connected(mask):
+            yield self.canonical(mask), True
+        for sites in (self.site_gates, self.site_gates[::-1]):
+            mask = torch.ones(self.gates, dtype=torch.bool)
+            for gates in sites:
+                trial = mask.clone()
+                trial[gates] = False
+                if self.connected(trial):
+                    mask = trial
+            if not bool(mask.all()):
+                yield self.canonical(mask), False
+
+    def _error(self, model: nn.Module, mask: Tensor, verify: bool) -> Exception | None:
+        try:
+            small = compact(model, self.plan(mask), verify=verify)
+            if not verify:
+                with torch.no_grad():
+                    small.eval()(*copy.deepcopy(self.inputs))
+        except Exception as error:
+            return error
+        return None
+
+    def _blame(self, model: nn.Module, site: Site, gates: Tensor) -> None:
+        """Try one site: half of its gates, one, none. What breaks at one channel or more pins the site."""
+        mask = torch.ones(self.gates, dtype=torch.bool)
+        for kept in (torch.arange(len(gates)) % 2 == 0, torch.arange(len(gates)) == 0):
+            mask[gates] = kept
+            error = self._error(model, mask, True) if self.connected(mask) else None
+            if error is not None:
+                said = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
+                if isinstance(error, PlanError):
+                    said = "outputs change; its width is used as a number"
+                self._broken[site.host.weight] = f"pruning it breaks the forward: {said}"
+                return
+        mask[gates] = False
+        if self.connected(mask) and self._error(model, mask, True) is not None:
+            self._anchored.add(site.host.weight)
 
     def tied_to(self, site: Site) -> tuple[str, ...]:
         """Names of the other sites that share gates with ``site``."""
@@ -171,9 +241,8 @@ class Structure:
         return make_plan(self, mask, budget)
 
 
-def _ignoring(model: nn.Module, patterns: tuple[str, ...]) -> Callable[[Host], bool]:
-    from fnmatch import fnmatch
-
+def _ignored(model: nn.Module, patterns: tuple[str, ...]) -> frozenset[str]:
+    """Modules that the user's patterns name."""
     names = [n for n, _ in model.named_modules()]
     missing = [p for p in patterns if not any(fnmatch(n, p) for n in names)]
     if missing:
@@ -181,7 +250,7 @@ def _ignoring(model: nn.Module, patterns: tuple[str, ...]) -> Callable[[Host], b
             f"ignore patterns that match no module: {missing}. "
             f"The model's modules: {', '.join(n for n in names if n)[:300]}"
         )
-    return lambda host: not any(fnmatch(host.module, p) for p in patterns)
+    return frozenset(n for n in names if any(fnmatch(n, p) for p in patterns))
 
 
 def _lines_of(error: BaseException) -> set[str]:

@@ -96,6 +96,7 @@ class Tracer:
         self.graph, self.modules, self.realisation = graph, modules, realisation
         self.node: Node = None  # type: ignore[assignment]
         self.calls: dict[str, int] = {}
+        self.parameters: frozenset[str | None] = frozenset()
         self.literal: frozenset[str] = frozenset()
         self.foreign: set[str] = set()
         """Parameters that a module reads which does not own them: no gate can be folded into these."""
@@ -296,6 +297,8 @@ class Tracer:
     def host(self, weight: Labels | None, bias: Labels | None, axis: int = 0) -> Host | None:
         """The affine parameters of the current node, where a gate can be folded into them."""
         if weight is None or weight.param is None or (bias is not None and bias.param is None):
+            return None
+        if not self.parameters.issuperset(w.param for w in (weight, bias) if w is not None):  # a buffer
             return None
         owner = weight.param.rpartition(".")[0]
         names = [t.param for t in (weight, bias) if t is not None and t.param is not None]
