@@ -89,7 +89,7 @@ def mnist_family(name: str, data_dir: str | Path | None) -> Source:
     )
     if fashion:
         wanted += (
-            "; the Debian package dataset-fashion-mnist installs them in /usr/share/datasets/fashion-mnist"
+            "; the Debian package dataset-fashion-mnist has them (`dpkg -L dataset-fashion-mnist` names the folder)"
         )
     root = folder(data_dir, name, wanted)
     places = [root, root / sub / "raw", root / "raw"]
