@@ -88,9 +88,8 @@ def mnist_family(name: str, data_dir: str | Path | None) -> Source:
         f"t10k-labels-idx1-ubyte (plain or .gz), or one with torchvision's {sub}/raw inside"
     )
     if fashion:
-        wanted += (
-            "; the Debian package dataset-fashion-mnist has them (`dpkg -L dataset-fashion-mnist` names the folder)"
-        )
+        package = "dataset-fashion-mnist"
+        wanted += f"; the Debian package {package} has them (`dpkg -L {package}` names the folder)"
     root = folder(data_dir, name, wanted)
     places = [root, root / sub / "raw", root / "raw"]
     found: dict[str, Path] = {}
