@@ -21,11 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from chipnet._budget import KINDS
 from chipnet._formula import FALSE, TRUE, Program
 from chipnet._graph import Layer
 from chipnet._liveness import Ids, Liveness
-
-KINDS = ("channels", "volume", "params", "macs")
 
 
 @dataclass(frozen=True)

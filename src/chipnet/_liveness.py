@@ -109,7 +109,7 @@ class Liveness:
             np.add.at(uses, slots, 1)
 
         for i, fact in reversed(list(enumerate(g.facts))):
-            if isinstance(fact, (Source,)):
+            if isinstance(fact, Source):
                 continue
             dst = fact.dst
             if isinstance(fact, Barrier):

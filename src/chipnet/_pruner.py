@@ -133,8 +133,7 @@ class Pruner:
     @contextlib.contextmanager
     def hardened(self, mask: Tensor | None = None) -> Iterator[Tensor]:
         """Inside, the model computes with hard masks (by default those that meet the budget now)."""
-        mask = self.mask if mask is None else mask
-        self._forced = self.structure.open(mask).to(self._index.device, torch.float32)
+        mask = self._force(mask)
         try:
             yield mask
         finally:
@@ -142,9 +141,12 @@ class Pruner:
 
     def harden(self, mask: Tensor | None = None) -> Plan:
         """The plan of the hard masks. The model keeps computing with them until ``detach()``."""
+        return self.structure.plan(self._force(mask), self.budget)
+
+    def _force(self, mask: Tensor | None) -> Tensor:
         mask = self.mask if mask is None else mask
         self._forced = self.structure.open(mask).to(self._index.device, torch.float32)
-        return self.structure.plan(mask, self.budget)
+        return mask
 
     def detach(self) -> None:
         """Remove the gates: the model is as it was, with the weights it has now."""

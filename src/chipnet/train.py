@@ -39,6 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import chipnet
 from chipnet import ChipNetError, Plan, Pruner
+from chipnet._budget import KINDS
 from chipnet._io import save_weights, write_json
 from chipnet._job import RESULT, Job, Recipe, Request, example_images, prepare, recipe_for, seed_everything
 from chipnet.schedules import OneCycle, Schedule
@@ -46,7 +47,6 @@ from chipnet.schedules import OneCycle, Schedule
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-KINDS = ("channels", "volume", "params", "macs")
 PLAN, MODEL, DENSE, METRICS = "plan.json", "model.safetensors", "dense.safetensors", "metrics.csv"
 
 
