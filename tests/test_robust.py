@@ -206,7 +206,6 @@ def test_any_connected_mask_gives_an_exact_network_of_the_predicted_cost(net, re
         (Roll, "rolled along channels"),
         (Sq, "pruning it breaks the forward"),
         (DeadPad, "one channel stays"),
-        (Clamp, "a bound that is a tensor"),
     ],
     ids=lambda v: getattr(v, "__name__", None),
 )

@@ -962,7 +962,7 @@ class Unequal(nn.Module):
 UNEQUAL_SPLIT = Toy(
     lambda: Wrapped(Unequal()),
     gated={"bn0": 11},
-    whole={"bn1": ("unequal", "'middle'")},
+    whole={"bn1": ("split into pieces of a fixed width (3, 4)", "'middle'")},
     answers=(_only_bn0(7, 7),),
 )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,9 +13,9 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from chipnet._errors import CaptureError
-from chipnet._graph import Barrier, ChannelGraph, Mix, Norm, Pin
-from chipnet._rules import apply
-from chipnet._trace import Labels, Realisation, Tracer
+from chipnet._graph import Barrier, ChannelGraph, Frozen, Host, Mix, Norm, Pin
+from chipnet._rules import LAYERS, apply, operator_name
+from chipnet._trace import Labels, Mode, Realisation, Tracer
 
 Inputs = tuple[Any, ...]
 
@@ -29,25 +31,34 @@ def as_inputs(example_inputs: Any) -> Inputs:
     )
 
 
-def export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
-    """The model's forward in eval mode as an ATen graph. The model is left as it was."""
+def export(model: nn.Module, inputs: Inputs, train: bool = False) -> torch.export.ExportedProgram:
+    """The model's forward in eval (or train) mode as an ATen graph. The model is left as it was."""
     training = {m: m.training for m in model.modules()}
     try:
         with torch.no_grad():
-            model.eval()
+            model.train(train)
             return torch.export.export(model, inputs, strict=False)
     except Exception as e:
-        shapes = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else repr(a) for a in inputs)
+        shapes = ", ".join(_shown(a) for a in inputs)
         said = str(e).strip().split("\n")[0]
         raise CaptureError(
-            f"{type(model).__name__} could not be captured with example inputs of shape {shapes}.\n"
+            f"{type(model).__name__} could not be captured with example inputs {shapes}.\n"
             f"torch.export said: {type(e).__name__}: {said}\n"
             f"{_user_line(e)}"
-            "Check first that model(*example_inputs) runs; then remove data-dependent control flow from forward."
+            "Check first that model(*example_inputs) runs; then take what depends on values of tensors (if, loops, "
+            "int(), tolist()) out of forward, or prune a part of the network: Structure(model.backbone, ...)."
         ) from e
     finally:
         for module, flag in training.items():
             module.training = flag
+
+
+def _shown(x: Any) -> str:
+    if isinstance(x, Tensor):
+        return f"of shape {tuple(x.shape)}"
+    if isinstance(x, (list, tuple)):
+        return f"[{', '.join(_shown(v) for v in x)}]"
+    return repr(x)
 
 
 def _user_line(error: BaseException) -> str:
@@ -65,40 +76,74 @@ def trace(
     model: nn.Module,
     program: torch.export.ExportedProgram,
     realisation: Realisation,
-    literal: frozenset[str] = frozenset(),
+    modes: Mapping[str, Mode] = MappingProxyType({}),
+    training: torch.export.ExportedProgram | None = None,
 ) -> ChannelGraph:
-    """Walk the exported graph with the rules. ``literal``: nodes known to hold the user's fixed sizes."""
+    """Walk the exported graph with the rules.
+
+    ``modes``: what is known of nodes that hold the user's sizes. ``training``: the train-mode graph, where that has
+    parts which the other lacks (auxiliary heads): its facts hold too, its operators cost nothing.
+    """
     graph = ChannelGraph()
     t = Tracer(graph, dict(model.named_modules(remove_duplicate=False)), realisation)
-    t.literal = literal
+    t.modes = modes
     t.parameters = frozenset(n for n, _ in model.named_parameters())
-    signature = program.graph_signature
+    canonical = canonical_names(model)
+    _walk(t, program, canonical)
+    if training is not None:
+        t.counting = False
+        _walk(t, training, canonical)
+    _drop_hosts(graph, t.foreign)
+    return graph
+
+
+def _drop_hosts(graph: ChannelGraph, foreign: set[str]) -> None:
+    """No gates where they would not act on every call: on parameters that another module reads (``foreign``), or that
+    are read in two ways."""
+    hosts: dict[str, set[Host]] = defaultdict(set)
+    for fact in graph.facts:
+        if isinstance(fact, (Mix, Norm)) and fact.host:
+            hosts[fact.host.weight].add(fact.host)
+    for i, fact in enumerate(graph.facts):
+        if isinstance(fact, (Mix, Norm)) and (host := fact.host):
+            if foreign & {host.weight, host.bias} or len(hosts[host.weight]) > 1:
+                graph.facts[i] = replace(fact, host=None)
+
+
+def _walk(t: Tracer, program: torch.export.ExportedProgram, canonical: dict[str, str]) -> None:
+    graph, signature = t.graph, program.graph_signature
     specs = {s.arg.name: s for s in signature.input_specs if hasattr(s.arg, "name")}
     outputs = [
         s.arg.name
         for s in signature.output_specs
         if s.kind == OutputKind.USER_OUTPUT and hasattr(s.arg, "name")
     ]
-    canonical = canonical_names(model)
+    held = {
+        name: canonical.get(s.target, s.target)
+        for name, s in specs.items()
+        if s.kind in (InputKind.PARAMETER, InputKind.BUFFER) and s.target is not None
+    }
+    weights, skipped = _computed_weights(t, program, held)
     env: dict[torch.fx.Node, Any] = {}
     uses: Counter[str] = Counter()
     for node in program.graph.nodes:
-        if node.op == "placeholder":
-            kind, target = specs[node.name].kind, specs[node.name].target
-            if kind in (InputKind.PARAMETER, InputKind.BUFFER) and target is not None:
-                uses[canonical.get(target, target)] += len(node.users)
+        if node.op == "placeholder" and node.name in held:
+            uses[held[node.name]] += len(node.users)
     t.calls = dict(uses)
 
     for node in program.graph.nodes:
+        if node in skipped:
+            continue
         if node.op == "placeholder":
             env[node] = _placeholder(t, node, specs[node.name], canonical)
         elif node.op == "get_attr":
             val = node.meta.get("val")
             env[node] = t.uniform(int(t.constant[0]), tuple(val.shape)) if isinstance(val, Tensor) else val
         elif node.op == "call_function":
-            args = torch.fx.node.map_arg(node.args, lambda n: env[n])
+            args = torch.fx.node.map_arg(node.args, lambda n: weights.get((node, n), env.get(n)))  # noqa: B023
             kwargs = torch.fx.node.map_arg(node.kwargs, lambda n: env[n])
             env[node] = apply(t, node, args, dict(kwargs))
+            _write(t, node, env)
         elif node.op == "output":
             t.node = node
             for n in node.all_input_nodes:
@@ -108,10 +153,120 @@ def trace(
                     graph.pin(slots, Pin("an output of the network", n.name, "", ""))
                     graph.pin(dst, Pin("an output of the network", n.name, "", ""))
                     graph.facts.append(Barrier(dst, slots, output=True))
-    for i, fact in enumerate(graph.facts):  # a gate around one module's call would not act on another's
-        if isinstance(fact, (Mix, Norm)) and fact.host and t.foreign & {fact.host.weight, fact.host.bias}:
-            graph.facts[i] = replace(fact, host=None)
-    return graph
+
+
+def _write(t: Tracer, node: torch.fx.Node, env: dict[torch.fx.Node, Any]) -> None:
+    """After an operator that works in place: what it wrote to has its labels now, under every name."""
+    schema = getattr(node.target, "_schema", None)
+    written = [
+        a
+        for a, argument in zip(node.args, schema.arguments if schema is not None else (), strict=False)
+        if isinstance(a, torch.fx.Node) and argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    for a in written:
+        old, new = env.get(a), env[node]
+        if not isinstance(old, Labels) or not isinstance(new, Labels) or a.op == "placeholder":
+            continue
+        order = {n: i for i, n in enumerate(node.graph.nodes)} if _views_of(a) else {}
+        if any(order[u] > order[node] for v in _views_of(a) for u in v.users):  # a view of it is read later
+            t.pin(old, "is written through a view of it")
+            t.pin(new, "is written through a view of it")
+        env[a] = new
+
+
+def _views_of(node: torch.fx.Node) -> set[torch.fx.Node]:
+    """Other nodes whose tensors share memory with the node's."""
+
+    def aliases(n: torch.fx.Node) -> bool:
+        if operator_name(n) == "getitem":
+            return True
+        returns = getattr(getattr(n.target, "_schema", None), "returns", ())
+        return any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+
+    root = node
+    while root.op == "call_function" and aliases(root) and isinstance(root.args[0], torch.fx.Node):
+        root = root.args[0]
+    found, stack = {root}, [root]
+    while stack:
+        for user in stack.pop().users:
+            if user.op == "call_function" and aliases(user) and user not in found:
+                found.add(user)
+                stack.append(user)
+    return found - {node}
+
+
+def _computed_weights(
+    t: Tracer, program: torch.export.ExportedProgram, held: dict[str, str]
+) -> tuple[dict[tuple[torch.fx.Node, torch.fx.Node], Labels], set[torch.fx.Node]]:
+    """Weights that layers compute from parameters of their own, and the nodes that do nothing else.
+
+    A convolution or linear layer (of a subclass, or parametrised) whose weight depends on nothing but its own
+    parameters is a plain layer with another weight: surgery freezes it, and here it is traced as one.
+    """
+    weights: dict[tuple[torch.fx.Node, torch.fx.Node], Labels] = {}
+    static: set[torch.fx.Node] = set()
+    inner: dict[str, list[torch.fx.Node]] = defaultdict(list)
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            if node.name in held:
+                static.add(node)
+        elif node.op == "call_function":
+            if all(n in static for n in node.all_input_nodes):
+                static.add(node)
+            else:
+                t.node = node
+                inner[t.module].append(node)
+    for path, nodes in inner.items():
+        module = t.modules.get(path)
+        if not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+            continue
+        layers = [n for n in nodes if operator_name(n) in LAYERS]
+        around = [n for n in nodes if n not in layers]
+        for node in layers:
+            weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
+            if not isinstance(weight, torch.fx.Node) or weight.op != "call_function" or weight not in static:
+                break
+            leaves = _leaves(weight)
+            own = all(held[n.name].rpartition(".")[0].startswith(path) for n in leaves if n.name in held)
+            plain_bias = bias is None or (isinstance(bias, torch.fx.Node) and bias.name in held)
+            plain = plain_bias and getattr(module, "padding_mode", "zeros") == "zeros"
+            same = isinstance(module, nn.Conv2d) and "Same" in type(module).__name__  # as timm names them
+            pads = all(same and n is node.args[0] and operator_name(n) == "pad" for n in around)
+            if not (own and plain and pads):
+                break
+            if isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1:
+                break
+            shape = tuple(int(n) for n in weight.meta["val"].shape)
+            weights[node, weight] = Labels(None, shape, f"{path}.weight", computed=True)
+            axis = -1 if isinstance(module, nn.Linear) else 1 - len(shape)
+            t.graph.frozen[path] = Frozen(path, shape, axis, same)
+        else:
+            continue
+        for node in layers:
+            for key in [k for k in weights if k[0] is node]:
+                del weights[key]
+        t.graph.frozen.pop(path, None)
+    skipped: set[torch.fx.Node] = set()
+    for node in reversed(program.graph.nodes):
+        if node in static and node.op == "call_function":
+            if node.users and all(u in skipped or (u, node) in weights for u in node.users):
+                skipped.add(node)
+    return weights, skipped
+
+
+def _leaves(node: torch.fx.Node) -> set[torch.fx.Node]:
+    found: set[torch.fx.Node] = set()
+    stack, seen = [node], set()
+    while stack:
+        n = stack.pop()
+        if n in seen:
+            continue
+        seen.add(n)
+        if n.op == "call_function":
+            stack.extend(n.all_input_nodes)
+        else:
+            found.add(n)
+    return found
 
 
 def _placeholder(t: Tracer, node: torch.fx.Node, spec: Any, canonical: dict[str, str]) -> Any:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from chipnet._capture import Inputs, as_inputs
 from chipnet._errors import PlanError
 from chipnet._gates import strip_gates
-from chipnet._plan import Plan, Remap, StandIn
+from chipnet._graph import Frozen
+from chipnet._plan import Plan, Remap, Size, StandIn
+from chipnet._rules import LAYERS
+from chipnet._trace import STANDARD_MIX
 
 _Conv = nn.modules.conv._ConvNd
 _ConvTranspose = nn.modules.conv._ConvTransposeNd
@@ -22,15 +26,26 @@ _ConvTranspose = nn.modules.conv._ConvTransposeNd
 class Constant(nn.Module):
     """Stands for a convolution or linear layer that reads nothing: its bias, or zeros, at the right size.
 
-    Shape: as the layer it replaces; no multiply-accumulates, no parameters but ``bias``.
+    Shape: as the layer it replaces; no multiply-accumulates, no parameters but ``bias``. ``weight`` is empty, for
+    forwards that ask for its dtype or device.
     """
 
     bias: nn.Parameter | None
+    weight: Tensor
 
     def __init__(self, layer: nn.Module, channels: int, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.channels = channels
         self.register_parameter("bias", bias)
+        weight = layer._parameters["weight"]
+        assert weight is not None
+        self.register_buffer("weight", weight.new_empty(channels, 0, *weight.shape[2:]), persistent=False)
+        for name in ("in_channels", "in_features"):
+            if hasattr(layer, name):
+                setattr(self, name, 0)
+        for name in ("out_channels", "out_features"):
+            if hasattr(layer, name):
+                setattr(self, name, channels)
         self.geometry: tuple[Any, ...] | None = None
         if isinstance(layer, _Conv):
             extra = layer.output_padding if isinstance(layer, _ConvTranspose) else None
@@ -73,6 +88,18 @@ class EmptyPool(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         return self.pool(input.new_zeros(input.shape[0], 1, *input.shape[2:]))[:, :0]
+
+
+class ConvSame2d(nn.Conv2d):
+    """A convolution that pads as TensorFlow does: as much as makes the output ``ceil(size / stride)``, the odd pixel
+    after the end."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        widths: list[int] = []
+        for n, k, s, d in zip(input.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True):
+            total = max((math.ceil(n / s) - 1) * s + d * (k - 1) + 1 - n, 0)
+            widths = [total // 2, total - total // 2, *widths]
+        return super().forward(nn.functional.pad(input, widths))
 
 
 class IndexHook:
@@ -131,8 +158,9 @@ def compact(
     """
     plan.check(model)
     small = strip_gates(copy.deepcopy(model))
+    freeze(small, plan)
     _zero(small, plan)
-    apply_plan(small, plan)
+    _cut(small, plan)
     inputs = as_inputs(example_inputs) if example_inputs is not None else plan.inputs
     if verify and inputs is not None:
         difference, scale = verify_compact(model, small, plan, inputs)
@@ -147,11 +175,39 @@ def compact(
 
 
 def masked(model: nn.Module, plan: Plan) -> nn.Module:
-    """A copy of the dense model with the shut gates' rows set to zero: what the compact one must equal."""
+    """A copy of the dense model with the shut gates' rows set to zero: what the compact one must equal.
+
+    Layers that compute their weight go on computing it; their shut channels are set to zero after each call.
+    """
     plan.check(model)
     out = strip_gates(copy.deepcopy(model))
-    _zero(out, plan)
+    _zero(out, plan, {f"{f.module}.weight" for f in plan.frozen})
+    for f in plan.frozen:
+        if f"{f.module}.weight" in plan.zero:
+            _, shut = plan.zero[f"{f.module}.weight"]
+            out.get_submodule(f.module).register_forward_hook(_Shut(f.axis, shut))
     return out
+
+
+class _Shut:
+    """Forward hook that sets channels of a layer's output to zero."""
+
+    def __init__(self, axis: int, channels: tuple[int, ...]) -> None:
+        self.axis, self.channels = axis, torch.tensor(channels, dtype=torch.int64)
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output.index_fill(self.axis, self.channels.to(output.device), 0)
+
+
+def agree(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> bool:
+    """Do masked and compact networks compute the same? In the model's dtype, which is fast; where that leaves a doubt,
+    in float64. Raises what their forwards raise."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    difference, scale = _difference(masked(model, plan), small, _cast(inputs, None, device))
+    if difference <= (1e-9 if _is_double(small) else 1e-5) * scale:
+        return True
+    difference, scale = verify_compact(model, small, plan, inputs)
+    return difference <= (1e-9 if _is_double(small) else 1e-4) * scale
 
 
 def verify_compact(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> tuple[float, float]:
@@ -178,7 +234,7 @@ def _cast(inputs: Inputs, dtype: torch.dtype | None, device: torch.device) -> In
 
 @torch.no_grad()
 def _difference(a: nn.Module, b: nn.Module, inputs: Inputs) -> tuple[float, float]:
-    outs = [list(_tensors(m.eval()(*inputs))) for m in (a, b)]
+    outs = [list(_tensors(m.eval()(*copy.deepcopy(inputs)))) for m in (a, b)]  # a forward may write into them
     if len(outs[0]) != len(outs[1]):
         return math.inf, 1.0
     worst, scale = 0.0, 1.0
@@ -208,14 +264,78 @@ def _is_double(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _zero(model: nn.Module, plan: Plan) -> None:
+def _zero(model: nn.Module, plan: Plan, skip: Set[str] = frozenset()) -> None:
     tensors = dict(model.named_parameters())
-    for name, (axis, indices) in plan.zero.items():
+    for name in plan.zero.keys() - skip:
+        axis, indices = plan.zero[name]
         p = tensors[name]
         p.index_fill_(axis, torch.tensor(indices, device=p.device), 0)
 
 
 def apply_plan(model: nn.Module, plan: Plan) -> None:
+    """Make the dense model the plan's compact one, in place."""
+    freeze(model, plan)
+    _cut(model, plan)
+
+
+def freeze(model: nn.Module, plan: Plan) -> None:
+    """Put plain layers, with the weight as it is now, in the place of those that compute it."""
+    for f in plan.frozen:
+        old = model.get_submodule(f.module)
+        _put(model, old, plain_layer(old, f))
+
+
+def plain_layer(layer: nn.Module, frozen: Frozen) -> nn.Module:
+    """A plain ``torch.nn`` layer with the weight that ``layer`` computes in eval mode."""
+    kind = next(k for k in STANDARD_MIX if isinstance(layer, k))
+    first = next(layer.parameters())
+    like: dict[str, Any] = {"device": first.device, "dtype": first.dtype}
+    bias = layer._parameters.get("bias")
+    if isinstance(layer, _Conv):
+        extra = {"output_padding": layer.output_padding} if isinstance(layer, _ConvTranspose) else {}
+        new = torch.nn.utils.skip_init(
+            ConvSame2d if frozen.same else kind,
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            stride=layer.stride,
+            padding=0 if frozen.same else layer.padding,
+            dilation=layer.dilation,
+            groups=layer.groups,
+            bias=bias is not None,
+            **extra,
+            **like,
+        )
+        sizes = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        x = torch.zeros(1, layer.in_channels, *sizes, **like)
+    else:
+        assert isinstance(layer, nn.Linear)
+        new = torch.nn.utils.skip_init(kind, layer.in_features, layer.out_features, bias is not None, **like)
+        x = torch.zeros(1, layer.in_features, **like)
+    training = layer.training
+    with torch.no_grad(), _Seen() as seen:
+        layer.eval()(x)
+    layer.train(training)
+    assert seen.weight is not None
+    new.weight = nn.Parameter(seen.weight.detach().clone(), first.requires_grad)
+    if bias is not None:
+        new.bias = bias
+    return new.train(training)
+
+
+class _Seen(TorchFunctionMode):
+    """Remembers the weight of the layer operator that is called."""
+
+    weight: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in LAYERS:
+            self.weight = args[1] if len(args) > 1 else kwargs["weight"]
+        return func(*args, **kwargs)
+
+
+def _cut(model: nn.Module, plan: Plan) -> None:
     """Cut the model's tensors in place, fix its modules' sizes, put stand-ins and index maps in."""
     modules = dict(model.named_modules(remove_duplicate=False))
     done: dict[int, nn.Parameter | Tensor] = {}
@@ -239,6 +359,8 @@ def apply_plan(model: nn.Module, plan: Plan) -> None:
                     store[key] = done[id(tensor)]
     for module in modules.values():
         _fit_attributes(module)
+    for size in plan.sizes:
+        _set_size(modules[size.module], size)
     for stand_in in plan.stand_ins:
         _replace(model, modules, stand_in)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -266,13 +388,31 @@ def _fit_attributes(module: nn.Module) -> None:
         if known is not None:
             module.num_features = known.shape[0]
     elif isinstance(module, nn.GroupNorm) and isinstance(weight, Tensor):
-        if module.num_groups == module.num_channels:
-            module.num_groups = weight.shape[0]
+        module.num_groups = (
+            module.num_groups * weight.shape[0] // module.num_channels
+        )  # groups are removed whole
         module.num_channels = weight.shape[0]
     elif isinstance(module, nn.LayerNorm) and isinstance(weight, Tensor):
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.PReLU) and isinstance(weight, Tensor):
         module.num_parameters = weight.shape[0]
+
+
+def _set_size(module: nn.Module, size: Size) -> None:
+    if size.index is None:
+        setattr(module, size.name, size.value)
+    else:
+        values = list(getattr(module, size.name))
+        values[size.index] = size.value
+        setattr(module, size.name, type(getattr(module, size.name))(values))
+
+
+def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """``new`` in the place of ``old``, under all of its names."""
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, new)
 
 
 def _replace(model: nn.Module, modules: dict[str, nn.Module], s: StandIn) -> None:
@@ -284,11 +424,7 @@ def _replace(model: nn.Module, modules: dict[str, nn.Module], s: StandIn) -> Non
         new = Zeros()
     else:
         new = Constant(old, s.channels, old._parameters["bias"] if s.kind == "constant" else None)
-    new.train(old.training)
-    for path, module in list(modules.items()):
-        if module is old:
-            parent, _, name = path.rpartition(".")
-            setattr(modules[parent] if parent else model, name, new)
+    _put(model, old, new.train(old.training))
 
 
 def _add_remap(module: nn.Module, remap: Remap) -> None:

@@ -14,6 +14,7 @@ out; zeros and ones in, the integers of the network that is shipped out.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -41,6 +42,19 @@ class Cost:
 
     def to_json(self) -> dict[str, int]:
         return {k: self[k] for k in KINDS}
+
+
+def _holders(model: nn.Module) -> dict[str, set[str]]:
+    """Parameter -> the modules that hold it (by the first of their names)."""
+    first: dict[int, str] = {}
+    holders: dict[str, set[str]] = {}
+    names: dict[int, str] = {id(p): n for n, p in model.named_parameters()}
+    for path, module in model.named_modules(remove_duplicate=False):
+        known = first.setdefault(id(module), path)
+        for p in module._parameters.values():
+            if p is not None:
+                holders.setdefault(names[id(p)], set()).add(known)
+    return holders
 
 
 class CostModel:
@@ -75,13 +89,21 @@ class CostModel:
             terms[1, (works, reads, rows)] += layer.area
         for layer in {layer.weight: layer for layer in g.layers}.values():
             terms[0, (*runs(layer), self._count(liveness.present(layer.rows)))] += 1
-        for name, p in model.named_parameters():
-            owner = name.rpartition(".")[0]
-            factors = [self._alive(alive_of[owner])] if owner in alive_of else []
-            fixed = p.numel()
+        shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+        # A frozen layer has its computed weight and its bias, whatever the weight was computed from.
+        inside = {n: f for f in g.frozen for n in shapes if n.startswith(f"{f}.")}
+        kept = {n: v for n, v in shapes.items() if n not in inside or n == f"{inside[n]}.bias"}
+        frozen = {f"{f.module}.weight": f.shape for f in g.frozen.values()}
+        holders = _holders(model)
+        for name, shape in {**kept, **frozen}.items():
+            owners = holders.get(name, {name.rpartition(".")[0]})
+            factors = []
+            if all(o in alive_of for o in owners):
+                factors.append(self._alive(liveness.formulas.any({alive_of[o] for o in owners})))
+            fixed = math.prod(shape)
             for axis, slots in g.axes.get(name, {}).items():
                 factors.append(self._count(liveness.present(slots)))
-                fixed //= p.shape[axis]
+                fixed //= shape[axis]
             terms[2, tuple(factors)] += fixed
         terms[3, ()] += g.fixed_macs
 
@@ -109,8 +131,14 @@ class CostModel:
         self._factors = torch.tensor(padded, dtype=torch.int64).reshape(len(padded), wide)
         self._kind = torch.tensor([k for (k, _), _ in products], dtype=torch.int64)
         self._coefficient = torch.tensor([c for _, c in products], dtype=torch.float64)
-        ones = torch.ones(liveness.gates, dtype=torch.float64)
-        self.dense = self.exact(ones)
+        # The network as given: also what is computed for nothing, or frozen by surgery.
+        calls = {layer.weight: len(layer.rows) for layer in g.layers}
+        self.dense = Cost(
+            channels=sum(calls.values()),
+            volume=sum(layer.area * len(layer.rows) for layer in g.layers),
+            params=sum(math.prod(shape) for shape in shapes.values()),
+            macs=g.fixed_macs + sum(layer.macs_per * len(layer.rows) * len(layer.cols) for layer in g.layers),
+        )
 
     def _count(self, formulas: Ids) -> int:
         return self._key(Counter(formulas.tolist()))

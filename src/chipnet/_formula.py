@@ -37,7 +37,8 @@ class Formulas:
         self._kind = [_CONST, _CONST]
         self._children: list[frozenset[int]] = [frozenset(), frozenset()]
         self._memo: dict[tuple[int, frozenset[int]], int] = {}
-        self._pairs: dict[tuple[int, int, int], int] = {}
+        self._ands: dict[tuple[int, int], int] = {}
+        self._ors: dict[tuple[int, int], int] = {}
         self._gate_ids: dict[int, int] = {}
         self.gate_of: dict[int, int] = {}
 
@@ -53,36 +54,39 @@ class Formulas:
 
     def both(self, a: int, b: int) -> int:
         """``a and b``."""
-        if a in (b, FALSE) or b == TRUE:
+        if a == b or a == FALSE or b == TRUE:
             return a
         if a == TRUE or b == FALSE:
             return b
-        key = (_AND, a, b) if a < b else (_AND, b, a)
-        if key not in self._pairs:
-            self._pairs[key] = self.all((a, b))
-        return self._pairs[key]
+        key = (a, b) if a < b else (b, a)
+        found = self._ands.get(key)
+        if found is None:
+            found = self._ands[key] = self.all(key)
+        return found
 
     def either(self, a: int, b: int) -> int:
         """``a or b``."""
-        if a in (b, TRUE) or b == FALSE:
+        if a == b or a == TRUE or b == FALSE:
             return a
         if a == FALSE or b == TRUE:
             return b
-        key = (_OR, a, b) if a < b else (_OR, b, a)
-        if key not in self._pairs:
-            self._pairs[key] = self.any((a, b))
-        return self._pairs[key]
+        key = (a, b) if a < b else (b, a)
+        found = self._ors.get(key)
+        if found is None:
+            found = self._ors[key] = self.any(key)
+        return found
 
     def all(self, ids: Iterable[int]) -> int:
         """True where every formula of ``ids`` is."""
         literals = self._factors(ids)
         if FALSE in literals:
             return FALSE
-        # x and (x or y) = x
-        absorbed = [
-            i for i in literals if self._kind[i] == _OR and not self._children[i].isdisjoint(literals)
-        ]
-        return self._node(_AND, literals.difference(absorbed), TRUE)
+        kind, children = self._kind, self._children
+        absorbed = []
+        for i in literals:  # x and (x or y) = x
+            if kind[i] == _OR and not children[i].isdisjoint(literals):
+                absorbed.append(i)
+        return self._node(_AND, literals.difference(absorbed) if absorbed else literals, TRUE)
 
     def any(self, ids: Iterable[int]) -> int:
         """True where at least one formula of ``ids`` is."""
@@ -90,41 +94,59 @@ class Formulas:
         terms.discard(FALSE)
         if TRUE in terms:
             return TRUE
-        terms = self._absorb(terms)
-        if len(terms) < 2:
-            return self._node(_OR, frozenset(terms), FALSE)
-        # (x and y) or (x and z) = x and (y or z)
-        factored = [self._factors([t]) for t in terms]
-        common = frozenset.intersection(*factored)
-        if common:
-            rest = self.any([self.all(f - common) for f in factored])
-            return self.all([*common, rest])
+        if len(terms) > 1:
+            kinds = {self._kind[t] for t in terms}
+            if kinds != {_GATE}:
+                terms = self._absorb(terms, kinds)
+        if len(terms) > 1 and _AND in kinds:
+            # (x and y) or (x and z) = x and (y or z)
+            common = self._common(terms)
+            if common:
+                return self.all([*common, self.any([self._without(t, common) for t in terms])])
         return self._node(_OR, frozenset(terms), FALSE)
 
-    def _absorb(self, terms: set[int]) -> set[int]:
-        """Drop what another term of the same OR already implies."""
-        kept = set(terms)
+    def _without(self, term: int, common: frozenset[int]) -> int:
+        rest = self._factors((term,)) - common
+        return self.all(rest) if len(rest) != 1 else next(iter(rest))
+
+    def _common(self, terms: set[int]) -> frozenset[int]:
+        """Literals that are factors of every term."""
+        common: frozenset[int] | None = None
         for t in terms:
-            if self._kind[t] == _OR:
-                kept -= self._children[t]
-        ands = [t for t in kept if self._kind[t] == _AND]
+            mine = self._children[t] if self._kind[t] == _AND else frozenset((t,))
+            common = mine if common is None else common & mine
+            if not common:
+                break
+        return common or frozenset()
+
+    def _absorb(self, terms: set[int], kinds: set[int]) -> set[int]:
+        """Drop what another term of the same OR already implies."""
+        kind, children = self._kind, self._children
+        kept = set(terms)
+        if _OR in kinds:
+            for t in terms:
+                if kind[t] == _OR:
+                    kept -= children[t]
+        if _AND not in kinds:
+            return kept
+        ands = [t for t in kept if kind[t] == _AND]
         for t in ands:
-            for literal in self._children[t]:
-                implied = literal in kept or (self._kind[literal] == _OR and self._children[literal] <= kept)
-                if implied:
+            for literal in children[t]:
+                if literal in kept or (kind[literal] == _OR and children[literal] <= kept):
                     kept.discard(t)
                     break
-        ands = [t for t in kept if self._kind[t] == _AND]
+        ands = [t for t in ands if t in kept]
         if 1 < len(ands) <= 32:
             for t in ands:
-                if any(u != t and u in kept and self._children[u] < self._children[t] for u in ands):
+                if any(u != t and u in kept and children[u] < children[t] for u in ands):
                     kept.discard(t)
         return kept
 
     def _factors(self, ids: Iterable[int]) -> frozenset[int]:
+        kind = self._kind
         out: set[int] = set()
         for i in ids:
-            if self._kind[i] == _AND:
+            if kind[i] == _AND:
                 out |= self._children[i]
             elif i != TRUE:
                 out.add(i)

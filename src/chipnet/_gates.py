@@ -1,5 +1,7 @@
 """Gates folded into affine parameters: per-channel arithmetic instead of a pass over activations.
 
+(Layers that compute their weight have no parameter that a gate could multiply: there it multiplies the output.)
+
 Around the forward of every gated module its weight (and bias) is replaced by ``weight * z``. The module keeps
 its class, its forward and its state-dict keys, and the parameters the optimiser holds are untouched.
 """
@@ -19,7 +21,7 @@ class GateHook:
 
     def __init__(self, site: Site, values: Callable[[], Tensor], first: int) -> None:
         self.values: Callable[[], Tensor] | None = values
-        self.axis = site.host.axis
+        self.axis, self.output = site.host.axis, site.host.output
         self.weight = site.host.weight.rpartition(".")[2]
         self.bias = site.host.bias.rpartition(".")[2] if site.host.bias is not None else None
         self.first, self.channels = first, site.channels
@@ -30,6 +32,13 @@ class GateHook:
         inert = object.__new__(GateHook)
         inert.values = None
         return inert
+
+    def multiply(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        """Where the weight is computed: the gates multiply the output."""
+        if self.values is None or self.output is None:
+            return output
+        z = self.values().narrow(0, self.first, self.channels).to(output.dtype)
+        return output * z.reshape([-1] + [1] * (-1 - self.output))
 
     def fold(self, module: nn.Module, args: Any) -> None:
         if self.values is None:
@@ -62,15 +71,18 @@ def add_gates(model: nn.Module, sites: list[Site], values: Callable[[], Tensor])
         if (site.gates >= 0).any():
             hook = GateHook(site, values, first)
             module = modules[site.host.module]
-            handles.append(module.register_forward_pre_hook(hook.fold))
-            handles.append(module.register_forward_hook(hook.restore, always_call=True))
+            if site.host.output is not None:
+                handles.append(module.register_forward_hook(hook.multiply))
+            else:
+                handles.append(module.register_forward_pre_hook(hook.fold))
+                handles.append(module.register_forward_hook(hook.restore, always_call=True))
         first += site.channels
     return handles
 
 
 def has_gates(model: nn.Module) -> bool:
     """Are gates folded into ``model`` now?"""
-    hooks = [h for m in model.modules() for h in m._forward_pre_hooks.values()]
+    hooks = [h for m in model.modules() for h in (*m._forward_pre_hooks.values(), *m._forward_hooks.values())]
     owners = [getattr(h, "__self__", None) for h in hooks]
     return any(isinstance(o, GateHook) and o.values is not None for o in owners)
 

@@ -25,13 +25,15 @@ Slots = NDArray[np.int64]
 class Host:
     """The affine parameters that a gate multiplies: rows of ``weight`` along ``axis``, and ``bias``.
 
-    ``module`` is the module whose forward reads them (gates are folded in around that call).
+    ``module`` is the module whose forward reads them (gates are folded in around that call). ``output``: the weight
+    is computed, so the gate multiplies the module's output along this axis instead.
     """
 
     module: str
     weight: str
     bias: str | None
     axis: int = 0
+    output: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,16 @@ class Mix:
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation: ``dst[i]`` reads ``src[i]`` and is non-zero even where that is zero."""
+    """A normalisation: ``dst[i]`` reads ``src[i]`` and is non-zero even where that is zero.
+
+    ``groups``: statistics mix the channels of each group, so every ``dst`` reads all ``src`` of its group. Without
+    them every channel is by itself.
+    """
 
     dst: Slots
     src: Slots
     host: Host | None
+    groups: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,40 @@ class Resize:
 
 
 @dataclass(frozen=True)
+class Number:
+    """A size that a module keeps as a number: ``module.name`` (or its element ``index``) counts ``slots``."""
+
+    module: str
+    name: str
+    index: int | None
+    slots: Slots
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A layer whose weight is computed from parameters of its own (standardised, parametrised): surgery puts a plain
+    layer with the weight as it is then in its place.
+
+    ``shape``: of the weight. ``axis``: of channels in the layer's output. ``same``: it pads its input as TensorFlow
+    does (by the input's size).
+    """
+
+    module: str
+    shape: tuple[int, ...]
+    axis: int
+    same: bool
+
+
+@dataclass(frozen=True)
+class Risk:
+    """An operator with integer arguments that may be numbers of the user's. ``attributes``: some of them stand in
+    attributes of its module, which surgery can keep true."""
+
+    line: str
+    attributes: bool
+
+
+@dataclass(frozen=True)
 class Pin:
     """Why a class of slots is kept whole."""
 
@@ -154,8 +195,14 @@ class ChannelGraph:
     """Multiply-accumulates of operators that no mask changes."""
     pins: dict[int, Pin] = field(default_factory=dict)
     """Class root -> reason. Complete once capture has ended."""
-    risky: dict[str, str] = field(default_factory=dict)
-    """Node -> source line of operators whose integer arguments may be literals of the user's."""
+    risky: dict[str, Risk] = field(default_factory=dict)
+    """Node -> what is known of operators whose integer arguments may be numbers of the user's."""
+    numbers: dict[tuple[str, str, int | None], Number] = field(default_factory=dict)
+    """Sizes in attributes that surgery updates."""
+    frozen: dict[str, Frozen] = field(default_factory=dict)
+    """Module -> how its computed weight becomes a plain one."""
+    meetings: list[tuple[int, Pin]] = field(default_factory=list)
+    """A slot of a class, and an operator that tied classes there: why sites are tied."""
     _parent: list[int] = field(default_factory=list)
 
     # -- slots ------------------------------------------------------------------------------------------
@@ -213,6 +260,13 @@ class ChannelGraph:
         """Which of ``slots`` are in a pinned class."""
         flat = [self.find(int(s)) in self.pins for s in slots.ravel()]
         return np.array(flat, dtype=bool).reshape(slots.shape)
+
+    def number(self, number: Number) -> None:
+        """Keep an attribute true; a second use of it ties the two."""
+        key = number.module, number.name, number.index
+        known = self.numbers.setdefault(key, number)
+        if known is not number:
+            self.tie(known.slots, number.slots)
 
     # -- parameters -------------------------------------------------------------------------------------
     def own(self, name: str, axis: int, slots: Slots) -> None:

@@ -115,8 +115,9 @@ class Liveness:
             if isinstance(fact, Barrier):
                 use(fact.src, False, False)
             elif isinstance(fact, Map):
+                read = uses[dst] > 0
                 for src in fact.srcs:
-                    use(src, covered[dst], clear[dst] if fact.kind != "const" else False)
+                    use(src[read], covered[dst][read], clear[dst][read] & (fact.kind != "const"))
             else:
                 read = uses[dst] > 0
                 can = fact.host is not None and not refused(fact.host)
@@ -125,6 +126,8 @@ class Liveness:
                     wanted[fact.host.weight].append((i, clear[dst] & read, covered[dst] & read))
                 met = gated | (covered[dst] & read)
                 if isinstance(fact, Norm):
+                    if fact.groups:
+                        met = np.repeat(met.reshape(fact.groups, -1).all(1), len(dst) // fact.groups)
                     use(fact.src, met, met)
                 elif fact.groups > 1 and len(fact.src) // fact.groups < fact.groups:
                     by_group = met.reshape(fact.groups, -1).all(1)
@@ -218,7 +221,10 @@ class Liveness:
                 else:
                     _fold(f.either, [flow[s] for s in fact.srcs], flow, dst)
             elif isinstance(fact, Norm):
-                _fold(f.both, [flow[fact.src], self._gate_of[dst]], flow, dst)
+                carried = flow[fact.src]
+                for group in np.split(np.arange(len(dst)), fact.groups) if fact.groups else ():
+                    carried[group] = f.any(np.unique(carried[group]).tolist())
+                _fold(f.both, [carried, self._gate_of[dst]], flow, dst)
                 live[dst] = np.where(self._gate_of[dst] == TRUE, TRUE, flow[dst])
             else:
                 for src_k, dst_k in zip(*_groups(fact), strict=True):
@@ -259,8 +265,12 @@ class Liveness:
                         terms[slot].add(term)
             elif isinstance(fact, Norm):
                 gates = self._gate_of[fact.dst].tolist()
-                for slot, reader, gate in zip(fact.src.tolist(), out, gates, strict=True):
-                    terms[slot].add(f.both(reader, gate))
+                readers = [f.both(reader, gate) for reader, gate in zip(out, gates, strict=True)]
+                size = len(readers) // fact.groups if fact.groups else 1
+                for first in range(0, len(readers), size):
+                    hub = f.any(set(readers[first : first + size]))
+                    for slot in fact.src[first : first + size].tolist():
+                        terms[slot].add(hub)
             elif isinstance(fact, Mix):
                 for src_k, dst_k in zip(*_groups(fact), strict=True):
                     hub = f.any(

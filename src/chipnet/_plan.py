@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from chipnet._budget import Budget
 from chipnet._cost import KINDS, Cost
 from chipnet._errors import LoadError, PlanError
+from chipnet._graph import Frozen
 
 if TYPE_CHECKING:
     from chipnet._structure import Structure
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,16 @@ class Remap:
 
 
 @dataclass(frozen=True)
+class Size:
+    """A size that a module keeps as a number: ``module.name`` (or its element ``index``) becomes ``value``."""
+
+    module: str
+    name: str
+    index: int | None
+    value: int
+
+
+@dataclass(frozen=True)
 class StandIn:
     """What takes a dead module's place. ``channels``: width of its output.
 
@@ -66,6 +77,8 @@ class Plan:
         zero: parameter name -> (axis, indices) of shut gates: zero before anything is cut.
         stand_ins: modules replaced by a constant.
         remaps: index maps around modules (indexed realisation only).
+        sizes: attributes of modules that hold widths.
+        frozen: layers that compute their weight, and become plain ones with the weight as it is.
         shapes: name -> shape of every tensor of the dense model: what the plan may be applied to.
         dense, compact: costs before and after.
         budget: what was asked, as text; empty if nothing was.
@@ -84,13 +97,17 @@ class Plan:
     sites: tuple[SitePlan, ...]
     mask: tuple[bool, ...]
     realisation: str = "plain"
+    sizes: tuple[Size, ...] = ()
+    frozen: tuple[Frozen, ...] = ()
     inputs: tuple[Any, ...] | None = field(default=None, compare=False, repr=False)
     """Example inputs for verification; not serialised."""
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor after compaction (of modules that are kept)."""
-        cut = self.keep.get(name, {})
-        return tuple(len(cut[a]) if a in cut else n for a, n in enumerate(self.shapes[name]))
+        cut, computed = self.keep.get(name, {}), {f"{f.module}.weight": f.shape for f in self.frozen}
+        return tuple(
+            len(cut[a]) if a in cut else n for a, n in enumerate(computed.get(name) or self.shapes[name])
+        )
 
     def explain(self) -> str:
         """The plan as text: costs, then every site with what is kept and why.
@@ -134,6 +151,8 @@ class Plan:
             "stand_ins": [[d.module, d.kind, d.channels] for d in self.stand_ins],
             "remaps": [[r.module, r.side, r.axis, list(r.index)] for r in self.remaps],
             "sites": [[s.name, s.kept, s.channels, s.tied, s.reason] for s in self.sites],
+            "sizes": [[s.module, s.name, s.index, s.value] for s in self.sizes],
+            "frozen": [[f.module, list(f.shape), f.axis, f.same] for f in self.frozen],
             "mask": "".join("1" if m else "0" for m in self.mask),
         }
 
@@ -163,6 +182,8 @@ class Plan:
                 sites=tuple(SitePlan(*s) for s in data["sites"]),
                 mask=tuple(c == "1" for c in data["mask"]),
                 realisation=data["realisation"],
+                sizes=tuple(Size(*s) for s in data["sizes"]),
+                frozen=tuple(Frozen(m, tuple(shape), a, same) for m, shape, a, same in data["frozen"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise LoadError(f"the plan is damaged: {type(e).__name__}: {e}") from e
@@ -215,8 +236,7 @@ def make_plan(structure: Structure, mask: Tensor, budget: Budget | None = None) 
     if not structure.connected(mask):
         raise PlanError("under this mask the input does not reach every output: open more gates")
     roots = sorted(live.exists)
-    with torch.no_grad():
-        values = live.formulas.compile([live.exists[r] for r in roots], live.gates)(mask.double())
+    values = structure.existing(mask)
     exists = np.zeros(g.slots, dtype=bool)
     exists[roots] = values.numpy() > 0.5
     present = exists[live.root]
@@ -243,12 +263,10 @@ def make_plan(structure: Structure, mask: Tensor, budget: Budget | None = None) 
             if site.host.bias is not None:
                 zero[site.host.bias] = (0, shut)
 
-    modules = list(g.owners)
-    with torch.no_grad():
-        alive = live.formulas.compile([live.alive(g.owners[m]) for m in modules], live.gates)(mask.double())
+    alive = structure.alive(mask)
     stand_ins = []
     layer_of = {layer.fact: layer for layer in g.layers}
-    for module, value in zip(modules, alive.tolist(), strict=True):
+    for module, value in zip(g.owners, alive.tolist(), strict=True):
         fact = g.owners[module][0]
         layer = layer_of.get(fact)
         width = int(present[g.facts[fact].dst].sum())
@@ -280,5 +298,7 @@ def make_plan(structure: Structure, mask: Tensor, budget: Budget | None = None) 
         sites=tuple(sites),
         mask=tuple(mask.tolist()),
         realisation=structure.realisation,
+        sizes=tuple(Size(n.module, n.name, n.index, int(present[n.slots].sum())) for n in g.numbers.values()),
+        frozen=tuple(g.frozen.values()),
         inputs=structure.inputs,
     )

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 
+from chipnet._graph import Number, Risk
 from chipnet._trace import STANDARD_POOL, Labels, Tracer
 
 Rule = Callable[..., Any]
@@ -87,9 +89,6 @@ def _pointwise(op: torch._ops.OpOverload) -> bool:
     "rsqrt",
     "reciprocal",
     "square",
-    "clamp",
-    "clamp_min",
-    "clamp_max",
     "erf",
     "sin",
     "cos",
@@ -102,6 +101,11 @@ def _pointwise(op: torch._ops.OpOverload) -> bool:
     "hardshrink",
     "round",
     "floor",
+    "softsign",
+    "expm1",
+    "log1p",
+    "tan",
+    "nan_to_num",
 )
 def unary(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     """Zero stays zero or it does not: the operator itself is asked."""
@@ -109,7 +113,7 @@ def unary(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
         return t.barrier([a for a in args if isinstance(a, Labels)], "a scalar meets channels")
     others = [a for a in (*args, *kwargs.values()) if isinstance(a, Labels)]
     if others:
-        return t.barrier([x, *others], "a bound that is a tensor")
+        return t.barrier([x, *others], "another tensor decides on its values")
     x = t.labelled(x)
     zero = t.node.target(torch.zeros(()), *args, **kwargs)  # type: ignore[operator]
     return Labels(x.core, x.shape) if float(zero) == 0.0 else t.map([x], "const")
@@ -132,6 +136,39 @@ def same(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     return x
 
 
+@rule("clamp", "clamp_min", "clamp_max")
+def clamp(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """Bounds are numbers or tensors; zero stays zero where they are zero too."""
+    bounds = [a for a in (*args, *kwargs.values()) if isinstance(a, Labels)]
+    return t.map([x, *bounds], "or") if bounds else unary(t, x, *args, **kwargs)
+
+
+@rule("where")
+def where(t: Tracer, condition: Labels, a: Any = None, b: Any = None) -> Any:
+    """Non-zero where either side is; the condition must not differ between channels."""
+    xs = [v for v in (a, b) if isinstance(v, Labels)]
+    sides = [t.labelled(x) for x in xs]
+    offset = len(t.shape) - len(condition.shape) if xs else 0
+    axes = {v + len(t.shape) - len(x.shape) for x in sides for v in x.varying}
+    fixed = any(v >= offset and condition.shape[v - offset] > 1 for v in axes)
+    if not xs or fixed or t.labelled(condition).varying:
+        return t.barrier([condition, *xs], "another tensor decides on its values")
+    return t.map(xs, "const" if any(v for v in (a, b) if not isinstance(v, Labels)) else "or")
+
+
+@rule("masked_fill")
+def masked_fill(t: Tracer, x: Labels, mask: Labels, value: Any) -> Any:
+    """A number, or a tensor of one, where the mask is true."""
+    return where(t, mask, value, x)
+
+
+@rule("glu")
+def glu(t: Tracer, x: Labels, dim: int = -1) -> Labels:
+    """The first half times the sigmoid of the second: the same positions remain in both."""
+    halves = split(t, x, x.shape[dim] // 2, dim, follows=True)
+    return t.map([halves[0], t.map([halves[1]], "const")], "and")
+
+
 def _is_scalar(x: Any) -> bool:
     return not isinstance(x, Labels) or (math.prod(x.shape) == 1 and x.core is None)
 
@@ -141,8 +178,16 @@ def _binary(t: Tracer, a: Any, b: Any, kind: Any, scalar_kind: str) -> Labels:
         x = b if _is_scalar(a) else a
         if not isinstance(x, Labels):
             return t.uniform(int(t.constant[0]), t.shape)
-        return t.labelled(x) if scalar_kind == "same" else t.map([x], "const")
+        number = a if _is_scalar(a) else b
+        same = scalar_kind == "same" or (not isinstance(number, Labels) and number == 0)
+        return _broadcast(t, t.labelled(x)) if same else t.map([x], "const")
     return t.map([a, b], kind)
+
+
+def _broadcast(t: Tracer, x: Labels) -> Labels:
+    """``x`` at the current operator's shape: a tensor of one element may have more axes."""
+    missing = len(t.shape) - len(x.shape)
+    return expand(t, x) if missing else x
 
 
 @rule("add", "sub", "maximum", "minimum", "rsub")
@@ -153,14 +198,17 @@ def add(t: Tracer, a: Any, b: Any, **kwargs: Any) -> Labels:
 
 @rule("mul")
 def mul(t: Tracer, a: Any, b: Any) -> Labels:
-    """Non-zero where both sides are."""
+    """Non-zero where both sides are. ``x * f(x)``, as activations are written by hand, is a function of x."""
+    if isinstance(a, Labels) and isinstance(b, Labels):
+        if t.follows(a, b):  # f(x) * x is zero where x is
+            return min(a, b, key=lambda x: not t.vanishes(x))
     return _binary(t, a, b, "and", "same")
 
 
 @rule("div", "true_divide")
 def div(t: Tracer, a: Any, b: Any, **kwargs: Any) -> Labels:
     """Zero where the numerator is; a channel divided by may become infinite and is kept."""
-    if isinstance(b, Labels) and not _is_scalar(b):
+    if isinstance(b, Labels) and not _is_scalar(b) and t.labelled(b).varying:
         inputs = [x for x in (a, b) if isinstance(x, Labels)]
         return t.barrier(inputs, "divides by channels")
     return _binary(t, a, b, "and", "same")
@@ -191,6 +239,7 @@ def prelu(t: Tracer, x: Labels, weight: Labels) -> Labels:
 def pool(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     """Every channel by itself; these operators refuse tensors without channels."""
     out = adaptive(t, x)
+    assert isinstance(out, Labels)
     if out.varying:
         if out.varying == [1] and type(t.modules.get(t.module)) in STANDARD_POOL and len(out.shape) > 2:
             t.graph.pools[t.module] = out.slots()
@@ -203,48 +252,89 @@ def pool(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
     "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
     "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
 )
-def adaptive(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
+def adaptive(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Any:
     """Every channel by itself."""
     x = t.labelled(x)
-    over = int(operator_name(t.node)[-2])  # the last 1, 2 or 3 axes
+    over = int(re.findall(r"([123])d", operator_name(t.node))[-1])  # the last axes
     if any(a >= len(x.shape) - over for a in x.varying):
         return t.barrier([x], "pools over channels")
-    val = t.node.meta["val"]
-    if not isinstance(val, Tensor):
-        return t.barrier([x], "returns indices")
-    return Labels(x.core, t.shape)
+    out = Labels(x.core, t.shape)
+    return out if isinstance(t.node.meta["val"], Tensor) else (out, out)  # values and indices
 
 
 @rule(
     "upsample_nearest1d",
     "upsample_nearest2d",
     "upsample_nearest3d",
+    "_upsample_nearest_exact1d",
+    "_upsample_nearest_exact2d",
+    "_upsample_nearest_exact3d",
+    "upsample_linear1d",
     "upsample_bilinear2d",
     "upsample_bicubic2d",
+    "upsample_trilinear3d",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
 )
 def upsample(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     """Every channel by itself; refuses tensors without channels."""
     out = adaptive(t, x)
+    assert isinstance(out, Labels)
     if out.varying == [1]:
         t.graph.pin(out.slots()[:1], t.why(f"'{t.node.name}' needs at least one channel"))
     return out
 
 
-@rule("mean", "sum", "amax", "amin")
+@rule("mean", "sum", "amax", "amin", "logsumexp", "prod")
 def reduce(t: Tracer, x: Labels, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Labels:
-    """A reduction over axes without channels keeps channels apart."""
+    """A reduction over axes without channels keeps channels apart; a sum over channels reads all of them."""
     x = t.labelled(x)
     assert x.core is not None
+    name = operator_name(t.node)
     dims = [dims] if isinstance(dims, int) else list(dims or range(len(x.shape)))
     dims = [d % len(x.shape) for d in dims]
-    if any(d in x.varying for d in dims):
-        return t.barrier([x], "reduces over channels")
-    core = x.core
-    for d in sorted(dims, reverse=True):
-        core = core if keepdim else core.squeeze(d)
-    return Labels(core, t.shape)
+    over = [d for d in dims if d in x.varying]
+    core, squeezed = x.core, [d for d in dims if not keepdim]
+    if over:
+        if name not in ("sum", "linalg_vector_norm") or len(x.varying) > 1:
+            does = "averages" if name in ("mean", "var", "std") else "reduces"
+            return t.barrier([x], f"{does} over channels")
+        core = torch.from_numpy(t.total(x.slots())).reshape([1] * len(x.shape))
+    for d in sorted(squeezed, reverse=True):
+        core = core.squeeze(d)
+    out = Labels(core, t.shape)
+    return t.map([out], "const") if name == "logsumexp" and out.varying else out
+
+
+@rule("linalg_vector_norm", "norm")
+def norm_of(
+    t: Tracer, x: Labels, order: Any = 2, dims: Any = None, keepdim: bool = False, **kw: Any
+) -> Labels:
+    """A norm is a sum of powers: zeros add nothing to it (those of order 0 and below, and infinity, are kept)."""
+    if not isinstance(order, (int, float)) or not 0 < order < math.inf:
+        return t.barrier([x], "a norm of this order")
+    return reduce(t, x, dims, keepdim)
+
+
+@rule("var", "std")
+def variance(
+    t: Tracer, x: Labels, dims: Any = None, *args: Any, keepdim: bool = False, **kwargs: Any
+) -> Labels:
+    """Over space every channel by itself; over channels the mean knows how many there are."""
+    return reduce(t, x, dims, keepdim)
+
+
+@rule("softmax", "_softmax", "cumsum")
+def along_axis(t: Tracer, x: Labels, dim: int, *args: Any, **kwargs: Any) -> Labels:
+    """Along space every channel by itself."""
+    x = t.labelled(x)
+    if dim % len(x.shape) in x.varying:
+        return t.barrier([x], f"'{operator_name(t.node)}' mixes channels")
+    return x if operator_name(t.node) == "cumsum" else t.map([x], "const")
 
 
 @rule("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d")
@@ -310,12 +400,18 @@ def move(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     if not x.varying:
         assert x.core is not None
         return t.uniform(int(x.core.reshape(-1)[0]), t.shape)
-    if operator_name(t.node) in _LITERAL:
-        if t.node.name in t.literal:
-            t.pin(x, "is reshaped to sizes that do not follow its width")
-        else:
-            t.graph.risky[t.node.name] = t.line
-    return t.moved(t.node.target(x.full().contiguous(), *args, **kwargs))  # type: ignore[operator]
+    literal = operator_name(t.node) in _LITERAL
+    if literal and t.mode == "literal":
+        t.pin(x, "is reshaped to sizes that do not follow its width")
+    out = t.moved(t.node.target(x.full().contiguous(), *args, **kwargs))  # type: ignore[operator]
+    if literal and t.mode != "literal":
+        t.risk(*(out.shape[a] for a in out.varying))
+        if t.mode == "attribute":
+            for axis in out.varying:
+                rows = out.core.movedim(axis, 0).reshape(out.shape[axis], -1)  # type: ignore[union-attr]
+                for name, index in t.attributes(out.shape[axis]):
+                    t.number(name, index, rows[:, 0].numpy().copy())
+    return out
 
 
 @rule("roll")
@@ -367,21 +463,38 @@ def stack(t: Tracer, xs: list[Labels], dim: int = 0) -> Labels:
 
 
 @rule("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
-def split(t: Tracer, x: Labels, size: Any, dim: int = 0) -> Any:
-    """Equal pieces keep equal widths: the same positions remain in each. Unequal ones are kept whole."""
+def split(t: Tracer, x: Labels, size: Any, dim: int = 0, *, follows: bool = False) -> Any:
+    """Pieces of an axis. Sizes in an attribute of the module are kept true; otherwise equal pieces keep equal widths
+    (the same positions remain in each) and unequal ones are kept whole. ``follows``: sizes are no numbers."""
     x = t.labelled(x)
     dim %= len(x.shape)
-    pieces = list(t.node.target(x.full(), size, dim))  # type: ignore[operator]
-    if dim in x.varying and len(pieces) > 1:
-        if len({p.shape[dim] for p in pieces}) > 1:
-            t.pin(x, "is split into unequal pieces")
-        elif t.node.name in t.literal:
-            t.pin(x, "is split into pieces of a fixed width")
-        else:
-            t.graph.risky[t.node.name] = t.line
-            flat = [p.movedim(dim, 0).reshape(p.shape[dim], -1) for p in pieces]
-            for column in torch.cat(flat, 1).numpy():
-                t.graph.tie_all(np.unique(column).tolist())
+    full = x.full()
+    pieces = list(full.split(size, dim) if follows else t.node.target(full, size, dim))  # type: ignore[operator]
+    sizes = tuple(p.shape[dim] for p in pieces)
+    if dim not in x.varying or len(pieces) < 2:
+        return tuple(t.moved(p) for p in pieces)
+    first = [p.movedim(dim, 0).reshape(p.shape[dim], -1)[:, 0].numpy().copy() for p in pieces]
+    equal, listed = len(set(sizes)) == 1, isinstance(size, (list, tuple))
+    attributes = list(t.attributes(sizes)) if listed else []
+    if t.mode == "literal" or not (equal or attributes):
+        t.pin(x, f"is split into pieces of a fixed width ({', '.join(map(str, sizes))})")
+    elif attributes:
+        t.graph.risky[t.key] = Risk(t.line, False)
+        for name, index in attributes:  # pieces may be empty
+            t.graph.number(Number(t.module, name, index, first[index]))  # type: ignore[index]
+    else:
+        whole = x.shape[dim]
+        if not follows:
+            t.risk(sizes[0], whole)
+        if t.mode == "attribute":
+            for name, index in t.attributes(sizes[0]):
+                t.number(name, index, first[0])
+            for name, index in t.attributes(whole):
+                t.number(name, index, np.concatenate(first))
+        flat = [p.movedim(dim, 0).reshape(p.shape[dim], -1) for p in pieces]
+        for column in torch.cat(flat, 1).numpy():
+            t.graph.tie_all(np.unique(column).tolist())
+        t.meet(first[0])
     return tuple(t.moved(p) for p in pieces)
 
 
@@ -413,6 +526,11 @@ def check(t: Tracer, *args: Any, **kwargs: Any) -> None:
 
 
 # -- layers -----------------------------------------------------------------------------------------------
+LAYERS = frozenset(
+    ["linear", *(f"conv{k}{n}d" for k in ("", "_transpose") for n in (1, 2, 3))]
+)  # operators with a weight
+
+
 def _convolution(
     t: Tracer, x: Labels, weight: Labels, bias: Labels | None, groups: int, transposed: bool
 ) -> Labels:
@@ -422,6 +540,15 @@ def _convolution(
     src = t.channels(x, axis)
     if src is None:
         return t.barrier([x], "channels lie along another axis")
+    if groups > 1 and not isinstance(
+        t.modules.get(t.module), nn.modules.conv._ConvNd
+    ):  # a number in the call
+        if t.mode == "literal":
+            t.graph.pin(src, t.why("a convolution with a fixed number of groups"))
+        else:
+            t.risk(groups)
+            for name, index in t.attributes(groups) if t.mode == "attribute" else ():
+                t.number(name, index, src.reshape(groups, -1)[:, 0])
     shape = t.shape
     kernel = math.prod(weight.shape[2:])
     area = math.prod(shape) // shape[axis]
@@ -509,6 +636,12 @@ def instance_norm(t: Tracer, x: Labels, weight: Any, bias: Any, mean: Any, var: 
     return batch_norm(t, x, weight, bias, mean, var)
 
 
+@rule("rms_norm")
+def rms_norm(t: Tracer, x: Labels, normalized: list[int], weight: Any = None, *args: Any) -> Labels:
+    """As layer norm, without a bias."""
+    return layer_norm(t, x, normalized, weight)
+
+
 @rule("layer_norm")
 def layer_norm(
     t: Tracer, x: Labels, normalized: list[int], weight: Any = None, bias: Any = None, *args: Any
@@ -523,16 +656,27 @@ def layer_norm(
         return t.barrier([x], "layer norm over several axes")
     src = t.channels(x, mixed[0])
     assert src is not None
-    dst = t.norm(src, weight, bias, [], mixed[0], mixes="layer norm mixes channels")
+    dst = t.norm(src, weight, bias, [], mixed[0], groups=1, mixes="layer norm mixes channels")
     return t.along(dst, mixed[0], t.shape)
 
 
 @rule("group_norm")
 def group_norm(t: Tracer, x: Labels, groups: int, weight: Any = None, bias: Any = None, *args: Any) -> Labels:
-    """Statistics mix the channels of a group: what is read stays whole unless a group is one channel."""
+    """Statistics mix the channels of a group: a group remains or goes as a whole; the only one remains."""
     src = t.channels(x, 1)
     if src is None:
         return t.barrier([x], "channels lie along another axis")
-    mixes = None if groups == x.shape[1] else "group norm mixes channels"
-    dst = t.norm(src, weight, bias, [], 1, mixes=mixes)
+    mixes = "group norm mixes channels" if groups == 1 else None
+    module = t.modules.get(t.module)
+    if not isinstance(module, nn.GroupNorm) and groups > 1:
+        attributes = list(t.attributes(groups)) if t.mode != "literal" else []
+        t.graph.risky[t.key] = Risk(t.line, False)
+        for name, index in attributes:
+            t.number(name, index, src.reshape(groups, -1)[:, 0])
+        mixes = None if attributes else "group norm with a fixed number of groups"
+    for group in src.reshape(groups, -1) if groups < len(src) else ():
+        t.graph.tie_all(group.tolist())
+    if 1 < groups < len(src):
+        t.meet(src)
+    dst = t.norm(src, weight, bias, [], 1, groups=groups if groups < len(src) else 0, mixes=mixes)
     return t.along(dst, 1, t.shape)

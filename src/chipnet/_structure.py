@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+import gc
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatch
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from chipnet._budget import Budget
 from chipnet._capture import Inputs, as_inputs, canonical_names, export, trace
-from chipnet._compact import compact
+from chipnet._compact import agree, compact
 from chipnet._cost import CostModel
 from chipnet._errors import CaptureError, ConfigError, PlanError
+from chipnet._formula import Program
 from chipnet._gates import has_gates
 from chipnet._graph import Host
 from chipnet._harden import Hardener
 from chipnet._liveness import Liveness, Site
 from chipnet._plan import Plan, make_plan
-from chipnet._trace import Realisation
+from chipnet._trace import Mode, Realisation
 
 
 class Structure:
@@ -74,26 +78,49 @@ class Structure:
         self._ignored = _ignored(model, tuple(ignore))
         self._broken: dict[str, str] = {}
         self._anchored: set[str] = set()
-        program = export(model, self.inputs)
-        literal: frozenset[str] = frozenset()
-        self._read(model, program, literal)
+        self.untraced: tuple[str, ...] = ()
+        """Parameters that no graph reads."""
+        program, training = self._export(model)
+        modes: dict[str, Mode] = {}
+        self._read(model, program, modes, training)
         while self.gates:  # ends: every round pins more
-            found = self._probe(model)
+            found = self._probe(model, training is not None)
             if found is None:
                 break
-            literal |= found
-            self._read(model, program, literal)
+            modes.update(found)
+            self._read(model, program, modes, training)
 
-    def _read(self, model: nn.Module, program: torch.export.ExportedProgram, literal: frozenset[str]) -> None:
-        self.graph = trace(model, program, self.realisation, literal)
-        self.liveness = Liveness(self.graph, share=self.share, refused=self._refused, anchored=self._anchored)
-        self.sites: list[Site] = self.liveness.sites
-        self.gates = self.liveness.gates
-        self.cost = CostModel(self.liveness, model)
-        f = self.liveness.formulas
-        self._useful = f.compile(self.liveness.useful(), self.gates)
-        self._open = f.compile(self.liveness.open(), self.gates)
-        self._connected = f.compile([self.liveness.connected()], self.gates)
+    def _export(self, model: nn.Module) -> tuple[ExportedProgram, ExportedProgram | None]:
+        """The eval graph, and the train-mode graph where only that reads some of the parameters."""
+        program = export(model, self.inputs)
+        names = {n for n, _ in model.named_parameters()}
+        missing = names - _read_by(program, model)
+        if not missing:
+            return program, None
+        try:
+            training = export(model, self.inputs, train=True)
+        except CaptureError:  # it wants targets, or more than one image
+            training = None
+        left = missing - _read_by(training, model) if training is not None else missing
+        self.untraced = tuple(sorted(left))
+        return program, training if training is not None and left < missing else None
+
+    def _read(
+        self,
+        model: nn.Module,
+        program: ExportedProgram,
+        modes: Mapping[str, Mode],
+        training: ExportedProgram | None,
+    ) -> None:
+        with _no_collection():
+            self.graph = trace(model, program, self.realisation, modes, training)
+            self.liveness = Liveness(
+                self.graph, share=self.share, refused=self._refused, anchored=self._anchored
+            )
+            self.sites: list[Site] = self.liveness.sites
+            self.gates = self.liveness.gates
+            self.cost = CostModel(self.liveness, model)
+            self._programs: dict[str, Program] = {}
         self.aliases = canonical_names(model)
         self.shapes = {n: tuple(t.shape) for n, t in model.state_dict(keep_vars=True).items()}
         taken: set[int] = set()
@@ -106,33 +133,43 @@ class Structure:
             self.site_gates.append(gates)
             self.site_of_gate[gates] = i
 
+    def _evaluate(self, name: str, formulas: Callable[[], list[int]], masks: Tensor) -> Tensor:
+        """Values of formulas under ``masks``; they are compiled when first asked for."""
+        if name not in self._programs:
+            with _no_collection():
+                self._programs[name] = self.liveness.formulas.compile(formulas(), self.gates)
+        return self._programs[name](masks.double())
+
     def _refused(self, host: Host) -> str:
         """Why a layer gets no gates, or nothing."""
         return "excluded by the user" if host.module in self._ignored else self._broken.get(host.weight, "")
 
     # -- does a pruned copy run? --------------------------------------------------------------------------
-    def _probe(self, model: nn.Module) -> frozenset[str] | None:
+    def _probe(self, model: nn.Module, trains: bool) -> dict[str, Mode] | None:
         """Prune copies, run them, and pin what breaks; None where nothing does.
 
         The graph shows sizes as numbers, not where they came from: a width that forward keeps as a literal, or
         an operator that refuses a tensor without channels, shows only when a pruned copy runs. The error's line
         tells which reshape or split is to blame; failing that, each site is tried by itself.
         """
-        error = next((e for mask, verify in self._trials() if (e := self._error(model, mask, verify))), None)
+        error = next(
+            (e for mask, same in self._trials() if (e := self._error(model, mask, same, trains))), None
+        )
         if error is None:
             return None
-        lines = _lines_of(error)
-        hit = frozenset(n for n, line in self.graph.risky.items() if line in lines)
-        if hit:
-            return hit
+        risky = self.graph.risky
+        for line, around in _lines_of(error):
+            if any(r.line == line for r in risky.values()):
+                found = {n: r for n, r in risky.items() if r.line == line}
+                return {n: "attribute" if r.attributes else "literal" for n, r in found.items()}
+            if any(r.attributes and r.line in around for r in risky.values()):
+                return {n: "attribute" for n, r in risky.items() if r.attributes and r.line in around}
         known = len(self._broken) + len(self._anchored)
-        for site, gates in zip(self.sites, self.site_gates, strict=True):
-            if len(gates):
-                self._blame(model, site, gates)
+        self._blame(model, trains)
         if len(self._broken) + len(self._anchored) > known:
-            return frozenset()
+            return {}
         if self.graph.risky:
-            return frozenset(self.graph.risky)
+            return dict.fromkeys(self.graph.risky, "literal")
         raise CaptureError(
             f"a pruned copy of {self._name} does not run or computes something else, and no single layer is to "
             f"blame: {type(error).__name__}: {error}. Exclude the part concerned with ignore=[...]."
@@ -149,7 +186,7 @@ class Structure:
         mask = torch.zeros(self.gates, dtype=torch.bool)
         mask[[int(gates[0]) for gates in self.site_gates if len(gates)]] = True
         if self.connected(mask):
-            yield self.canonical(mask), True
+            yield self.canonical(mask), False
         for sites in (self.site_gates, self.site_gates[::-1]):
             mask = torch.ones(self.gates, dtype=torch.bool)
             for gates in sites:
@@ -160,31 +197,48 @@ class Structure:
             if not bool(mask.all()):
                 yield self.canonical(mask), False
 
-    def _error(self, model: nn.Module, mask: Tensor, verify: bool) -> Exception | None:
+    def _error(self, model: nn.Module, mask: Tensor, same: bool, trains: bool) -> Exception | None:
+        """What goes wrong with a copy pruned by ``mask``. ``same``: compare outputs too, first as they are and, where
+        they differ, in float64."""
         try:
-            small = compact(model, self.plan(mask), verify=verify)
-            if not verify:
-                with torch.no_grad():
+            plan = self.plan(mask)
+            small = compact(model, plan, verify=False)
+            if same and not agree(model, small, plan, self.inputs):
+                raise PlanError("outputs change")
+            with torch.no_grad():
+                if not same:
                     small.eval()(*copy.deepcopy(self.inputs))
+                if trains:
+                    small.train()(*copy.deepcopy(self.inputs))
         except Exception as error:
             return error
         return None
 
-    def _blame(self, model: nn.Module, site: Site, gates: Tensor) -> None:
-        """Try one site: half of its gates, one, none. What breaks at one channel or more pins the site."""
-        mask = torch.ones(self.gates, dtype=torch.bool)
-        for kept in (torch.arange(len(gates)) % 2 == 0, torch.arange(len(gates)) == 0):
-            mask[gates] = kept
-            error = self._error(model, mask, True) if self.connected(mask) else None
-            if error is not None:
+    def _blame(self, model: nn.Module, trains: bool) -> None:
+        """Find the sites that break the forward at half of their gates, at one, at none: by halves, since few do."""
+
+        def search(sites: list[int], kept: Callable[[Tensor], Tensor]) -> Iterator[tuple[int, Exception]]:
+            mask = torch.ones(self.gates, dtype=torch.bool)
+            for i in sites:
+                mask[self.site_gates[i]] = kept(torch.arange(len(self.site_gates[i])))
+            connected = self.connected(mask)
+            error = self._error(model, mask, True, trains) if connected else None
+            if len(sites) == 1 and error is not None:
+                yield sites[0], error
+            elif len(sites) > 1 and (error is not None or not connected):
+                yield from search(sites[: len(sites) // 2], kept)
+                yield from search(sites[len(sites) // 2 :], kept)
+
+        todo = [i for i, gates in enumerate(self.site_gates) if len(gates)]
+        for kept in (lambda k: k % 2 == 0, lambda k: k == 0):
+            for i, error in search(todo, kept):
                 said = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
                 if isinstance(error, PlanError):
                     said = "outputs change; its width is used as a number"
-                self._broken[site.host.weight] = f"pruning it breaks the forward: {said}"
-                return
-        mask[gates] = False
-        if self.connected(mask) and self._error(model, mask, True) is not None:
-            self._anchored.add(site.host.weight)
+                self._broken[self.sites[i].host.weight] = f"pruning it breaks the forward: {said}"
+            todo = [i for i in todo if self.sites[i].host.weight not in self._broken]
+        for i, _ in search(todo, lambda k: k < 0):
+            self._anchored.add(self.sites[i].host.weight)
 
     def tied_to(self, site: Site) -> tuple[str, ...]:
         """Names of the other sites that share gates with ``site``."""
@@ -195,17 +249,29 @@ class Structure:
     # -- questions about masks ----------------------------------------------------------------------------
     def useful(self, masks: Tensor) -> Tensor:
         """Per gate: does it pass the input on to an output? ``[..., gates]``."""
-        return self._useful(masks.double())
+        return self._evaluate("useful", self.liveness.useful, masks)
 
     @torch.no_grad()
     def open(self, mask: Tensor) -> Tensor:
         """Per channel of every site, concatenated in the order of ``sites``: is it open? Boolean."""
-        return self._open(mask.double()) > 0.5
+        return self._evaluate("open", self.liveness.open, mask) > 0.5
 
     @torch.no_grad()
     def connected(self, mask: Tensor) -> bool:
         """Does the input reach every output?"""
-        return bool(self._connected(mask.double())[0] > 0.5)
+        return bool(self._evaluate("connected", lambda: [self.liveness.connected()], mask)[0] > 0.5)
+
+    @torch.no_grad()
+    def existing(self, mask: Tensor) -> Tensor:
+        """Per class of tied slots, in order of their representatives: does it exist physically?"""
+        exists = self.liveness.exists
+        return self._evaluate("exists", lambda: [exists[r] for r in sorted(exists)], mask)
+
+    @torch.no_grad()
+    def alive(self, mask: Tensor) -> Tensor:
+        """Per module in ``graph.owners``: is anything that it writes live and needed?"""
+        owners = self.graph.owners.values()
+        return self._evaluate("alive", lambda: [self.liveness.alive(facts) for facts in owners], mask)
 
     @torch.no_grad()
     def canonical(self, mask: Tensor) -> Tensor:
@@ -253,13 +319,36 @@ def _ignored(model: nn.Module, patterns: tuple[str, ...]) -> frozenset[str]:
     return frozenset(n for n in names if any(fnmatch(n, p) for p in patterns))
 
 
-def _lines_of(error: BaseException) -> set[str]:
-    lines = set()
+def _read_by(program: ExportedProgram, model: nn.Module) -> set[str]:
+    """Parameters (by their first names) that a graph reads."""
+    canonical = canonical_names(model)
+    used = {n.name for n in program.graph.nodes if n.op == "placeholder" and n.users}
+    targets = program.graph_signature.inputs_to_parameters
+    return {canonical.get(target, target) for name, target in targets.items() if name in used}
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Formulas are many small sets and hold no cycles: looking for some takes a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _lines_of(error: BaseException) -> list[tuple[str, set[str]]]:
+    """Lines of the forward that an error passed through, the innermost first, each with those of its function."""
+    lines = []
     current: BaseException | None = error
     while current is not None:
         tb = current.__traceback__
         while tb is not None:
-            lines.add(f"{tb.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{tb.tb_lineno}")
+            code = tb.tb_frame.f_code
+            file = code.co_filename.rsplit("/", 1)[-1]
+            lines.append((f"{file}:{tb.tb_lineno}", {f"{file}:{n}" for *_, n in code.co_lines()}))
             tb = tb.tb_next
         current = current.__cause__
-    return lines
+    return lines[::-1]

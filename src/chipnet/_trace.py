@@ -7,6 +7,7 @@ Labels of a tensor are the slot of every element, stored at the smallest shape t
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,13 +25,18 @@ from chipnet._graph import (
     Map,
     Mix,
     Norm,
+    Number,
     Pin,
     Resize,
+    Risk,
     Slots,
     Source,
 )
 
 Realisation = Literal["plain", "indexed"]
+Mode = Literal["attribute", "literal"]
+"""What the integer arguments of an operator turned out to be: attributes of its module, or fixed numbers. Without a
+mode they are taken to follow the tensor's sizes."""
 
 STANDARD_MIX = (
     nn.Conv1d,
@@ -57,11 +63,13 @@ STANDARD_POOL = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgP
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of one tensor: ``core`` broadcasts to ``shape``. ``param``: a parameter or buffer, not yet moved."""
+    """Labels of one tensor: ``core`` broadcasts to ``shape``. ``param``: a parameter or buffer, not yet moved;
+    ``computed``: the weight of a layer that computes it from parameters of its own."""
 
     core: Tensor | None
     shape: tuple[int, ...]
     param: str | None = None
+    computed: bool = False
 
     @property
     def varying(self) -> list[int]:
@@ -97,13 +105,17 @@ class Tracer:
         self.node: Node = None  # type: ignore[assignment]
         self.calls: dict[str, int] = {}
         self.parameters: frozenset[str | None] = frozenset()
-        self.literal: frozenset[str] = frozenset()
+        self.modes: Mapping[str, Mode] = {}
+        self.counting = True
         self.foreign: set[str] = set()
         """Parameters that a module reads which does not own them: no gate can be folded into these."""
         self._first: dict[int, str] = {}
         for name, module in modules.items():
             self._first.setdefault(id(module), name)
         self._params: dict[tuple[str, int], Slots] = {}
+        self._origin: dict[int, int] = {}
+        self._shifted: set[int] = set()
+        """Slots that are functions of their origin, and not zero where it is."""
         self.constant = graph.new(1)
         graph.facts.append(Source(self.constant, live=True, flow=False))
         graph.pin(self.constant, Pin("a constant", "", "", ""))
@@ -134,6 +146,41 @@ class Tracer:
         val = val[0] if isinstance(val, (tuple, list)) else val
         return tuple(int(n) for n in val.shape)
 
+    # -- sizes kept as numbers ----------------------------------------------------------------------------
+    @property
+    def mode(self) -> Mode | None:
+        """What is known of the current operator's integer arguments."""
+        return self.modes.get(self.key)
+
+    @property
+    def key(self) -> str:
+        """Name of the current operator, unique over the graphs that are walked."""
+        return self.node.name if self.counting else f"training {self.node.name}"
+
+    def attributes(self, size: int | tuple[int, ...]) -> Iterator[tuple[str, int | None]]:
+        """Attributes of the current module that hold ``size``: ``(name, None)`` or ``(name, index)``."""
+        module = self.modules.get(self.module)
+        for name, value in vars(module).items() if module is not None else ():
+            if name.startswith("_") or isinstance(value, bool) or name == "training":
+                continue
+            if isinstance(value, int) and value == size:
+                yield name, None
+            elif isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
+                if tuple(value) == size:
+                    yield from ((name, i) for i in range(len(value)))
+                elif not isinstance(size, tuple):
+                    yield from ((name, i) for i, v in enumerate(value) if v == size)
+
+    def number(self, name: str, index: int | None, slots: Slots) -> None:
+        """The attribute counts ``slots``: surgery keeps it true. A width of 0 is taken by few operators."""
+        self.graph.pin(slots[:1], self.why(f"'{name}' must not become 0"))
+        self.graph.number(Number(self.module, name, index, slots))
+
+    def risk(self, *sizes: int) -> None:
+        """The current operator's arguments may be numbers of the user's; some of ``sizes`` may be in attributes."""
+        known = any(True for size in sizes for _ in self.attributes(size))
+        self.graph.risky[self.key] = Risk(self.line, known and self.mode is None)
+
     # -- labels -----------------------------------------------------------------------------------------
     def uniform(self, slot: int, shape: tuple[int, ...]) -> Labels:
         """A tensor all of whose elements share one slot."""
@@ -151,6 +198,10 @@ class Tracer:
         long = [a for a, n in enumerate(x.shape) if n > 1]
         if x.param is not None and len(long) == 1:
             return self.along(self.param_slots(x.param, long[0], x.shape[long[0]]), long[0], x.shape)
+        if x.param is not None:
+            for axis in long:
+                why = self.why("a parameter with several axes is used as data")
+                self.graph.pin(self.param_slots(x.param, axis, x.shape[axis]), why)
         return self.uniform(int(self.constant[0]), x.shape)
 
     def param_slots(self, name: str, axis: int, size: int) -> Slots:
@@ -189,6 +240,11 @@ class Tracer:
         _, _, rows = max(found, key=lambda f: (f[0], -f[1]))
         for row in rows:
             self.graph.tie_all(np.unique(row).tolist())
+        self.meet(rows)
+
+    def meet(self, slots: Slots) -> None:
+        """Remember that the current operator ties ``slots``."""
+        self.graph.meetings.append((int(slots.flat[0]), self.why(f"meets others in '{self.node.name}'")))
 
     def channels(self, x: Labels, axis: int) -> Slots | None:
         """Slot of every index along ``axis``; None where labels vary along other axes only."""
@@ -238,6 +294,8 @@ class Tracer:
 
     def count_macs(self) -> None:
         """Add the current operator's own multiply-accumulates to those that no mask changes."""
+        if not self.counting:
+            return
         args, kwargs = torch.fx.node.map_arg(
             (self.node.args, self.node.kwargs), lambda n: n.meta.get("val", n)
         )
@@ -276,10 +334,44 @@ class Tracer:
         tuples, inverse = np.unique(rows, axis=1, return_inverse=True)
         dst = self.graph.new(tuples.shape[1])
         self.graph.facts.append(Map(dst, tuple(t.copy() for t in tuples), kind))
+        met = 0
         for x, t in zip(xs, tuples, strict=True):
             if set(x.varying) == varying:
                 self.graph.tie(dst, t)
+                met += 1
+        if met > 1:
+            self.meet(dst)
+        for slot, *sources in zip(dst.tolist(), *tuples.tolist(), strict=True):
+            origins = {self.origin(s) for s in sources}
+            if len(origins) == 1:
+                self._origin[slot] = origins.pop()
+                if kind == "const" or any(s in self._shifted for s in sources):
+                    self._shifted.add(slot)
         return Labels(torch.from_numpy(dst[inverse.reshape(cores[0].shape)]), shape)
+
+    def vanishes(self, x: Labels) -> bool:
+        """Is ``x`` zero where what it follows is zero?"""
+        assert x.core is not None
+        return self._shifted.isdisjoint(x.core.reshape(-1).tolist())
+
+    def total(self, src: Slots) -> Slots:
+        """One slot that reads all of ``src``: a sum, in which zeros do not show."""
+        dst = self.graph.new(1)
+        self.graph.facts.append(Mix(dst, src, 1, False, None))
+        self.graph.pin(dst, self.why("a sum over channels"))
+        return dst
+
+    def origin(self, slot: int) -> int:
+        """The slot that ``slot`` is an elementwise function of."""
+        return self._origin.get(slot, slot)
+
+    def follows(self, x: Labels, of: Labels) -> bool:
+        """Is every element of ``x`` a function of the same element of ``of`` alone, and of no other?"""
+        if x.core is None or of.core is None or x.shape != of.shape:
+            return False
+        a, b = torch.broadcast_tensors(x.core, of.core)
+        pairs = zip(a.reshape(-1).tolist(), b.reshape(-1).tolist(), strict=True)
+        return all(self.origin(i) == self.origin(j) for i, j in pairs)
 
     def _aligned(self, x: Labels, varying: set[int], ndim: int) -> Labels:
         """``x`` with leading axes added, and a raw parameter labelled along the axis the others vary on."""
@@ -296,6 +388,9 @@ class Tracer:
     # -- layers -----------------------------------------------------------------------------------------
     def host(self, weight: Labels | None, bias: Labels | None, axis: int = 0) -> Host | None:
         """The affine parameters of the current node, where a gate can be folded into them."""
+        if weight is not None and weight.computed and weight.param is not None:
+            output = self.graph.frozen[self.module].axis
+            return Host(self.module, weight.param, bias.param if bias is not None else None, axis, output)
         if weight is None or weight.param is None or (bias is not None and bias.param is None):
             return None
         if not self.parameters.issuperset(w.param for w in (weight, bias) if w is not None):  # a buffer
@@ -307,10 +402,10 @@ class Tracer:
             return None
         return Host(owner, weight.param, bias.param if bias is not None else None, axis)
 
-    def owned(self, weight: str, standard: tuple[type, ...]) -> str | None:
+    def owned(self, weight: str, standard: tuple[type, ...], frozen: bool = False) -> str | None:
         """The module that is exactly this operator, so that its call can be replaced or re-indexed."""
         owner = weight.rpartition(".")[0]
-        is_standard = type(self.modules.get(owner)) in standard
+        is_standard = frozen or type(self.modules.get(owner)) in standard
         return owner if owner == self.module and is_standard else None
 
     def _in(self, outer: Slots, module: str, axis: int) -> Slots:
@@ -336,7 +431,8 @@ class Tracer:
         """A convolution or linear layer with a plain parameter as weight."""
         g = self.graph
         assert weight.param is not None
-        module = self.owned(weight.param, STANDARD_MIX)
+        frozen = weight.computed and not g.frozen[self.module].same
+        module = self.owned(weight.param, STANDARD_MIX, frozen)
         apart = module if groups == 1 and self._once(weight.param) else None
         src = self._in(x, apart, axis) if apart and self._read_by_others() else x
         dst = g.new(rows)
@@ -347,10 +443,14 @@ class Tracer:
         elif groups > per_in:  # many small groups: a group lives or dies whole
             for i, o in zip(src_g, dst_g, strict=True):
                 g.tie_all([*i.tolist(), *o.tolist()])
+            if per_in > 1 or per_out > 1:
+                self.meet(dst)
             cols = np.repeat(self.constant, per_in)
         else:  # few wide groups: the same positions remain in each
             for column in [*src_g.T, *dst_g.T]:
                 g.tie_all(column.tolist())
+            self.meet(src)
+            self.meet(dst)
             cols = src_g[0]
         out_axis, in_axis = (1, 0) if transposed else (0, 1)
         if transposed and groups > 1:
@@ -367,6 +467,8 @@ class Tracer:
         g.facts.append(Mix(dst, src, groups, bias is not None, host))
         fact = len(g.facts) - 1
         name = module if module is not None else weight.param
+        if not self.counting:
+            macs_per = area = 0
         g.layers.append(Layer(fact, name, weight.param, dst, cols, macs_per, area))
         self._register(module, fact, src, dst, "convolution" if weight.shape[2:] else "linear layer")
         return self._out(dst, apart, axis) if apart and self._meets_others() else dst
@@ -379,9 +481,11 @@ class Tracer:
         stats: list[Labels],
         axis: int,
         *,
+        groups: int = 0,
         mixes: str | None = None,
     ) -> Slots:
-        """A normalisation, with its affine parameters and statistics. ``mixes``: why it cannot read less."""
+        """A normalisation, with its affine parameters and statistics. ``groups``: in how many groups statistics mix
+        channels; ``mixes``: why it cannot read less."""
         g = self.graph
         names = [t.param for t in (weight, bias, *stats) if t is not None and t.param is not None]
         module = self.owned(names[0], STANDARD_NORM) if names else None
@@ -393,7 +497,7 @@ class Tracer:
             g.pin(src, self.why(mixes))
         for n in names:
             g.own(n, 0, dst)
-        g.facts.append(Norm(dst, src, self.host(weight, bias)))
+        g.facts.append(Norm(dst, src, self.host(weight, bias), groups))
         self._register(module, len(g.facts) - 1, src, dst, "normalisation")
         return self._out(dst, apart, axis) if apart and (mixes or self._meets_others()) else dst
 

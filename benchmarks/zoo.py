@@ -1,0 +1,325 @@
+"""Real networks through capture, random masks, exact hardening to a budget, compaction and proof; Torch-Pruning beside.
+
+    python -m benchmarks.zoo --models tv/resnet50 timm/convnext_tiny my_package.nets:make
+    python -m benchmarks.zoo --set torchvision --set timm --json zoo.json --markdown docs/coverage.md
+    python -m benchmarks.zoo --set torchvision --against torch-pruning
+
+A model is ``tv/NAME``, ``timm/NAME`` or ``module:callable`` (which returns a network, or a network and its example
+inputs). Weights are random: no downloads. Every affine parameter and statistic is made random too, so that a channel
+taken for another one shows. Each model runs in a process of its own, one thread, with a time limit.
+
+What is checked of chipnet's result, by other means than chipnet's own bookkeeping:
+
+* *target*: multiply-accumulates counted by ``torch.utils.flop_counter`` on the compact network are at most
+  ``--target`` of the dense network's, equal to those predicted, and no further channel would fit;
+* *exact*: masked and compact outputs differ by at most 1e-9 of the outputs' scale, in float64;
+* *trains*: a forward and backward pass in train mode gives a gradient to every parameter that has one when dense.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import importlib
+import json
+import math
+import multiprocessing
+import platform
+import queue
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import chipnet
+from benchmarks.zoo_models import SETS
+from chipnet._cost import KINDS
+from chipnet._io import write_atomically
+
+Model = tuple[nn.Module, tuple[Any, ...]]
+
+
+# -- networks ---------------------------------------------------------------------------------------------
+def build(name: str) -> Model:
+    """The network ``name`` with random weights, in eval mode, and example inputs."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, inputs = _made(name)
+    randomise(model)
+    return model.eval(), inputs
+
+
+def _made(name: str) -> Model:
+    if name.startswith("timm/"):
+        timm = importlib.import_module("timm")
+        model = timm.create_model(name[5:])
+        channels, side, _ = model.default_cfg["input_size"]
+        return model, (torch.randn(1, channels, side, side),)
+    if name.startswith("tv/"):
+        return _torchvision(name[3:])
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ValueError(f"{name!r} is no model: expected tv/NAME, timm/NAME or module:callable")
+    made = getattr(importlib.import_module(module), attribute)()
+    if isinstance(made, nn.Module):
+        return made, (torch.randn(1, 3, 224, 224),)
+    model, inputs = made
+    return model, inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def _torchvision(name: str) -> Model:
+    """``inception_v3+aux`` builds auxiliary heads; detectors run whole; video networks get 8 frames."""
+    models = importlib.import_module("torchvision.models")
+    name, _, aux = name.partition("+")
+    options: dict[str, Any] = {"weights": None}
+    builder = models.get_model_builder(name)
+    module = builder.__module__.rpartition(".")[0] + "."
+    if name in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": bool(aux), "init_weights": False}
+    if ".segmentation." in module:
+        options |= {"weights_backbone": None, "aux_loss": bool(aux)}
+        return builder(**options), (torch.randn(1, 3, 128, 128),)
+    if ".detection." in module:
+        return builder(**options, weights_backbone=None), ([torch.rand(3, 320, 320)],)
+    if ".video." in module:
+        return builder(**options), (torch.randn(1, 3, 8, 112, 112),)
+    if ".optical_flow." in module:
+        return builder(**options), (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))
+    side = 299 if name == "inception_v3" else 224
+    return builder(**options), (torch.randn(1, 3, side, side),)
+
+
+@torch.no_grad()
+def randomise(model: nn.Module) -> None:
+    """Make every channel matter: no constant parameter (zero biases, unit scales, layer scales of 1e-6), no unit
+    statistics."""
+    for module in model.modules():
+        mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+        if isinstance(mean, Tensor) and isinstance(var, Tensor):
+            mean.normal_(0, 0.3)
+            var.uniform_(0.5, 1.5)
+    for name, p in model.named_parameters():
+        if p.is_floating_point() and p.numel() > 1 and bool((p == p.flatten()[0]).all()):
+            if name.endswith("bias"):
+                p.normal_(0, 0.1)
+            else:
+                p.uniform_(0.5, 1.5)
+
+
+def macs(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+    """Multiply-accumulates of one eval forward, as PyTorch counts them."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model.eval()(*inputs)
+    return counter.get_total_flops() // 2
+
+
+# -- one model ----------------------------------------------------------------------------------------------
+def with_chipnet(name: str, target: float, realisation: str) -> dict[str, Any]:
+    """One row: what chipnet makes of the network."""
+    out: dict[str, Any] = {"captured": False, "pruned": False, "target": False, "exact": None, "trains": None}
+    model, inputs = build(name)
+    start = time.perf_counter()
+    try:
+        s = chipnet.Structure(model, inputs, realisation=realisation)  # type: ignore[arg-type]
+        out["capture_s"] = time.perf_counter() - start
+        out["captured"] = True
+        kept: Counter[str] = Counter()
+        for site in s.sites:
+            if not site.free and not site.reason.startswith("follows"):
+                kept[site.reason] += 1
+        out |= {
+            "sites": len(s.sites),
+            "free": sum(1 for site in s.sites if site.free),
+            "gates": s.gates,
+            "pinned": [f"{n}x {reason}" for reason, n in kept.most_common()],
+        }
+        scores = torch.rand(s.gates, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        try:
+            mask = s.harden(scores, {"macs": target})
+        except chipnet.BudgetError as error:  # still show that what may be pruned is pruned exactly
+            out["error"] = f"BudgetError: {error}"
+            mask = s.canonical(scores < 0.5)
+            if not s.connected(mask):
+                mask = torch.ones(s.gates, dtype=torch.bool)
+        plan = s.plan(mask)
+        small = chipnet.compact(model, plan, verify=False)
+        out["seconds"] = time.perf_counter() - start
+        dense, now = macs(model, inputs), macs(small, inputs)
+        out |= {"ratio": now / max(dense, 1), "pruned": now < dense, "predicted": now == plan.compact.macs}
+        out["params"] = sum(p.numel() for p in small.parameters()) == plan.compact.params
+        out["target"] = now <= target * dense and _full(s, mask, int(target * dense))
+        whole = copy.deepcopy(model).double()
+        small64 = chipnet.compact(whole, plan, verify=False)
+        difference, scale = chipnet.verify_compact(whole, small64, plan, inputs)
+        out["difference"] = difference / max(scale, 1e-300)
+        out["exact"] = difference <= 1e-9 * scale and out["predicted"] and out["params"]
+        out["trains"] = trains(model, small, inputs)
+    except Exception as error:
+        out["error"] = _said(error)
+        out["traceback"] = traceback.format_exc()
+    return out
+
+
+def _full(s: chipnet.Structure, mask: Tensor, limit: int) -> bool:
+    """Would every further channel cost more than the limit?"""
+    shut = torch.nonzero(~mask).flatten()
+    for part in shut.split(256):
+        trial = mask.repeat(len(part), 1)
+        trial[torch.arange(len(part)), part] = True
+        does = s.useful(trial)[torch.arange(len(part)), part] > 0.5
+        cost = s.cost(trial.double())[:, KINDS.index("macs")]
+        if bool((does & (cost <= limit)).any()):
+            return False
+    return True
+
+
+def trains(dense: nn.Module, small: nn.Module, inputs: tuple[Any, ...]) -> bool | None:
+    """Does a train-mode forward and backward run on the compact network? None where it does not on the dense one."""
+
+    def run(model: nn.Module) -> bool:
+        torch.manual_seed(0)
+        model.train()
+        tensors = torch.utils._pytree.tree_map(
+            lambda x: x.repeat(2, *[1] * (x.dim() - 1)) if isinstance(x, Tensor) and x.dim() > 3 else x,
+            inputs,
+        )
+        leaves = torch.utils._pytree.tree_leaves(_as_plain(model(*tensors)))
+        losses = [x.float().square().mean() for x in leaves if isinstance(x, Tensor) and x.requires_grad]
+        sum(losses).backward()  # type: ignore[union-attr]
+        return all(p.grad is not None for p in model.parameters() if p.requires_grad and p.numel())
+
+    try:
+        whole = run(dense)
+    except Exception:
+        return None
+    return run(small) or not whole
+
+
+def _as_plain(out: Any) -> Any:
+    """Named tuples and output classes as trees that PyTorch knows."""
+    return dict(out) if hasattr(out, "keys") else tuple(out) if isinstance(out, (tuple, list)) else out
+
+
+def with_torch_pruning(name: str, target: float, realisation: str) -> dict[str, Any]:
+    """One row: what Torch-Pruning makes of the same network."""
+    from benchmarks._torch_pruning import prune
+
+    model, inputs = build(name)
+    return prune(model, inputs, target, lambda m: macs(m, inputs))
+
+
+TOOLS: dict[str, Callable[[str, float, str], dict[str, Any]]] = {
+    "chipnet": with_chipnet,
+    "torch-pruning": with_torch_pruning,
+}
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
+
+
+def _child(results: Any, tool: str, name: str, target: float, realisation: str) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    try:
+        results.put(TOOLS[tool](name, target, realisation))
+    except BaseException as error:
+        results.put({"captured": False, "error": _said(error), "traceback": traceback.format_exc()})
+
+
+def run(tool: str, name: str, target: float, realisation: str, limit: float) -> dict[str, Any]:
+    """One tool on one model, in a process of its own that is ended after ``limit`` seconds."""
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    process = context.Process(target=_child, args=(results, tool, name, target, realisation))
+    process.start()
+    deadline = time.monotonic() + limit
+    row: dict[str, Any] | None = None
+    while row is None:
+        try:
+            row = results.get(timeout=0.2)
+        except queue.Empty:
+            if not process.is_alive() and results.empty():
+                row = {"captured": False, "error": f"the process ended with code {process.exitcode}"}
+            elif time.monotonic() > deadline:
+                row = {"captured": False, "error": f"no result after {limit:.0f} s"}
+    process.kill()
+    process.join()
+    return {"model": name, "tool": tool, **row}
+
+
+# -- many models --------------------------------------------------------------------------------------------
+def good(row: dict[str, Any]) -> bool:
+    """Captured, pruned to the target, exact, and trains (or did not when dense)."""
+    return bool(row["captured"] and row.get("target") and row.get("exact") and row.get("trains") is not False)
+
+
+def _line(row: dict[str, Any]) -> str:
+    marks = " ".join(f"{k}={row.get(k)!s:5}" for k in ("captured", "pruned", "target", "exact", "trains"))
+    ratio = f"{100 * row['ratio']:5.2f} %" if row.get("ratio") is not None else "      -"
+    seconds = f"{row['seconds']:5.1f} s" if row.get("seconds") is not None else "      -"
+    return f"{row['model']:40} {row['tool']:13} {marks} {ratio} {seconds} {row.get('error', '')[:160]}"
+
+
+def about(target: float, realisation: str) -> dict[str, Any]:
+    """What was run, where and when."""
+    import timm
+    import torchvision
+
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.machine()}, {multiprocessing.cpu_count()} CPUs, 1 thread a model",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "target": target,
+        "realisation": realisation,
+        "seed": 0,
+    }
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="*", default=[], metavar="NAME")
+    parser.add_argument("--set", action="append", default=[], choices=sorted(SETS), dest="sets")
+    parser.add_argument("--against", action="append", default=[], choices=["torch-pruning"])
+    parser.add_argument("--realisation", default="plain", choices=["plain", "indexed"])
+    parser.add_argument("--target", type=float, default=0.5, help="fraction of MACs that may remain")
+    parser.add_argument("--limit", type=float, default=300, help="seconds a model and tool")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    a = parser.parse_args(None if arguments is None else list(arguments))
+    names = [*a.models, *(n for s in a.sets for n in SETS[s])]
+    if not names:
+        parser.error("name at least one model or --set")
+    for library in ("torchvision.models", "timm", *(["torch_pruning"] if a.against else [])):
+        importlib.import_module(library)  # once, before processes are forked
+    rows = []
+    for name in names:
+        for tool in ("chipnet", *a.against):
+            rows.append(run(tool, name, a.target, a.realisation, a.limit))
+            print(_line(rows[-1]), flush=True)
+        if a.json:
+            text = json.dumps({"about": about(a.target, a.realisation), "rows": rows}, indent=1)
+            write_atomically(a.json, text.encode())
+    mine = [r for r in rows if r["tool"] == "chipnet"]
+    print(f"{sum(map(good, mine))} of {len(mine)}: captured, target met to the channel, exact, trains")
+    return 0 if all(map(good, mine)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

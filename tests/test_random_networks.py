@@ -1,0 +1,51 @@
+"""Networks nobody wrote: whatever operators meet, a compact network is exact and costs what was predicted.
+
+More of them: `python -m benchmarks.random_networks --cases 10000`.
+"""
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from random_networks import LEFT_OUT, RandomNet, Recipe, check, random_recipe, recipes, shrunk, vocabulary
+
+
+@pytest.mark.parametrize("chunk", range(4))
+def test_random_networks_are_pruned_exactly(chunk):
+    @seed(chunk)
+    @settings(
+        max_examples=50,
+        deadline=None,
+        database=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    @given(recipes())
+    def run(recipe):
+        check(recipe)
+
+    run()
+
+
+def test_every_operator_of_the_vocabulary_fits_somewhere():
+    never = set(vocabulary())
+    for i in range(600):
+        never -= set(RandomNet(random_recipe(random.Random(i).randint)).applied)
+        if not never:
+            break
+    assert not never
+    assert not LEFT_OUT.keys() & set(vocabulary())
+
+
+def test_a_recipe_prints_as_the_line_that_makes_it():
+    for i in range(20):
+        recipe = random_recipe(random.Random(i).randint)
+        assert eval(repr(recipe), {"Recipe": Recipe}) == recipe
+
+
+def test_shrinking_leaves_the_step_that_fails():
+    drawn = (random_recipe(random.Random(i).randint) for i in range(99))
+    recipe = next(r for r in drawn if len(r.steps) > 4 and "norm" in [name for name, *_ in r.steps])
+    small = shrunk(recipe, lambda r: "norm" in [name for name, *_ in r.steps], tries=1000)
+    assert small == Recipe(steps=(("norm", 0, 0, 2, 0),), heads=small.heads)
+    assert len(small.heads) == 1
