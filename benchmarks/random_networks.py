@@ -39,7 +39,8 @@ def signature(error: BaseException) -> tuple[str, str]:
     frames = [
         f"{Path(f.filename).name}:{f.lineno}"
         for f in traceback.extract_tb(error.__traceback__)
-        if "chipnet" in Path(f.filename).parts or Path(f.filename).name == "random_networks.py"
+        if "chipnet" in Path(f.filename).parts
+        or Path(f.filename).name in ("random_networks.py", "harness.py")
     ]
     return type(error).__name__, frames[-1]
 

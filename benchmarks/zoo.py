@@ -1,11 +1,11 @@
-"""Real networks through capture, random masks, exact hardening to a budget, compaction and proof; Torch-Pruning beside.
+"""Real networks through capture, random masks, exact hardening, compaction and proof; Torch-Pruning beside.
 
     python -m benchmarks.zoo --models tv/resnet50 timm/convnext_tiny my_package.nets:make
     python -m benchmarks.zoo --set torchvision --set timm --json zoo.json --markdown docs/coverage.md
     python -m benchmarks.zoo --set torchvision --against torch-pruning
 
-A model is ``tv/NAME``, ``timm/NAME`` or ``module:callable`` (which returns a network, or a network and its example
-inputs). Weights are random: no downloads. Every affine parameter and statistic is made random too, so that a channel
+A model is ``tv/NAME``, ``timm/NAME`` or ``module:callable`` (which returns a network, or a network and its
+inputs). Weights are random: no downloads. Every affine parameter and statistic is made random too: a channel
 taken for another one shows. Each model runs in a process of its own, one thread, with a time limit.
 
 What is checked of chipnet's result, by other means than chipnet's own bookkeeping:
@@ -23,7 +23,6 @@ import copy
 import datetime
 import importlib
 import json
-import math
 import multiprocessing
 import platform
 import queue
@@ -185,7 +184,7 @@ def _full(s: chipnet.Structure, mask: Tensor, limit: int) -> bool:
 
 
 def trains(dense: nn.Module, small: nn.Module, inputs: tuple[Any, ...]) -> bool | None:
-    """Does a train-mode forward and backward run on the compact network? None where it does not on the dense one."""
+    """Does a train-mode forward and backward run on the compact network? None where not on the dense one."""
 
     def run(model: nn.Module) -> bool:
         torch.manual_seed(0)
@@ -290,6 +289,53 @@ def about(target: float, realisation: str) -> dict[str, Any]:
     }
 
 
+def markdown(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    """The rows as one table a set, and what falls short with its reason."""
+    by_model: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        by_model.setdefault(row["model"], {})[row["tool"]] = row
+    lines = [f"<!-- {json.dumps(about)} -->"]
+    places = {n: s for s, names in reversed(SETS.items()) for n in names if s != "quick"}
+    for place in dict.fromkeys(places.get(n, "other") for n in by_model):
+        mine = {n: tools for n, tools in by_model.items() if places.get(n, "other") == place}
+        met = sum(good(t["chipnet"]) for t in mine.values())
+        lines += [f"\n### {place}: {met} of {len(mine)}\n"]
+        lines += ["| network | sites free | chipnet | s | Torch-Pruning | s |", "|---|---|---|---|---|---|"]
+        for name, tools in mine.items():
+            ours, theirs = tools["chipnet"], tools.get("torch-pruning")
+            free = f"{ours['free']} of {ours['sites']}" if "sites" in ours else ""
+            cells = [name.partition("/")[2], free, _cell(ours), _seconds(ours)]
+            lines.append("| " + " | ".join([*cells, _cell(theirs), _seconds(theirs)]) + " |")
+        lines += [""] + [
+            f"* `{n}`: {_short(t['chipnet'])}" for n, t in mine.items() if not good(t["chipnet"])
+        ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    """What became of the MACs, or what went wrong."""
+    if row is None:
+        return ""
+    if not row["captured"]:
+        return "not captured"
+    if not row.get("pruned"):
+        return "not pruned"
+    wrong = [] if row.get("target") or row["tool"] != "chipnet" else ["above"]
+    wrong += ["not exact"] if row["exact"] is False else ["unknown"] if row["exact"] is None else []
+    wrong += ["does not train"] if row.get("trains") is False else []
+    return f"{100 * row['ratio']:.2f} %" + (f" ({', '.join(wrong)})" if wrong else "")
+
+
+def _seconds(row: dict[str, Any] | None) -> str:
+    return f"{row['seconds']:.1f}" if row and row.get("seconds") is not None else ""
+
+
+def _short(row: dict[str, Any]) -> str:
+    said = row.get("error") or "see the table"
+    reasons = "; ".join(row.get("pinned", [])[:3])
+    return said.split(". Ask for")[0] + (f". Kept whole: {reasons}" if reasons else "")
+
+
 def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -302,13 +348,16 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--limit", type=float, default=300, help="seconds a model and tool")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--read", type=Path, nargs="*", default=[], metavar="FILE", help="rows of earlier runs"
+    )
     a = parser.parse_args(None if arguments is None else list(arguments))
     names = [*a.models, *(n for s in a.sets for n in SETS[s])]
-    if not names:
+    if not names and not a.read:
         parser.error("name at least one model or --set")
     for library in ("torchvision.models", "timm", *(["torch_pruning"] if a.against else [])):
         importlib.import_module(library)  # once, before processes are forked
-    rows = []
+    rows = [row for file in a.read for row in json.loads(file.read_text())["rows"]]
     for name in names:
         for tool in ("chipnet", *a.against):
             rows.append(run(tool, name, a.target, a.realisation, a.limit))
@@ -316,6 +365,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
         if a.json:
             text = json.dumps({"about": about(a.target, a.realisation), "rows": rows}, indent=1)
             write_atomically(a.json, text.encode())
+    if a.markdown:
+        write_atomically(a.markdown, markdown(rows, about(a.target, a.realisation)).encode())
     mine = [r for r in rows if r["tool"] == "chipnet"]
     print(f"{sum(map(good, mine))} of {len(mine)}: captured, target met to the channel, exact, trains")
     return 0 if all(map(good, mine)) else 1

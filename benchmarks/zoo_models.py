@@ -1,4 +1,4 @@
-"""Names for ``benchmarks.zoo``: every convolutional network of torchvision, and of timm at least one of every family.
+"""Names for ``benchmarks.zoo``: every convolutional network of torchvision, at least one of every family of timm.
 
 A family of timm is a module of ``timm.models``; its smallest networks stand for it. Networks whose main operator is
 attention (or a sequence model) are in sets of their own: there only what is not attention can be pruned.

@@ -10,22 +10,18 @@ A recipe prints as the line that makes it: ``check(Recipe(steps=(("conv", 0, 0, 
 
 from __future__ import annotations
 
-import copy
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from harness import assert_same, conforms, gradients, snapshot
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
-from torch.utils.flop_counter import FlopCounterMode
 
-import chipnet
 from chipnet import BudgetError, Structure
 
 T = TypeVar("T")
@@ -1088,14 +1084,9 @@ def check(recipe: Recipe) -> Counter[str]:
         How often each operator was part of it, and ``networks``, ``no gates``, ``masks``, ``budget refused``.
     """
     model, inputs = build(recipe), inputs_of(recipe)
-    before = {n: t.clone() for n, t in model.state_dict().items()}
+    before = snapshot(model)
     seen = Counter({"networks": 1})
     s = Structure(model, inputs, realisation=recipe.realisation)
-    # Dead branches are not counted, so the network as it is may cost more.
-    assert s.cost.dense.params <= sum(p.numel() for p in model.parameters())
-    assert 2 * s.cost.dense.macs <= _flops(model, inputs)
-    for site in s.sites:
-        assert site.reason or (site.gates >= 0).all(), f"{site.name} is kept whole without a reason"
     # Capture keeps whole what a trial finds inexact. That is right where a width is used as a number; elsewhere
     # it would hide a wrong rule.
     used = [getattr(step, "function", None) for step in model.steps]
@@ -1104,17 +1095,10 @@ def check(recipe: Recipe) -> Counter[str]:
         assert not inexact, f"pruning {inexact} changes outputs"
     seen["no gates" if s.gates == 0 else "gated"] += 1
     masks = _masks(s, recipe.seed, seen) if s.gates else []
-    trains = _trains(model, inputs)
-    for i, mask in enumerate(masks):
-        small, plan = _pruned(recipe, model, s, mask)
-        if i == 0:
-            _check_file(recipe, small, plan, inputs)
-        if trains:
-            _train(small, inputs)
+    others = inputs_of(recipe, seed=1)
+    conforms(model, others, s, masks, factory=lambda: build(recipe), train=_trains(model, others))
     seen["masks"] += len(masks)
-    after = model.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(t, after[n]) for n, t in before.items()), "the dense model was changed"
+    assert_same(before, snapshot(model))
     return seen + Counter(model.applied)
 
 
@@ -1133,53 +1117,10 @@ def _masks(s: Structure, seed: int, seen: Counter[str]) -> list[Tensor]:
     return [*masks, mask]
 
 
-def _pruned(recipe: Recipe, model: RandomNet, s: Structure, mask: Tensor) -> tuple[nn.Module, chipnet.Plan]:
-    """The compact network of a mask: it computes what the masked one does and costs what was predicted."""
-    plan = s.plan(mask)
-    for site in s.sites:
-        shut = [i for i, g in enumerate(site.gates.tolist()) if g >= 0 and not mask[g]]
-        assert set(shut) <= set(plan.zero.get(site.host.weight, (0, ()))[1]), f"{site.name} is not shut"
-    small = chipnet.compact(model, plan, verify=False)
-    difference, scale = chipnet.verify_compact(model, small, plan, inputs_of(recipe, seed=1))
-    assert difference <= 1e-9 * max(scale, 1e-12), f"outputs differ by {difference:.2g} of {scale:.2g}"
-    assert type(small) is type(model)
-    assert plan.compact == s.cost.exact(mask)
-    assert plan.compact.params == sum(p.numel() for p in small.parameters()), "parameters"
-    assert 2 * plan.compact.macs == _flops(small, s.inputs), "multiply-accumulates"
-    return small, plan
-
-
-def _check_file(recipe: Recipe, small: nn.Module, plan: chipnet.Plan, inputs: tuple[Tensor, ...]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "small.safetensors"
-        chipnet.save(small, plan, path)
-        again = chipnet.load(lambda: build(recipe), path)
-    for x, y in zip(_outputs(small, inputs), _outputs(again, inputs), strict=True):
-        assert torch.equal(x, y), "another network came out of the file"
-
-
-def _outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    with torch.no_grad():
-        return torch.utils._pytree.tree_leaves(model(*inputs))
-
-
-def _flops(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    # Not under no_grad: there nn.MultiheadAttention takes a fused path that the counter does not see.
-    with FlopCounterMode(display=False) as counter:
-        model(*inputs)
-    return counter.get_total_flops()
-
-
-def _train(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    model = copy.deepcopy(model).train()
-    loss = sum(out.sum() for out in torch.utils._pytree.tree_leaves(model(*inputs)))
-    loss.backward()
-
-
 def _trains(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     """Some dense networks do not: a batch norm of one value, a value changed in place after it was saved."""
     try:
-        _train(model, inputs)
+        gradients(model, inputs)
     except (RuntimeError, ValueError):
         return False
     return True

@@ -5,41 +5,30 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from harness import conforms
 from torch import Tensor, nn
 from toys import (
     TOYS,
     Wrapped,
     assert_same_outputs,
-    counted_macs,
-    counted_params,
     mask_of,
     random_mask,
     randomised,
 )
 
-from chipnet import CaptureError, Pruner, Structure, compact, masked
+from chipnet import CaptureError, Structure, compact, masked
 from chipnet._rules import RULES, rule
 
 
 def exact_under_random_masks(model: nn.Module, x: Tensor, least: int = 2) -> Structure:
-    """Both realisations, three densities: outputs equal, parameters and MACs as predicted."""
-    last = None
+    """Both realisations, random masks; returns the indexed structure."""
     for realisation in ("plain", "indexed"):
-        s = last = Structure(model, x, realisation=realisation)  # type: ignore[arg-type]
-        tried = 0
-        for seed, density in enumerate((0.8, 0.6, 0.5, 0.4)):
-            mask = random_mask(s, density, seed)
-            if mask is None or mask.all():
-                continue
-            tried += 1
-            plan = s.plan(mask)
-            small = compact(model, plan, verify=False)
-            assert_same_outputs(masked(model, plan), small, x)
-            assert plan.compact.params == counted_params(small)
-            assert plan.compact.macs == counted_macs(small, x)
-        assert tried >= least
-    assert last is not None
-    return last
+        s = Structure(model, x, realisation=realisation)  # type: ignore[arg-type]
+        masks = [random_mask(s, density, seed) for seed, density in enumerate((0.8, 0.6, 0.5, 0.4))]
+        connected = [mask for mask in masks if mask is not None and not mask.all()]
+        assert len(connected) >= least
+        conforms(model, x, s, connected)
+    return s
 
 
 class Lambda(nn.Module):
@@ -224,11 +213,11 @@ def test_ignored_layers_keep_their_channels(name):
     s = Structure(model, x, ignore=[first])
     site = next(t for t in s.sites if t.name == first)
     assert site.free == 0
-    assert site.reason == "excluded by the user"
+    assert site.reason == f"excluded by the user in '{first}'"
 
 
 def test_an_ignore_pattern_that_matches_nothing_is_an_error():
-    with pytest.raises(CaptureError, match=r"match no module: \['bn9'\].*bn1"):
+    with pytest.raises(CaptureError, match=r"ignore: .bn9. matches no module.*bn1"):
         Structure(TOYS["chain"].build(), torch.randn(2, 3, 5, 5), ignore=["bn9"])
 
 
@@ -261,13 +250,3 @@ def test_two_rules_for_one_operator_are_refused():
     assert "conv2d" in RULES
     with pytest.raises(ValueError, match="two rules for operator 'conv2d'"):
         rule("conv2d")(lambda t: None)
-
-
-def test_training_flags_and_buffers_survive_capture_in_train_mode():
-    model = TOYS["chain"].build().train()
-    model.bn2.eval()
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    Pruner(model, torch.randn(2, 3, 5, 5), {"macs": 0.5}, steps=2, method="uniform").detach()
-    assert model.training
-    assert not model.bn2.training
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

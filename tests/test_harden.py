@@ -133,7 +133,7 @@ def test_result_fits_and_nothing_more_does(name, realisation, share, data):
     limits = {k: int(target[KINDS.index(k)]) for k in kinds}
     scores = data.draw(st.lists(st.floats(0, 1), min_size=s.gates, max_size=s.gates))
     floor = data.draw(st.sampled_from([0.0, 0.1, 0.5]))
-    mask = Hardener(s, limits).solve(torch.tensor(scores), floor)
+    mask = Hardener(s, limits, torch.tensor(scores)).solve(floor)
     assert_is_full(s, mask, limits)
 
 
@@ -146,9 +146,9 @@ def test_every_budget_down_to_the_smallest_is_met_and_below_it_refused(name, rea
     scores = torch.rand(s.gates, generator=torch.Generator().manual_seed(1))
     for limit in sizes[:3] + sizes[3::7]:
         Hardener(s, {kind: limit}).check()
-        assert_is_full(s, Hardener(s, {kind: limit}).solve(scores), {kind: limit})
-    below = Hardener(s, {kind: sizes[0] - 1})
-    for refuse in (below.check, lambda: below.solve(scores)):
+        assert_is_full(s, Hardener(s, {kind: limit}, scores).solve(), {kind: limit})
+    below = Hardener(s, {kind: sizes[0] - 1}, scores)
+    for refuse in (below.check, below.solve):
         with pytest.raises(
             BudgetError, match=f"{kind}: asked {sizes[0] - 1:,}, smallest reachable {sizes[0]:,}"
         ):
@@ -225,7 +225,7 @@ def test_a_branch_with_a_dead_layer_dies_whole():
     scores = torch.ones(s.gates)
     scores[names["bn1"].gates] = 0.0
     without = s.cost.exact(s.canonical(mask_of(s, {"bn1": ()})))
-    mask = Hardener(s, {"macs": without.macs}).solve(scores)
+    mask = Hardener(s, {"macs": without.macs}, scores).solve()
     assert not mask[names["bn1"].gates].any()
     assert not mask[names["bn2"].gates].any()  # open at first; without bn1 they would only emit constants
     plan = s.plan(mask)

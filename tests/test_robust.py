@@ -7,8 +7,8 @@ pruned must run, compute what the masked network computes, and cost what was pre
 import pytest
 import torch
 import torch.nn.functional as F
+from harness import conforms, corner_masks
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import chipnet
 
@@ -175,27 +175,12 @@ NETS = (Twice, Expand, Width, Roll, Sq, Buf, KW, DeadPad, Clamp, Anch, Pool1, Du
 @pytest.mark.parametrize("realisation", ["plain", "indexed"])
 @pytest.mark.parametrize("net", NETS, ids=lambda n: n.__name__)
 def test_any_connected_mask_gives_an_exact_network_of_the_predicted_cost(net, realisation):
-    model = net().double()
+    model = net().double().eval()
     x = torch.randn(2, 8, 4, 4) if net is Pool1 else torch.randn(2, 3, 8, 8)
     s = chipnet.Structure(model, x.double(), realisation=realisation)
     masks = [torch.rand(s.gates) < density for density in (0.2, 0.4, 0.6, 0.8) * 3]
-    for gates in s.site_gates:  # every site dead, every site at one channel
-        for kept in (0, 1):
-            mask = torch.ones(s.gates, dtype=torch.bool)
-            mask[gates[kept:]] = False
-            masks.append(mask)
-    masks.append(torch.ones(s.gates, dtype=torch.bool))
-    tried = 0
-    for mask in masks:
-        if s.connected(mask):
-            small, cost = chipnet.compact(model, s.plan(mask)), s.cost.exact(mask)
-            counter = FlopCounterMode(display=False)
-            with counter:
-                small.eval()(x.double())
-            assert counter.get_total_flops() == 2 * cost.macs
-            assert sum(p.numel() for p in small.parameters()) == cost.params
-            tried += 1
-    assert tried
+    masks = [mask for mask in masks if s.connected(mask)]
+    conforms(model, x.double(), s, [*masks, *corner_masks(s)], factory=lambda: net().double())
 
 
 @pytest.mark.parametrize(

@@ -404,7 +404,7 @@ def test_ctrl_c_leaves_the_last_complete_state(request_for, monkeypatch, at, pha
         ({"weights": "/nowhere.pt"}, ConfigError, "does not exist"),
         ({"recipe": dataclasses.replace(TINY, train=0)}, ConfigError, "nothing to prune"),
         ({"realisation": "sparse"}, ConfigError, "'plain' or 'indexed', got 'sparse'"),
-        ({"ignore": ("layer9*",)}, ChipNetError, "match no module"),
+        ({"ignore": ("layer9*",)}, ChipNetError, "matches no module"),
         ({"accelerator": "abacus"}, ConfigError, "unknown accelerator 'abacus'"),
         ({"precision": "8-true"}, ConfigError, "unknown precision '8-true'"),
         ({"precision": "16-mixed"}, ConfigError, "16-mixed needs a CUDA device"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -14,51 +16,49 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from chipnet._errors import CaptureError
 from chipnet._graph import Barrier, ChannelGraph, Frozen, Host, Mix, Norm, Pin
+from chipnet._inputs import Inputs, tensors
 from chipnet._rules import LAYERS, apply, operator_name
 from chipnet._trace import Labels, Mode, Realisation, Tracer
-
-Inputs = tuple[Any, ...]
-
-
-def as_inputs(example_inputs: Any) -> Inputs:
-    """A tensor or a sequence of positional arguments, as the tuple a forward is called with."""
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,)
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs)
-    raise CaptureError(
-        f"example_inputs must be a tensor or a tuple of forward's arguments, got {type(example_inputs).__name__}"
-    )
 
 
 def export(model: nn.Module, inputs: Inputs, train: bool = False) -> torch.export.ExportedProgram:
     """The model's forward in eval (or train) mode as an ATen graph. The model is left as it was."""
     training = {m: m.training for m in model.modules()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), _plain_outputs(model):
             model.train(train)
-            return torch.export.export(model, inputs, strict=False)
+            return torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
     except Exception as e:
-        shapes = ", ".join(_shown(a) for a in inputs)
         said = str(e).strip().split("\n")[0]
         raise CaptureError(
-            f"{type(model).__name__} could not be captured with example inputs {shapes}.\n"
+            f"{type(model).__name__} could not be captured with example inputs {inputs}.\n"
             f"torch.export said: {type(e).__name__}: {said}\n"
             f"{_user_line(e)}"
             "Check first that model(*example_inputs) runs; then take what depends on values of tensors (if, loops, "
             "int(), tolist()) out of forward, or prune a part of the network: Structure(model.backbone, ...)."
         ) from e
     finally:
+        model.train(training[model])  # for those who override it
         for module, flag in training.items():
             module.training = flag
 
 
-def _shown(x: Any) -> str:
-    if isinstance(x, Tensor):
-        return f"of shape {tuple(x.shape)}"
-    if isinstance(x, (list, tuple)):
-        return f"[{', '.join(_shown(v) for v in x)}]"
-    return repr(x)
+@contextlib.contextmanager
+def _plain_outputs(model: nn.Module) -> Iterator[None]:
+    """Inside, forward returns a list of tensors: ``torch.export`` does not know every output class."""
+    forward, own = model.forward, vars(model).get("forward")
+
+    @functools.wraps(forward)
+    def flat(*args: Any, **kwargs: Any) -> list[Tensor]:
+        return list(tensors(forward(*args, **kwargs)))
+
+    vars(model)["forward"] = flat
+    try:
+        yield
+    finally:
+        del vars(model)["forward"]
+        if own is not None:
+            vars(model)["forward"] = own
 
 
 def _user_line(error: BaseException) -> str:
@@ -98,16 +98,16 @@ def trace(
 
 
 def _drop_hosts(graph: ChannelGraph, foreign: set[str]) -> None:
-    """No gates where they would not act on every call: on parameters that another module reads (``foreign``), or that
-    are read in two ways."""
+    """No gates where they would not act on every call: on parameters that another module reads (``foreign``), or
+    that are read in two ways."""
     hosts: dict[str, set[Host]] = defaultdict(set)
     for fact in graph.facts:
         if isinstance(fact, (Mix, Norm)) and fact.host:
             hosts[fact.host.weight].add(fact.host)
     for i, fact in enumerate(graph.facts):
-        if isinstance(fact, (Mix, Norm)) and (host := fact.host):
-            if foreign & {host.weight, host.bias} or len(hosts[host.weight]) > 1:
-                graph.facts[i] = replace(fact, host=None)
+        host = fact.host if isinstance(fact, (Mix, Norm)) else None
+        if host and (foreign & {host.weight, host.bias} or len(hosts[host.weight]) > 1):
+            graph.facts[i] = replace(fact, host=None)  # type: ignore[arg-type]
 
 
 def _walk(t: Tracer, program: torch.export.ExportedProgram, canonical: dict[str, str]) -> None:
@@ -140,7 +140,7 @@ def _walk(t: Tracer, program: torch.export.ExportedProgram, canonical: dict[str,
             val = node.meta.get("val")
             env[node] = t.uniform(int(t.constant[0]), tuple(val.shape)) if isinstance(val, Tensor) else val
         elif node.op == "call_function":
-            args = torch.fx.node.map_arg(node.args, lambda n: weights.get((node, n), env.get(n)))  # noqa: B023
+            args = torch.fx.node.map_arg(node.args, lambda n: weights.get((node, n), env.get(n)))  # type: ignore  # noqa
             kwargs = torch.fx.node.map_arg(node.kwargs, lambda n: env[n])
             env[node] = apply(t, node, args, dict(kwargs))
             _write(t, node, env)
@@ -166,6 +166,8 @@ def _write(t: Tracer, node: torch.fx.Node, env: dict[torch.fx.Node, Any]) -> Non
     for a in written:
         old, new = env.get(a), env[node]
         if not isinstance(old, Labels) or not isinstance(new, Labels) or a.op == "placeholder":
+            continue
+        if new.core is old.core:  # zeros stay zeros
             continue
         order = {n: i for i, n in enumerate(node.graph.nodes)} if _views_of(a) else {}
         if any(order[u] > order[node] for v in _views_of(a) for u in v.users):  # a view of it is read later
@@ -248,9 +250,9 @@ def _computed_weights(
         t.graph.frozen.pop(path, None)
     skipped: set[torch.fx.Node] = set()
     for node in reversed(program.graph.nodes):
-        if node in static and node.op == "call_function":
-            if node.users and all(u in skipped or (u, node) in weights for u in node.users):
-                skipped.add(node)
+        used = node in static and node.op == "call_function" and node.users
+        if used and all(u in skipped or (u, node) in weights for u in used):
+            skipped.add(node)
     return weights, skipped
 
 

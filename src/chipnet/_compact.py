@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Set
+from collections.abc import Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from chipnet._capture import Inputs, as_inputs
 from chipnet._errors import PlanError
 from chipnet._gates import strip_gates
 from chipnet._graph import Frozen
+from chipnet._inputs import Inputs, tensors
 from chipnet._plan import Plan, Remap, Size, StandIn
 from chipnet._rules import LAYERS
 from chipnet._trace import STANDARD_MIX
@@ -40,12 +40,14 @@ class Constant(nn.Module):
         weight = layer._parameters["weight"]
         assert weight is not None
         self.register_buffer("weight", weight.new_empty(channels, 0, *weight.shape[2:]), persistent=False)
-        for name in ("in_channels", "in_features"):
+        for name in (
+            "in_channels",
+            "in_features",
+            "out_channels",
+            "out_features",
+        ):  # as they are after the cut
             if hasattr(layer, name):
-                setattr(self, name, 0)
-        for name in ("out_channels", "out_features"):
-            if hasattr(layer, name):
-                setattr(self, name, channels)
+                setattr(self, name, getattr(layer, name))
         self.geometry: tuple[Any, ...] | None = None
         if isinstance(layer, _Conv):
             extra = layer.output_padding if isinstance(layer, _ConvTranspose) else None
@@ -91,8 +93,8 @@ class EmptyPool(nn.Module):
 
 
 class ConvSame2d(nn.Conv2d):
-    """A convolution that pads as TensorFlow does: as much as makes the output ``ceil(size / stride)``, the odd pixel
-    after the end."""
+    """A convolution that pads as TensorFlow does: as much as makes the output ``ceil(size / stride)``, the odd
+    pixel after the end."""
 
     def forward(self, input: Tensor) -> Tensor:
         widths: list[int] = []
@@ -161,7 +163,7 @@ def compact(
     freeze(small, plan)
     _zero(small, plan)
     _cut(small, plan)
-    inputs = as_inputs(example_inputs) if example_inputs is not None else plan.inputs
+    inputs = Inputs.of(example_inputs) if example_inputs is not None else plan.inputs
     if verify and inputs is not None:
         difference, scale = verify_compact(model, small, plan, inputs)
         limit = 1e-9 if _is_double(small) else 1e-4
@@ -200,41 +202,33 @@ class _Shut:
 
 
 def agree(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> bool:
-    """Do masked and compact networks compute the same? In the model's dtype, which is fast; where that leaves a doubt,
-    in float64. Raises what their forwards raise."""
+    """Do masked and compact networks compute the same? In the model's dtype, which is fast; where that leaves a
+    doubt, in float64. Raises what their forwards raise."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    difference, scale = _difference(masked(model, plan), small, _cast(inputs, None, device))
+    difference, scale = _difference(masked(model, plan), small, inputs.to(device))
     if difference <= (1e-9 if _is_double(small) else 1e-5) * scale:
         return True
     difference, scale = verify_compact(model, small, plan, inputs)
     return difference <= (1e-9 if _is_double(small) else 1e-4) * scale
 
 
-def verify_compact(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> tuple[float, float]:
+def verify_compact(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) -> tuple[float, float]:
     """Largest difference between the masked and the compact outputs on ``inputs``, and the outputs' scale.
 
     Runs in eval mode and in float64 where both networks do.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    inputs = Inputs.of(inputs)
     try:
         big, other = masked(model, plan).double(), copy.deepcopy(small).double()
-        return _difference(big, other, _cast(inputs, torch.float64, device))
+        return _difference(big, other, inputs.to(device, torch.float64))
     except (RuntimeError, TypeError):  # a forward that makes tensors of its own dtype: as it is, then
-        return _difference(masked(model, plan), copy.deepcopy(small), _cast(inputs, None, device))
-
-
-def _cast(inputs: Inputs, dtype: torch.dtype | None, device: torch.device) -> Inputs:
-    def one(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        return x.to(device, dtype if x.is_floating_point() else None)
-
-    return torch.utils._pytree.tree_map(one, inputs)
+        return _difference(masked(model, plan), copy.deepcopy(small), inputs.to(device))
 
 
 @torch.no_grad()
 def _difference(a: nn.Module, b: nn.Module, inputs: Inputs) -> tuple[float, float]:
-    outs = [list(_tensors(m.eval()(*copy.deepcopy(inputs)))) for m in (a, b)]  # a forward may write into them
+    outs = [list(tensors(inputs(m.eval()))) for m in (a, b)]
     if len(outs[0]) != len(outs[1]):
         return math.inf, 1.0
     worst, scale = 0.0, 1.0
@@ -251,12 +245,6 @@ def _difference(a: nn.Module, b: nn.Module, inputs: Inputs) -> tuple[float, floa
         if difference * scale >= worst * size:  # the worst output relative to its own scale
             worst, scale = difference, size
     return worst, scale
-
-
-def _tensors(out: Any) -> Iterator[Tensor]:
-    for x in torch.utils._pytree.tree_leaves(out):
-        if isinstance(x, Tensor):
-            yield x
 
 
 def _is_double(model: nn.Module) -> bool:

@@ -54,7 +54,7 @@ class Formulas:
 
     def both(self, a: int, b: int) -> int:
         """``a and b``."""
-        if a == b or a == FALSE or b == TRUE:
+        if a in (b, FALSE) or b == TRUE:
             return a
         if a == TRUE or b == FALSE:
             return b
@@ -66,7 +66,7 @@ class Formulas:
 
     def either(self, a: int, b: int) -> int:
         """``a or b``."""
-        if a == b or a == TRUE or b == FALSE:
+        if a in (b, TRUE) or b == FALSE:
             return a
         if a == FALSE or b == TRUE:
             return b

@@ -73,6 +73,7 @@ class Mix:
     groups: int
     bias: bool
     host: Host | None
+    module: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Norm:
     src: Slots
     host: Host | None
     groups: int = 0
+    module: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,8 @@ class Number:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A layer whose weight is computed from parameters of its own (standardised, parametrised): surgery puts a plain
-    layer with the weight as it is then in its place.
+    """A layer whose weight is computed from parameters of its own (standardised, parametrised): surgery puts a
+    plain layer with the weight as it is then in its place.
 
     ``shape``: of the weight. ``axis``: of channels in the layer's output. ``same``: it pads its input as TensorFlow
     does (by the input's size).
@@ -157,10 +159,11 @@ class Frozen:
 @dataclass(frozen=True)
 class Risk:
     """An operator with integer arguments that may be numbers of the user's. ``attributes``: some of them stand in
-    attributes of its module, which surgery can keep true."""
+    attributes of its module, which surgery can keep true. ``slots``: channels that it reads."""
 
     line: str
     attributes: bool
+    slots: Slots
 
 
 @dataclass(frozen=True)

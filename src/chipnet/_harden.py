@@ -22,18 +22,102 @@ if TYPE_CHECKING:
 _BATCH = 64
 
 
+class Units:
+    """What the solver opens and shuts: gates, or blocks of a site's gates where widths are aligned.
+
+    The best-scored gates of a site make its first block. A block ends where the site's width is a multiple of
+    ``round_to``; the last one may be smaller (a site may always stay whole). Masks of the solver are over units.
+    """
+
+    def __init__(self, structure: Structure, scores: Tensor) -> None:
+        self.structure = structure
+        self.of_gate = torch.arange(structure.gates)
+        self.site = structure.site_of_gate
+        self.scores = scores
+        self.of_site = structure.site_gates
+        if structure.round_to > 1:
+            self._align(structure.round_to)
+        self.count = len(self.scores)
+        self.always = self._first_of_sites(structure.min_channels)
+        """Units that no budget shuts."""
+
+    def _align(self, multiple: int) -> None:
+        sites: list[int] = []
+        scores: list[Tensor] = []
+        self.of_site = []
+        for i, gates in enumerate(self.structure.site_gates):
+            channels = torch.from_numpy(self.structure.sites[i].gates)
+            width, first = int((channels < 0).sum()), len(sites)
+            block: list[int] = []
+            for g in gates[torch.argsort(self.scores[gates], descending=True, stable=True)].tolist():
+                block.append(g)
+                width += int((channels == g).sum())
+                if width % multiple == 0:
+                    self._close(block, i, sites, scores)
+                    block = []
+            if block:
+                self._close(block, i, sites, scores)
+            self.of_site.append(torch.arange(first, len(sites)))
+        self.site, self.scores = torch.tensor(sites, dtype=torch.int64), torch.stack(scores)
+
+    def _close(self, block: list[int], site: int, sites: list[int], scores: list[Tensor]) -> None:
+        self.of_gate[block] = len(sites)
+        scores.append(self.scores[block].mean())
+        sites.append(site)
+
+    def _first_of_sites(self, channels: int) -> Tensor:
+        always = torch.zeros(self.count, dtype=torch.bool)
+        if channels > 0:
+            for i, units in enumerate(self.of_site):
+                gate_of_channel = torch.from_numpy(self.structure.sites[i].gates)
+                unit = self.of_gate[gate_of_channel[gate_of_channel >= 0]]
+                width = int((gate_of_channel < 0).sum())
+                for u in units[torch.argsort(self.scores[units], descending=True, stable=True)].tolist():
+                    if width >= channels:
+                        break
+                    always[u] = True
+                    width += int((unit == u).sum())
+        return always
+
+    def gates(self, masks: Tensor) -> Tensor:
+        """Masks over gates for ``masks`` over units."""
+        return masks.index_select(-1, self.of_gate)
+
+    def connected(self, mask: Tensor) -> bool:
+        return self.structure.connected(self.gates(mask))
+
+    def canonical(self, mask: Tensor) -> Tensor:
+        """Shut units none of whose gates does anything."""
+        return self._any(self.structure.canonical(self.gates(mask))) | self.always
+
+    def useful(self, masks: Tensor) -> Tensor:
+        """Which units do something, if open."""
+        return self._any(self.structure.useful(self.gates(masks)) > 0.5)
+
+    def _any(self, gates: Tensor) -> Tensor:
+        out = torch.zeros(*gates.shape[:-1], self.count, dtype=torch.int64)
+        return out.index_add(-1, self.of_gate, gates.long()) > 0
+
+    def cost(self, masks: Tensor) -> Tensor:
+        """Costs ``[..., 4]`` for values of units ``[..., units]`` in [0, 1]."""
+        return self.structure.cost(self.gates(masks.double()))
+
+
 class Hardener:
     """Solves for masks within ``limits`` (kind -> largest integer cost)."""
 
-    def __init__(self, structure: Structure, limits: Mapping[str, int]) -> None:
+    def __init__(self, structure: Structure, limits: Mapping[str, int], scores: Tensor | None = None) -> None:
         self.structure = structure
+        if scores is None:  # one channel is as good as another
+            scores = -torch.arange(structure.gates, dtype=torch.float64)
+        self.units = Units(structure, scores.detach().cpu().double())
         self.limits = torch.full((len(KINDS),), float("inf"), dtype=torch.float64)
         for kind, limit in limits.items():
             self.limits[KINDS.index(kind)] = float(limit)
 
     def fits(self, masks: Tensor) -> Tensor:
-        """Which of ``masks`` ``[..., gates]`` are within the limits."""
-        return (self.structure.cost(masks.double()) <= self.limits).all(-1)
+        """Which of ``masks`` ``[..., units]`` are within the limits."""
+        return (self.units.cost(masks) <= self.limits).all(-1)
 
     def check(self) -> None:
         """Refuse limits that no connected network meets.
@@ -63,21 +147,19 @@ class Hardener:
             + (" of at least one kind." if len(asked) > 1 else ".")
         )
 
-    def solve(self, scores: Tensor, floor: float = 0.0, full: bool = True) -> Tensor:
+    def solve(self, floor: float = 0.0, full: bool = True) -> Tensor:
         """Boolean mask ``[gates]``: the gates of highest score within the limits.
 
         Args:
-            scores: one value per gate, larger is kept longer.
             floor: fraction of every site that is kept before scores decide, where the limits allow it.
             full: spend what is left of the budget gate by gate. Without it only free gates are opened.
 
         Raises:
             BudgetError: the limits cannot be met.
         """
-        s = self.structure
-        scores = scores.detach().cpu().double()
-        order = torch.argsort(scores, descending=True, stable=True)
-        kept = self._protected(scores, order, floor)
+        units = self.units
+        order = torch.argsort(units.scores, descending=True, stable=True)
+        kept = self._protected(order, floor)
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order))
 
@@ -89,20 +171,21 @@ class Hardener:
                 low = middle
             else:
                 high = middle - 1
-        mask = s.canonical((rank < low) | kept)
+        mask = units.canonical((rank < low) | kept)
         mask = self._open_free(mask)
-        return self._fill(mask, order) if full else mask
+        return units.gates(self._fill(mask, order) if full else mask)
 
     # -- what must stay -----------------------------------------------------------------------------------
-    def _protected(self, scores: Tensor, order: Tensor, floor: float) -> Tensor:
-        s = self.structure
-        kept = torch.zeros(s.gates, dtype=torch.bool)
+    def _protected(self, order: Tensor, floor: float) -> Tensor:
+        units = self.units
+        kept = units.always.clone()
         if floor > 0:
-            for gates in s.site_gates:
-                if len(gates):
-                    count = max(1, round(floor * len(gates)))
-                    kept[gates[torch.argsort(scores[gates], descending=True, stable=True)[:count]]] = True
-            if not s.connected(kept):
+            for mine in units.of_site:
+                if len(mine):
+                    count = max(1, round(floor * len(mine)))
+                    best = torch.argsort(units.scores[mine], descending=True, stable=True)[:count]
+                    kept[mine[best]] = True
+            if not units.connected(kept):
                 kept |= self._skeleton(order.flip(0))
             if bool(self.fits(kept)):
                 return kept
@@ -114,9 +197,10 @@ class Hardener:
         return kept
 
     def _skeleton(self, removal: Tensor) -> Tensor:
-        """Close gates in the order ``removal`` wherever the network stays connected; what remains is minimal."""
-        s = self.structure
-        mask = torch.ones(s.gates, dtype=torch.bool)
+        """Close units in the order ``removal`` wherever the network stays connected; what remains is minimal."""
+        s = self.units
+        removal = removal[~s.always[removal]]
+        mask = torch.ones(s.count, dtype=torch.bool)
 
         def closed(first: int, last: int) -> Tensor:
             trial = mask.clone()
@@ -150,23 +234,21 @@ class Hardener:
         for kind in torch.nonzero(asked).flatten().tolist():
             weights = torch.zeros(len(KINDS), dtype=torch.float64)
             weights[kind] = 1
-            candidates.append(_cheapest(self.structure, weights, self._skeleton))
+            candidates.append(_cheapest(self.units, weights, self._skeleton))
             if bool(self.fits(candidates[-1])):
                 return candidates[-1]
         weights = torch.where(asked, 1 / self.limits.clamp(min=1), 0)
         for _ in range(6 if len(candidates) > 1 else 0):
-            mask = _cheapest(self.structure, weights, self._skeleton)
+            mask = _cheapest(self.units, weights, self._skeleton)
             if bool(self.fits(mask)):
                 return mask
-            weights = weights * (self.structure.cost(mask.double()) / self.limits.clamp(min=1)).clamp(
-                min=1e-3
-            )
+            weights = weights * (self.units.cost(mask) / self.limits.clamp(min=1)).clamp(min=1e-3)
         return candidates[0]
 
     # -- spending the rest --------------------------------------------------------------------------------
     def _open_free(self, mask: Tensor) -> Tensor:
         """Open gates that cost nothing (the rows exist anyway) and do something."""
-        s = self.structure
+        s = self.units
         for _ in range(8):
             gain = self._gradient(mask)
             free = ~mask & (gain.abs().sum(-1) < 1e-9)
@@ -177,14 +259,14 @@ class Hardener:
         return mask
 
     def _same_cost(self, a: Tensor, b: Tensor) -> bool:
-        both = self.structure.cost(torch.stack([a, b]).double())
+        both = self.units.cost(torch.stack([a, b]))
         return bool((both[0] == both[1]).all())
 
     def _gradient(self, point: Tensor) -> Tensor:
-        """d cost / d gate at ``point``: ``[gates, 4]``."""
+        """d cost / d unit at ``point``: ``[units, 4]``."""
         x = point.double().clone().requires_grad_()
         with torch.enable_grad():
-            costs = self.structure.cost(x)
+            costs = self.units.cost(x)
             rows = [torch.autograd.grad(c, x, retain_graph=True, allow_unused=True)[0] for c in costs]
         return torch.stack(
             [torch.zeros_like(point, dtype=torch.float64) if r is None else r for r in rows], -1
@@ -196,12 +278,12 @@ class Hardener:
         Gates of one site that have the same derivatives of every cost at the mask and at a point inside the
         cube are interchangeable: one that does not fit speaks for all.
         """
-        s = self.structure
+        s = self.units
         changed = True
         while changed:
             changed = False
             keys = torch.cat([self._gradient(mask), self._gradient(0.25 + 0.5 * mask)], -1)
-            site = s.site_of_gate.tolist()
+            site = s.site.tolist()
             name = {g: (site[g], *row) for g, row in enumerate(keys.round(decimals=6).tolist())}
             refused: set[object] = set()
             waiting = [g for g in order.tolist() if not mask[g]]
@@ -219,7 +301,7 @@ class Hardener:
                 trial = mask.repeat(len(batch), 1)
                 trial[torch.arange(len(batch)), torch.tensor(batch)] = True
                 good = self.fits(trial)
-                good &= s.useful(trial)[torch.arange(len(batch)), torch.tensor(batch)] > 0.5
+                good &= s.useful(trial)[torch.arange(len(batch)), torch.tensor(batch)]
                 taken = None
                 for row, g in enumerate(batch):
                     if bool(good[row]):
@@ -252,31 +334,30 @@ class Hardener:
         return mask, set(equals[:low])
 
 
-def _cheapest(structure: Structure, weights: Tensor, skeleton: Callable[[Tensor], Tensor]) -> Tensor:
+def _cheapest(units: Units, weights: Tensor, skeleton: Callable[[Tensor], Tensor]) -> Tensor:
     """Remove the most expensive sites first, the same channels last everywhere. ``weights``: of the four kinds.
 
     What is expensive differs between the dense network and one channel per site (a wide branch of cheap channels
     against a narrow one of dear ones): both orders are tried.
     """
-    ones = torch.ones(structure.gates, dtype=torch.float64)
-    thin = torch.zeros_like(ones)
-    thin[[int(gates[0]) for gates in structure.site_gates if len(gates)]] = 1
-    place = torch.cat([torch.arange(len(g)) for g in structure.site_gates] or [torch.empty(0)])
-    gate = torch.cat([*structure.site_gates] or [torch.empty(0)]).long()
-    index = torch.zeros(structure.gates, dtype=torch.float64)
-    index[gate] = place.double()
+    ones = torch.ones(units.count, dtype=torch.float64)
+    thin = units.always.double()
+    thin[[int(mine[0]) for mine in units.of_site if len(mine)]] = 1
+    index = torch.zeros(units.count, dtype=torch.float64)
+    for mine in units.of_site:
+        index[mine] = torch.arange(len(mine), dtype=torch.float64)
     masks = []
     for start in (ones, thin):
-        share = torch.zeros(len(structure.site_gates), dtype=torch.float64)
-        for i, gates in enumerate(structure.site_gates):
+        share = torch.zeros(len(units.of_site), dtype=torch.float64)
+        for i, mine in enumerate(units.of_site):
             shut = start.clone()
-            shut[gates] = 0
-            share[i] = (structure.cost(start) - structure.cost(shut)) @ weights
+            shut[mine] = 0
+            share[i] = (units.cost(start) - units.cost(shut)) @ weights
         # Lexicographic: expensive sites first, then high channel indices first.
         by_index = torch.argsort(index, descending=True, stable=True)
-        by_share = torch.argsort(share[structure.site_of_gate][by_index], descending=True, stable=True)
+        by_share = torch.argsort(share[units.site][by_index], descending=True, stable=True)
         masks.append(skeleton(by_index[by_share]))
-    return min(masks, key=lambda m: float(structure.cost(m.double()) @ weights))
+    return min(masks, key=lambda m: float(units.cost(m) @ weights))
 
 
 def smallest_costs(structure: Structure) -> dict[str, int]:
@@ -285,6 +366,7 @@ def smallest_costs(structure: Structure) -> dict[str, int]:
     for k, kind in enumerate(KINDS):
         weights = torch.zeros(len(KINDS), dtype=torch.float64)
         weights[k] = 1
-        skeleton = Hardener(structure, {kind: 0})._skeleton
-        out[kind] = structure.cost.exact(_cheapest(structure, weights, skeleton))[kind]
+        solver = Hardener(structure, {kind: 0})
+        mask = solver.units.gates(_cheapest(solver.units, weights, solver._skeleton))
+        out[kind] = structure.cost.exact(mask)[kind]
     return out

@@ -143,7 +143,7 @@ class Request:
         data_dir: folder of the data set.
         weights: trained dense weights; the training phase is then left out.
         method: a name from `chipnet.methods.METHODS`.
-        realisation, ignore: see `chipnet.Structure`.
+        realisation, ignore, only, min_channels, round_to: see `chipnet.Structure`.
         seed: of initial weights, order of images, augmentation, validation split and method.
         validation: part of the training images held out to choose epochs by.
         accelerator: "auto", "cpu" or "cuda".
@@ -162,6 +162,9 @@ class Request:
     method: str = "chipnet"
     realisation: Literal["plain", "indexed"] = "plain"
     ignore: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    min_channels: int = 0
+    round_to: int = 1
     seed: int = 0
     validation: float = 0.1
     accelerator: str = "auto"
@@ -240,7 +243,15 @@ def prepare(request: Request) -> Job:
     if request.weights is not None:
         load_weights(network, request.weights)
     example = example_images(data)
-    structure = Structure(network, example, realisation=request.realisation, ignore=request.ignore)
+    structure = Structure(
+        network,
+        example,
+        realisation=request.realisation,
+        ignore=request.ignore,
+        only=request.only,
+        min_channels=request.min_channels,
+        round_to=request.round_to,
+    )
     structure.check(budget)
     _check_logits(network, example, request.model, data.num_classes)
     _check_writable(out)

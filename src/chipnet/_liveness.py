@@ -26,14 +26,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chipnet._formula import FALSE, TRUE, Formulas
-from chipnet._graph import Barrier, ChannelGraph, Host, Map, Mix, Norm, Slots, Source
+from chipnet._graph import Barrier, ChannelGraph, Host, Map, Mix, Norm, Pin, Slots, Source
 
 Ids = NDArray[np.int64]
 
@@ -53,6 +53,10 @@ class Site:
     tied: bool
     reason: str
     """Empty where every channel is gated; else why some or all are not."""
+    pin: Pin | None = None
+    """Operator, module and line of the reason, where it is that the channels are kept whole."""
+    ties: tuple[Pin, ...] = ()
+    """The operators that tie its channels to those of other sites."""
 
     @property
     def channels(self) -> int:
@@ -137,6 +141,9 @@ class Liveness:
                 else:
                     use(fact.src, False, True)
 
+        meetings: dict[int, list[Pin]] = defaultdict(list)
+        for slot, pin in g.meetings:
+            meetings[int(self.root[slot])].append(pin)
         sites: list[Site] = []
         self._site_of: dict[str, int] = {}
         keys: dict[object, int] = {}
@@ -154,6 +161,8 @@ class Liveness:
                 root = int(self.root[fact.dst[k]])
                 gates[k] = keys.setdefault(root if self._share else (weight, root), len(keys))
             reason = "" if on.all() else self._why(fact, is_clear, is_covered, is_pinned, refused(fact.host))
+            first_pinned = np.flatnonzero(is_pinned)[:1].tolist()
+            ties = dict.fromkeys(p for r in np.unique(self.root[fact.dst]).tolist() for p in meetings[r])
             self._site_of[weight] = len(sites)
             sites.append(
                 Site(
@@ -163,16 +172,15 @@ class Liveness:
                     slots=fact.dst,
                     tied=False,
                     reason=reason,
+                    pin=g.pins[int(self.root[fact.dst[first_pinned[0]]])] if first_pinned else None,
+                    ties=tuple(ties),
                 )
             )
         shared = np.bincount(
             np.concatenate([s.gates[s.gates >= 0] for s in sites] or [np.empty(0, np.int64)]),
             minlength=len(keys),
         )
-        return [
-            Site(s.name, s.host, s.gates, s.slots, bool((shared[s.gates[s.gates >= 0]] > 1).any()), s.reason)
-            for s in sites
-        ]
+        return [replace(s, tied=bool((shared[s.gates[s.gates >= 0]] > 1).any())) for s in sites]
 
     def _why(
         self,
@@ -221,10 +229,10 @@ class Liveness:
                 else:
                     _fold(f.either, [flow[s] for s in fact.srcs], flow, dst)
             elif isinstance(fact, Norm):
-                carried = flow[fact.src]
+                arrives = flow[fact.src]
                 for group in np.split(np.arange(len(dst)), fact.groups) if fact.groups else ():
-                    carried[group] = f.any(np.unique(carried[group]).tolist())
-                _fold(f.both, [carried, self._gate_of[dst]], flow, dst)
+                    arrives[group] = f.any(np.unique(arrives[group]).tolist())
+                _fold(f.both, [arrives, self._gate_of[dst]], flow, dst)
                 live[dst] = np.where(self._gate_of[dst] == TRUE, TRUE, flow[dst])
             else:
                 for src_k, dst_k in zip(*_groups(fact), strict=True):

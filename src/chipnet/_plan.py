@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from chipnet._budget import Budget
 from chipnet._cost import KINDS, Cost
 from chipnet._errors import LoadError, PlanError
 from chipnet._graph import Frozen
+from chipnet._inputs import Inputs
 
 if TYPE_CHECKING:
     from chipnet._structure import Structure
@@ -26,12 +26,14 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class SitePlan:
-    """One site: its name, channels kept of all, and why some are not gated."""
+    """One site: its name, channels kept of all, which other sites share its gates and why, and why some channels
+    are not gated."""
 
     name: str
     kept: int
     channels: int
-    tied: bool
+    tied_to: tuple[str, ...]
+    ties: str
     reason: str
 
 
@@ -99,7 +101,7 @@ class Plan:
     realisation: str = "plain"
     sizes: tuple[Size, ...] = ()
     frozen: tuple[Frozen, ...] = ()
-    inputs: tuple[Any, ...] | None = field(default=None, compare=False, repr=False)
+    inputs: Inputs | None = field(default=None, compare=False, repr=False)
     """Example inputs for verification; not serialised."""
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -130,7 +132,7 @@ class Plan:
             now, was = self.compact[k], self.dense[k]
             rows.append(f"{k:8} {now:>6,} of {was:>6,} {100 * now / max(was, 1):7.2f} %")
         for s in self.sites:
-            tied = ", tied" if s.tied else ""
+            tied = f", tied to {_few(s.tied_to)}{s.ties and f' ({s.ties})'}" if s.tied_to else ""
             whole = "" if s.reason.startswith("follows") or s.kept < s.channels else "kept whole: "
             why = f", {whole}{s.reason}" if s.reason else ""
             rows.append(f"{s.name}: {s.kept} of {s.channels}{tied}{why}")
@@ -150,7 +152,7 @@ class Plan:
             "zero": {n: [a, list(i)] for n, (a, i) in self.zero.items()},
             "stand_ins": [[d.module, d.kind, d.channels] for d in self.stand_ins],
             "remaps": [[r.module, r.side, r.axis, list(r.index)] for r in self.remaps],
-            "sites": [[s.name, s.kept, s.channels, s.tied, s.reason] for s in self.sites],
+            "sites": [[s.name, s.kept, s.channels, list(s.tied_to), s.ties, s.reason] for s in self.sites],
             "sizes": [[s.module, s.name, s.index, s.value] for s in self.sizes],
             "frozen": [[f.module, list(f.shape), f.axis, f.same] for f in self.frozen],
             "mask": "".join("1" if m else "0" for m in self.mask),
@@ -179,7 +181,7 @@ class Plan:
                 dense=Cost(**data["dense"]),
                 compact=Cost(**data["compact"]),
                 budget=data["budget"],
-                sites=tuple(SitePlan(*s) for s in data["sites"]),
+                sites=tuple(SitePlan(n, k, c, tuple(t), w, r) for n, k, c, t, w, r in data["sites"]),
                 mask=tuple(c == "1" for c in data["mask"]),
                 realisation=data["realisation"],
                 sizes=tuple(Size(*s) for s in data["sizes"]),
@@ -227,6 +229,10 @@ class Plan:
             )
 
 
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def make_plan(structure: Structure, mask: Tensor, budget: Budget | None = None) -> Plan:
     """Read hard masks as index sets (the third reading of liveness)."""
     live, g = structure.liveness, structure.graph
@@ -256,7 +262,8 @@ def make_plan(structure: Structure, mask: Tensor, budget: Budget | None = None) 
     pieces = np.split(structure.open(mask).numpy(), ends) if structure.sites else []
     for site, opened in zip(structure.sites, pieces, strict=True):
         kept = int((opened & present[site.slots]).sum())
-        sites.append(SitePlan(site.name, kept, site.channels, site.tied, site.reason))
+        ties = str(site.ties[0]) if site.ties else ""
+        sites.append(SitePlan(site.name, kept, site.channels, structure.tied_to(site), ties, site.reason))
         shut = tuple(np.flatnonzero(~opened).tolist())
         if shut:
             zero[site.host.weight] = (site.host.axis, shut)

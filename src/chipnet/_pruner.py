@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from chipnet._cost import KINDS
 from chipnet._errors import ConfigError
 from chipnet._gates import add_gates
 from chipnet._plan import Plan
-from chipnet._structure import Structure
+from chipnet._structure import Pattern, Structure
 from chipnet._trace import Realisation
 
 
@@ -27,11 +27,12 @@ class Pruner:
 
     Args:
         model: a trained network, any ``nn.Module`` that ``torch.export`` captures.
-        example_inputs: a tensor or a tuple of forward's arguments, as the network will see them.
+        example_inputs: a tensor, a tuple of forward's arguments or a dict of its keyword arguments, as the network
+            will see them; or the `chipnet.Structure` of this model, with its options.
         budget: what remains: ``{"macs": 0.25}``, ``"params=2M"``, several kinds at once; see `chipnet.Budget`.
         steps: optimiser steps that pruning will take. All schedules are functions of step / steps.
         method: a name from ``chipnet.methods.METHODS``.
-        realisation, share, ignore: see `chipnet.Structure`.
+        realisation, share, ignore, only, min_channels, round_to: see `chipnet.Structure`.
         seed: of everything random in the method.
 
     Raises:
@@ -69,7 +70,10 @@ class Pruner:
         method: str = "chipnet",
         realisation: Realisation = "plain",
         share: bool | None = None,
-        ignore: tuple[str, ...] | list[str] = (),
+        ignore: Iterable[Pattern] = (),
+        only: Iterable[Pattern] = (),
+        min_channels: int = 0,
+        round_to: int = 1,
         seed: int = 0,
     ) -> None:
         from chipnet.methods import METHODS
@@ -82,7 +86,20 @@ class Pruner:
             )
         self.model = model
         self.budget = Budget.parse(budget)
-        self.structure = Structure(model, example_inputs, realisation=realisation, share=share, ignore=ignore)
+        self.structure = (
+            example_inputs
+            if isinstance(example_inputs, Structure)
+            else Structure(
+                model,
+                example_inputs,
+                realisation=realisation,
+                share=share,
+                ignore=ignore,
+                only=only,
+                min_channels=min_channels,
+                round_to=round_to,
+            )
+        )
         self.structure.check(self.budget)
         device = next(model.parameters()).device
         self.method = METHODS[method](

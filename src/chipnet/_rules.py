@@ -199,9 +199,8 @@ def add(t: Tracer, a: Any, b: Any, **kwargs: Any) -> Labels:
 @rule("mul")
 def mul(t: Tracer, a: Any, b: Any) -> Labels:
     """Non-zero where both sides are. ``x * f(x)``, as activations are written by hand, is a function of x."""
-    if isinstance(a, Labels) and isinstance(b, Labels):
-        if t.follows(a, b):  # f(x) * x is zero where x is
-            return min(a, b, key=lambda x: not t.vanishes(x))
+    if isinstance(a, Labels) and isinstance(b, Labels) and t.follows(a, b):  # f(x) * x is zero where x is
+        return min(a, b, key=lambda x: not t.vanishes(x))
     return _binary(t, a, b, "and", "same")
 
 
@@ -370,7 +369,7 @@ def pad(t: Tracer, x: Labels, widths: list[int], mode: Any = "constant", value: 
 # -- data movement ----------------------------------------------------------------------------------------
 # The graph shows numbers, not where they came from: whether ``view(b, 64, -1)`` had the width as a literal or
 # computed it is found out by running a compact copy (``_capture.py``).
-_LITERAL = {"view", "reshape", "_unsafe_view", "unflatten", "repeat", "channel_shuffle"}
+_LITERAL = {"view", "reshape", "_unsafe_view", "unflatten", "repeat"}
 
 
 @rule(
@@ -391,7 +390,6 @@ _LITERAL = {"view", "reshape", "_unsafe_view", "unflatten", "repeat", "channel_s
     "repeat_interleave",
     "pixel_shuffle",
     "pixel_unshuffle",
-    "channel_shuffle",
     "unfold",
 )
 def move(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
@@ -405,13 +403,24 @@ def move(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
         t.pin(x, "is reshaped to sizes that do not follow its width")
     out = t.moved(t.node.target(x.full().contiguous(), *args, **kwargs))  # type: ignore[operator]
     if literal and t.mode != "literal":
-        t.risk(*(out.shape[a] for a in out.varying))
+        t.risk(x.slots(), *(out.shape[a] for a in out.varying))
         if t.mode == "attribute":
             for axis in out.varying:
                 rows = out.core.movedim(axis, 0).reshape(out.shape[axis], -1)  # type: ignore[union-attr]
                 for name, index in t.attributes(out.shape[axis]):
                     t.number(name, index, rows[:, 0].numpy().copy())
     return out
+
+
+@rule("channel_shuffle")
+def channel_shuffle(t: Tracer, x: Labels, groups: int) -> Labels:
+    """The number of groups stays: the same positions remain in each."""
+    x = t.labelled(x)
+    if x.varying == [1]:
+        for column in x.slots().reshape(groups, -1).T:
+            t.graph.tie_all(column.tolist())
+        t.meet(x.slots())
+    return t.moved(t.node.target(x.full().contiguous(), groups))  # type: ignore[operator]
 
 
 @rule("roll")
@@ -426,11 +435,54 @@ def roll(t: Tracer, x: Labels, shifts: Any, dims: Any = ()) -> Labels:
 
 @rule("expand", "expand_as", "broadcast_to")
 def expand(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
-    """Axes of size one are repeated: labels stay."""
+    """Axes of size one are repeated: labels stay. Where the result only meets other tensors, element by element,
+    that is what broadcasting does: it follows their width (unless the sizes turn out to be fixed)."""
     x = t.labelled(x)
     assert x.core is not None
     shape = t.shape
-    return Labels(x.core.reshape((1,) * (len(shape) - x.core.ndim) + tuple(x.core.shape)), shape)
+    core = x.core.reshape((1,) * (len(shape) - x.core.ndim) + tuple(x.core.shape))
+    before = (1,) * (len(shape) - len(x.shape)) + x.shape
+    if (
+        before != shape
+        and t.mode != "literal"
+        and all(operator_name(n) in _ELEMENTWISE for n in t.node.users)
+    ):
+        t.risk(x.slots())
+        return Labels(core, before)
+    return Labels(core, shape)
+
+
+_ELEMENTWISE = {"add", "sub", "mul", "div", "maximum", "minimum"}
+
+
+@rule("view_as", "reshape_as")
+def view_as(t: Tracer, x: Labels, other: Labels) -> Labels:
+    """A view whose sizes are another tensor's."""
+    x = t.labelled(x)
+    return t.moved(x.full().reshape(t.shape)) if x.varying else t.uniform(int(x.slots()[0]), t.shape)
+
+
+@rule(
+    "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like", "new_zeros", "new_ones"
+)
+def like(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """As wide as another tensor. Zeros are zero anyway; the rest is not zero where that tensor is."""
+    x = t.labelled(x)
+    same_shape = x.shape == t.shape
+    if not same_shape and x.varying:
+        return t.barrier([x], "a new tensor whose sizes are numbers")
+    if not same_shape:
+        return t.uniform(int(t.constant[0]), t.shape)
+    if operator_name(t.node) in ("new_zeros", "new_ones", "full_like"):
+        t.risk(x.slots())
+    return x if "zeros" in operator_name(t.node) else t.map([x], "const")
+
+
+@rule("fill", "zero")
+def fill(t: Tracer, x: Labels, value: Any = 0) -> Labels:
+    """Zeros leave zeros zero."""
+    x = t.labelled(x)
+    return x if not isinstance(value, Labels) and value == 0 else t.map([x], "const")
 
 
 @rule("cat", "concat", "concatenate")
@@ -464,8 +516,8 @@ def stack(t: Tracer, xs: list[Labels], dim: int = 0) -> Labels:
 
 @rule("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
 def split(t: Tracer, x: Labels, size: Any, dim: int = 0, *, follows: bool = False) -> Any:
-    """Pieces of an axis. Sizes in an attribute of the module are kept true; otherwise equal pieces keep equal widths
-    (the same positions remain in each) and unequal ones are kept whole. ``follows``: sizes are no numbers."""
+    """Pieces of an axis. Sizes in an attribute of the module are kept true; otherwise equal pieces keep equal
+    widths (the same positions remain in each) and unequal ones are kept whole. ``follows``: no numbers."""
     x = t.labelled(x)
     dim %= len(x.shape)
     full = x.full()
@@ -479,13 +531,13 @@ def split(t: Tracer, x: Labels, size: Any, dim: int = 0, *, follows: bool = Fals
     if t.mode == "literal" or not (equal or attributes):
         t.pin(x, f"is split into pieces of a fixed width ({', '.join(map(str, sizes))})")
     elif attributes:
-        t.graph.risky[t.key] = Risk(t.line, False)
+        t.graph.risky[t.key] = Risk(t.line, False, x.slots())
         for name, index in attributes:  # pieces may be empty
             t.graph.number(Number(t.module, name, index, first[index]))  # type: ignore[index]
     else:
         whole = x.shape[dim]
         if not follows:
-            t.risk(sizes[0], whole)
+            t.risk(x.slots(), sizes[0], whole)
         if t.mode == "attribute":
             for name, index in t.attributes(sizes[0]):
                 t.number(name, index, first[0])
@@ -546,7 +598,7 @@ def _convolution(
         if t.mode == "literal":
             t.graph.pin(src, t.why("a convolution with a fixed number of groups"))
         else:
-            t.risk(groups)
+            t.risk(src, groups)
             for name, index in t.attributes(groups) if t.mode == "attribute" else ():
                 t.number(name, index, src.reshape(groups, -1)[:, 0])
     shape = t.shape
@@ -670,7 +722,7 @@ def group_norm(t: Tracer, x: Labels, groups: int, weight: Any = None, bias: Any 
     module = t.modules.get(t.module)
     if not isinstance(module, nn.GroupNorm) and groups > 1:
         attributes = list(t.attributes(groups)) if t.mode != "literal" else []
-        t.graph.risky[t.key] = Risk(t.line, False)
+        t.graph.risky[t.key] = Risk(t.line, False, src)
         for name, index in attributes:
             t.number(name, index, src.reshape(groups, -1)[:, 0])
         mixes = None if attributes else "group norm with a fixed number of groups"

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from fnmatch import fnmatch
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from chipnet._budget import Budget
-from chipnet._capture import Inputs, as_inputs, canonical_names, export, trace
+from chipnet._capture import canonical_names, export, trace
 from chipnet._compact import agree, compact
 from chipnet._cost import CostModel
 from chipnet._errors import CaptureError, ConfigError, PlanError
 from chipnet._formula import Program
 from chipnet._gates import has_gates
-from chipnet._graph import Host
+from chipnet._graph import Host, Mix, Norm, Pin
 from chipnet._harden import Hardener
+from chipnet._inputs import Inputs
 from chipnet._liveness import Liveness, Site
 from chipnet._plan import Plan, make_plan
 from chipnet._trace import Mode, Realisation
+
+Pattern = str | type[nn.Module]
 
 
 class Structure:
@@ -34,16 +38,23 @@ class Structure:
 
     Args:
         model: any module that ``torch.export`` captures with ``example_inputs``.
-        example_inputs: a tensor or a tuple of forward's arguments. MACs and volume are counted for them.
+        example_inputs: a tensor, a tuple of forward's arguments, or a dict of its keyword arguments. MACs and
+            volume are counted for them.
         realisation: ``"plain"`` gives plain dense layers (channels that meet in an addition exist together);
             ``"indexed"`` lets a layer read or write fewer channels than the tensor around it has, by an index
             map before or after it.
         share: layers that are added into one stream share the stream's gates. The default: where rows exist
             together anyway (``"plain"``); the paper's masks are not shared.
-        ignore: patterns (``fnmatch``) of module names that keep all their channels.
+        ignore: modules that keep all their output channels, and what is in them: patterns (``fnmatch``) of names
+            (``"layer4.*"``), ``"type:"`` and a pattern of class names (``"type:Linear"``), or classes.
+        only: if given, nothing but these modules is pruned; written as ``ignore``.
+        min_channels: channels that every site keeps at least (all, where it has fewer). Then no branch dies.
+        round_to: widths of sites are multiples of this (8 suits most hardware), or whole. Needs ``share`` in the
+            plain realisation.
 
     Raises:
-        CaptureError: export failed, or nothing can be pruned.
+        CaptureError: export failed, nothing can be pruned, or a pattern matches no module.
+        ConfigError: an option has no such value.
 
     Example:
         >>> import torch
@@ -63,19 +74,29 @@ class Structure:
         *,
         realisation: Realisation = "plain",
         share: bool | None = None,
-        ignore: tuple[str, ...] | list[str] = (),
+        ignore: Iterable[Pattern] = (),
+        only: Iterable[Pattern] = (),
+        min_channels: int = 0,
+        round_to: int = 1,
     ) -> None:
         if realisation not in ("plain", "indexed"):
             raise ConfigError(f"realisation must be 'plain' or 'indexed', got {realisation!r}")
+        if min_channels < 0 or round_to < 1:
+            raise ConfigError(
+                f"min_channels must be at least 0 and round_to at least 1, got {min_channels} and {round_to}"
+            )
+        if round_to > 1 and realisation == "plain" and share is False:
+            raise ConfigError("round_to needs share=True: separate masks of one stream have no common width")
         if has_gates(model):
             raise CaptureError(
                 f"this {type(model).__name__} has a pruner's gates in it: call that pruner's detach() first"
             )
-        self.inputs: Inputs = as_inputs(example_inputs)
+        self.inputs = Inputs.of(example_inputs)
         self.share = realisation == "plain" if share is None else share
         self.realisation: Realisation = realisation
         self._name = type(model).__name__
-        self._ignored = _ignored(model, tuple(ignore))
+        self.min_channels, self.round_to = min_channels, round_to
+        self._ignored, self._only = _named(model, tuple(ignore), "ignore"), _named(model, tuple(only), "only")
         self._broken: dict[str, str] = {}
         self._anchored: set[str] = set()
         self.untraced: tuple[str, ...] = ()
@@ -112,8 +133,9 @@ class Structure:
         modes: Mapping[str, Mode],
         training: ExportedProgram | None,
     ) -> None:
-        with _no_collection():
+        with _no_collection(), torch.random.fork_rng(devices=[]):  # rules ask operators, dropout too
             self.graph = trace(model, program, self.realisation, modes, training)
+            self._exclude()
             self.liveness = Liveness(
                 self.graph, share=self.share, refused=self._refused, anchored=self._anchored
             )
@@ -123,6 +145,7 @@ class Structure:
             self._programs: dict[str, Program] = {}
         self.aliases = canonical_names(model)
         self.shapes = {n: tuple(t.shape) for n, t in model.state_dict(keep_vars=True).items()}
+        self._tied = self._ties()
         taken: set[int] = set()
         self.site_gates: list[Tensor] = []
         self.site_of_gate = torch.zeros(self.gates, dtype=torch.int64)
@@ -140,9 +163,23 @@ class Structure:
                 self._programs[name] = self.liveness.formulas.compile(formulas(), self.gates)
         return self._programs[name](masks.double())
 
+    def _exclude(self) -> None:
+        """Pin what the user wants to keep whole: classes of which any layer is ignored, or none is wanted."""
+        graph = self.graph
+        layers = [f for f in graph.facts if isinstance(f, (Mix, Norm))]
+        wanted = {int(c) for f in layers if f.module in self._only for c in np.unique(graph.classes(f.dst))}
+        for fact in layers:
+            if fact.module in self._ignored:
+                graph.pin(fact.dst, Pin("excluded by the user", "", fact.module, ""))
+            elif self._only:
+                others = [c for c in np.unique(graph.classes(fact.dst)).tolist() if c not in wanted]
+                graph.pin(
+                    np.array(others, dtype=np.int64), Pin("not chosen by the user", "", fact.module, "")
+                )
+
     def _refused(self, host: Host) -> str:
         """Why a layer gets no gates, or nothing."""
-        return "excluded by the user" if host.module in self._ignored else self._broken.get(host.weight, "")
+        return self._broken.get(host.weight, "")
 
     # -- does a pruned copy run? --------------------------------------------------------------------------
     def _probe(self, model: nn.Module, trains: bool) -> dict[str, Mode] | None:
@@ -164,8 +201,12 @@ class Structure:
                 return {n: "attribute" if r.attributes else "literal" for n, r in found.items()}
             if any(r.attributes and r.line in around for r in risky.values()):
                 return {n: "attribute" for n, r in risky.items() if r.attributes and r.line in around}
-        known = len(self._broken) + len(self._anchored)
+        known, before = len(self._broken) + len(self._anchored), dict(self._broken)
         self._blame(model, trains)
+        fixed = self._fixed(error, self._broken.keys() - before)
+        if fixed:
+            self._broken = before
+            return dict.fromkeys(fixed, "literal")
         if len(self._broken) + len(self._anchored) > known:
             return {}
         if self.graph.risky:
@@ -175,18 +216,28 @@ class Structure:
             f"blame: {type(error).__name__}: {error}. Exclude the part concerned with ignore=[...]."
         )
 
+    def _fixed(self, error: Exception, broken: Set[str]) -> list[str]:
+        """Reshapes and splits of the channels of ``broken`` sites, in functions that the error passed through."""
+        sites = [site.slots for site in self.sites if site.host.weight in broken]
+        classes = set(self.graph.classes(np.concatenate(sites)).tolist()) if sites else set()
+        return [
+            n
+            for n, r in self.graph.risky.items()
+            if not classes.isdisjoint(self.graph.classes(r.slots).tolist())
+            and any(r.line in around for _, around in _lines_of(error))
+        ]
+
     def _trials(self) -> Iterator[tuple[Tensor, bool]]:
-        """Masks to try, and whether outputs are compared: random, one gate a site, as many dead sites as can be."""
+        """Masks to try, and whether outputs are compared: half of each site, one gate a site, as many dead sites as
+        can be."""
         generator = torch.Generator().manual_seed(0)
-        for density in (0.6, 0.9):
-            mask = self.canonical(torch.rand(self.gates, generator=generator) < density)
-            if self.connected(mask):
-                yield mask, True
-                break
-        mask = torch.zeros(self.gates, dtype=torch.bool)
-        mask[[int(gates[0]) for gates in self.site_gates if len(gates)]] = True
-        if self.connected(mask):
-            yield self.canonical(mask), False
+        half, one = (torch.zeros(self.gates, dtype=torch.bool) for _ in range(2))
+        for gates in self.site_gates:
+            half[gates[torch.randperm(len(gates), generator=generator)[: (len(gates) + 1) // 2]]] = True
+            one[gates[:1]] = True
+        for mask in (half, one):
+            if self.connected(mask) and not bool(mask.all()):
+                yield self.canonical(mask), True
         for sites in (self.site_gates, self.site_gates[::-1]):
             mask = torch.ones(self.gates, dtype=torch.bool)
             for gates in sites:
@@ -198,8 +249,7 @@ class Structure:
                 yield self.canonical(mask), False
 
     def _error(self, model: nn.Module, mask: Tensor, same: bool, trains: bool) -> Exception | None:
-        """What goes wrong with a copy pruned by ``mask``. ``same``: compare outputs too, first as they are and, where
-        they differ, in float64."""
+        """What goes wrong with a copy pruned by ``mask``. ``same``: compare outputs too."""
         try:
             plan = self.plan(mask)
             small = compact(model, plan, verify=False)
@@ -207,15 +257,15 @@ class Structure:
                 raise PlanError("outputs change")
             with torch.no_grad():
                 if not same:
-                    small.eval()(*copy.deepcopy(self.inputs))
+                    self.inputs.to(_device(model))(small.eval())
                 if trains:
-                    small.train()(*copy.deepcopy(self.inputs))
+                    self.inputs.to(_device(model))(small.train())
         except Exception as error:
             return error
         return None
 
     def _blame(self, model: nn.Module, trains: bool) -> None:
-        """Find the sites that break the forward at half of their gates, at one, at none: by halves, since few do."""
+        """Find the sites that break the forward at half of their gates, at one, at none: by halves, as few do."""
 
         def search(sites: list[int], kept: Callable[[Tensor], Tensor]) -> Iterator[tuple[int, Exception]]:
             mask = torch.ones(self.gates, dtype=torch.bool)
@@ -240,11 +290,53 @@ class Structure:
         for i, _ in search(todo, lambda k: k < 0):
             self._anchored.add(self.sites[i].host.weight)
 
+    def report(self) -> list[dict[str, Any]]:
+        """What may be pruned and what not, site by site, as plain JSON values.
+
+        ``status`` is ``free`` (gates of its own), ``tied`` (gates shared with the sites ``tied_to``, by the
+        operators in ``ties``), ``covered`` (a gate further down its channel-wise chain acts for it) or ``kept``
+        (whole, for ``reason``; where an operator is the cause, ``pin`` has it, its module and its line). A site
+        of which only some channels are kept has its gates and a reason too.
+        """
+        rows = []
+        for site in self.sites:
+            others = self.tied_to(site)
+            covered = site.reason.startswith("follows")
+            status = ("tied" if others else "free") if site.free else ("covered" if covered else "kept")
+            rows.append(
+                {
+                    "name": site.name,
+                    "status": status,
+                    "channels": site.channels,
+                    "gates": site.free,
+                    "tied_to": list(others),
+                    "ties": [_where(pin) for pin in site.ties] if others else [],
+                    "reason": site.reason,
+                    "pin": _where(site.pin) if site.pin is not None else None,
+                }
+            )
+        return rows
+
     def tied_to(self, site: Site) -> tuple[str, ...]:
         """Names of the other sites that share gates with ``site``."""
-        mine = set(site.gates[site.gates >= 0].tolist())
-        others = [s for s in self.sites if s is not site and not mine.isdisjoint(s.gates.tolist())]
-        return tuple(s.name for s in others)
+        return self._tied[site.name]
+
+    def _ties(self) -> dict[str, tuple[str, ...]]:
+        users: dict[int, list[str]] = defaultdict(list)
+        for site in self.sites:
+            for gate in np.unique(site.gates[site.gates >= 0]).tolist():
+                users[gate].append(site.name)
+        return {
+            site.name: tuple(
+                dict.fromkeys(
+                    n
+                    for g in np.unique(site.gates[site.gates >= 0]).tolist()
+                    for n in users[g]
+                    if n != site.name
+                )
+            )
+            for site in self.sites
+        }
 
     # -- questions about masks ----------------------------------------------------------------------------
     def useful(self, masks: Tensor) -> Tensor:
@@ -291,7 +383,7 @@ class Structure:
         self, scores: Tensor, budget: Budget | Mapping[str, Any] | str, *, floor: float = 0.0
     ) -> Tensor:
         """Boolean mask of the best-scored gates that meets ``budget`` exactly. See ``_harden.py``."""
-        return Hardener(self, self.limits(budget)).solve(scores, floor)
+        return Hardener(self, self.limits(budget), scores).solve(floor)
 
     def check(self, budget: Budget | Mapping[str, Any] | str) -> None:
         """Raise ``BudgetError`` where no connected network meets the budget."""
@@ -307,16 +399,38 @@ class Structure:
         return make_plan(self, mask, budget)
 
 
-def _ignored(model: nn.Module, patterns: tuple[str, ...]) -> frozenset[str]:
-    """Modules that the user's patterns name."""
-    names = [n for n, _ in model.named_modules()]
-    missing = [p for p in patterns if not any(fnmatch(n, p) for n in names)]
-    if missing:
-        raise CaptureError(
-            f"ignore patterns that match no module: {missing}. "
-            f"The model's modules: {', '.join(n for n in names if n)[:300]}"
-        )
-    return frozenset(n for n in names if any(fnmatch(n, p) for p in patterns))
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _where(pin: Pin) -> dict[str, str]:
+    return {"reason": pin.reason, "operator": pin.node, "module": pin.module, "line": pin.line}
+
+
+def _named(model: nn.Module, patterns: tuple[Pattern, ...], option: str) -> frozenset[str]:
+    """Modules that the user's patterns name, and all that is in them."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+
+    def matches(name: str, pattern: Pattern) -> bool:
+        if isinstance(pattern, type):
+            return isinstance(modules[name], pattern)
+        if pattern.startswith("type:"):
+            return fnmatch(type(modules[name]).__name__, pattern[5:])
+        return fnmatch(name, pattern)
+
+    found: set[str] = set()
+    for pattern in patterns:
+        if not isinstance(pattern, (str, type)):
+            raise ConfigError(f"{option} takes patterns and classes of modules, not {pattern!r}")
+        mine = [n for n in modules if matches(n, pattern)]
+        if not mine:
+            kinds = sorted({type(m).__name__ for m in modules.values()})
+            raise CaptureError(
+                f"{option}: {pattern!r} matches no module. Names: {', '.join(n for n in modules if n)[:300]}. "
+                f"Types: {', '.join(kinds)[:300]}"
+            )
+        found.update(mine)
+    return frozenset(n for n in modules if any(n == m or n.startswith(f"{m}.") for m in found if m or n == m))
 
 
 def _read_by(program: ExportedProgram, model: nn.Module) -> set[str]:

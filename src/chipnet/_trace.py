@@ -176,10 +176,10 @@ class Tracer:
         self.graph.pin(slots[:1], self.why(f"'{name}' must not become 0"))
         self.graph.number(Number(self.module, name, index, slots))
 
-    def risk(self, *sizes: int) -> None:
+    def risk(self, slots: Slots, *sizes: int) -> None:
         """The current operator's arguments may be numbers of the user's; some of ``sizes`` may be in attributes."""
         known = any(True for size in sizes for _ in self.attributes(size))
-        self.graph.risky[self.key] = Risk(self.line, known and self.mode is None)
+        self.graph.risky[self.key] = Risk(self.line, known and self.mode is None, slots)
 
     # -- labels -----------------------------------------------------------------------------------------
     def uniform(self, slot: int, shape: tuple[int, ...]) -> Labels:
@@ -244,7 +244,7 @@ class Tracer:
 
     def meet(self, slots: Slots) -> None:
         """Remember that the current operator ties ``slots``."""
-        self.graph.meetings.append((int(slots.flat[0]), self.why(f"meets others in '{self.node.name}'")))
+        self.graph.meetings.append((int(slots.flat[0]), self.why(f"tied by {self.node.target}")))
 
     def channels(self, x: Labels, axis: int) -> Slots | None:
         """Slot of every index along ``axis``; None where labels vary along other axes only."""
@@ -464,7 +464,7 @@ class Tracer:
         if bias is not None and bias.param is not None:
             g.own(bias.param, 0, dst)
         host = self.host(weight, bias, out_axis) if not (transposed and groups > 1) else None
-        g.facts.append(Mix(dst, src, groups, bias is not None, host))
+        g.facts.append(Mix(dst, src, groups, bias is not None, host, self.module))
         fact = len(g.facts) - 1
         name = module if module is not None else weight.param
         if not self.counting:
@@ -497,7 +497,7 @@ class Tracer:
             g.pin(src, self.why(mixes))
         for n in names:
             g.own(n, 0, dst)
-        g.facts.append(Norm(dst, src, self.host(weight, bias), groups))
+        g.facts.append(Norm(dst, src, self.host(weight, bias), groups, self.module))
         self._register(module, len(g.facts) - 1, src, dst, "normalisation")
         return self._out(dst, apart, axis) if apart and (mixes or self._meets_others()) else dst
 

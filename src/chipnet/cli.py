@@ -13,7 +13,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal, cast
 
@@ -37,7 +37,10 @@ _DATA = "digits, fashion-mnist, cifar10, cifar100, image-folder and more, or mod
 _DATA_DIR = "folder of the data set; nothing is ever downloaded"
 _REALISATION = "plain: dense layers only; indexed: layers may read or write a part of a tensor by index"
 _METHOD = "chipnet, chipnet-paper, magnitude, random or uniform"
-_IGNORE = "pattern of module names that keep all channels, such as 'layer1.*'; repeatable"
+_IGNORE = (
+    "modules that keep all channels: a pattern of names ('layer1.*') or types ('type:Linear'); repeatable"
+)
+_ONLY = "the only modules that are pruned, written as for --ignore; repeatable"
 
 
 @app.command()
@@ -71,6 +74,11 @@ def prune(
     ] = None,
     realisation: Annotated[str, typer.Option(help=_REALISATION)] = "plain",
     ignore: Annotated[list[str] | None, typer.Option(help=_IGNORE)] = None,
+    only: Annotated[list[str] | None, typer.Option(help=_ONLY)] = None,
+    min_channels: Annotated[int, typer.Option(help="channels that every layer keeps at least")] = 0,
+    round_to: Annotated[
+        int, typer.Option(help="widths are multiples of this (8 suits most hardware), or whole")
+    ] = 1,
     validation: Annotated[float, typer.Option(help="part of the training images that chooses epochs")] = 0.1,
     recalibrate: Annotated[
         bool, typer.Option("--recalibrate", help="measure batch norm statistics anew after the cut")
@@ -101,6 +109,9 @@ def prune(
             method=method,
             realisation=cast(Literal["plain", "indexed"], realisation),
             ignore=tuple(ignore or ()),
+            only=tuple(only or ()),
+            min_channels=min_channels,
+            round_to=round_to,
             seed=seed,
             validation=validation,
             accelerator=accelerator,
@@ -127,31 +138,45 @@ def inspect(
     num_classes: Annotated[int, typer.Option(help="size of the output, without --data")] = 10,
     realisation: Annotated[str, typer.Option(help=_REALISATION)] = "plain",
     ignore: Annotated[list[str] | None, typer.Option(help=_IGNORE)] = None,
+    only: Annotated[list[str] | None, typer.Option(help=_ONLY)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="as JSON on stdout")] = False,
 ) -> None:
     """List what can be pruned in a network, what is tied, what is kept whole and why, and what it costs."""
     with _refusals():
-        report = _inspected(model, data, data_dir, input, num_classes, realisation, tuple(ignore or ()))
+        chosen = {"ignore": tuple(ignore or ()), "only": tuple(only or ())}
+        report = _inspected(model, data, data_dir, input, num_classes, realisation, chosen)
     if as_json:
         print(json.dumps(report, indent=2))
         return
     console = Console(highlight=False)
-    sites = Table("site", "channels", "gates", "tied to", "note", title=f"{model}, input {report['input']}")
+    sites = Table("site", "status", "channels", "gates", "why", title=f"{model}, input {report['input']}")
     for site in report["sites"]:
-        sites.add_row(
-            site["name"],
-            f"{site['channels']:,}",
-            f"{site['gates']:,}",
-            ", ".join(site["tied_to"]) or ("each other" if site["tied"] else ""),
-            site["reason"],
-        )
+        sites.add_row(site["name"], site["status"], f"{site['channels']:,}", f"{site['gates']:,}", _why(site))
     console.print(sites)
+    if report["untraced"]:
+        names = _few(report["untraced"])
+        console.print(f"Read by no forward that could be traced, kept as they are: {names}", markup=False)
     if report["pins"]:
         console.print("Kept whole (groups of channels that exist together × why):")
         for pin in report["pins"]:
             console.print(f"  {pin['count']} × {pin['reason']}", markup=False)
     cost = ", ".join(f"{kind} {count:,}" for kind, count in report["cost"].items())
     console.print(f"{report['gates']:,} gates. Cost: {cost}", soft_wrap=True)
+
+
+def _why(site: Mapping[str, Any]) -> str:
+    tied = ""
+    if site["tied_to"]:
+        by = "; ".join(
+            dict.fromkeys(f"{t['reason']} in '{t['module']}' ({t['line']})" for t in site["ties"][:2])
+        )
+        tied = f"with {_few(site['tied_to'])}" + (f": {by}" if by else "")
+    return "; ".join(text for text in (tied, site["reason"]) if text)
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 @app.command()
@@ -254,7 +279,7 @@ def _inspected(
     shape: str | None,
     num_classes: int,
     realisation: str,
-    ignore: tuple[str, ...],
+    chosen: Mapping[str, tuple[str, ...]],
 ) -> dict[str, Any]:
     from collections import Counter
 
@@ -280,7 +305,8 @@ def _inspected(
         network,
         torch.zeros(size),
         realisation=cast(Literal["plain", "indexed"], realisation),
-        ignore=ignore,
+        ignore=chosen["ignore"],
+        only=chosen["only"],
     )
     pins = Counter(str(pin) for pin in structure.graph.pins.values())
     return {
@@ -289,17 +315,8 @@ def _inspected(
         "realisation": realisation,
         "gates": structure.gates,
         "cost": structure.cost.dense.to_json(),
-        "sites": [
-            {
-                "name": s.name,
-                "channels": s.channels,
-                "gates": s.free,
-                "tied": s.tied,
-                "tied_to": list(structure.tied_to(s)),
-                "reason": s.reason,
-            }
-            for s in structure.sites
-        ],
+        "sites": structure.report(),
+        "untraced": list(structure.untraced),
         "pins": [{"reason": reason, "count": count} for reason, count in pins.most_common()],
     }
 

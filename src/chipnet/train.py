@@ -454,7 +454,6 @@ def _prune(run: _Run, network: nn.Module) -> tuple[float, float, dict[str, float
     """Soft pruning and hardening: test accuracies with soft and hard masks, soft costs, plan, momenta."""
     recipe, job = run.recipe, run.job
     network.to(run.fabric.device)
-    example = job.example.to(run.fabric.device)
     steps = recipe.prune * len(run.train)
     paper = job.request.method == "chipnet-paper"
     optimizer: torch.optim.Optimizer
@@ -467,14 +466,7 @@ def _prune(run: _Run, network: nn.Module) -> tuple[float, float, dict[str, float
         optimizer = run.sgd(network, recipe.prune_lr)
         rates = run.rates(OneCycle(recipe.prune_lr, warmup=recipe.warmup), 0, _cycle(run))
     pruner = Pruner(
-        network,
-        example,
-        job.budget,
-        steps=steps,
-        method=job.request.method,
-        realisation=job.request.realisation,
-        ignore=job.request.ignore,
-        seed=job.request.seed,
+        network, job.structure, job.budget, steps=steps, method=job.request.method, seed=job.request.seed
     )
     try:
         model, optimizer = _setup(run, network, optimizer)

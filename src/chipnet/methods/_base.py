@@ -123,7 +123,7 @@ class Gradual(Method):
             k: v if full else max(v, int(Cubic(dense[k], v, until=self.shrink)(progress)))
             for k, v in self.limits.items()
         }
-        return Hardener(self.structure, limits).solve(self.scores(), self.floor, full)
+        return Hardener(self.structure, limits, self.scores()).solve(self.floor, full)
 
     def _set(self, mask: Tensor) -> None:
         self.current, self._on_device = mask, None

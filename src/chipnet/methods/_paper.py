@@ -53,7 +53,7 @@ class ChipNetPaper(Method):
 
     @torch.no_grad()
     def mask(self) -> Tensor:
-        return Hardener(self.structure, self.limits).solve(self.psi)
+        return Hardener(self.structure, self.limits, self.psi).solve()
 
     def state_dict(self) -> dict[str, Any]:
         return {
