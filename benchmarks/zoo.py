@@ -2,7 +2,7 @@
 
     python -m benchmarks.zoo --models tv/resnet50 timm/convnext_tiny my_package.nets:make
     python -m benchmarks.zoo --set torchvision --set timm --json zoo.json --markdown docs/coverage.md
-    python -m benchmarks.zoo --set torchvision --against torch-pruning
+    python -m benchmarks.zoo --set torchvision --tools chipnet torch-pruning
 
 A model is ``tv/NAME``, ``timm/NAME`` or ``module:callable`` (which returns a network, or a network and its
 inputs). Weights are random: no downloads. Every affine parameter and statistic is made random too: a channel
@@ -342,7 +342,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     )
     parser.add_argument("--models", nargs="*", default=[], metavar="NAME")
     parser.add_argument("--set", action="append", default=[], choices=sorted(SETS), dest="sets")
-    parser.add_argument("--against", action="append", default=[], choices=["torch-pruning"])
+    parser.add_argument("--tools", nargs="*", default=["chipnet"], choices=sorted(TOOLS))
     parser.add_argument("--realisation", default="plain", choices=["plain", "indexed"])
     parser.add_argument("--target", type=float, default=0.5, help="fraction of MACs that may remain")
     parser.add_argument("--limit", type=float, default=300, help="seconds a model and tool")
@@ -355,11 +355,11 @@ def main(arguments: Iterable[str] | None = None) -> int:
     names = [*a.models, *(n for s in a.sets for n in SETS[s])]
     if not names and not a.read:
         parser.error("name at least one model or --set")
-    for library in ("torchvision.models", "timm", *(["torch_pruning"] if a.against else [])):
+    for library in ("torchvision.models", "timm", *(["torch_pruning"] if "torch-pruning" in a.tools else [])):
         importlib.import_module(library)  # once, before processes are forked
     rows = [row for file in a.read for row in json.loads(file.read_text())["rows"]]
     for name in names:
-        for tool in ("chipnet", *a.against):
+        for tool in a.tools:
             rows.append(run(tool, name, a.target, a.realisation, a.limit))
             print(_line(rows[-1]), flush=True)
         if a.json:

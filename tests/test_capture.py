@@ -226,7 +226,7 @@ def test_a_wrong_input_names_shapes_and_the_users_line():
         CaptureError, match=r"Chain could not be captured with example inputs of shape \(2, 5, 5, 5\)"
     ):
         Structure(TOYS["chain"].build(), torch.randn(2, 5, 5, 5))
-    with pytest.raises(CaptureError, match="must be a tensor or a tuple"):
+    with pytest.raises(CaptureError, match="must be a tensor, a tuple"):
         Structure(TOYS["chain"].build(), "2,3,5,5")
 
 

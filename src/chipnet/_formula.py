@@ -9,7 +9,7 @@ This file knows nothing of tensors of a network, of layers or of costs.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -180,10 +180,10 @@ class Program:
     def __init__(self, formulas: Formulas, roots: Sequence[int], gates: int) -> None:
         kind = formulas._kind
         children = self._inlined(formulas, roots)
-        order = self._topological(children, roots)
+        order = list(children)
         level: dict[int, int] = {}
-        for n in order:
-            level[n] = 1 + max((level[c] for c in children[n]), default=-1) if children[n] else 0
+        for n, below in children.items():
+            level[n] = 1 + max([level[c] for c in below]) if below else 0
 
         # Positions in the value vector: [0, 1, gate 0, gate 1, ..., level 1, level 2, ...]
         position = {FALSE: 0, TRUE: 1}
@@ -211,44 +211,29 @@ class Program:
 
     @staticmethod
     def _inlined(formulas: Formulas, roots: Sequence[int]) -> dict[int, list[int]]:
-        reachable: list[int] = []
-        seen: set[int] = set()
-        stack = list(roots)
+        """Nodes and their children, in an order in which children come first (that of their making)."""
+        kind, children = formulas._kind, formulas._children
+        seen = set(roots)
+        stack = list(seen)
+        uses = [0] * len(kind)
+        for r in seen:
+            uses[r] = 1
         while stack:
-            n = stack.pop()
-            if n not in seen:
-                seen.add(n)
-                reachable.append(n)
-                stack.extend(formulas._children[n])
-        uses = Counter(c for n in reachable for c in formulas._children[n])
-        uses.update(set(roots))
-        kind, out = formulas._kind, {}
-        for n in reachable:
+            for c in children[stack.pop()]:
+                uses[c] += 1
+                if c not in seen:
+                    seen.add(c)
+                    stack.append(c)
+        out: dict[int, list[int]] = {}
+        for n in sorted(seen):
             flat: list[int] = []
-            stack = list(formulas._children[n])
-            while stack:
-                c = stack.pop()
-                if kind[c] == kind[n] and uses[c] == 1:
-                    stack.extend(formulas._children[c])
+            for c in children[n]:
+                if uses[c] == 1 and kind[c] == kind[n]:
+                    flat += out.pop(c)
                 else:
                     flat.append(c)
             out[n] = flat
         return out
-
-    @staticmethod
-    def _topological(children: dict[int, list[int]], roots: Sequence[int]) -> list[int]:
-        order: list[int] = []
-        done: set[int] = set()
-        stack = [(r, False) for r in roots]
-        while stack:
-            n, expanded = stack.pop()
-            if expanded:
-                order.append(n)
-            elif n not in done:
-                done.add(n)
-                stack.append((n, True))
-                stack.extend((c, False) for c in children[n])
-        return order
 
     def __call__(self, gates: Tensor) -> Tensor:
         """Values of the roots. ``gates``: ``[..., gates]`` in [0, 1]; returns ``[..., roots]``."""

@@ -95,6 +95,7 @@ class Liveness:
             for slot, gate in zip(fact.dst.tolist(), gates.tolist(), strict=True):
                 if gate >= 0:
                     self._gate_of[slot] = self.formulas.gate(gate)
+        self._alive: dict[tuple[int, ...], int] = {}
         self._forward()
         self._backward()
         self.exists = self._classes()
@@ -305,14 +306,14 @@ class Liveness:
 
     def alive(self, facts: list[int]) -> int:
         """True where any channel that these facts write is live and needed."""
-        f = self.formulas
-        return f.any(
-            {
-                f.both(int(self.live[d]), int(self.needed[d]))
-                for i in facts
-                for d in self.graph.facts[i].dst.tolist()
-            }
-        )
+        key = tuple(facts)
+        if key not in self._alive:
+            terms = set()
+            for i in facts:
+                dst = self.graph.facts[i].dst
+                terms.update(map(self.formulas.both, self.live[dst].tolist(), self.needed[dst].tolist()))
+            self._alive[key] = self.formulas.any(terms)
+        return self._alive[key]
 
     def useful(self) -> list[int]:
         """Per gate: open, it passes the input on to something that reaches an output."""
