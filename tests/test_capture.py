@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +19,7 @@ from toys import (
     randomised,
 )
 
-from chipnet import CaptureError, Structure, compact, masked
+from chipnet import CaptureError, ConfigError, Structure, compact, masked, verify_compact
 from chipnet._rules import RULES, rule
 
 
@@ -250,3 +253,124 @@ def test_two_rules_for_one_operator_are_refused():
     assert "conv2d" in RULES
     with pytest.raises(ValueError, match="two rules for operator 'conv2d'"):
         rule("conv2d")(lambda t: None)
+
+
+# -- what is chosen -----------------------------------------------------------------------------------------
+class TwoStages(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 7, 3, padding=1), nn.BatchNorm2d(7), nn.ReLU())
+        self.body = nn.ModuleDict({"a": nn.Conv2d(7, 11, 3), "b": nn.Conv2d(11, 13, 3)})
+        self.fc = nn.Linear(13, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.body["a"](self.stem(x)))
+        return self.fc(torch.relu(self.body["b"](x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("options", "free"),
+    [
+        ({}, {"stem.1", "body.a", "body.b"}),
+        ({"ignore": ["stem"]}, {"body.a", "body.b"}),
+        ({"ignore": ["stem.0"]}, {"body.a", "body.b"}),  # its gate is that of the norm behind it
+        ({"ignore": ["*.a", "stem*"]}, {"body.b"}),
+        ({"ignore": ["type:BatchNorm*"]}, {"body.a", "body.b"}),
+        ({"ignore": [nn.ModuleDict]}, {"stem.1"}),
+        ({"only": ["body"]}, {"body.a", "body.b"}),
+        ({"only": ["stem.0"]}, {"stem.1"}),
+        ({"only": [nn.Conv2d], "ignore": ["body.b"]}, {"stem.1", "body.a"}),
+    ],
+)
+def test_modules_are_chosen_by_name_and_type(options, free):
+    s = Structure(TwoStages(), torch.randn(1, 3, 8, 8), **options)
+    assert {site.name for site in s.sites if site.free} == free
+    for row in s.report():
+        if row["name"] not in free and row["name"] not in ("fc", "stem.0"):
+            assert "by the user" in row["reason"]
+
+
+@pytest.mark.parametrize("option", ["ignore", "only"])
+@pytest.mark.parametrize("pattern", ["bodi.*", "type:Conv3d", nn.Conv3d])
+def test_a_pattern_that_matches_nothing_is_an_error_that_lists_what_there_is(option, pattern):
+    with pytest.raises(CaptureError, match=rf"(?s){option}: .*matches no module.*stem.*Types: .*Conv2d"):
+        Structure(TwoStages(), torch.randn(1, 3, 8, 8), **{option: [pattern]})
+
+
+def test_what_is_neither_pattern_nor_class_is_refused():
+    with pytest.raises(ConfigError, match="ignore takes patterns and classes"):
+        Structure(TwoStages(), torch.randn(1, 3, 8, 8), ignore=[3])
+
+
+class Reasons(nn.Module):
+    """A free site, two tied ones, a covered one, one kept for an operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6))
+        self.b = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6))
+        self.c = nn.Conv2d(6, 5, 3)
+        self.d = nn.Conv2d(5, 4, 3)
+
+    def forward(self, x):
+        x = self.a(x)
+        x = torch.relu(x + self.b(x))
+        return torch.relu(self.d(torch.relu(self.c(x)))).softmax(1).mean((2, 3))
+
+
+def test_the_report_says_of_every_site_what_it_is_and_why():
+    rows = {r["name"]: r for r in Structure(Reasons(), torch.randn(1, 3, 8, 8)).report()}
+    assert {n: r["status"] for n, r in rows.items()} == {
+        "a.0": "covered",
+        "a.1": "tied",
+        "b.0": "covered",
+        "b.1": "tied",
+        "c": "free",
+        "d": "kept",
+    }
+    assert rows["a.1"]["tied_to"] == ["b.1"]
+    assert "aten.add" in rows["a.1"]["ties"][0]["reason"]
+    assert rows["a.1"]["ties"][0]["line"].startswith("test_capture.py:")
+    assert rows["d"]["pin"]["operator"] == "softmax"
+    assert rows["d"]["pin"]["line"].startswith("test_capture.py:")
+    assert json.loads(json.dumps(list(rows.values()))) == list(rows.values())
+
+
+# -- any inputs and outputs ---------------------------------------------------------------------------------
+@dataclass
+class Out:
+    logits: torch.Tensor
+    extra: tuple[torch.Tensor, None]
+
+
+class Rich(nn.Module):
+    """Keyword inputs, one of them no tensor; a dataclass with a tuple comes out."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.h = nn.Conv2d(3, 8, 3), nn.Linear(2, 8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, image, *, meta, scale=1.0, crop=None):
+        x = torch.relu(self.a(image)) + self.b(meta["size"])[:, :, None, None]
+        y = self.h(torch.relu(x))
+        return Out(y * scale, (y.mean((2, 3)), crop))
+
+
+def test_any_arguments_and_outputs_are_taken():
+    torch.manual_seed(0)
+    model = Rich().double()
+    inputs = {
+        "image": torch.randn(2, 3, 6, 6, dtype=torch.float64),
+        "meta": {"size": torch.randn(2, 2, dtype=torch.float64)},
+        "scale": 2.0,
+    }
+    s = Structure(model, inputs)
+    assert s.gates == 8
+    mask = torch.arange(8) % 2 == 0
+    plan = s.plan(mask)
+    small = compact(model, plan)
+    assert small.a.out_channels == 4
+    with torch.no_grad():
+        small.h.bias[0] += 1e-3
+    difference, scale = verify_compact(model, small, plan, inputs)
+    assert difference > 1e-5 * scale  # the dataclass was looked into

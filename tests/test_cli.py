@@ -139,7 +139,7 @@ def no_training(monkeypatch):
         ({"--threads": "0"}, "--threads must be at least 1"),
         ({"--weights": "/nowhere.pt"}, "/nowhere.pt does not exist"),
         ({"--realisation": "sparse"}, "'plain' or 'indexed'"),
-        ({"--ignore": "layer9*"}, "match no module"),
+        ({"--ignore": "layer9*"}, "matches no module"),
         ({"--accelerator": "abacus"}, "unknown accelerator 'abacus'"),
         ({"--validation": "1"}, "validation is a fraction"),
     ],

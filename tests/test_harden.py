@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from toys import RESIDUAL, TOYS, made, mask_of, randomised
 
-from chipnet import BudgetError, CaptureError, Structure, compact
+from chipnet import BudgetError, CaptureError, ConfigError, Structure, compact
 from chipnet._cost import KINDS
 from chipnet._harden import Hardener
+from chipnet.models import get_model
 
 
 class TinyResidual(nn.Module):
@@ -279,3 +280,76 @@ def test_several_budgets_that_only_a_compromise_meets_are_met():
     assert cost.params == 9 * 2 + 1 + 1 * 2 + 2
     assert s.connected(only_b)
     Hardener(s, {"macs": cost.macs, "params": cost.params}).check()
+
+
+# -- widths -------------------------------------------------------------------------------------------------
+def widths(s: Structure, mask: torch.Tensor) -> dict[str, tuple[int, int]]:
+    plan = s.plan(mask)
+    return {site.name: (site.kept, site.channels) for site in plan.sites if not site.reason}
+
+
+@pytest.mark.parametrize("multiple", [2, 4, 8])
+@pytest.mark.parametrize("build", [lambda: get_model("resnet20"), lambda: get_model("preresnet20")])
+def test_widths_are_multiples_or_whole_and_the_budget_is_met_to_the_block(build, multiple):
+    torch.manual_seed(0)
+    model, x = build(), torch.randn(1, 3, 16, 16)
+    s = Structure(model, x, round_to=multiple)
+    scores = torch.rand(s.gates)
+    mask = s.harden(scores, {"macs": 0.4})
+    limit = s.limits({"macs": 0.4})["macs"]
+    assert s.cost.exact(mask).macs <= limit
+    found = widths(s, mask)
+    assert found
+    assert all(kept % multiple == 0 or kept == channels for kept, channels in found.values())
+    assert any(0 < kept < channels for kept, channels in found.values())
+    # No further block fits, whichever site it comes from.
+    for gates in s.site_gates:
+        shut = gates[~mask[gates]]
+        best = shut[torch.argsort(scores[shut], descending=True)][:multiple]
+        if len(best):
+            more = mask.clone()
+            more[best] = True
+            does = s.useful(more)[best] > 0.5
+            assert not does.any() or s.cost.exact(more).macs > limit
+    compact(model, s.plan(mask))
+
+
+def test_an_odd_width_may_stay_whole():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 13, 3), nn.ReLU(), nn.Conv2d(13, 11, 3), nn.ReLU(), nn.Conv2d(11, 2, 3)
+    )
+    s = Structure(model, torch.randn(1, 3, 9, 9), round_to=4)
+    scores = torch.cat([torch.ones(13), torch.arange(11) / 20])
+    mask = s.harden(scores, {"macs": 0.85})
+    assert [int(mask[g].sum()) for g in s.site_gates if len(g)] == [13, 8]
+    assert mask[13:].tolist() == [False] * 3 + [True] * 8  # the best ones make the blocks
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.2])
+def test_every_site_keeps_its_minimum(budget):
+    torch.manual_seed(0)
+    s = Structure(get_model("resnet20"), torch.randn(1, 3, 16, 16), min_channels=3)
+    mask = s.harden(torch.rand(s.gates), {"macs": budget})
+    assert s.cost.exact(mask).macs <= s.limits({"macs": budget})["macs"]
+    assert min(kept for kept, _ in widths(s, mask).values()) >= 3
+
+
+def test_a_minimum_that_the_budget_cannot_pay_is_refused_with_the_smallest_cost():
+    s = Structure(get_model("resnet20"), torch.randn(1, 3, 16, 16), min_channels=12)
+    with pytest.raises(BudgetError, match="smallest reachable"):
+        s.check({"macs": 0.1})
+    Structure(get_model("resnet20"), torch.randn(1, 3, 16, 16)).check({"macs": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"round_to": 0}, "round_to at least 1"),
+        ({"min_channels": -1}, "min_channels must be at least 0"),
+        ({"round_to": 8, "share": False}, "round_to needs share=True"),
+    ],
+)
+def test_widths_that_cannot_be_are_refused(options, said):
+    with pytest.raises(ConfigError, match=said):
+        Structure(get_model("resnet8"), torch.randn(1, 3, 16, 16), **options)

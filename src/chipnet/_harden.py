@@ -35,6 +35,8 @@ class Units:
         self.site = structure.site_of_gate
         self.scores = scores
         self.of_site = structure.site_gates
+        self.partial: dict[int, Tensor] = {}
+        """Units of an odd width -> the other units of the site, which must be open before."""
         if structure.round_to > 1:
             self._align(structure.round_to)
         self.count = len(self.scores)
@@ -56,6 +58,7 @@ class Units:
                     self._close(block, i, sites, scores)
                     block = []
             if block:
+                self.partial[len(sites)] = torch.arange(first, len(sites))
                 self._close(block, i, sites, scores)
             self.of_site.append(torch.arange(first, len(sites)))
         self.site, self.scores = torch.tensor(sites, dtype=torch.int64), torch.stack(scores)
@@ -93,6 +96,13 @@ class Units:
     def useful(self, masks: Tensor) -> Tensor:
         """Which units do something, if open."""
         return self._any(self.structure.useful(self.gates(masks)) > 0.5)
+
+    def ready(self, mask: Tensor) -> Tensor:
+        """Which units may be opened next: an odd rest only makes a site whole."""
+        out = torch.ones(self.count, dtype=torch.bool)
+        for unit, others in self.partial.items():
+            out[unit] = bool(mask[others].all())
+        return out
 
     def _any(self, gates: Tensor) -> Tensor:
         out = torch.zeros(*gates.shape[:-1], self.count, dtype=torch.int64)
@@ -251,7 +261,7 @@ class Hardener:
         s = self.units
         for _ in range(8):
             gain = self._gradient(mask)
-            free = ~mask & (gain.abs().sum(-1) < 1e-9)
+            free = ~mask & (gain.abs().sum(-1) < 1e-9) & s.ready(mask)
             trial = s.canonical(mask | free)
             if bool((trial == mask).all()) or not self._same_cost(trial, mask):
                 return mask
@@ -288,10 +298,11 @@ class Hardener:
             refused: set[object] = set()
             waiting = [g for g in order.tolist() if not mask[g]]
             while waiting:
+                ready = s.ready(mask)
                 seen: set[object] = set()
                 batch: list[int] = []
                 for g in waiting:
-                    if name[g] not in refused and name[g] not in seen:
+                    if ready[g] and name[g] not in refused and name[g] not in seen:
                         seen.add(name[g])
                         batch.append(g)
                         if len(batch) == _BATCH:
@@ -314,7 +325,8 @@ class Hardener:
                     changed = True
                     waiting.remove(taken)
                     if len(waiting) > 0:  # a run of equals: take as many as fit at once
-                        mask, run = self._take_equals(mask, [g for g in waiting if name[g] == name[taken]])
+                        equals = [g for g in waiting if name[g] == name[taken] and g not in s.partial]
+                        mask, run = self._take_equals(mask, equals)
                         waiting = [g for g in waiting if g not in run]
                 waiting = [g for g in waiting if name[g] not in refused]
         return s.canonical(mask)

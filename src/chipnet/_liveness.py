@@ -193,13 +193,15 @@ class Liveness:
     ) -> str:
         if refused:
             return refused
-        if pinned.any():
-            return str(self.graph.pins[int(self.root[fact.dst[np.flatnonzero(pinned)[0]]])])
-        if covered.any():
-            return "follows the gates further down its chain"
-        if not clear.all():
+        others = ~pinned & ~covered & ~clear
+        most = max(pinned.sum(), (covered & ~pinned).sum(), others.sum())
+        if most == 0:
+            return "one channel stays: without any, the forward breaks"
+        if most == others.sum():  # what holds for most channels
             return "a zero here is not zero where it is read"
-        return "one channel stays: without any, the forward breaks"
+        if most == pinned.sum():
+            return str(self.graph.pins[int(self.root[fact.dst[np.flatnonzero(pinned)[0]]])])
+        return "follows the gates further down its chain"
 
     # -- formulas -----------------------------------------------------------------------------------------
     def _forward(self) -> None:
@@ -308,7 +310,7 @@ class Liveness:
         """True where any channel that these facts write is live and needed."""
         key = tuple(facts)
         if key not in self._alive:
-            terms = set()
+            terms: set[int] = set()
             for i in facts:
                 dst = self.graph.facts[i].dst
                 terms.update(map(self.formulas.both, self.live[dst].tolist(), self.needed[dst].tolist()))
