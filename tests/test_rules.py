@@ -578,3 +578,83 @@ class ReadsWidths(nn.Module):
 
 def test_a_forward_may_ask_layers_for_their_sizes():
     gains(ReadsWidths, {"a": 8, "b": 6, "fc": 8, "c": 6, "d": 8})
+
+
+# -- found by real networks -----------------------------------------------------------------------------------
+class SelectiveKernel(nn.Module):
+    """Two paths, weighed per channel by a softmax over paths (selective kernels, split attention)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 7, 3, padding=1), nn.Conv2d(3, 7, 5, padding=2)
+        self.reduce, self.select, self.fc = nn.Conv2d(7, 5, 1), nn.Conv2d(5, 14, 1), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.stack([F.relu(self.a(x)), F.relu(self.b(x))], 1)
+        attention = self.select(F.relu(self.reduce(x.sum(1).mean((2, 3), keepdim=True))))
+        n, c = attention.shape[:2]
+        attention = attention.view(n, 2, c // 2, 1, 1).softmax(1)
+        return self.fc((x * attention).sum(1).mean((2, 3)))
+
+
+def test_a_softmax_over_paths_leaves_channels_apart():
+    gains(SelectiveKernel, {"a": 7, "b": 7, "reduce": 5})
+
+
+class ScalarGroups(nn.Module):
+    """A shuffle by PyTorch's own operator; the number of groups is fixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 1), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.b(F.channel_shuffle(F.relu(self.a(x)), 2))).mean((2, 3)))
+
+
+def test_pytorchs_channel_shuffle_keeps_its_number_of_groups():
+    gains(ScalarGroups, {"a": 3, "b": 5})
+
+
+class Narrow(nn.Module):
+    """Width 2 used as a number: a trial must prune it to see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 1), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(F.relu(self.a(x)))
+        return self.fc((y * y.shape[1] ** -0.5).mean((2, 3)))
+
+
+def test_a_trial_changes_every_width():
+    s, _ = gains(Narrow, {"a": 2})
+    assert "its width is used as a number" in reasons(s)
+
+
+class DeepHead(nn.Module):
+    """An auxiliary head with a batch norm over one pixel, which one image cannot train (Inception)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 7, 3), nn.Linear(7, 3)
+        self.aux, self.norm, self.aux_fc = nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        y = F.relu(self.a(x))
+        out = self.fc(F.relu(self.b(y)).mean((2, 3)))
+        if not self.training:
+            return out
+        z = F.relu(self.norm(self.aux(F.adaptive_avg_pool2d(y, 1))))
+        return out, self.aux_fc(z.flatten(1))
+
+
+def test_an_auxiliary_head_that_one_image_cannot_train_is_traced():
+    torch.manual_seed(0)
+    model, x = randomised(DeepHead()), torch.randn(1, 3, 6, 6, dtype=torch.float64)
+    s = Structure(model, x)
+    assert {site.name: site.free for site in s.sites if site.free} == {"a": 8, "b": 7, "norm": 6}
+    small = compact(model, s.plan(torch.arange(s.gates) % 2 == 0)).train()
+    assert small.aux.in_channels == small.a.out_channels < 8
+    small(torch.cat([x, x + 1]))

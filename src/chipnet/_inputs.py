@@ -71,6 +71,15 @@ class Inputs:
 
         return Inputs(*torch.utils._pytree.tree_map(one, (self.args, self.kwargs)))
 
+    def twice(self) -> Inputs:
+        """The same with two images where there is one: batch norms want more than one value in train mode."""
+
+        def one(x: Any) -> Any:
+            single = isinstance(x, Tensor) and x.dim() > 1 and x.shape[0] == 1
+            return torch.cat([x, x]) if single else x
+
+        return Inputs(*torch.utils._pytree.tree_map(one, (self.args, self.kwargs)))
+
     def __str__(self) -> str:
         named = [f"{k}={_shown(v)}" for k, v in self.kwargs.items()]
         return ", ".join([*map(_shown, self.args), *named])

@@ -298,7 +298,11 @@ def reduce(t: Tracer, x: Labels, dims: Any = None, keepdim: bool = False, **kwar
     dims = [d % len(x.shape) for d in dims]
     over = [d for d in dims if d in x.varying]
     core, squeezed = x.core, [d for d in dims if not keepdim]
-    if over:
+    if len(x.varying) > len(over) > 0 and t.fixed(x, set(over)):
+        x = t.across(x, over, "or")
+        assert x.core is not None
+        core = x.core
+    elif over:
         if name not in ("sum", "linalg_vector_norm") or len(x.varying) > 1:
             does = "averages" if name in ("mean", "var", "std") else "reduces"
             return t.barrier([x], f"{does} over channels")
@@ -331,7 +335,10 @@ def variance(
 def along_axis(t: Tracer, x: Labels, dim: int, *args: Any, **kwargs: Any) -> Labels:
     """Along space every channel by itself."""
     x = t.labelled(x)
-    if dim % len(x.shape) in x.varying:
+    dim %= len(x.shape)
+    if dim in x.varying:
+        if operator_name(t.node) != "cumsum" and len(x.varying) > 1 and t.fixed(x, {dim}):
+            return t.across(x, [dim], "const")
         return t.barrier([x], f"'{operator_name(t.node)}' mixes channels")
     return x if operator_name(t.node) == "cumsum" else t.map([x], "const")
 

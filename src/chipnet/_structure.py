@@ -119,8 +119,8 @@ class Structure:
         if not missing:
             return program, None
         try:
-            training = export(model, self.inputs, train=True)
-        except CaptureError:  # it wants targets, or more than one image
+            training = export(model, self.inputs.twice(), train=True)
+        except CaptureError:  # it wants targets
             training = None
         left = missing - _read_by(training, model) if training is not None else missing
         self.untraced = tuple(sorted(left))
@@ -259,7 +259,7 @@ class Structure:
                 if not same:
                     self.inputs.to(_device(model))(small.eval())
                 if trains:
-                    self.inputs.to(_device(model))(small.train())
+                    self.inputs.twice().to(_device(model))(small.train())
         except Exception as error:
             return error
         return None

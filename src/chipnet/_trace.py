@@ -7,7 +7,7 @@ Labels of a tensor are the slot of every element, stored at the smallest shape t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -326,7 +326,7 @@ class Tracer:
                     else:
                         for y in xs:
                             self.pin(y, "meets a tensor of fixed width")
-            elif mine != varying:
+            elif mine != varying and not all(self.fixed(y, varying - mine) for y in xs):
                 for y in xs:
                     self.pin(y, "meets a tensor that varies along another axis")
         cores = np.broadcast_arrays(*[x.core.numpy() for x in xs])  # type: ignore[union-attr]
@@ -336,7 +336,7 @@ class Tracer:
         self.graph.facts.append(Map(dst, tuple(t.copy() for t in tuples), kind))
         met = 0
         for x, t in zip(xs, tuples, strict=True):
-            if set(x.varying) == varying:
+            if x.varying:  # axes that it lacks are of a fixed length
                 self.graph.tie(dst, t)
                 met += 1
         if met > 1:
@@ -360,6 +360,29 @@ class Tracer:
         self.graph.facts.append(Mix(dst, src, 1, False, None))
         self.graph.pin(dst, self.why("a sum over channels"))
         return dst
+
+    def fixed(self, x: Labels, axes: Set[int]) -> bool:
+        """Do labels that differ along ``axes`` only exist together? Then nothing shrinks along these."""
+        assert x.core is not None
+        classes = self.graph.classes(x.core.numpy())
+        first = classes
+        for axis in axes & set(x.varying):
+            first = first.take([0], axis)
+        return bool((classes == first).all())
+
+    def across(self, x: Labels, axes: list[int], kind: Literal["or", "const"]) -> Labels:
+        """An operator that combines what lies along ``axes`` of a fixed length: one label for all of it."""
+        assert x.core is not None
+        core = np.moveaxis(x.core.numpy(), axes, range(len(axes)))
+        rest = core.shape[len(axes) :]
+        columns = core.reshape(-1, int(np.prod(rest)))
+        tuples, inverse = np.unique(columns, axis=1, return_inverse=True)
+        dst = self.graph.new(tuples.shape[1])
+        self.graph.facts.append(Map(dst, tuple(t.copy() for t in tuples), kind))
+        for t in tuples:
+            self.graph.tie(dst, t)
+        kept = [1 if a in axes else n for a, n in enumerate(x.core.shape)]
+        return Labels(torch.from_numpy(dst[inverse.reshape(rest)]).reshape(kept), x.shape)
 
     def origin(self, slot: int) -> int:
         """The slot that ``slot`` is an elementwise function of."""
