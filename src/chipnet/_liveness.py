@@ -162,7 +162,7 @@ class Liveness:
                 root = int(self.root[fact.dst[k]])
                 gates[k] = keys.setdefault(root if self._share else (weight, root), len(keys))
             reason = "" if on.all() else self._why(fact, is_clear, is_covered, is_pinned, refused(fact.host))
-            first_pinned = np.flatnonzero(is_pinned)[:1].tolist()
+            pins = [g.pins[int(r)] for r in self.root[fact.dst[is_pinned]][:1]]
             ties = dict.fromkeys(p for r in np.unique(self.root[fact.dst]).tolist() for p in meetings[r])
             self._site_of[weight] = len(sites)
             sites.append(
@@ -173,7 +173,7 @@ class Liveness:
                     slots=fact.dst,
                     tied=False,
                     reason=reason,
-                    pin=g.pins[int(self.root[fact.dst[first_pinned[0]]])] if first_pinned else None,
+                    pin=next((p for p in pins if str(p) == reason), None),
                     ties=tuple(ties),
                 )
             )
