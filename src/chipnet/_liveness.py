@@ -24,7 +24,7 @@ before it is then not needed. A layer whose channels cannot be removed by making
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -162,7 +162,6 @@ class Liveness:
                 root = int(self.root[fact.dst[k]])
                 gates[k] = keys.setdefault(root if self._share else (weight, root), len(keys))
             reason = "" if on.all() else self._why(fact, is_clear, is_covered, is_pinned, refused(fact.host))
-            pins = [g.pins[int(r)] for r in self.root[fact.dst[is_pinned]][:1]]
             ties = dict.fromkeys(p for r in np.unique(self.root[fact.dst]).tolist() for p in meetings[r])
             self._site_of[weight] = len(sites)
             sites.append(
@@ -173,7 +172,7 @@ class Liveness:
                     slots=fact.dst,
                     tied=False,
                     reason=reason,
-                    pin=next((p for p in pins if str(p) == reason), None),
+                    pin=next((p for p in self._pins(fact.dst[is_pinned])[:1] if str(p) == reason), None),
                     ties=tuple(ties),
                 )
             )
@@ -182,6 +181,10 @@ class Liveness:
             minlength=len(keys),
         )
         return [replace(s, tied=bool((shared[s.gates[s.gates >= 0]] > 1).any())) for s in sites]
+
+    def _pins(self, slots: Slots) -> list[Pin]:
+        """Why these are pinned, the reason of most first."""
+        return [p for p, _ in Counter(self.graph.pins[r] for r in self.root[slots].tolist()).most_common()]
 
     def _why(
         self,
@@ -200,7 +203,7 @@ class Liveness:
         if most == others.sum():  # what holds for most channels
             return "a zero here is not zero where it is read"
         if most == pinned.sum():
-            return str(self.graph.pins[int(self.root[fact.dst[np.flatnonzero(pinned)[0]]])])
+            return str(self._pins(fact.dst[pinned])[0])
         return "follows the gates further down its chain"
 
     # -- formulas -----------------------------------------------------------------------------------------
