@@ -77,7 +77,7 @@ def _made(name: str) -> Model:
 
 
 def _torchvision(name: str) -> Model:
-    """``inception_v3+aux`` builds auxiliary heads; detectors run whole; video networks get 8 frames."""
+    """``inception_v3+aux`` builds auxiliary heads; detectors come without their post-processing."""
     models = importlib.import_module("torchvision.models")
     name, _, aux = name.partition("+")
     options: dict[str, Any] = {"weights": None}
@@ -89,13 +89,25 @@ def _torchvision(name: str) -> Model:
         options |= {"weights_backbone": None, "aux_loss": bool(aux)}
         return builder(**options), (torch.randn(1, 3, 128, 128),)
     if ".detection." in module:
-        return builder(**options, weights_backbone=None), ([torch.rand(3, 320, 320)],)
+        return Detector(builder(**options, weights_backbone=None)), (torch.randn(1, 3, 320, 320),)
     if ".video." in module:
-        return builder(**options), (torch.randn(1, 3, 8, 112, 112),)
+        size = (16, 224, 224) if name == "s3d" else (8, 112, 112)
+        return builder(**options), (torch.randn(1, 3, *size),)
     if ".optical_flow." in module:
         return builder(**options), (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))
     side = 299 if name == "inception_v3" else 224
     return builder(**options), (torch.randn(1, 3, side, side),)
+
+
+class Detector(nn.Module):
+    """A detector's backbone and dense head. (Selecting boxes depends on values, so the whole cannot be exported.)"""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = model.backbone, model.rpn.head if hasattr(model, "rpn") else model.head
+
+    def forward(self, images: Tensor) -> Any:
+        return self.head(list(self.backbone(images).values()))
 
 
 @torch.no_grad()
