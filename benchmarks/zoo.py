@@ -100,7 +100,7 @@ def _torchvision(name: str) -> Model:
 
 
 class Detector(nn.Module):
-    """A detector's backbone and dense head. (Selecting boxes depends on values, so the whole cannot be exported.)"""
+    """A detector's backbone and dense head. (Selecting boxes depends on values: it cannot be exported.)"""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
