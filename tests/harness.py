@@ -61,7 +61,8 @@ def conforms(
         assert plan.compact == structure.cost.exact(mask)
         for site in structure.sites:
             shut = [i for i, gate in enumerate(site.gates.tolist()) if gate >= 0 and not mask[gate]]
-            assert set(shut) <= set(plan.zero.get(site.host.weight, (0, ()))[1]), f"{site.name} is not shut"
+            held = {**plan.zero, **plan.shut}.get(site.host.weight, (0, ()))[1]
+            assert set(shut) <= set(held), f"{site.name} is not shut"
         small = chipnet.compact(model, plan, verify=False)
         assert type(small) is type(model)
         difference, scale = chipnet.verify_compact(model, small, plan, inputs)

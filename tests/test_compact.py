@@ -14,6 +14,7 @@ from toys import (
     Answer,
     Chain,
     assert_same_outputs,
+    independently_masked,
     made,
     mask_of,
     outputs,
@@ -34,20 +35,6 @@ def prepared(name: str, answer: Answer, realisation: str):
     model, x, s = made(TOYS[name], realisation=realisation, share=answer.share)
     plan = s.plan(mask_of(s, answer.open))
     return model, x, s, plan
-
-
-def independently_masked(model: nn.Module, s: Structure, mask: Tensor) -> nn.Module:
-    """A copy whose shut channels are multiplied away, straight from sites and open channels."""
-    out = copy.deepcopy(model)
-    parameters = dict(out.named_parameters())
-    opened = s.open(mask).double().split([site.channels for site in s.sites])
-    with torch.no_grad():
-        for site, z in zip(s.sites, opened, strict=True):
-            p = parameters[site.host.weight]
-            p.mul_(z.reshape([-1 if a == site.host.axis else 1 for a in range(p.dim())]))
-            if site.host.bias is not None:
-                parameters[site.host.bias].mul_(z)
-    return out
 
 
 @pytest.mark.parametrize(("name", "answer", "realisation"), ANSWERS)

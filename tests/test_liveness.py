@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toys import RESIDUAL, TOYS, TWO_OUTPUTS, Answer, made, mask_of, outputs, random_mask
+from toys import (
+    RESIDUAL,
+    TOYS,
+    TWO_OUTPUTS,
+    Answer,
+    independently_masked,
+    made,
+    mask_of,
+    outputs,
+    random_mask,
+)
 
 from chipnet import PlanError, compact
 from chipnet._graph import ChannelGraph, Pin
@@ -102,15 +112,8 @@ def test_connected_is_whether_the_input_changes_every_output(name):
     seen = set()
     for seed in range(12):
         mask = torch.rand(s.gates, generator=torch.Generator().manual_seed(seed)) < 0.15 + 0.05 * seed
-        opened = s.open(mask)
-        parameters = {n: p.clone() for n, p in model.named_parameters()}
-        for site, channels in zip(s.sites, opened.split([t.channels for t in s.sites]), strict=True):
-            for n in (site.host.weight, site.host.bias):
-                if n is not None:
-                    parameters[n][~channels] = 0
-        first, second = (
-            torch.func.functional_call(model, parameters, (v,)) for v in (x, torch.randn_like(x) * 3)
-        )
+        masked = independently_masked(model, s, mask)
+        first, second = (masked(v) for v in (x, torch.randn_like(x) * 3))
         pairs = zip(*(o if isinstance(o, tuple) else (o,) for o in (first, second)), strict=True)
         changes = all(bool((a != b).any()) for a, b in pairs)
         if s.connected(mask):

@@ -13,6 +13,7 @@ import timm.layers
 import torch
 import torch.nn.functional as F
 from harness import Pruned, conforms, corner_masks, random_mask, randomised
+from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import is_parametrized
@@ -477,6 +478,148 @@ def test_dead_code_is_part_of_the_dense_cost():
     assert whole.compact.params == (27 + 1) * 8 + (3 + 1) * 5 + 8 * 3 + 3
 
 
+# -- (i) gates on the output of modules --------------------------------------------------------------------------
+class Shift(nn.Module):
+    """A learnt scale and shift, one for all channels (as HGNetV2 has it after every activation)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.bias = nn.Parameter(torch.tensor([1.5])), nn.Parameter(torch.tensor([0.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * F.relu(x) + self.bias
+
+
+class ChannelShift(nn.Module):
+    """A learnt shift of every channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(12, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x) + self.bias
+
+
+class Nested(nn.Module):
+    """The shift is the last of a module's operators: its gate acts on either's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = Shift()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shift(x)
+
+
+class Both(nn.Module):
+    """What leaves the module is not all of it: the input is read beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = Shift()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shift(x) + x
+
+
+@pytest.mark.parametrize(
+    ("build", "site"),
+    [(nn.Sigmoid, "f"), (Shift, "f"), (ChannelShift, "f"), (Nested, "f.shift"), (Both, "f")],
+    ids=lambda v: v.__name__ if isinstance(v, type) else v,
+)
+def test_where_zero_does_not_stay_zero_the_modules_output_is_gated(build, site):
+    s, found = gains(lambda: Around(build()), {site: 12, "b": 5})
+    for small, plan, _ in found:
+        assert (
+            small.a.out_channels
+            == small.b.in_channels
+            == s.sites[0].channels - len(plan.shut.get(site, (0, ()))[1])
+        )
+
+
+def test_a_module_called_twice_gets_no_gate_on_its_output():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.fc = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1), nn.Linear(5, 3)
+            self.act = nn.Sigmoid()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.act(self.b(self.act(self.a(x)))).mean((2, 3)))
+
+    s, _ = gains(Net, {})
+    assert "a zero here is not zero where it is read" in reasons(s)
+
+
+class ShiftedBranches(nn.Module):
+    """Two shifted branches and a plain one meet in an addition; what one branch drops another may write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 6, 1) for _ in range(3))
+        self.f, self.g, self.d, self.fc = Shift(), Shift(), nn.Conv2d(6, 5, 1), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.f(self.a(x)) + self.g(self.b(x)) + self.c(x)
+        return self.fc(F.relu(self.d(y)).mean((2, 3)))
+
+
+def test_a_shut_output_that_stays_is_set_to_zero_by_an_index_map():
+    gains(ShiftedBranches, {"c": 6, "f": 6, "g": 6, "d": 5})
+    torch.manual_seed(0)
+    model, x = randomised(ShiftedBranches()), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    s = Structure(model, x, share=False)
+    mask = torch.ones(s.gates, dtype=torch.bool)
+    at = {site.name: site.gates for site in s.sites}
+    mask[at["f"][[1, 4]]] = False  # written by the others
+    mask[torch.from_numpy(at["g"][[4]])] = mask[torch.from_numpy(at["c"][[4]])] = False  # the last writers
+    ((small, plan, _),) = conforms(model, x, s, [mask], factory=ShiftedBranches)
+    assert [(r.module, r.index) for r in plan.remaps] == [("f", (0, -1, 2, 3, 4))]
+    assert small.a.out_channels == small.d.in_channels == 5
+
+
+class GRN(nn.Module):
+    """Global response normalisation, its epsilon in an attribute or a literal."""
+
+    def __init__(self, eps: float | None, names: tuple[str, str] = ("weight", "bias")) -> None:
+        super().__init__()
+        if eps is not None:
+            self.eps = eps
+        self.names = names
+        for name in names:
+            self.register_parameter(name, nn.Parameter(torch.randn(1, 12, 1, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = (getattr(self, name) for name in self.names)
+        size = x.norm(p=2, dim=(2, 3), keepdim=True)
+        scale = size / (size.mean(dim=1, keepdim=True) + (self.eps if hasattr(self, "eps") else 1e-2))
+        return weight * (x * scale) + bias + x
+
+
+@pytest.mark.parametrize(
+    ("build", "last"),
+    [
+        (lambda: GRN(1e-2), False),  # large, so that it shows
+        (lambda: GRN(1e-2, ("gamma", "beta")), False),
+        (lambda: GlobalResponseNorm(12, eps=1e-2, channels_last=False), False),
+        (lambda: GlobalResponseNorm(12, eps=1e-2), True),
+    ],
+    ids=["weight", "gamma", "timm", "timm-last"],
+)
+def test_a_mean_over_channels_that_only_scales_is_made_up_for(build, last):
+    _, found = gains(lambda: Normed(build(), last), {"a": 12, "norm": 12, "b": 5})
+    for _, plan, _ in found:
+        left = plan.shape("a.weight")[0]
+        assert {scale.factor for scale in plan.scales} == ({12 / max(left, 1)} if left < 12 else set())
+    assert any(small.norm.eps > 1e-2 for small, *_ in found if hasattr(small.norm, "eps"))
+
+
+def test_a_mean_over_channels_with_a_literal_beside_it_is_kept_with_the_reason():
+    s, _ = gains(lambda: Normed(GRN(None)), {"b": 5})
+    assert f"averages over channels in 'norm' ({line_of(GRN.forward, 'size.mean')})" in reasons(s)
+
+
 # -- what random networks broke -----------------------------------------------------------------------------------
 class OneWeightTwoAxes(nn.Module):
     """A convolution and a transposed one read the same weight, along different axes."""
@@ -529,8 +672,9 @@ class TwoModulesOneWeight(nn.Module):
 
 
 def test_a_weight_with_two_holders_is_charged_while_one_is_there():
-    # One of the two stays where the branch is dead, with a bias that gets no gradient.
-    _, found = gains(TwoModulesOneWeight, {"stem": 5, "gate": 5}, train=False)
+    # Neither weight can hold gates, but both outputs can. One of the two modules stays where the branch is dead,
+    # with a bias that gets no gradient.
+    _, found = gains(TwoModulesOneWeight, {"stem": 5, "a": 4, "b": 4, "gate": 5}, train=False)
     assert all(small.a.weight is small.b.weight for small, plan, _ in found if not plan.stand_ins)
 
 

@@ -10,6 +10,8 @@ Notation of diagrams: ``conv 3>7`` reads 3 channels and writes 7, ``(g)`` marks 
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -167,6 +169,26 @@ def outputs(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
     with torch.no_grad():
         out = model(*inputs)
     return list(out) if isinstance(out, (tuple, list)) else [out]
+
+
+@torch.no_grad()
+def independently_masked(model: nn.Module, s: Structure, mask: Tensor) -> nn.Module:
+    """A copy whose shut channels are multiplied away, straight from sites and open channels."""
+    out = copy.deepcopy(model)
+    parameters = dict(out.named_parameters())
+    opened = s.open(mask).double().split([site.channels for site in s.sites])
+    for site, z in zip(s.sites, opened, strict=True):
+        axis, z = site.host.axis, z.clone()
+        if site.host.weight in parameters:
+            p = parameters[site.host.weight]
+            p.mul_(z.reshape([-1 if a == axis else 1 for a in range(p.dim())]))
+            if site.host.bias is not None:
+                parameters[site.host.bias].mul_(z)
+        else:
+            assert site.host.output is not None
+            z = z.reshape([-1] + [1] * (-1 - site.host.output))
+            out.get_submodule(site.host.module).register_forward_hook(lambda m, a, y, z=z: y * z)
+    return out
 
 
 def assert_same_outputs(a: nn.Module, b: nn.Module, *inputs: Tensor) -> None:
@@ -981,15 +1003,17 @@ SLICED = Toy(
     answers=(_only_bn0(7, 5),),
 )
 
-SIGMOID = Toy(
-    lambda: Wrapped(nn.Sigmoid()),
-    gated={"bn0": 11},
-    whole={"bn1": ("not zero where it is read",)},
-    answers=(_only_bn0(7, 7),),
-)
 
-PLAIN_NORM = Toy(
-    lambda: Wrapped(nn.BatchNorm2d(7, affine=False)),
+class SigmoidInForward(Wrapped):
+    """A sigmoid that is no module: where it ends no gate can act."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn0(self.conv0(x)))
+        return self.conv2(torch.sigmoid(self.bn1(self.conv1(x))))
+
+
+SIGMOID_IN_FORWARD = Toy(
+    lambda: SigmoidInForward(nn.Identity()),
     gated={"bn0": 11},
     whole={"bn1": ("not zero where it is read",)},
     answers=(_only_bn0(7, 7),),
@@ -1031,6 +1055,23 @@ PRELU = Toy(
     lambda: Wrapped(nn.PReLU(7)),
     gated={"bn0": 11, "bn1": 7},
     answers=(_both({"middle.weight": {0: _BN1}}, params=3),),
+)
+
+SIGMOID = Toy(
+    lambda: Wrapped(nn.Sigmoid()),
+    gated={"bn0": 11, "middle": 7},  # a sigmoid of zero is one half: the gate acts on its output
+    answers=(dataclasses.replace(_both(), open={"bn0": _BN0, "middle": _BN1}),),
+)
+
+PLAIN_NORM = Toy(
+    lambda: Wrapped(nn.BatchNorm2d(7, affine=False)),
+    gated={"bn0": 11, "middle": 7},
+    answers=(
+        dataclasses.replace(
+            _both({"middle.running_mean": {0: _BN1}, "middle.running_var": {0: _BN1}}),
+            open={"bn0": _BN0, "middle": _BN1},
+        ),
+    ),
 )
 
 SILU = Toy(lambda: Wrapped(nn.SiLU()), gated={"bn0": 11, "bn1": 7}, answers=(_both(),))
@@ -1193,6 +1234,7 @@ TOYS: dict[str, Toy] = {
     "unequal_split": UNEQUAL_SPLIT,
     "sliced": SLICED,
     "sigmoid": SIGMOID,
+    "sigmoid_in_forward": SIGMOID_IN_FORWARD,
     "plain_norm": PLAIN_NORM,
     "layer_norm": LAYER_NORM,
     "prelu": PRELU,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -78,18 +78,21 @@ def trace(
     realisation: Realisation,
     modes: Mapping[str, Mode] = MappingProxyType({}),
     training: torch.export.ExportedProgram | None = None,
+    gated: Set[str] = frozenset(),
 ) -> ChannelGraph:
     """Walk the exported graph with the rules.
 
     ``modes``: what is known of nodes that hold the user's sizes. ``training``: the train-mode graph, where that has
-    parts which the other lacks (auxiliary heads): its facts hold too, its operators cost nothing.
+    parts which the other lacks (auxiliary heads): its facts hold too, its operators cost nothing. ``gated``: nodes
+    of ``ChannelGraph.outputs`` after which a gate acts.
     """
     graph = ChannelGraph()
     t = Tracer(graph, dict(model.named_modules(remove_duplicate=False)), realisation)
     t.modes = modes
     t.parameters = frozenset(n for n, _ in model.named_parameters())
     canonical = canonical_names(model)
-    _walk(t, program, canonical)
+    t.enter(program.graph.nodes)
+    _walk(t, program, canonical, gated)
     if training is not None:
         t.counting = False
         _walk(t, training, canonical)
@@ -110,7 +113,12 @@ def _drop_hosts(graph: ChannelGraph, foreign: set[str]) -> None:
             graph.facts[i] = replace(fact, host=None)  # type: ignore[arg-type]
 
 
-def _walk(t: Tracer, program: torch.export.ExportedProgram, canonical: dict[str, str]) -> None:
+def _walk(
+    t: Tracer,
+    program: torch.export.ExportedProgram,
+    canonical: dict[str, str],
+    gated: Set[str] = frozenset(),
+) -> None:
     graph, signature = t.graph, program.graph_signature
     specs = {s.arg.name: s for s in signature.input_specs if hasattr(s.arg, "name")}
     outputs = [
@@ -135,7 +143,7 @@ def _walk(t: Tracer, program: torch.export.ExportedProgram, canonical: dict[str,
         if node in skipped:
             continue
         if node.op == "placeholder":
-            env[node] = _placeholder(t, node, specs[node.name], canonical)
+            env[node] = _placeholder(t, node, specs[node.name], canonical, program.constants)
         elif node.op == "get_attr":
             val = node.meta.get("val")
             env[node] = t.uniform(int(t.constant[0]), tuple(val.shape)) if isinstance(val, Tensor) else val
@@ -144,6 +152,9 @@ def _walk(t: Tracer, program: torch.export.ExportedProgram, canonical: dict[str,
             kwargs = torch.fx.node.map_arg(node.kwargs, lambda n: env[n])
             env[node] = apply(t, node, args, dict(kwargs))
             _write(t, node, env)
+            t.offer_gate(env[node])
+            if t.key in gated and t.key in graph.outputs:
+                env[node] = t.gate_output(env[node])
         elif node.op == "output":
             t.node = node
             for n in node.all_input_nodes:
@@ -271,7 +282,9 @@ def _leaves(node: torch.fx.Node) -> set[torch.fx.Node]:
     return found
 
 
-def _placeholder(t: Tracer, node: torch.fx.Node, spec: Any, canonical: dict[str, str]) -> Any:
+def _placeholder(
+    t: Tracer, node: torch.fx.Node, spec: Any, canonical: dict[str, str], constants: Mapping[str, Any]
+) -> Any:
     val = node.meta.get("val")
     if not isinstance(val, Tensor):
         return val
@@ -279,6 +292,8 @@ def _placeholder(t: Tracer, node: torch.fx.Node, spec: Any, canonical: dict[str,
     t.node = node
     if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
         return Labels(None, shape, canonical.get(spec.target, spec.target))
+    if spec.kind == InputKind.CONSTANT_TENSOR and not bool(constants[spec.target].any()):
+        return t.uniform(int(t.zero[0]), shape)
     slots = t.graph.new(1)
     t.source(slots, live=True, flow=spec.kind == InputKind.USER_INPUT, reason="an input of the network")
     return t.uniform(int(slots[0]), shape)

@@ -179,15 +179,14 @@ def compact(
 def masked(model: nn.Module, plan: Plan) -> nn.Module:
     """A copy of the dense model with the shut gates' rows set to zero: what the compact one must equal.
 
-    Layers that compute their weight go on computing it; their shut channels are set to zero after each call.
+    Layers that compute their weight go on computing it; their shut channels are set to zero after each call, as are
+    those of modules without affine parameters.
     """
     plan.check(model)
     out = strip_gates(copy.deepcopy(model))
     _zero(out, plan, {f"{f.module}.weight" for f in plan.frozen})
-    for f in plan.frozen:
-        if f"{f.module}.weight" in plan.zero:
-            _, shut = plan.zero[f"{f.module}.weight"]
-            out.get_submodule(f.module).register_forward_hook(_Shut(f.axis, shut))
+    for name, (axis, channels) in plan.shut.items():
+        out.get_submodule(name).register_forward_hook(_Shut(axis, channels))
     return out
 
 
@@ -349,6 +348,12 @@ def _cut(model: nn.Module, plan: Plan) -> None:
         _fit_attributes(module)
     for size in plan.sizes:
         _set_size(modules[size.module], size)
+    for scale in plan.scales:
+        value = getattr(modules[scale.module], scale.name)
+        if isinstance(value, Tensor):
+            value.data.mul_(scale.factor)
+        else:
+            setattr(modules[scale.module], scale.name, value * scale.factor)
     for stand_in in plan.stand_ins:
         _replace(model, modules, stand_in)
     modules = dict(model.named_modules(remove_duplicate=False))

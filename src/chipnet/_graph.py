@@ -25,8 +25,9 @@ Slots = NDArray[np.int64]
 class Host:
     """The affine parameters that a gate multiplies: rows of ``weight`` along ``axis``, and ``bias``.
 
-    ``module`` is the module whose forward reads them (gates are folded in around that call). ``output``: the weight
-    is computed, so the gate multiplies the module's output along this axis instead.
+    ``module`` is the module whose forward reads them (gates are folded in around that call). ``output``: there is
+    no such parameter, so the gate multiplies the module's output along this axis instead. Either the weight is
+    computed, or the module has none (``weight`` is then the module's own name).
     """
 
     module: str
@@ -34,6 +35,11 @@ class Host:
     bias: str | None
     axis: int = 0
     output: int | None = None
+
+    @property
+    def is_layer(self) -> bool:
+        """Has the module affine parameters, though they may be computed?"""
+        return self.weight != self.module
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,16 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Rescaled:
+    """A module that divides by a mean over ``slots`` (plus its ``eps``) and multiplies by its parameter ``weight``,
+    as global response normalisation does. Fewer channels make the mean larger: surgery makes both larger too."""
+
+    module: str
+    weight: str
+    slots: Slots
+
+
+@dataclass(frozen=True)
 class Frozen:
     """A layer whose weight is computed from parameters of its own (standardised, parametrised): surgery puts a
     plain layer with the weight as it is then in its place.
@@ -204,6 +220,10 @@ class ChannelGraph:
     """Sizes in attributes that surgery updates."""
     frozen: dict[str, Frozen] = field(default_factory=dict)
     """Module -> how its computed weight becomes a plain one."""
+    rescaled: dict[str, Rescaled] = field(default_factory=dict)
+    """Module -> the mean over channels that surgery makes up for."""
+    outputs: dict[str, tuple[str, Slots]] = field(default_factory=dict)
+    """Node -> the module whose output it is, and its channels: gates may go there if nowhere else."""
     meetings: list[tuple[int, Pin]] = field(default_factory=list)
     """A slot of a class, and an operator that tied classes there: why sites are tied."""
     _parent: list[int] = field(default_factory=list)

@@ -127,7 +127,7 @@ class Liveness:
                 read = uses[dst] > 0
                 can = fact.host is not None and not refused(fact.host)
                 gated = np.logical_and(read & clear[dst], can) & ~covered[dst] & ~self._is_pinned[dst]
-                if fact.host is not None:
+                if fact.host is not None and (fact.host.is_layer or gated.any()):
                     wanted[fact.host.weight].append((i, clear[dst] & read, covered[dst] & read))
                 met = gated | (covered[dst] & read)
                 if isinstance(fact, Norm):
@@ -296,6 +296,12 @@ class Liveness:
                     for s in src_k.tolist():
                         terms[s].add(hub)
         self.needed = needed
+
+    def stuck(self, slots: Slots) -> bool:
+        """Are there channels among these that no gates can remove without others, though nothing pins them?"""
+        exists = [self.exists[r] for r in np.unique(self.root[slots[~self._is_pinned[slots]]]).tolist()]
+        different = set(exists)
+        return TRUE in different or len(different) < sum(e != FALSE for e in exists)
 
     def _classes(self) -> dict[int, int]:
         f = self.formulas

@@ -21,7 +21,7 @@ from chipnet._inputs import Inputs
 if TYPE_CHECKING:
     from chipnet._structure import Structure
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,15 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """``module.name``, a parameter or a float, is multiplied by ``factor``: a mean over channels counts fewer."""
+
+    module: str
+    name: str
+    factor: float
+
+
+@dataclass(frozen=True)
 class StandIn:
     """What takes a dead module's place. ``channels``: width of its output.
 
@@ -77,9 +86,12 @@ class Plan:
     Attributes:
         keep: parameter or buffer name -> axis -> indices that stay (only axes that shrink).
         zero: parameter name -> (axis, indices) of shut gates: zero before anything is cut.
+        shut: module -> (axis, indices): channels that the masked network's gates set to zero in its output, for
+            modules with no such parameters.
         stand_ins: modules replaced by a constant.
         remaps: index maps around modules (indexed realisation only).
         sizes: attributes of modules that hold widths.
+        scales: parameters and attributes that make up for fewer channels in a mean.
         frozen: layers that compute their weight, and become plain ones with the weight as it is.
         shapes: name -> shape of every tensor of the dense model: what the plan may be applied to.
         dense, compact: costs before and after.
@@ -100,6 +112,8 @@ class Plan:
     mask: tuple[bool, ...]
     realisation: str = "plain"
     sizes: tuple[Size, ...] = ()
+    scales: tuple[Scale, ...] = ()
+    shut: Mapping[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     frozen: tuple[Frozen, ...] = ()
     inputs: Inputs | None = field(default=None, compare=False, repr=False)
     """Example inputs for verification; not serialised."""
@@ -150,10 +164,12 @@ class Plan:
             "shapes": {n: list(s) for n, s in self.shapes.items()},
             "keep": {n: {str(a): list(i) for a, i in axes.items()} for n, axes in self.keep.items()},
             "zero": {n: [a, list(i)] for n, (a, i) in self.zero.items()},
+            "shut": {n: [a, list(i)] for n, (a, i) in self.shut.items()},
             "stand_ins": [[d.module, d.kind, d.channels] for d in self.stand_ins],
             "remaps": [[r.module, r.side, r.axis, list(r.index)] for r in self.remaps],
             "sites": [[s.name, s.kept, s.channels, list(s.tied_to), s.ties, s.reason] for s in self.sites],
             "sizes": [[s.module, s.name, s.index, s.value] for s in self.sizes],
+            "scales": [[s.module, s.name, s.factor] for s in self.scales],
             "frozen": [[f.module, list(f.shape), f.axis, f.same] for f in self.frozen],
             "mask": "".join("1" if m else "0" for m in self.mask),
         }
@@ -175,6 +191,7 @@ class Plan:
             return cls(
                 keep={n: {int(a): tuple(i) for a, i in axes.items()} for n, axes in data["keep"].items()},
                 zero={n: (a, tuple(i)) for n, (a, i) in data["zero"].items()},
+                shut={n: (a, tuple(i)) for n, (a, i) in data["shut"].items()},
                 stand_ins=tuple(StandIn(*d) for d in data["stand_ins"]),
                 remaps=tuple(Remap(m, s, a, tuple(i)) for m, s, a, i in data["remaps"]),
                 shapes={n: tuple(s) for n, s in data["shapes"].items()},
@@ -185,6 +202,7 @@ class Plan:
                 mask=tuple(c == "1" for c in data["mask"]),
                 realisation=data["realisation"],
                 sizes=tuple(Size(*s) for s in data["sizes"]),
+                scales=tuple(Scale(*s) for s in data["scales"]),
                 frozen=tuple(Frozen(m, tuple(shape), a, same) for m, shape, a, same in data["frozen"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as e:
@@ -257,6 +275,8 @@ def make_plan(structure: Structure, mask: Tensor, budget: Budget | None = None) 
         if first in keep:
             keep[name] = keep[first]
     zero: dict[str, tuple[int, tuple[int, ...]]] = {}
+    outputs: dict[str, tuple[int, tuple[int, ...]]] = {}
+    remaps = []
     sites = []
     ends = np.cumsum([site.channels for site in structure.sites])[:-1]
     pieces = np.split(structure.open(mask).numpy(), ends) if structure.sites else []
@@ -265,10 +285,19 @@ def make_plan(structure: Structure, mask: Tensor, budget: Budget | None = None) 
         ties = str(site.ties[0]) if site.ties else ""
         sites.append(SitePlan(site.name, kept, site.channels, structure.tied_to(site), ties, site.reason))
         shut = tuple(np.flatnonzero(~opened).tolist())
-        if shut:
-            zero[site.host.weight] = (site.host.axis, shut)
-            if site.host.bias is not None:
-                zero[site.host.bias] = (0, shut)
+        if not shut:
+            continue
+        if site.host.output is not None:
+            outputs[site.host.module] = (site.host.output, shut)
+        if not site.host.is_layer:
+            stay = present[site.slots]
+            if (stay & ~opened).any():  # another layer writes them: here they must be zero
+                index = tuple(np.where(opened[stay], np.arange(stay.sum()), -1).tolist())
+                remaps.append(Remap(site.host.module, "output", site.host.output or 0, index))
+            continue
+        zero[site.host.weight] = (site.host.axis, shut)
+        if site.host.bias is not None:
+            zero[site.host.bias] = (0, shut)
 
     alive = structure.alive(mask)
     stand_ins = []
@@ -286,16 +315,16 @@ def make_plan(structure: Structure, mask: Tensor, budget: Budget | None = None) 
             stand_ins.append(StandIn(module, "constant", width))
     stand_ins += [StandIn(m, "pool", 0) for m, slots in g.pools.items() if not present[slots].any()]
 
-    remaps = []
     for r in g.resizes:
         src, dst = (r.outer, r.inner) if r.side == "input" else (r.inner, r.outer)
         at = np.cumsum(present[src]) - 1
-        index = [int(at[i]) if present[src[i]] else -1 for i in np.flatnonzero(present[dst])]
-        if index != list(range(int(present[src].sum()))):
-            remaps.append(Remap(r.module, r.side, r.axis, tuple(index)))
+        index = tuple(int(at[i]) if present[src[i]] else -1 for i in np.flatnonzero(present[dst]))
+        if index != tuple(range(int(present[src].sum()))):
+            remaps.append(Remap(r.module, r.side, r.axis, index))
     return Plan(
         keep=keep,
         zero=zero,
+        shut=outputs,
         stand_ins=tuple(stand_ins),
         remaps=tuple(remaps),
         shapes=structure.shapes,
@@ -306,6 +335,12 @@ def make_plan(structure: Structure, mask: Tensor, budget: Budget | None = None) 
         mask=tuple(mask.tolist()),
         realisation=structure.realisation,
         sizes=tuple(Size(n.module, n.name, n.index, int(present[n.slots].sum())) for n in g.numbers.values()),
+        scales=tuple(
+            Scale(r.module, name, len(r.slots) / max(int(present[r.slots].sum()), 1))
+            for r in g.rescaled.values()
+            if not present[r.slots].all()
+            for name in (r.weight, "eps")
+        ),
         frozen=tuple(g.frozen.values()),
         inputs=structure.inputs,
     )

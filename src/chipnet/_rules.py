@@ -196,6 +196,12 @@ def add(t: Tracer, a: Any, b: Any, **kwargs: Any) -> Labels:
     return _binary(t, a, b, "or", "const")
 
 
+@rule("addcmul")
+def addcmul(t: Tracer, x: Labels, a: Labels, b: Labels, **kwargs: Any) -> Labels:
+    """``x + a * b``."""
+    return t.map([x, t.map([a, b], "and")], "or")
+
+
 @rule("mul")
 def mul(t: Tracer, a: Any, b: Any) -> Labels:
     """Non-zero where both sides are. ``x * f(x)``, as activations are written by hand, is a function of x."""
@@ -303,7 +309,7 @@ def reduce(t: Tracer, x: Labels, dims: Any = None, keepdim: bool = False, **kwar
         assert x.core is not None
         core = x.core
     elif over:
-        if name not in ("sum", "linalg_vector_norm") or len(x.varying) > 1:
+        if len(x.varying) > 1 or not (name in ("sum", "linalg_vector_norm") or t.rescales(x)):
             does = "averages" if name in ("mean", "var", "std") else "reduces"
             return t.barrier([x], f"{does} over channels")
         core = torch.from_numpy(t.total(x.slots())).reshape([1] * len(x.shape))
@@ -489,7 +495,7 @@ def like(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
 def fill(t: Tracer, x: Labels, value: Any = 0) -> Labels:
     """Zeros leave zeros zero."""
     x = t.labelled(x)
-    return x if not isinstance(value, Labels) and value == 0 else t.map([x], "const")
+    return x if t.is_zero(value) else t.map([x], "const")
 
 
 @rule("cat", "concat", "concatenate")

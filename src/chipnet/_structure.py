@@ -99,6 +99,8 @@ class Structure:
         self._ignored, self._only = _named(model, tuple(ignore), "ignore"), _named(model, tuple(only), "only")
         self._broken: dict[str, str] = {}
         self._anchored: set[str] = set()
+        self._outputs: frozenset[str] | None = None
+        """Nodes, outputs of modules, that are gated since nothing before them can be."""
         self.untraced: tuple[str, ...] = ()
         """Parameters that no graph reads."""
         program, training = self._export(model)
@@ -134,11 +136,12 @@ class Structure:
         training: ExportedProgram | None,
     ) -> None:
         with _no_collection(), torch.random.fork_rng(devices=[]):  # rules ask operators, dropout too
-            self.graph = trace(model, program, self.realisation, modes, training)
-            self._exclude()
-            self.liveness = Liveness(
-                self.graph, share=self.share, refused=self._refused, anchored=self._anchored
-            )
+            stuck = self._trace(model, program, modes, training)
+            if self._outputs is None:
+                self._outputs = stuck
+                if stuck and (still := self._trace(model, program, modes, training)):
+                    self._outputs -= still  # where a gate does not help
+                    self._trace(model, program, modes, training)
             self.sites: list[Site] = self.liveness.sites
             self.gates = self.liveness.gates
             self.cost = CostModel(self.liveness, model)
@@ -155,6 +158,21 @@ class Structure:
             gates = torch.tensor(own, dtype=torch.int64)
             self.site_gates.append(gates)
             self.site_of_gate[gates] = i
+
+    def _trace(
+        self,
+        model: nn.Module,
+        program: ExportedProgram,
+        modes: Mapping[str, Mode],
+        training: ExportedProgram | None,
+    ) -> frozenset[str]:
+        """Graph and liveness; returns where channels are stuck though a module's output could be gated."""
+        self.graph = trace(model, program, self.realisation, modes, training, self._outputs or frozenset())
+        self._exclude()
+        self.liveness = Liveness(self.graph, share=self.share, refused=self._refused, anchored=self._anchored)
+        return frozenset(
+            node for node, (_, slots) in self.graph.outputs.items() if self.liveness.stuck(slots)
+        )
 
     def _evaluate(self, name: str, formulas: Callable[[], list[int]], masks: Tensor) -> Tensor:
         """Values of formulas under ``masks``; they are compiled when first asked for."""

@@ -7,7 +7,8 @@ Labels of a tensor are the slot of every element, stored at the smallest shape t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from chipnet._graph import (
     Norm,
     Number,
     Pin,
+    Rescaled,
     Resize,
     Risk,
     Slots,
@@ -87,6 +89,11 @@ class Labels:
         return self.core.reshape(-1).numpy()
 
 
+def _calls(node: Node) -> dict[str, str]:
+    """The calls of modules that a node is in, from the outermost: a name for each, and the module's path."""
+    return {call: path for call, (path, _) in (node.meta.get("nn_module_stack") or {}).items()}
+
+
 def shrink(full: Tensor) -> Tensor:
     """The smallest core of a full label tensor."""
     for axis, n in enumerate(full.shape):
@@ -109,6 +116,7 @@ class Tracer:
         self.counting = True
         self.foreign: set[str] = set()
         """Parameters that a module reads which does not own them: no gate can be folded into these."""
+        self.entered: dict[str, set[str]] = defaultdict(set)
         self._first: dict[int, str] = {}
         for name, module in modules.items():
             self._first.setdefault(id(module), name)
@@ -117,17 +125,27 @@ class Tracer:
         self._shifted: set[int] = set()
         """Slots that are functions of their origin, and not zero where it is."""
         self.constant = graph.new(1)
+        self.zero = graph.new(1)
         graph.facts.append(Source(self.constant, live=True, flow=False))
+        graph.facts.append(Source(self.zero, live=False, flow=False))
         graph.pin(self.constant, Pin("a constant", "", "", ""))
+        graph.pin(self.zero, Pin("a constant", "", "", ""))
 
     # -- where we are -----------------------------------------------------------------------------------
     @property
     def module(self) -> str:
         """The innermost module whose forward contains the current node."""
-        stack = self.node.meta.get("nn_module_stack") or {}
-        path = next(reversed(stack.values()))[0] if stack else ""
+        return self.named(next(reversed(_calls(self.node).values()), ""))
+
+    def named(self, path: str) -> str:
+        """The module at a path; one with two names has the first."""
         path = re.sub(r"@\d+", "", path)
-        return self._first.get(id(self.modules.get(path)), path)  # a module with two names has the first
+        return self._first.get(id(self.modules.get(path)), path)
+
+    def enter(self, nodes: Iterable[Node]) -> None:
+        """Remember by which calls each module is entered."""
+        for call, path in {c for node in nodes for c in _calls(node).items()}:
+            self.entered[self.named(path)].add(call)
 
     @property
     def line(self) -> str:
@@ -349,6 +367,12 @@ class Tracer:
                     self._shifted.add(slot)
         return Labels(torch.from_numpy(dst[inverse.reshape(cores[0].shape)]), shape)
 
+    def is_zero(self, x: Any) -> bool:
+        """Is ``x`` zero whatever the input: a number, or a constant tensor?"""
+        if isinstance(x, Labels):
+            return x.core is not None and set(x.core.reshape(-1).tolist()) == set(self.zero.tolist())
+        return bool(x == 0)
+
     def vanishes(self, x: Labels) -> bool:
         """Is ``x`` zero where what it follows is zero?"""
         assert x.core is not None
@@ -360,6 +384,46 @@ class Tracer:
         self.graph.facts.append(Mix(dst, src, 1, False, None))
         self.graph.pin(dst, self.why("a sum over channels"))
         return dst
+
+    def rescales(self, x: Labels) -> bool:
+        """Is the current operator, a mean over all that ``x`` varies along, only divided by, after an ``eps`` of the
+        module's was added, and has that a weight to multiply by? Then surgery makes up for fewer channels."""
+        module, divided = self.modules.get(self.module), list(self.node.users)
+        names = [n for n in ("weight", "gamma") if module is not None and n in module._parameters]
+        if (
+            not names
+            or not isinstance(getattr(module, "eps", None), float)
+            or not str(self.node.target).startswith("aten.mean")
+            or not all(
+                str(add.target) == "aten.add.Tensor"
+                and add.args[1] == module.eps  # type: ignore[union-attr]
+                and all(str(u.target) == "aten.div.Tensor" and u.args[1] is add for u in add.users)
+                for add in divided
+            )
+        ):
+            return False
+        self.graph.rescaled[self.module] = Rescaled(self.module, names[0], x.slots())
+        return True
+
+    def gate_output(self, x: Labels) -> Labels:
+        """A gate on the current module's output: after it, shut channels are zero."""
+        src = x.slots()
+        dst = self.graph.new(len(src))
+        self.graph.tie(dst, src)
+        (axis,) = x.varying
+        host = Host(self.module, self.module, None, output=axis - len(x.shape))
+        self.graph.facts.append(Norm(dst, src, host, module=self.module))
+        return self.along(dst, axis, x.shape)
+
+    def offer_gate(self, x: Any) -> None:
+        """Note a tensor with channels that is the output of a module, called once: a gate could act there."""
+        if not self.counting or not self.module or not isinstance(x, Labels) or len(x.varying) != 1:
+            return
+        if any(r.module == self.module for r in self.graph.resizes):
+            return
+        inner = next(reversed(_calls(self.node)))
+        if self.entered[self.module] == {inner} and all(inner not in _calls(u) for u in self.node.users):
+            self.graph.outputs[self.key] = self.module, x.slots()
 
     def fixed(self, x: Labels, axes: Set[int]) -> bool:
         """Do labels that differ along ``axes`` only exist together? Then nothing shrinks along these."""

@@ -14,7 +14,8 @@ class Magnitude(Gradual):
     """Size of the affine weights a gate multiplies, relative to its site's mean.
 
     For norms the scale |gamma| (Liu et al. 2017, Network Slimming, without its L1 term); for convolutions and
-    linear layers the L1 norm of the filter (Li et al. 2017, Pruning Filters for Efficient ConvNets).
+    linear layers the L1 norm of the filter (Li et al. 2017, Pruning Filters for Efficient ConvNets). Where a gate
+    multiplies the output of a module without such weights, those of the layers that write its channels count.
     """
 
     name = "magnitude"
@@ -23,13 +24,17 @@ class Magnitude(Gradual):
     def scores(self) -> Tensor:
         parameters = dict(self.model.named_parameters())
         total = torch.zeros(self.structure.gates, dtype=torch.float64)
-        for site in self.structure.sites:
-            gated = torch.from_numpy(site.gates >= 0)
-            if not gated.any():
-                continue
-            weight = parameters[site.host.weight].detach().double().cpu().movedim(site.host.axis, 0)
-            size = weight.reshape(weight.shape[0], -1).abs().sum(1)
-            size = size / size.mean().clamp(min=1e-12)
+        root = torch.from_numpy(self.structure.liveness.root)
+        written = torch.zeros(len(root), dtype=torch.float64)
+        for site in sorted(self.structure.sites, key=lambda s: not s.host.is_layer):
+            gated, classes = torch.from_numpy(site.gates >= 0), root[torch.from_numpy(site.slots)]
+            if site.host.is_layer:
+                weight = parameters[site.host.weight].detach().double().cpu().movedim(site.host.axis, 0)
+                size = weight.reshape(weight.shape[0], -1).abs().sum(1)
+                size = size / size.mean().clamp(min=1e-12)
+                written.index_add_(0, classes, size)
+            else:
+                size = written[classes]
             total.index_add_(0, torch.from_numpy(site.gates)[gated], size[gated])
         return per_site(self.structure, total)
 
