@@ -565,6 +565,21 @@ class Scale(nn.Module):
 
 
 @unary
+class GlobalResponse(nn.Module):
+    """Global response normalisation, with its epsilon in an attribute (large, so that it shows) or a literal."""
+
+    def __init__(self, x: Tensor, y: Tensor, w: int, k: int) -> None:
+        super().__init__()
+        self.literal, self.eps = k % 3 == 2, 0.1
+        self.weight, self.bias = (nn.Parameter(torch.randn(per_channel(x))) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.norm(p=2, dim=tuple(range(2, x.dim())), keepdim=True)
+        scale = size / (size.mean(1, keepdim=True) + (0.2 if self.literal else self.eps))
+        return x + torch.addcmul(self.bias, self.weight, x * scale)
+
+
+@unary
 class FunctionalConv(nn.Module):
     """``F.conv`` with a parameter of the model, whole, cut, transposed, scaled or standardised."""
 

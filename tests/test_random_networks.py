@@ -27,6 +27,27 @@ def test_random_networks_are_pruned_exactly(chunk):
     run()
 
 
+ONCE_BROKEN = {
+    "a bias before a norm that nothing reaches": Recipe(
+        steps=(("cbr", 0, 0, 3, 0), ("Residual", 0, 0, 2, 4)),
+    ),
+    "a branch of one channel dies beside one that lives": Recipe(
+        steps=(
+            ("conv", 0, 0, 2, 0), ("halves", 0, 0, 2, 1), ("Dropped", 0, 0, 2, 11), ("ConvNext", 3, 4, 6, 10),
+            ("conv", 1, 0, 6, 4), ("computed_weight", 0, 4, 12, 5), ("CrossAttention", 2, 1, 11, 3),
+        ),
+    ),
+    "attention that nothing reads": Recipe(
+        steps=(("cbr", 0, 0, 2, 0), ("transposed", 0, 0, 2, 2), ("Attention", 1, 0, 2, 0)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONCE_BROKEN)
+def test_what_once_broke(name):
+    check(ONCE_BROKEN[name])
+
+
 def test_every_operator_of_the_vocabulary_fits_somewhere():
     never = set(vocabulary())
     for i in range(600):

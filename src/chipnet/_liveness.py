@@ -262,9 +262,9 @@ class Liveness:
 
         for fact in reversed(g.facts):
             if isinstance(fact, Barrier):
-                settle(fact.dst)
+                reader = TRUE if fact.output else f.any(settle(fact.dst))
                 for s in fact.src.tolist():
-                    terms[s].add(TRUE)
+                    terms[s].add(reader)
                 if fact.output:
                     self.connected_terms.append(f.any(np.unique(self.flow[fact.src]).tolist()))
                 continue
@@ -278,8 +278,7 @@ class Liveness:
                             term = f.both(term, int(self.live[o[i]]))
                         terms[slot].add(term)
             elif isinstance(fact, Norm):
-                gates = self._gate_of[fact.dst].tolist()
-                readers = [f.both(reader, gate) for reader, gate in zip(out, gates, strict=True)]
+                readers = list(map(f.both, out, self._open(fact.dst)))
                 size = len(readers) // fact.groups if fact.groups else 1
                 for first in range(0, len(readers), size):
                     hub = f.any(set(readers[first : first + size]))
@@ -287,15 +286,14 @@ class Liveness:
                         terms[slot].add(hub)
             elif isinstance(fact, Mix):
                 for src_k, dst_k in zip(*_groups(fact), strict=True):
-                    hub = f.any(
-                        {
-                            f.both(int(needed[d]), gate)
-                            for d, gate in zip(dst_k.tolist(), self._gate_of[dst_k].tolist(), strict=True)
-                        }
-                    )
+                    hub = f.any(set(map(f.both, needed[dst_k].tolist(), self._open(dst_k))))
                     for s in src_k.tolist():
                         terms[s].add(hub)
         self.needed = needed
+
+    def _open(self, slots: Slots) -> list[int]:
+        """Per written channel: what it reads shows in it. A gate that the input does not reach counts as shut."""
+        return np.where(self._gate_of[slots] == TRUE, TRUE, self.flow[slots]).tolist()
 
     def stuck(self, slots: Slots) -> bool:
         """Are there channels among these that no gates can remove without others, though nothing pins them?"""

@@ -354,7 +354,8 @@ class Tracer:
         self.graph.facts.append(Map(dst, tuple(t.copy() for t in tuples), kind))
         met = 0
         for x, t in zip(xs, tuples, strict=True):
-            if x.varying:  # axes that it lacks are of a fixed length
+            one = not varying and not self.graph.pinned(t).any()  # the only channel of a tensor that may go
+            if x.varying or one:  # axes that it lacks are of a fixed length
                 self.graph.tie(dst, t)
                 met += 1
         if met > 1:
@@ -386,7 +387,7 @@ class Tracer:
         return dst
 
     def rescales(self, x: Labels) -> bool:
-        """Is the current operator, a mean over all that ``x`` varies along, only divided by, after an ``eps`` of the
+        """Does the current operator, a mean over all that ``x`` varies along, only divide, after an ``eps`` of its
         module's was added, and has that a weight to multiply by? Then surgery makes up for fewer channels."""
         module, divided = self.modules.get(self.module), list(self.node.users)
         names = [n for n in ("weight", "gamma") if module is not None and n in module._parameters]
