@@ -37,6 +37,12 @@ ONCE_BROKEN = {
             ("conv", 1, 0, 6, 4), ("computed_weight", 0, 4, 12, 5), ("CrossAttention", 2, 1, 11, 3),
         ),
     ),
+    "a dead layer whose weight is used as data": Recipe(
+        steps=(("Residual", 0, 0, 2, 0), ("SharedWeight", 0, 0, 2, 2), ("pad", 1, 0, 2, 0)),
+    ),
+    "what is written through a view, read under its first name": Recipe(
+        steps=(("Inplace", 0, 0, 2, 11), ("CrossAttention", 0, 0, 2, 0)), realisation="indexed"
+    ),
     "attention that nothing reads": Recipe(
         steps=(("cbr", 0, 0, 2, 0), ("transposed", 0, 0, 2, 2), ("Attention", 1, 0, 2, 0)),
     ),

@@ -97,6 +97,8 @@ def trace(
         t.counting = False
         _walk(t, training, canonical)
     _drop_hosts(graph, t.foreign)
+    for name in t.foreign | t.data:  # its module is asked for it: nothing can stand in
+        graph.owners.pop(name.rpartition(".")[0], None)
     return graph
 
 
@@ -180,11 +182,16 @@ def _write(t: Tracer, node: torch.fx.Node, env: dict[torch.fx.Node, Any]) -> Non
             continue
         if new.core is old.core:  # zeros stay zeros
             continue
-        order = {n: i for i, n in enumerate(node.graph.nodes)} if _views_of(a) else {}
-        if any(order[u] > order[node] for v in _views_of(a) for u in v.users):  # a view of it is read later
+        views = _views_of(a)
+        order = {n: i for i, n in enumerate(node.graph.nodes)} if views else {}
+        if any(order[u] > order[node] for v in views for u in v.users):  # a view of it is read later
             t.pin(old, "is written through a view of it")
-            t.pin(new, "is written through a view of it")
-        env[a] = new
+            slot = int(t.barrier([old, new], "is written through a view of it").slots()[0])
+            for v in (a, node, *views):  # something of both: non-zero, and kept
+                if isinstance(env.get(v), Labels):
+                    env[v] = t.uniform(slot, env[v].shape)
+        else:
+            env[a] = new
 
 
 def _views_of(node: torch.fx.Node) -> set[torch.fx.Node]:

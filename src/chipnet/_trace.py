@@ -222,6 +222,11 @@ class Tracer:
                 self.graph.pin(self.param_slots(x.param, axis, x.shape[axis]), why)
         return self.uniform(int(self.constant[0]), x.shape)
 
+    @property
+    def data(self) -> set[str]:
+        """Parameters that are used as data."""
+        return {name for name, _ in self._params}
+
     def param_slots(self, name: str, axis: int, size: int) -> Slots:
         """Slots of a parameter that is used as data along ``axis``."""
         if (name, axis) not in self._params:
