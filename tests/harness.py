@@ -54,7 +54,7 @@ def conforms(
     assert structure.cost.dense.macs == counted_macs(model, *structure.inputs)
     for site in structure.sites:
         assert site.reason or (site.gates >= 0).all(), f"{site.name} is kept whole without a reason"
-    learns = gradients(model, inputs) if train else set()
+    learns = gradients(model, inputs).keys() if train else set()
     found = []
     for mask in masks:
         plan = structure.plan(mask)
@@ -71,7 +71,10 @@ def conforms(
         assert plan.compact.macs == counted_macs(small, *structure.inputs), "multiply-accumulates"
         if train:
             present = {n for n, p in small.named_parameters() if p.numel() and p.requires_grad}
-            untrained = (present - gradients(small, inputs)) & learns
+            untrained = (present - gradients(small, inputs).keys()) & learns
+            if untrained:  # what changes nothing in the masked network either
+                slopes = gradients(chipnet.masked(model, plan), inputs)
+                untrained = {n for n in untrained if slopes.get(n, 0.0) > 1e-9 * max(slopes.values())}
             assert not untrained, f"no gradient for {sorted(untrained)}"
         if not found and factory is not None:
             _goes_to_disk_and_back(small, plan, inputs, factory)
@@ -115,8 +118,9 @@ def outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     return [x for x in tree_leaves(model(*copy.deepcopy(inputs))) if isinstance(x, Tensor)]
 
 
-def gradients(model: nn.Module, inputs: tuple[Any, ...]) -> set[str]:
-    """Names of parameters that a backward pass in train mode reaches. One image becomes two, for batch norms."""
+def gradients(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, float]:
+    """Parameters that a backward pass in train mode reaches, with their largest slope. One image becomes two, for
+    batch norms."""
 
     def batch(x: Any) -> Any:
         return torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() > 1 and x.shape[0] == 1 else x
@@ -124,7 +128,8 @@ def gradients(model: nn.Module, inputs: tuple[Any, ...]) -> set[str]:
     model = copy.deepcopy(model).train()
     outs = tree_leaves(model(*tree_map(batch, copy.deepcopy(inputs))))
     sum(x.sum() for x in outs if isinstance(x, Tensor) and x.requires_grad).backward()  # type: ignore[union-attr]
-    return {n for n, p in model.named_parameters() if p.grad is not None}
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {n: float(g.abs().max()) if g.numel() else 0.0 for n, g in grads.items()}
 
 
 # -- networks and masks -----------------------------------------------------------------------------------

@@ -318,8 +318,13 @@ def test_group_norm_loses_whole_groups():
         (lambda: Normed(nn.LayerNorm(12), last=True), {"b": 5}),
         (lambda: Normed(nn.RMSNorm(12), last=True), {"b": 5}),
         (lambda: Normed(nn.InstanceNorm2d(12, affine=True)), {"norm": 12, "b": 5}),
+        (lambda: Normed(nn.InstanceNorm2d(12)), {"norm": 11, "b": 5}),  # no tensors: one channel stays
+        (
+            lambda: Normed(nn.GroupNorm(4, 12, affine=False)),
+            {"norm": 3, "b": 5},
+        ),  # no tensors: one group stays
     ],
-    ids=["group-per-channel", "one-group", "layer", "rms", "instance"],
+    ids=["group-per-channel", "one-group", "layer", "rms", "instance", "plain-instance", "plain-groups"],
 )
 def test_statistics_over_channels_keep_all_that_they_read(build, gates):
     gains(build, gates)

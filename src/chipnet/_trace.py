@@ -590,6 +590,11 @@ class Tracer:
             g.pin(src, self.why(mixes))
         for n in names:
             g.own(n, 0, dst)
+        if not names and type(self.modules.get(self.module)) in STANDARD_NORM:  # no tensor tells its width
+            for name, _ in self.attributes(len(dst)):
+                g.number(Number(self.module, name, None, dst))
+            if groups:
+                self.number("num_groups", None, dst.reshape(groups, -1)[:, 0])
         g.facts.append(Norm(dst, src, self.host(weight, bias), groups, self.module))
         self._register(module, len(g.facts) - 1, src, dst, "normalisation")
         return self._out(dst, apart, axis) if apart and (mixes or self._meets_others()) else dst
