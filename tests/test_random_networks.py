@@ -43,6 +43,13 @@ ONCE_BROKEN = {
     "what is written through a view, read under its first name": Recipe(
         steps=(("Inplace", 0, 0, 2, 11), ("CrossAttention", 0, 0, 2, 0)), realisation="indexed"
     ),
+    "a literal that only breaks where another reader is dead": Recipe(
+        steps=(
+            ("conv", 0, 0, 7, 0), ("Concat", 0, 0, 2, 0), ("pad", 1, 0, 2, 9), ("Gate", 0, 0, 2, 1),
+            ("conv", 1, 3, 13, 8), ("SqueezeExcite", 2, 3, 8, 4), ("Concat", 0, 2, 3, 6), ("Shuffle", 1, 0, 6, 9),
+        ),
+        seed=30,
+    ),
     "attention that nothing reads": Recipe(
         steps=(("cbr", 0, 0, 2, 0), ("transposed", 0, 0, 2, 2), ("Attention", 1, 0, 2, 0)),
     ),
