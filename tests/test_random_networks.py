@@ -50,6 +50,13 @@ ONCE_BROKEN = {
         ),
         seed=30,
     ),
+    "a part is written, the whole is read": Recipe(
+        steps=(
+            ("Inplace", 0, 0, 2, 1), ("Inplace", 0, 0, 2, 0), ("conv", 0, 0, 2, 0), ("copies", 0, 0, 2, 0),
+            ("Film", 3, 0, 2, 2),
+        ),
+        realisation="indexed",
+    ),
     "attention that nothing reads": Recipe(
         steps=(("cbr", 0, 0, 2, 0), ("transposed", 0, 0, 2, 2), ("Attention", 1, 0, 2, 0)),
     ),

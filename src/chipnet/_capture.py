@@ -185,11 +185,10 @@ def _write(t: Tracer, node: torch.fx.Node, env: dict[torch.fx.Node, Any]) -> Non
         views = _views_of(a)
         order = {n: i for i, n in enumerate(node.graph.nodes)} if views else {}
         if any(order[u] > order[node] for v in views for u in v.users):  # a view of it is read later
-            t.pin(old, "is written through a view of it")
-            slot = int(t.barrier([old, new], "is written through a view of it").slots()[0])
-            for v in (a, node, *views):  # something of both: non-zero, and kept
-                if isinstance(env.get(v), Labels):
-                    env[v] = t.uniform(slot, env[v].shape)
+            all_of_it = [v for v in (a, node, *views) if isinstance(env.get(v), Labels)]
+            mixed = t.barrier([env[v] for v in all_of_it], "is written through a view of it")
+            for v in all_of_it:  # something of all: non-zero, and kept
+                env[v] = t.uniform(int(mixed.slots()[0]), env[v].shape)
         else:
             env[a] = new
 
