@@ -37,11 +37,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import chipnet
 from benchmarks.zoo_models import SETS
-from chipnet._cost import KINDS
+from chipnet._cost import KINDS, counting
 from chipnet._io import write_atomically
 
 Model = tuple[nn.Module, tuple[Any, ...]]
@@ -129,8 +128,7 @@ def randomise(model: nn.Module) -> None:
 
 def macs(model: nn.Module, inputs: tuple[Any, ...]) -> int:
     """Multiply-accumulates of one eval forward, as PyTorch counts them."""
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
+    with counting() as counter, torch.no_grad():
         model.eval()(*inputs)
     return counter.get_total_flops() // 2
 

@@ -57,6 +57,20 @@ ONCE_BROKEN = {
         ),
         realisation="indexed",
     ),
+    "a literal that half of the channels fit by luck": Recipe(
+        steps=(
+            ("conv", 0, 0, 6, 0), ("norm", 0, 0, 2, 0), ("to_vector", 0, 0, 2, 0), ("SqueezeExcite", 2, 0, 3, 0),
+            ("Residual", 0, 2, 12, 10), ("LiteralView", 1, 4, 4, 5),
+        ),
+        size=4,
+        seed=93,
+    ),
+    "attention whose kernel depends on widths": Recipe(
+        steps=(
+            ("SharedWeight", 0, 0, 2, 2), ("conv", 0, 0, 12, 0), ("Dense", 0, 0, 2, 0),
+            ("CrossAttention", 1, 0, 12, 0),
+        ),
+    ),
     "attention that nothing reads": Recipe(
         steps=(("cbr", 0, 0, 2, 0), ("transposed", 0, 0, 2, 2), ("Attention", 1, 0, 2, 0)),
     ),

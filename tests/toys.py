@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from chipnet import Cost, Structure
+from chipnet._cost import counting
 
 A = 2 * 5 * 5
 Keep = dict[str, dict[int, tuple[int, ...]]]
@@ -127,9 +127,8 @@ def random_mask(s: Structure, density: float, seed: int) -> Tensor | None:
 
 
 def counted_macs(model: nn.Module, *inputs: Tensor) -> int:
-    """Multiply-accumulates by PyTorch's own counter, which does not see the fused paths taken without gradients."""
-    counter = FlopCounterMode(display=False)
-    with counter, warnings.catch_warnings():
+    """Multiply-accumulates by PyTorch's own counter."""
+    with counting() as counter, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model(*inputs)
     total = counter.get_total_flops()

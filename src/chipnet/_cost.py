@@ -14,13 +14,17 @@ out; zeros and ones in, the integers of the network that is shipped out.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from chipnet._budget import KINDS
 from chipnet._formula import FALSE, TRUE, Program
@@ -42,6 +46,19 @@ class Cost:
 
     def to_json(self) -> dict[str, int]:
         return {k: self[k] for k in KINDS}
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """PyTorch's counter around a forward. Attention counts as its two matrix products, whatever kernel would run:
+    some are not counted, and which one runs depends on widths."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _holders(model: nn.Module) -> dict[str, set[str]]:

@@ -246,8 +246,8 @@ class Structure:
         ]
 
     def _trials(self) -> Iterator[tuple[Tensor, bool]]:
-        """Masks to try, and whether outputs are compared: half of each site, one gate a site, as many dead sites as
-        can be and half of the others (whose width is then read by few)."""
+        """Masks to try, and whether outputs are compared: half of each site, one gate a site; each beside as many
+        dead sites as can be (a width is then read by few)."""
         generator = torch.Generator().manual_seed(0)
         half, one = (torch.zeros(self.gates, dtype=torch.bool) for _ in range(2))
         for gates in self.site_gates:
@@ -256,7 +256,7 @@ class Structure:
         for mask in (half, one):
             if self.connected(mask) and not bool(mask.all()):
                 yield self.canonical(mask), True
-        for sites in (self.site_gates, self.site_gates[::-1]):
+        for sites, part in ((self.site_gates, half), (self.site_gates[::-1], one)):
             mask = torch.ones(self.gates, dtype=torch.bool)
             for gates in sites:
                 trial = mask.clone()
@@ -264,7 +264,7 @@ class Structure:
                 if self.connected(trial):
                     mask = trial
             if not bool(mask.all()):
-                yield self.canonical(mask & half if self.connected(mask & half) else mask), False
+                yield self.canonical(mask & part if self.connected(mask & part) else mask), False
 
     def _error(self, model: nn.Module, mask: Tensor, same: bool, trains: bool) -> Exception | None:
         """What goes wrong with a copy pruned by ``mask``. ``same``: compare outputs too."""

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
-from torch.utils.flop_counter import FlopCounterMode
 
+from chipnet._cost import counting
 from chipnet._graph import (
     Barrier,
     ChannelGraph,
@@ -325,9 +325,8 @@ class Tracer:
         fakes = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
         if not any(f.is_floating_point() for f in fakes) or not callable(self.node.target):
             return
-        counter = FlopCounterMode(display=False)
         try:
-            with fakes[0].fake_mode, counter:  # type: ignore[attr-defined]
+            with fakes[0].fake_mode, counting() as counter:  # type: ignore[attr-defined]
                 self.node.target(*args, **kwargs)
         except Exception:  # an operator that cannot be rerun on fakes has no entry in the counter either
             return
