@@ -71,6 +71,13 @@ ONCE_BROKEN = {
             ("CrossAttention", 1, 0, 12, 0),
         ),
     ),
+    "an expansion that names the width": Recipe(
+        steps=(("conv", 0, 0, 2, 0), ("LiteralView", 0, 0, 2, 7), ("Residual", 0, 0, 2, 0)), realisation="indexed"
+    ),
+    "a number of groups in an attribute, at a width where only outputs change": Recipe(
+        steps=(("depthwise", 0, 0, 12, 4), ("Shuffle", 0, 0, 2, 8))
+    ),
+    "a channel made of an input's": Recipe(steps=(("copies", 0, 0, 2, 8), ("Dense", 0, 0, 2, 0))),
     "attention that nothing reads": Recipe(
         steps=(("cbr", 0, 0, 2, 0), ("transposed", 0, 0, 2, 2), ("Attention", 1, 0, 2, 0)),
     ),

@@ -462,6 +462,9 @@ def expand(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     ):
         t.risk(x.slots())
         return Labels(core, before)
+    sizes = args[0] if args and isinstance(args[0], (list, tuple)) else [-1] * len(shape)
+    if t.mode == "literal" and any(sizes[a - len(x.shape)] != -1 for a in x.varying):
+        t.pin(x, "is expanded to sizes that do not follow its width")
     return Labels(core, shape)
 
 

@@ -224,7 +224,7 @@ class Structure:
         fixed = self._fixed(error, self._broken.keys() - before)
         if fixed:
             self._broken = before
-            return dict.fromkeys(fixed, "literal")
+            return {n: "attribute" if self.graph.risky[n].attributes else "literal" for n in fixed}
         if len(self._broken) + len(self._anchored) > known:
             return {}
         if self.graph.risky:
@@ -235,14 +235,19 @@ class Structure:
         )
 
     def _fixed(self, error: Exception, broken: Set[str]) -> list[str]:
-        """Reshapes and splits of the channels of ``broken`` sites, in functions that the error passed through."""
+        """Reshapes and splits of the channels of ``broken`` sites, in functions that the error went through. Where
+        nothing failed but outputs changed: those whose sizes may stand in attributes."""
         sites = [site.slots for site in self.sites if site.host.weight in broken]
         classes = set(self.graph.classes(np.concatenate(sites)).tolist()) if sites else set()
         return [
             n
             for n, r in self.graph.risky.items()
             if not classes.isdisjoint(self.graph.classes(r.slots).tolist())
-            and any(r.line in around for _, around in _lines_of(error))
+            and (
+                r.attributes
+                if isinstance(error, PlanError)
+                else any(r.line in around for _, around in _lines_of(error))
+            )
         ]
 
     def _trials(self) -> Iterator[tuple[Tensor, bool]]:

@@ -364,6 +364,8 @@ class Tracer:
                 met += 1
         if met > 1:
             self.meet(dst)
+        if met == 0:  # all that it is made of is there whatever the masks, and so is this
+            self.graph.pin(dst, self.graph.pins[self.graph.find(int(tuples[0, 0]))])
         for slot, *sources in zip(dst.tolist(), *tuples.tolist(), strict=True):
             origins = {self.origin(s) for s in sources}
             if len(origins) == 1:
