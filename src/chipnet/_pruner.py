@@ -34,11 +34,12 @@ class Pruner:
         method: a name from ``chipnet.methods.METHODS``.
         realisation, share, ignore, only, min_channels, round_to: see `chipnet.Structure`.
         seed: of everything random in the method.
+        options: other numbers for the method's settings (``METHODS[method].settings()``), such as ``{"floor": 0}``.
 
     Raises:
         BudgetError: no connected network meets the budget (with the smallest cost that can be reached).
         CaptureError: the model cannot be captured or has nothing to prune.
-        ConfigError: unknown method, steps < 1.
+        ConfigError: unknown method or option, steps < 1.
 
     Example:
         >>> import chipnet, torch
@@ -75,6 +76,7 @@ class Pruner:
         min_channels: int = 0,
         round_to: int = 1,
         seed: int = 0,
+        options: Mapping[str, float] | None = None,
     ) -> None:
         from chipnet.methods import METHODS
 
@@ -109,6 +111,7 @@ class Pruner:
             steps=steps,
             seed=seed,
             device=device,
+            options=options,
         )
         self.steps, self.taken = steps, 0
         gates = np.concatenate([s.gates for s in self.structure.sites])
@@ -170,6 +173,7 @@ class Pruner:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self.method.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Progress and the method's state."""
