@@ -43,15 +43,11 @@ def made():
     return net, structure, x, (x[:, 0].mean((1, 2)) > 0).long()
 
 
-def fresh(method, budget, *, steps=STEPS, seed=0, options=None):
+def fresh(method, budget, *, steps=STEPS, seed=0):
     net, structure, *_ = made()
     net = copy.deepcopy(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-    return (
-        Pruner(net, structure, budget, steps=steps, method=method, seed=seed, options=options),
-        net,
-        optimizer,
-    )
+    return Pruner(net, structure, budget, steps=steps, method=method, seed=seed), net, optimizer
 
 
 def train(pruner, net, optimizer, steps):
@@ -145,22 +141,29 @@ def test_every_method_names_its_source(method):
 # -- options ----------------------------------------------------------------------------------------------
 
 
-def test_options_change_settings():
-    pruner, *_ = fresh("chipnet", {"macs": 0.5}, options={"floor": 0, "refreshes": 7.0})
+def test_settings_come_with_the_name():
+    pruner, *_ = fresh("chipnet: floor=0, refreshes=7", {"macs": 0.5})
     assert (pruner.method.floor, pruner.method.refreshes) == (0.0, 7)
     assert METHODS["chipnet"].floor == 0.1
-    with pytest.raises(
-        ConfigError,
-        match=r"no setting 'flor'; did you mean 'floor'\?; the setting travel of chipnet is a number",
-    ):
-        fresh("chipnet", {"macs": 0.5}, options={"flor": 0, "travel": "far"})
-    with pytest.raises(ConfigError, match="it has shrink, freeze, refreshes, floor"):
-        fresh("random", {"macs": 0.5}, options={"zzzzzz": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slimmin", "unknown method 'slimmin'; known: chipnet,"),
+        ("chipnet:flor=0,travl=1", r"did you mean 'floor'\?; chipnet has no setting 'travl'"),
+        ("random:zzzzzz=1", "it has shrink, freeze, refreshes, floor"),
+        ("chipnet:travel=far", "cannot read 'travel=far' in the method"),
+        ("chipnet:travel", "cannot read 'travel' in the method"),
+    ],
+)
+def test_settings_that_cannot_be_used(text, message):
+    with pytest.raises(ConfigError, match=message):
+        fresh(text, {"macs": 0.5})
 
 
 def test_without_refreshes_the_cut_comes_once_at_the_end():
-    options = {"refreshes": 0, "freeze": 1, "floor": 0}
-    pruner, net, optimizer = fresh("slimming", {"macs": 0.25}, options=options)
+    pruner, net, optimizer = fresh("slimming:refreshes=0,freeze=1,floor=0", {"macs": 0.25})
     train(pruner, net, optimizer, STEPS - 1)
     assert pruner.method.current.all()
     train(pruner, net, optimizer, 1)
@@ -230,7 +233,7 @@ def test_fisher_adds_sites_that_share_a_gate_before_it_squares():
 
 
 def test_slimming_pulls_on_gated_norm_scales_and_nothing_else():
-    pruner, net, _ = fresh("slimming", {"macs": 0.25}, options={"l1": 0.5, "published_steps": 1})
+    pruner, net, _ = fresh("slimming:l1=0.5,published_steps=1", {"macs": 0.25})
     pruner.loss().backward()
     pulled = {n for n, p in net.named_parameters() if p.grad is not None}
     assert pulled == {"norm.weight", "norm_a.weight", "norm_b.weight"}
@@ -238,7 +241,7 @@ def test_slimming_pulls_on_gated_norm_scales_and_nothing_else():
 
 
 def test_slimming_has_one_threshold_for_all_layers():
-    pruner, net, _ = fresh("slimming", {"channels": 0.6}, options={"floor": 0})
+    pruner, net, _ = fresh("slimming:floor=0", {"channels": 0.6})
     with torch.no_grad():
         net.norm_a.weight.fill_(0.2)  # a whole layer below
         net.norm.weight.fill_(0.9)
@@ -279,7 +282,7 @@ def test_the_barrier_of_bar():
 
 
 def test_the_gates_of_bar_are_hard_concrete():
-    pruner, *_ = fresh("bar", {"macs": 0.25}, options={"start": 0.0})
+    pruner, *_ = fresh("bar:start=0", {"macs": 0.25})
     samples = []
     for _ in range(60):
         samples.append(pruner.method.values(0.0).detach())

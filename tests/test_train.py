@@ -195,7 +195,7 @@ KEYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["chipnet", "chipnet-paper", "magnitude", "random", "uniform"])
+@pytest.mark.parametrize("method", ["chipnet", "chipnet-paper", "bar", "slimming:l1=0.001"])
 def test_a_run(request_for, method):
     job = prepare(request_for(method=method, budget=["macs=0.5", "params=0.9"]))
     result = run(job)
@@ -223,11 +223,46 @@ def test_a_run(request_for, method):
 
     table = rows(job.out / "metrics.csv")
     phases = [(row["phase"], row["epoch"]) for row in table]
-    assert phases == [("train", "1"), ("prune", "1"), ("prune", "2"), ("finetune", "1"), ("finetune", "2")]
-    assert all(float(row["task_loss"]) > 0 for row in table)
+    tuned = [("finetune", "0"), ("finetune", "1"), ("finetune", "2")]  # 0: as cut
+    assert phases == [("train", "1"), ("prune", "1"), ("prune", "2"), *tuned]
+    assert all(float(row["task_loss"]) > 0 for row in table if row["epoch"] != "0")
+    gates = [[int(n) for n in row["gates"].split()] for row in table if row["phase"] == "prune"]
+    assert [sum(g) for g in gates] == [job.structure.gates] * 2
+    split = json.loads((job.out / "split.json").read_text())
+    assert split["counts"] == result["images"]
+    assert split["validation"] == job.data.held_out.tolist()
+    masks = chipnet.Masks.load(job.out / "masks.json")
+    assert masks.transfer(job.structure).tolist() == list(plan.mask)
     assert all(row["hard_validation_accuracy"] for row in table if row["phase"] == "prune")
-    leftover = {p.name for p in job.out.iterdir()} - {"result.json", "metrics.csv", "plan.json"}
+    known = {"result.json", "metrics.csv", "plan.json", "masks.json", "split.json"}
+    leftover = {p.name for p in job.out.iterdir()} - known
     assert leftover == {"model.safetensors", "dense.safetensors"}
+
+
+def test_a_method_that_distills_learns_from_the_dense_network(request_for, monkeypatch):
+    asked = []
+    real = loop.distillation
+
+    def spy(logits, teacher, temperature):
+        asked.append((teacher.requires_grad, temperature))
+        return real(logits, teacher, temperature)
+
+    monkeypatch.setattr(loop, "distillation", spy)
+    job = prepare(request_for(method="bar"))
+    run(job)
+    steps = 5
+    assert asked == [(False, 4.0)] * 4 * steps  # pruning and fine-tuning, not the training before
+
+
+def test_the_teacher_takes_its_part_of_the_loss(fabric):
+    network, teacher, data = nn.Linear(3, 3), nn.Linear(3, 3), batches(1)
+    model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.0))
+    with torch.no_grad():
+        logits = network(data[0][0])
+        task = nn.functional.cross_entropy(logits, data[0][1])
+        expected = 0.25 * task + 0.75 * loop.distillation(logits, teacher(data[0][0]), 2.0)
+    done = train_epoch(fabric, model, data, optimizer, lambda step: 0.0, teacher=(teacher, 2.0, 0.75))
+    assert done.task == pytest.approx(expected.item())
 
 
 def test_soft_and_hard_are_the_same_network_for_the_default(request_for):
@@ -252,7 +287,7 @@ def test_a_run_is_repeatable(request_for, tmp_path, realisation):
 def test_the_learning_rate_runs_through_the_cut(request_for):
     job = prepare(request_for(recipe=dataclasses.replace(TINY, prune=3, finetune=3)))
     run(job)
-    rates = [float(r["lr"]) for r in rows(job.out / "metrics.csv") if r["phase"] != "train"]
+    rates = [float(r["lr"]) for r in rows(job.out / "metrics.csv") if r["phase"] != "train" and r["lr"]]
     falling = rates[1:]
     assert falling == sorted(falling, reverse=True)
     assert rates[3] > 0.2 * TINY.prune_lr  # no new warm-up after the cut, and no new cycle either
@@ -284,7 +319,7 @@ def test_given_weights_are_not_trained_again(request_for, tmp_path):
     job = prepare(request_for(weights=str(tmp_path / "w.safetensors")))
     result = run(job)
     assert result["recipe"]["train"] == 0
-    assert [r["phase"] for r in rows(job.out / "metrics.csv")] == ["prune"] * 2 + ["finetune"] * 2
+    assert [r["phase"] for r in rows(job.out / "metrics.csv")] == ["prune"] * 2 + ["finetune"] * 3
     kept = TinyNet(10, 1)
     load_weights(kept, job.out / "dense.safetensors")
     assert torch.equal(kept.a.weight, dense.a.weight)
@@ -351,7 +386,7 @@ def test_wrong_counts_are_an_error(request_for, monkeypatch):
     [
         (0, "train, 0 of 1", set()),
         (2, "prune, 1 of 2", {"dense.safetensors"}),
-        (4, "finetune, 1 of 2", {"dense.safetensors", "plan.json", "model.safetensors"}),
+        (4, "finetune, 1 of 2", {"dense.safetensors", "plan.json", "masks.json", "model.safetensors"}),
     ],
 )
 def test_ctrl_c_leaves_the_last_complete_state(request_for, monkeypatch, at, phase, files):
@@ -368,7 +403,7 @@ def test_ctrl_c_leaves_the_last_complete_state(request_for, monkeypatch, at, pha
     job = prepare(request_for())
     with pytest.raises(loop.Interrupted, match=f"stopped in phase {phase} epochs done") as caught:
         run(job)
-    assert {p.name for p in job.out.iterdir()} == files | {"metrics.csv"}
+    assert {p.name for p in job.out.iterdir()} == files | {"metrics.csv", "split.json"}
     for name in files:
         assert name in str(caught.value)
     if "dense.safetensors" in files:

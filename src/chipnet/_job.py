@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from chipnet import Budget, ConfigError, Cost, Structure
+from chipnet import Budget, ConfigError, Cost, Masks, Structure
 from chipnet._io import write_atomically
 from chipnet.data import Data, load_data
-from chipnet.methods import METHODS
+from chipnet.methods import read_method
 from chipnet.models import get_model, load_weights
 
 if TYPE_CHECKING:
@@ -142,7 +142,9 @@ class Request:
         recipe: how to train; None: `recipe_for(data)`.
         data_dir: folder of the data set.
         weights: trained dense weights; the training phase is then left out.
-        method: a name from `chipnet.methods.METHODS`.
+        method: as `chipnet.Pruner` takes it.
+        masks: a file of `chipnet.Masks`: nothing is pruned, the compact network that they leave is trained for all
+            the epochs of the recipe, from `weights` or from new ones.
         realisation, ignore, only, min_channels, round_to: see `chipnet.Structure`.
         seed: of initial weights, order of images, augmentation, validation split and method.
         validation: part of the training images held out to choose epochs by.
@@ -160,6 +162,7 @@ class Request:
     data_dir: str | None = None
     weights: str | None = None
     method: str = "chipnet"
+    masks: str | None = None
     realisation: Literal["plain", "indexed"] = "plain"
     ignore: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
@@ -186,6 +189,8 @@ class Job:
     structure: Structure
     fabric: Fabric
     out: Path
+    mask: Tensor | None = None
+    """Of `Request.masks`, as gates."""
 
     @property
     def dense(self) -> Cost:
@@ -210,12 +215,11 @@ def prepare(request: Request) -> Job:
           - macs=1.5: above 1; a fraction is what remains, 0.25 keeps a quarter; for an absolute count ...
     """
     budget = Budget.parse(request.budget)
-    if request.method not in METHODS:
-        raise ConfigError(f"unknown method {request.method!r}; known: {', '.join(METHODS)}")
+    read_method(request.method)
     recipe = request.recipe or recipe_for(request.data)
     if request.weights is not None:
         recipe = dataclasses.replace(recipe, train=0)
-    elif recipe.train == 0:
+    elif recipe.train == 0 and request.masks is None:
         raise ConfigError(
             "there is nothing to prune: training is given 0 epochs and there are no weights. Give "
             "--weights FILE or at least one epoch of training."
@@ -252,11 +256,15 @@ def prepare(request: Request) -> Job:
         min_channels=request.min_channels,
         round_to=request.round_to,
     )
-    structure.check(budget)
+    mask = None
+    if request.masks is None:
+        structure.check(budget)
+    else:
+        mask = Masks.load(request.masks).transfer(structure)
     _check_logits(network, example, request.model, data.num_classes)
     _check_writable(out)
     fabric = _fabric(request.accelerator, request.precision)
-    return Job(request, recipe, budget, data, network, example, structure, fabric, out)
+    return Job(request, recipe, budget, data, network, example, structure, fabric, out, mask)
 
 
 def example_images(data: Data) -> Tensor:

@@ -31,15 +31,15 @@ class Pruner:
             will see them; or the `chipnet.Structure` of this model, with its options.
         budget: what remains: ``{"macs": 0.25}``, ``"params=2M"``, several kinds at once; see `chipnet.Budget`.
         steps: optimiser steps that pruning will take. All schedules are functions of step / steps.
-        method: a name from ``chipnet.methods.METHODS``.
+        method: a name from ``chipnet.methods.METHODS``; with other values for its settings as
+            ``"chipnet:floor=0,travel=16"``.
         realisation, share, ignore, only, min_channels, round_to: see `chipnet.Structure`.
         seed: of everything random in the method.
-        options: other numbers for the method's settings (``METHODS[method].settings()``), such as ``{"floor": 0}``.
 
     Raises:
         BudgetError: no connected network meets the budget (with the smallest cost that can be reached).
         CaptureError: the model cannot be captured or has nothing to prune.
-        ConfigError: unknown method or option, steps < 1.
+        ConfigError: unknown method or setting, steps < 1.
 
     Example:
         >>> import chipnet, torch
@@ -76,12 +76,10 @@ class Pruner:
         min_channels: int = 0,
         round_to: int = 1,
         seed: int = 0,
-        options: Mapping[str, float] | None = None,
     ) -> None:
-        from chipnet.methods import METHODS
+        from chipnet.methods import read_method
 
-        if method not in METHODS:
-            raise ConfigError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+        made, options = read_method(method)
         if steps < 1:
             raise ConfigError(
                 f"steps must be at least 1, got {steps}: the optimiser steps of the pruning phase"
@@ -104,7 +102,7 @@ class Pruner:
         )
         self.structure.check(self.budget)
         device = next(model.parameters()).device
-        self.method = METHODS[method](
+        self.method = made(
             model,
             self.structure,
             self.structure.limits(self.budget),
@@ -144,6 +142,13 @@ class Pruner:
             values = self.method.values(self.progress).detach().double().cpu()
             costs = self.structure.cost(values).tolist()
         return {k: c / max(self.structure.cost.dense[k], 1) for k, c in zip(KINDS, costs, strict=True)}
+
+    def histogram(self, bins: int = 10) -> list[int]:
+        """How many gates have which value now: counts in ``bins`` equal parts of [0, 1]. Discrete masks fill the
+        ends alone."""
+        with torch.no_grad():
+            values = self.method.values(self.progress).detach().float().cpu()
+        return [int(n) for n in torch.histc(values, bins, 0.0, 1.0)]
 
     @property
     def mask(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""The command line: `chipnet prune`, `chipnet inspect`, `chipnet models`.
+"""The command line: `chipnet prune`, `chipnet transfer`, `chipnet inspect`, `chipnet models`.
 
 Exit codes: 0 done; 1 something broke while training; 2 a request that cannot be used, said in one line
 before any training; 130 stopped by Ctrl-C or SIGTERM.
@@ -36,7 +36,7 @@ _MODEL = "a name (`chipnet models`; torchvision's and timm's too), or module:cal
 _DATA = "digits, fashion-mnist, cifar10, cifar100, image-folder and more, or module:callable"
 _DATA_DIR = "folder of the data set; nothing is ever downloaded"
 _REALISATION = "plain: dense layers only; indexed: layers may read or write a part of a tensor by index"
-_METHOD = "chipnet, chipnet-paper, magnitude, random or uniform"
+_METHOD = "chipnet, chipnet-paper, bar, slimming, taylor, fisher, ...; with settings: chipnet:floor=0"
 _IGNORE = (
     "modules that keep all channels: a pattern of names ('layer1.*') or types ('type:Linear'); repeatable"
 )
@@ -91,7 +91,8 @@ def prune(
 ) -> None:
     """Train (or load) a network, prune it to a budget, fine-tune it and save it.
 
-    In the run folder afterwards: result.json, plan.json, model.safetensors, dense.safetensors, metrics.csv.
+    In the run folder afterwards: result.json, plan.json, masks.json, model.safetensors, dense.safetensors,
+    metrics.csv, split.json.
     """
     console = Console(quiet=quiet, highlight=False)
     with _refusals():
@@ -120,6 +121,78 @@ def prune(
         )
         _use_threads(threads)
         job = train.prepare(request)
+    with _failures(), _sigterm_as_ctrl_c(), _Bars(console) as bars:
+        result = train.run(job, bars)
+    console.print(summary(result))
+    console.print(f"{_verified(result)}\nIn {job.out}: {', '.join(_FILES)}", soft_wrap=True)
+
+
+@app.command()
+def transfer(
+    source: Annotated[str, typer.Option("--from", help="a finished run, or a file of masks")],
+    out: Annotated[str, typer.Option(help="run folder; made if missing")],
+    data: Annotated[str, typer.Option(help=_DATA)],
+    model: Annotated[str | None, typer.Option(help=f"{_MODEL} [default: the run's]")] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="refuse masks that cost more here; repeatable [default: compare with the run's]"),
+    ] = None,
+    data_dir: Annotated[str | None, typer.Option(help=_DATA_DIR)] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="dense weights of the target to start from [default: new ones]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    epochs: Annotated[
+        str | None, typer.Option(help="in all: one number [default: the data set's, of all phases]")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="a first look: few epochs and 6,000 training images")
+    ] = False,
+    batch_size: Annotated[int | None, typer.Option(help="images per step")] = None,
+    lr: Annotated[float | None, typer.Option(help="peak learning rate, at this batch size")] = None,
+    realisation: Annotated[str | None, typer.Option(help=f"{_REALISATION} [default: the run's]")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help=_IGNORE)] = None,
+    only: Annotated[list[str] | None, typer.Option(help=_ONLY)] = None,
+    validation: Annotated[float, typer.Option(help="part of the training images that chooses epochs")] = 0.1,
+    threads: Annotated[int | None, typer.Option(help="CPU threads [default: PyTorch's]")] = None,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed")] = "32-true",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a finished run in --out")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars, no table")] = False,
+) -> None:
+    """Train the compact network of another run's masks: same architecture, other data, classes, channels."""
+    console = Console(quiet=quiet, highlight=False)
+    with _refusals():
+        from chipnet import _transfer, train
+
+        recipe = _adapted(train.recipe_for(data, quick), None, batch_size, lr, False)
+        if epochs is not None:
+            total = parse_epochs(epochs)[0]
+            if total < 1 or "," in epochs:
+                raise ConfigError(f"--epochs {epochs!r}: give one whole number, of at least 1.")
+            # All epochs of the recipe are trained; pruning has at least one by itself.
+            recipe = dataclasses.replace(recipe, train=0, prune=1, finetune=total - 1)
+        request = _transfer.request_for(
+            source,
+            data,
+            model=model,
+            budget=budget,
+            out=out,
+            recipe=recipe,
+            data_dir=data_dir,
+            weights=weights,
+            realisation=realisation,
+            ignore=tuple(ignore or ()),
+            only=tuple(only or ()),
+            seed=seed,
+            validation=validation,
+            accelerator=accelerator,
+            precision=precision,
+            overwrite=overwrite,
+        )
+        _use_threads(threads)
+        job = _transfer.prepare(request, strict=bool(budget))
+    console.print(f"masks of {source} fit; on {data} they leave {_transfer.reached(job)}", soft_wrap=True)
     with _failures(), _sigterm_as_ctrl_c(), _Bars(console) as bars:
         result = train.run(job, bars)
     console.print(summary(result))
@@ -195,7 +268,10 @@ def main() -> None:
 
 # -- what the options mean --------------------------------------------------------------------------------
 
-_FILES = ("result.json", "plan.json", "model.safetensors", "dense.safetensors", "metrics.csv")
+_FILES = (
+    "result.json", "plan.json", "masks.json", "model.safetensors", "dense.safetensors", "metrics.csv",
+    "split.json",
+)  # fmt: skip
 
 
 def parse_epochs(text: str) -> tuple[int, int, int]:

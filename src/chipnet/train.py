@@ -9,7 +9,9 @@ nothing:
 
 ======================  ===========================================================================
 `dense.safetensors`     weights of the trained dense network (`chipnet.models.load_weights`)
+`split.json`            which training images were held out for validation
 `plan.json`             what was cut (`chipnet.Plan.load`)
+`masks.json`            what was kept, for other networks of this architecture (`chipnet.Masks.load`)
 `model.safetensors`     the compact network (`chipnet.load`); first as cut, then the best fine-tuned
 `metrics.csv`           one row an epoch
 `result.json`           the final numbers; written last, so it says that a run is complete
@@ -21,6 +23,7 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
+import json
 import math
 import os
 import platform
@@ -38,16 +41,19 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import chipnet
-from chipnet import ChipNetError, Plan, Pruner
+from chipnet import ChipNetError, Masks, Plan, Pruner
 from chipnet._budget import KINDS
-from chipnet._io import save_weights, write_json
+from chipnet._io import save_weights, write_atomically, write_json
 from chipnet._job import RESULT, Job, Recipe, Request, example_images, prepare, recipe_for, seed_everything
+from chipnet.losses import distillation
+from chipnet.methods import read_method
 from chipnet.schedules import OneCycle, Schedule
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 PLAN, MODEL, DENSE, METRICS = "plan.json", "model.safetensors", "dense.safetensors", "metrics.csv"
+MASKS, SPLIT = "masks.json", "split.json"
 
 
 __all__ = [
@@ -101,6 +107,7 @@ def train_epoch(
     *,
     pruner: Pruner | None = None,
     label_smoothing: float = 0.0,
+    teacher: tuple[nn.Module, float, float] | None = None,
     tick: Callable[[float, float], None] | None = None,
 ) -> Epoch:
     """One pass over `batches`: forward, backward, step.
@@ -112,6 +119,8 @@ def train_epoch(
         lr: step of this epoch, from 0, to learning rate.
         pruner: of this model; its loss is added and it is stepped after every step of the optimiser.
         label_smoothing: of the cross-entropy.
+        teacher: (network, temperature, weight): `chipnet.losses.distillation` from it takes this part of the
+            task loss.
         tick: called after every step with the task's and the pruner's latest losses.
 
     Raises:
@@ -144,6 +153,11 @@ def train_epoch(
             group["lr"] = rate
         logits = model(images)
         task = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+        if teacher is not None:
+            dense, temperature, weight = teacher
+            with torch.no_grad():
+                soft = dense(images).float()
+            task = (1 - weight) * task + weight * distillation(logits.float(), soft, temperature)
         pruning = pruner.loss() if pruner is not None else torch.zeros_like(task)
         recent.append(torch.stack([task.detach(), pruning.detach().to(task.dtype)]))
         steps += 1
@@ -248,7 +262,7 @@ class _Metrics:
 
     columns = (
         "phase", "epoch", "lr", "task_loss", "pruning_loss", "train_accuracy", "validation_accuracy",
-        "hard_validation_accuracy", *(f"soft_{k}" for k in KINDS), *KINDS, "seconds",
+        "hard_validation_accuracy", *(f"soft_{k}" for k in KINDS), *KINDS, "gates", "seconds",
     )  # fmt: skip
 
     def __init__(self, path: Path) -> None:
@@ -273,6 +287,7 @@ class _Run:
         self.seconds: dict[str, float] = {}
         self.phase, self.epoch, self.total, self.passes = "start", 0, 0, 0
         self.saved: dict[str, str] = {}
+        self.teacher: tuple[nn.Module, float, float] | None = None
         size, seed, device = self.recipe.batch_size, job.request.seed, self.fabric.device
         # Images in memory move to the device here, once for all phases.
         self.train = job.data.loader("train", size, train=True, seed=seed, device=device)
@@ -325,6 +340,7 @@ class _Run:
             lr,
             pruner=pruner,
             label_smoothing=self.recipe.label_smoothing,
+            teacher=self.teacher,
             tick=tick,
         )
 
@@ -390,7 +406,7 @@ def run(job: Job, watcher: Watcher | None = None) -> dict[str, Any]:
 
 def _clear(out: Path) -> None:
     """Files of an earlier run must not be taken for this one's. Its dense weights stay until ours come."""
-    for name in (RESULT, PLAN, MODEL, METRICS):
+    for name in (RESULT, PLAN, MASKS, SPLIT, MODEL, METRICS):
         (out / name).unlink(missing_ok=True)
 
 
@@ -398,12 +414,20 @@ def _phases(run: _Run) -> dict[str, Any]:
     job = run.job
     network = job.network
     seed_everything(job.request.seed)
+    write_atomically(job.out / SPLIT, json.dumps(job.data.split()).encode())
+    prune = _prune
+    if job.mask is not None:
+        prune = _transferred
+        epochs, rate = sum(run.recipe.epochs), "prune_lr" if job.request.weights else "train_lr"
+        run.recipe = dataclasses.replace(
+            run.recipe, train=0, finetune=epochs, prune_lr=getattr(run.recipe, rate)
+        )
     with run.timed("train"):
         _train(run, network)
     with run.timed("evaluate"):
         dense = evaluate(run.fabric.setup(network), run.test)
     with run.timed("prune"):
-        soft, hard, soft_cost, plan, momenta = _prune(run, network)
+        soft, hard, soft_cost, plan, momenta = prune(run, network)
     with run.timed("compact"):
         small, difference = _compact(run, network, plan)
     with run.timed("finetune"):
@@ -430,6 +454,7 @@ def _phases(run: _Run) -> dict[str, Any]:
         "recipe": dataclasses.asdict(job.recipe),
         "environment": _environment(run.fabric),
         "command": asked.command,
+        **({"masks": asked.masks} if asked.masks is not None else {}),
     }
 
 
@@ -455,7 +480,10 @@ def _prune(run: _Run, network: nn.Module) -> tuple[float, float, dict[str, float
     recipe, job = run.recipe, run.job
     network.to(run.fabric.device)
     steps = recipe.prune * len(run.train)
-    paper = job.request.method == "chipnet-paper"
+    method, _ = read_method(job.request.method)
+    paper = method.name == "chipnet-paper"
+    if method.distills is not None:
+        run.teacher = (run.fabric.setup(copy.deepcopy(network).eval()), *method.distills)
     optimizer: torch.optim.Optimizer
     if paper:
         optimizer = torch.optim.AdamW(
@@ -489,6 +517,7 @@ def _prune(run: _Run, network: nn.Module) -> tuple[float, float, dict[str, float
                 hard_validation_accuracy=accuracy,
                 **{f"soft_{k}": v for k, v in pruner.soft_cost().items()},
                 **pruner.structure.cost.exact(mask).to_json(),
+                gates=" ".join(map(str, pruner.histogram())),
             )
         if best is not None:
             accuracy = best[0]
@@ -506,12 +535,24 @@ def _prune(run: _Run, network: nn.Module) -> tuple[float, float, dict[str, float
     return soft, hard, soft_cost, plan, {} if paper else _momenta(network, optimizer)
 
 
+def _transferred(
+    run: _Run, network: nn.Module
+) -> tuple[float, float, dict[str, float], Plan, dict[str, Tensor]]:
+    """What `_prune` returns, for masks that were learnt elsewhere: nothing has been trained under them yet."""
+    job = run.job
+    assert job.mask is not None
+    plan = job.structure.plan(job.mask, job.budget)
+    hard = evaluate(run.fabric.setup(chipnet.compact(network, plan)), run.test)
+    return hard, hard, {k: float(plan.compact[k]) for k in KINDS}, plan, {}
+
+
 def _compact(run: _Run, network: nn.Module, plan: Plan) -> tuple[nn.Module, tuple[float, float]]:
     run.phase, run.epoch, run.total = "compact", 0, 0
     small = chipnet.compact(network, plan)
     example = run.job.example.to(run.fabric.device)
     difference = chipnet.verify_compact(network, small, plan, (example,))
     run.save(PLAN, "the plan", plan.save)
+    run.save(MASKS, "the masks", Masks.of(run.job.structure, torch.tensor(plan.mask), plan.budget).save)
     run.save(MODEL, "compact network, not fine-tuned", lambda path: chipnet.save(small, plan, path))
     if run.recipe.recalibrate:
         recalibrate(run.fabric.setup(small), run.train)
@@ -533,6 +574,7 @@ def _finetune(run: _Run, small: nn.Module, plan: Plan, momenta: Mapping[str, Ten
         rates = run.rates(schedule, 0, recipe.finetune * len(run.train))
     model, optimizer = _setup(run, small, optimizer)
     best, state = evaluate(model, run.validation), copy.deepcopy(small.state_dict())
+    run.metrics.add(phase="finetune", epoch=0, validation_accuracy=best, **plan.compact.to_json())
     for epoch in run.epochs("finetune", recipe.finetune):
         start = time.perf_counter()
         done = run.one_epoch(model, optimizer, rates(epoch))

@@ -30,7 +30,7 @@ class Method(ABC):
         options: other values for this method's ``settings()``, by name.
 
     Raises:
-        ConfigError: an option that is no setting of this method, or not a number.
+        ConfigError: an option that is no setting of this method.
     """
 
     name: ClassVar[str]
@@ -74,21 +74,15 @@ class Method(ABC):
         Raises:
             ConfigError: see the class.
         """
-        known, problems, out = cls.settings(), [], {}
-        for option, value in options.items():
+        known, problems = cls.settings(), []
+        for option in options:
             if option not in known:
                 close = difflib.get_close_matches(option, known, n=1)
-                problems.append(
-                    f"{cls.name} has no setting {option!r}"
-                    + (f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(known) or 'none'}")
-                )
-            elif isinstance(value, bool) or not isinstance(value, (int, float)):
-                problems.append(f"the setting {option} of {cls.name} is a number, not {value!r}")
-            else:
-                out[option] = type(known[option])(value)
+                meant = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known) or 'none'}"
+                problems.append(f"{cls.name} has no setting {option!r}; {meant}")
         if problems:
             raise ConfigError("; ".join(problems))
-        return out
+        return {option: type(known[option])(value) for option, value in options.items()}
 
     @abstractmethod
     def values(self, progress: float) -> Tensor:

@@ -21,7 +21,7 @@ class Slimming(Gradual):
     would drown the task's gradient: l1 grows with the square root of what is missing.
 
     In our frame the cut is gradual and every site has a floor, so that methods differ in their scores alone. As
-    published it comes once, at the end, without a floor: ``options={"refreshes": 0, "freeze": 1, "floor": 0}``.
+    published it comes once, at the end, without a floor: ``"slimming:refreshes=0,freeze=1,floor=0"``.
     """
 
     name = "slimming"
