@@ -265,6 +265,30 @@ def test_the_teacher_takes_its_part_of_the_loss(fabric):
     assert done.task == pytest.approx(expected.item())
 
 
+def test_the_paper_keeps_the_epoch_that_is_best_with_hard_masks(request_for, monkeypatch):
+    # train; dense test; 3 x (soft, hard) on validation; soft, hard on test; as cut; compact on test
+    hard = {3: 40.0, 5: 80.0, 7: 60.0}  # soft accuracy, which must not matter, grows
+    calls, weights, cut = [], [], []
+    real, compact = loop.evaluate, loop._compact
+
+    def scripted(model, data):
+        calls.append(real(model, data))
+        if len(calls) - 1 in hard:
+            weights.append([p.detach().clone() for p in model.parameters()])
+        return hard.get(len(calls) - 1, float(len(calls)))
+
+    def spy(run, network, plan):
+        cut.extend(p.detach().clone() for p in network.parameters())
+        return compact(run, network, plan)
+
+    monkeypatch.setattr(loop, "evaluate", scripted)
+    monkeypatch.setattr(loop, "_compact", spy)
+    recipe = dataclasses.replace(TINY, prune=3, finetune=0)
+    run(prepare(request_for(method="chipnet-paper", recipe=recipe)))
+    same = [all(map(torch.equal, at, cut)) for at in weights]
+    assert same == [False, True, False]
+
+
 def test_soft_and_hard_are_the_same_network_for_the_default(request_for):
     result = run(prepare(request_for(recipe=dataclasses.replace(TINY, finetune=0))))
     assert result["soft"] == result["hard"] == result["compact"]
