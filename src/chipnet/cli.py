@@ -1,4 +1,4 @@
-"""The command line: `chipnet prune`, `chipnet transfer`, `chipnet inspect`, `chipnet models`.
+"""The command line: `chipnet prune`, `chipnet transfer`, `chipnet bench`, `chipnet inspect`, `chipnet models`.
 
 Exit codes: 0 done; 1 something broke while training; 2 a request that cannot be used, said in one line
 before any training; 130 stopped by Ctrl-C or SIGTERM.
@@ -11,6 +11,7 @@ import dataclasses
 import io
 import json
 import logging
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -197,6 +198,52 @@ def transfer(
         result = train.run(job, bars)
     console.print(summary(result))
     console.print(f"{_verified(result)}\nIn {job.out}: {', '.join(_FILES)}", soft_wrap=True)
+
+
+@app.command()
+def bench(
+    config: Annotated[
+        str, typer.Argument(help="YAML file: models, data, budgets, methods, seeds; docs/bench.md")
+    ],
+    data_dir: Annotated[
+        list[str] | None, typer.Option(help="DIR, or NAME=DIR where data sets lie apart; repeatable")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="folder of all runs [default: the file's, or runs/FILE]")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the runs and how they stand")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="everything once, as short as can be")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="run what failed again")] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads [default: PyTorch's]")] = None,
+) -> None:
+    """Run a grid of networks, data, budgets, methods and seeds; goes on where it stopped.
+
+    In the folder afterwards: results.csv (a row a run), tables.md, plots/, and a folder a run.
+    """
+    console = Console(highlight=False)
+    with _refusals():
+        from chipnet import _bench, _bench_report
+
+        grid = _bench.read_grid(config, out)
+        grid = _bench.smoke(grid) if smoke else grid
+        names = dict(_bench.data_dir(text, grid.data) for text in data_dir or ())
+        _use_threads(threads)
+        if dry_run:
+            for run in _bench.runs_of(grid):
+                print(f"{_bench.status(grid, run)}\t{run.folder}")
+            return
+    with _failures(), _sigterm_as_ctrl_c(), _Bars(console, quiet=True) as bars:
+
+        def told(number: int, total: int, run: _bench.Run, text: str) -> None:
+            console.print(f"{number}/{total} {run.folder}: {text}", soft_wrap=True, markup=False)
+
+        command = shlex.join(["chipnet", *sys.argv[1:]])
+        rows = _bench.bench(grid, names, command=command, retry=retry, watcher=bars, told=told)
+        console.print(f"\n{_bench_report.write_tables(grid, rows).read_text()}", markup=False, soft_wrap=True)
+        try:
+            console.print(f"{len(_bench_report.write_plots(grid, rows))} plots in {grid.out / 'plots'}")
+        except ConfigError as error:
+            console.print(f"no plots: {error}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -468,8 +515,9 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 class _Bars:
     """A `Watcher` with one progress bar a phase; a plain line a phase where stdout is no terminal."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        """``quiet``: no lines where stdout is no terminal."""
+        self.console, self.quiet = console, quiet
         self.progress = Progress(
             TextColumn("{task.description:9}"),
             BarColumn(bar_width=24),
@@ -504,7 +552,7 @@ class _Bars:
     def end(self, text: str) -> None:
         if self.task is not None:
             self.progress.update(self.task, text=text)
-        if not self.console.is_terminal:
+        if not self.console.is_terminal and not self.quiet:
             self.console.print(f"{self.phase}: {text}")
 
 
