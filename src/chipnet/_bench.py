@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from chipnet.train import Watcher
 
 RESULTS, ERROR, SETTINGS = "results.csv", "error.json", "settings.json"
+MASKS = "masks.json"
 RECOVERY = (0, 1, 2, 5, 10)
 """Epochs of fine-tuning after which the accuracy is reported."""
 DENSE = "dense"
@@ -277,7 +278,7 @@ def request_of(grid: Grid, run: Run, data_dirs: Mapping[str, str], command: str)
         recipe = dataclasses.replace(recipe, train=max(recipe.train - 1, 0), prune=1, finetune=0)
     else:
         if run.source is not None:
-            masks = str(grid.out / run.source.folder / "masks.json")
+            masks = str(grid.out / run.source.folder / MASKS)
         if not run.method.startswith("scratch"):
             weights = str(grid.out / run.dense.folder / "model.safetensors")
     options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in grid.request.items()}

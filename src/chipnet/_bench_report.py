@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from chipnet._bench import DENSE, RECOVERY, Grid, metrics
+from chipnet._bench import DENSE, MASKS, RECOVERY, Grid, metrics
 from chipnet._budget import Budget
 from chipnet._errors import ConfigError
 from chipnet._io import write_atomically
@@ -132,7 +132,8 @@ def write_plots(grid: Grid, rows: Rows) -> list[Path]:
             title = f"{model} on {data}, {budget}"
             paths.append(_recovery(folder, title, chosen))
             first = [r for r in chosen if r["seed"] == min(c["seed"] for c in chosen)]
-            paths.append(_layers(grid, folder, title, first))
+            own = [r for r in first if not r["method"].startswith(("scratch(", "transfer("))]
+            paths.append(_layers(grid, folder, title, own))
             paths += _histograms(grid, folder, title, first)
     return paths
 
@@ -197,14 +198,14 @@ def _recovery(folder: Path, title: str, rows: Rows) -> Path:
 
 
 def _layers(grid: Grid, folder: Path, title: str, rows: Rows) -> Path:
-    """Part of each site's channels that is kept, one seed."""
+    """Part of the channels that is kept, by site where gates act, one seed."""
     figure, axes = _figure(width=9.0)
     axis = axes[0, 0]
     names: list[str] = []
     for row in rows:
-        sites = json.loads((grid.out / row["folder"] / "plan.json").read_text())["sites"]
-        names = [name for name, *_ in sites]
-        kept = [100 * kept / channels for _, kept, channels, *_ in sites]
+        sites = json.loads((grid.out / row["folder"] / MASKS).read_text())["sites"]
+        names = list(sites)
+        kept = [100 * len(site["kept"]) / site["channels"] for site in sites.values()]
         axis.plot(range(len(sites)), kept, marker=".", linewidth=1, label=row["method"])
     axis.set(ylabel="channels kept, %", title=title, ylim=(0, 105))
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=5)
