@@ -7,6 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_leaves
+from toys import TOYS
+from toys import made as toy_made
 
 import chipnet
 from chipnet import BudgetError, ConfigError, Pruner, Structure
@@ -300,3 +303,49 @@ def test_bar_brings_the_cost_down_to_the_budget():
     assert run[0].method.distills == (4.0, 0.9)
     train(*run, 40)
     assert run[0].soft_cost()["macs"] < 0.5
+
+
+# -- on every toy network ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("realisation", ["plain", "indexed"])
+@pytest.mark.parametrize("name", TOYS)
+def test_fisher_sees_image_by_image_what_the_gates_gradient_sums_up(name, realisation):
+    toy = TOYS[name]
+    model, _, structure = toy_made(toy, realisation=realisation)
+    if not structure.gates:
+        pytest.skip("nothing to prune")
+    model = copy.deepcopy(model)
+    x = torch.randn(3, *toy.shape[1:], dtype=torch.float64)
+    sums, grads = [], []
+    for method, found in (("fisher", sums), ("taylor", grads)):
+        pruner = Pruner(model, structure, {"channels": 0.999}, steps=1000, method=method)
+        if method == "taylor":
+            pruner.method.sensed = lambda grad, found=grads: found.append(grad) or grad
+        loss = sum(y.sin().sum() for y in tree_leaves(model(x)))
+        loss.backward()
+        if method == "fisher":
+            found += [total.sum(0) for total in pruner.method.sums.values()]
+        pruner.step()
+        pruner.detach()
+    # Both in float32: sums of many terms that nearly cancel.
+    scale = sum(grads).abs().max().clamp(min=1e-6)
+    torch.testing.assert_close(sum(sums) / scale, sum(grads) / scale, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["slimming", "magnitude", "bar", "fisher"])
+@pytest.mark.parametrize("name", TOYS)
+def test_methods_take_every_toy(name, method):
+    toy = TOYS[name]
+    model, _, structure = toy_made(toy)
+    if not structure.gates:
+        pytest.skip("nothing to prune")
+    model = copy.deepcopy(model)
+    budget = {"params": 0.9}
+    pruner = Pruner(model, structure, budget, steps=2, method=method)
+    x = torch.randn(3, *toy.shape[1:], dtype=torch.float64)
+    for _ in range(2):
+        (sum(y.sin().sum() for y in tree_leaves(model(x))) + pruner.loss()).backward()
+        pruner.step()
+    assert pruner.harden().compact.params <= structure.limits(budget)["params"]
+    pruner.detach()
