@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from chipnet import ConfigError, Masks, _bench, cli
+from chipnet import ConfigError, Masks, Structure, _bench, cli
 from chipnet import train as loop
 from chipnet._bench import Run, bench, grid_from, read_grid, request_of, runs_of, smoke
 from chipnet._bench_report import tables, write_plots, write_tables
@@ -55,6 +55,7 @@ def test_every_configuration_can_be_run(path, monkeypatch):
             get_model(model)
     for data in grid.data:
         assert callable(import_callable(data)) if ":" in data else data in list_data()
+    assert all(callable(import_callable(m)) for m in grid.methods if m.startswith("benchmarks"))
     for which in (grid, smoke(grid)):
         runs = runs_of(which)
         assert len({r.folder for r in runs}) == len(runs)
@@ -344,6 +345,23 @@ def test_ctrl_c_stops_the_grid_and_the_next_call_goes_on(tmp_path, monkeypatch):
     assert [_bench.status(grid, r) for r in runs_of(grid)] == ["done", "open"]
     monkeypatch.setattr(loop, "run", real)
     assert [r["status"] for r in bench(grid, {})] == ["done", "done"]
+
+
+def test_a_rival_does_a_whole_run_of_its_own(tmp_path, monkeypatch):
+    pytest.importorskip("torch_pruning")
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.rivals import costs
+
+    rival = "benchmarks.rivals:torch_pruning"
+    grid = made(tmp_path, models=["resnet8"], budgets=["params=0.3"], methods=[rival])
+    dense, row = bench(grid, {})
+    assert (row["method"], row["status"]) == (rival, "done"), row["error"]
+    assert row["dense"] == dense["final"]
+    assert 0 < row["params"] <= 0.3
+    assert row["after_0"] != "" and row["epochs"] == 4  # pruning's and fine-tuning's
+    net = get_model("resnet8", 10, 1)
+    x = torch.zeros(1, 1, 8, 8)
+    assert costs(net, x) == Structure(net, x).cost.dense.to_json()  # both count the same things
 
 
 # -- the command ------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ same order and have the same epochs. An entry of `methods` is
 ``chipnet:floor=0``         a method, as `chipnet.Pruner` takes it
 ``scratch(chipnet)``        the masks of that method's run, trained from new weights for as many epochs in all
 ``transfer(chipnet, D)``    masks that the method learnt on the data set D, on the dense network of this one
+``package.module:rival``    a function of somebody's own that does a whole run, as `chipnet.train.run` does
 ==========================  ===============================================================================
 
 A dense run is a transfer of masks that keep everything, and ``scratch`` one of a run's own: there is one loop.
@@ -33,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 from chipnet._budget import KINDS, Budget
 from chipnet._errors import ChipNetError, ConfigError
 from chipnet._io import write_atomically, write_json
+from chipnet._lazy import import_callable
 
 if TYPE_CHECKING:
     from chipnet._job import Recipe, Request
@@ -54,6 +56,7 @@ _REQUEST = (
     "accelerator",
     "precision",
 )
+_RIVAL = re.compile(r"\w+\.[\w.]+:\w+")
 _CALL = re.compile(r"(scratch|transfer)\(\s*([^,()]+(?:,[^()]*)?)\s*\)")
 
 
@@ -179,10 +182,12 @@ def _unknown_keys(found: Mapping[Any, Any], known: Sequence[str], prefix: str, p
 
 
 def _method(text: str, data: Sequence[str]) -> tuple[str, str, str]:
-    """(kind, method, source data) of an entry of ``methods``; the kind is prune, scratch or transfer."""
+    """(kind, method, source data) of an entry of ``methods``; the kind is prune, scratch, transfer or rival."""
     from chipnet.methods import read_method
 
     match = _CALL.fullmatch(text.strip())
+    if match is None and _RIVAL.fullmatch(text):
+        return "rival", text, ""
     if match is None:
         read_method(text)
         return "prune", text, ""
@@ -262,7 +267,7 @@ def runs_of(grid: Grid) -> list[Run]:
                             continue  # nothing to carry: the method's own run on this data set is that
                         run = Run(model, data, budget, text, seed)
                         learnt = Run(model, source or data, budget, method, seed)
-                        add(run if kind == "prune" else dataclasses.replace(run, source=learnt))
+                        add(run if kind in ("prune", "rival") else dataclasses.replace(run, source=learnt))
     return list(found)
 
 
@@ -290,7 +295,8 @@ def request_of(grid: Grid, run: Run, data_dirs: Mapping[str, str], command: str)
         recipe=recipe,
         data_dir=data_dirs.get(run.data, None if run.data == "digits" else data_dirs.get("")),
         weights=weights,
-        method=run.method if run.source is None and run.method != DENSE else "uniform",
+        # Dense runs, masks that are given and rivals ask no method of ours for anything.
+        method=run.method if run.source is None and run.method != DENSE and not _rival(run) else "uniform",
         masks=masks,
         seed=run.seed,
         overwrite=True,
@@ -381,12 +387,17 @@ def _one(grid: Grid, run: Run, data_dirs: Mapping[str, str], command: str, watch
         request = request_of(grid, run, data_dirs, command)
         if run.method == DENSE:
             _whole(request)
-        result = train.run(train.prepare(request), watcher)
+        go = import_callable(run.method) if _rival(run) else train.run
+        result = go(train.prepare(request), watcher)
     except Exception as error:  # a benchmark's finding, not its end
         said = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         write_json(folder / ERROR, said)
         return "failed: " + " ".join(said["error"].split())
     return f"done: {result['compact']['accuracy']:.2f} % in {result['seconds']['total']:.0f} s"
+
+
+def _rival(run: Run) -> bool:
+    return _RIVAL.fullmatch(run.method) is not None
 
 
 def _whole(request: Request) -> None:

@@ -133,7 +133,8 @@ def write_plots(grid: Grid, rows: Rows) -> list[Path]:
             paths.append(_recovery(folder, title, chosen))
             first = [r for r in chosen if r["seed"] == min(c["seed"] for c in chosen)]
             own = [r for r in first if not r["method"].startswith(("scratch(", "transfer("))]
-            paths.append(_layers(grid, folder, title, own))
+            own = [r for r in own if (grid.out / r["folder"] / MASKS).exists()]
+            paths += [_layers(grid, folder, title, own)] if own else []
             paths += _histograms(grid, folder, title, first)
     return paths
 
