@@ -10,12 +10,23 @@ import torch
 from torch import nn
 
 import chipnet
-from chipnet import BudgetError, CaptureError, ChipNetError, ConfigError
+from chipnet import BudgetError, CaptureError, ChipNetError, ConfigError, _phases
 from chipnet import train as loop
 from chipnet._io import save_weights
+from chipnet._metrics import LOSSES
 from chipnet.data import load_data
 from chipnet.models import get_model, load_weights
-from chipnet.train import Recipe, Request, evaluate, prepare, recalibrate, recipe_for, run, train_epoch
+from chipnet.train import (
+    Objective,
+    Recipe,
+    Request,
+    evaluate,
+    prepare,
+    recalibrate,
+    recipe_for,
+    run,
+    train_step,
+)
 
 TINY = Recipe(1, 2, 2, batch_size=32, train_lr=0.05, prune_lr=0.05, limit=160, limit_test=60)
 
@@ -100,55 +111,67 @@ def batches(count=5, size=7):
     return made
 
 
-def test_train_epoch_learns_and_follows_the_schedule(fabric):
+def steps(fabric, model, data, optimizer, **options):
+    rows = []
+    for images, labels in data:
+        train_step(
+            fabric,
+            model,
+            optimizer,
+            images,
+            labels,
+            Objective(),
+            check=lambda row: rows.append(row.tolist()),
+            **options,
+        )
+    return rows
+
+
+def test_train_step_learns_and_tells_its_losses_before_it_changes_weights(fabric):
     network = nn.Linear(3, 3)
-    model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=9.0))
-    seen, data = [], batches()
-    first = train_epoch(
-        fabric, model, data, optimizer, lambda step: 0.5 / (1 + step), tick=lambda *v: seen.append(v)
-    )
-    assert first.lr == 0.1 == optimizer.param_groups[0]["lr"]
-    assert len(seen) == 5
-    assert first.pruning == 0
-    assert first.task == pytest.approx(sum(task for task, _ in seen) / 5)
+    model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.5))
+    data = batches()
+    expected = nn.functional.cross_entropy(network(data[0][0]), data[0][1]).item()
+    first = steps(fabric, model, data, optimizer)
+    assert first[0][LOSSES.index("task")] == expected
+    assert all(row[LOSSES.index("pruning")] == 0 for row in first)
     for _ in range(20):
-        last = train_epoch(fabric, model, data, optimizer, lambda step: 0.5)
-    assert last.task < first.task / 2
-    assert last.accuracy == evaluate(model, data) == 100
+        last = steps(fabric, model, data, optimizer)
+    assert sum(r[0] for r in last) < sum(r[0] for r in first) / 2
+    assert sum(r[-1] for r in last) == 35
+    assert evaluate(model, data) == 100
 
 
-def test_train_epoch_adds_the_pruners_loss_and_steps_it(fabric):
+def test_train_step_adds_the_pruners_losses_and_steps_it(fabric):
     network = nn.Sequential(nn.Linear(3, 17), nn.BatchNorm1d(17), nn.ReLU(), nn.Linear(17, 3))
     pruner = chipnet.Pruner(network, torch.zeros(2, 3), "macs=0.5", steps=10)
     model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
-    done = [
-        train_epoch(fabric, model, batches(), optimizer, lambda step: 0.1, pruner=pruner) for _ in range(2)
-    ]
+    rows = [r for _ in range(2) for r in steps(fabric, model, batches(), optimizer, pruner=pruner)]
     assert pruner.progress == 1
-    assert done[0].pruning != 0
+    table = [dict(zip(LOSSES, row, strict=False)) for row in rows]
+    assert table[1]["pruning"] != 0
+    assert table[1]["budget"] > 0 and table[1]["crispness"] > 0
     assert chipnet.compact(network, pruner.harden())[0].out_features <= 8
 
 
-@pytest.mark.parametrize(("part", "named"), [("task", "task loss"), ("pruner", "pruner's loss")])
-def test_a_loss_that_is_not_finite_is_named_before_it_harms_weights(fabric, part, named):
-    network = nn.Linear(3, 3)
-    model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
-    data = batches(2)
-
-    class Broken:
-        def loss(self):
-            return torch.tensor(math.inf if part == "pruner" else 0.0)
-
-        def step(self):
-            pass
-
+@pytest.mark.parametrize(("part", "named"), [("task", "task loss"), ("pruner", "pruning loss")])
+def test_a_loss_that_is_not_finite_is_named_before_it_harms_weights(request_for, monkeypatch, part, named):
+    calls = []
     if part == "task":
-        data[1][0][0, 0] = math.nan
-    with pytest.raises(
-        ChipNetError, match=rf"the {named} .* at step {1 if part == 'task' else 0} of the epoch"
-    ):
-        train_epoch(fabric, model, data, optimizer, lambda step: 0.1, pruner=Broken())
-    assert all(torch.isfinite(p).all() for p in network.parameters())
+        real = Objective.__call__
+
+        def broken(self, model, images, labels):
+            calls.append(1)
+            return real(self, model, images * math.nan if len(calls) == 8 else images, labels)
+
+        monkeypatch.setattr(Objective, "__call__", broken)
+    else:
+        monkeypatch.setattr(chipnet.Pruner, "losses", lambda self: {"x": torch.tensor(math.inf)})
+    job = prepare(request_for(recipe=dataclasses.replace(TINY, train=2)))
+    at = "phase train, epoch 2, step 2" if part == "task" else "phase prune, epoch 1, step 0"
+    with pytest.raises(ChipNetError, match=rf"the {named}.* is (nan|inf) in {at}\..*checkpoint\.pt"):
+        run(job)
+    assert all(torch.isfinite(p).all() for p in job.network.parameters())
 
 
 def test_evaluate_counts_every_image_once_and_puts_the_mode_back():
@@ -226,7 +249,13 @@ def test_a_run(request_for, method):
     assert phases == [("train", "1"), ("prune", "1"), ("prune", "2"), ("finetune", "1"), ("finetune", "2")]
     assert all(float(row["task_loss"]) > 0 for row in table)
     assert all(row["hard_validation_accuracy"] for row in table if row["phase"] == "prune")
-    leftover = {p.name for p in job.out.iterdir()} - {"result.json", "metrics.csv", "plan.json"}
+    leftover = {p.name for p in job.out.iterdir()} - {
+        "result.json",
+        "metrics.csv",
+        "metrics.jsonl",
+        "plan.json",
+        "config.yaml",
+    }
     assert leftover == {"model.safetensors", "dense.safetensors"}
 
 
@@ -261,21 +290,25 @@ def test_the_learning_rate_runs_through_the_cut(request_for):
 
 def test_momentum_goes_through_the_cut(request_for, monkeypatch):
     found = {}
-    carry = loop._carry
+    cut, begin = _phases.cut, _phases.Finetune.begin
 
-    def spy(momenta, small, optimizer, plan):
-        carry(momenta, small, optimizer, plan)
-        for name, parameter in small.named_parameters():
-            found[name] = optimizer.state[parameter]["momentum_buffer"]
-            kept = momenta[name]
+    def spy(momenta, plan):
+        for name, buffer in momenta.items():
             for axis, indices in plan.keep.get(name, {}).items():
-                kept = kept.index_select(axis, torch.tensor(indices))
-            assert torch.equal(found[name], kept)
-            assert found[name].shape == parameter.shape
+                buffer = buffer.index_select(axis, torch.tensor(indices))
+            found[name] = buffer.clone()
+        return cut(momenta, plan)
 
-    monkeypatch.setattr(loop, "_carry", spy)
+    def begun(self, run):
+        for name, parameter in self.network.named_parameters():
+            assert torch.equal(self.optimizer.state[parameter]["momentum_buffer"], found[name])
+            assert found[name].shape == parameter.shape
+        begin(self, run)
+
+    monkeypatch.setattr(_phases, "cut", spy)
+    monkeypatch.setattr(_phases.Finetune, "begin", begun)
     run(prepare(request_for()))
-    assert "b.weight" in found
+    assert found["b.weight"].abs().sum() > 0
 
 
 def test_given_weights_are_not_trained_again(request_for, tmp_path):
@@ -292,7 +325,7 @@ def test_given_weights_are_not_trained_again(request_for, tmp_path):
 
 def test_recalibration_is_part_of_a_run(request_for, monkeypatch):
     called = []
-    monkeypatch.setattr(loop, "recalibrate", lambda model, data: called.append(len(list(data))))
+    monkeypatch.setattr(_phases, "recalibrate", lambda model, data: called.append(len(list(data))))
     run(prepare(request_for(recipe=dataclasses.replace(TINY, recalibrate=True))))
     assert called == [5]
 
@@ -301,14 +334,15 @@ def test_the_best_epoch_is_chosen_on_validation_images(request_for, monkeypatch)
     # train; dense test; prune: 2 × (soft, hard); soft, hard test; as cut; 3 epochs; compact test
     scores = iter([1, 2, 3, 4, 5, 6, 7, 8, 50, 60, 90, 30, 70])
     asked = []
-    real = loop.evaluate
+    real = _phases.evaluate
 
-    def scripted(model, data):
-        asked.append(len(data._images))
-        real(model, data)
+    def scripted(model, data, fabric):
+        data = list(data)
+        asked.append(sum(len(labels) for _, labels in data))
+        real(model, data, fabric)
         return float(next(scores))
 
-    monkeypatch.setattr(loop, "evaluate", scripted)
+    monkeypatch.setattr(_phases, "evaluate", scripted)
     saved = []
     save = chipnet.save
 
@@ -330,11 +364,11 @@ def test_the_best_epoch_is_chosen_on_validation_images(request_for, monkeypatch)
 
 
 def test_wrong_counts_are_an_error(request_for, monkeypatch):
-    class Lying(loop.FlopCounterMode):
+    class Lying(_phases.FlopCounterMode):
         def get_total_flops(self):
             return super().get_total_flops() + 2
 
-    monkeypatch.setattr(loop, "FlopCounterMode", Lying)
+    monkeypatch.setattr(_phases, "FlopCounterMode", Lying)
     job = prepare(request_for())
     with pytest.raises(
         ChipNetError, match=r"does not cost what the plan says: macs: planned [\d,]+, counted"
@@ -350,13 +384,13 @@ def test_wrong_counts_are_an_error(request_for, monkeypatch):
     ("at", "phase", "files"),
     [
         (0, "train, 0 of 1", set()),
-        (2, "prune, 1 of 2", {"dense.safetensors"}),
-        (4, "finetune, 1 of 2", {"dense.safetensors", "plan.json", "model.safetensors"}),
+        (7, "prune, 0 of 2", {"dense.safetensors"}),
+        (17, "finetune, 0 of 2", {"dense.safetensors", "plan.json", "model.safetensors"}),
     ],
 )
-def test_ctrl_c_leaves_the_last_complete_state(request_for, monkeypatch, at, phase, files):
+def test_ctrl_c_at_once_leaves_the_last_saved_state(request_for, monkeypatch, at, phase, files):
     calls = []
-    real = loop.train_epoch
+    real = loop.train_step
 
     def stopped(*args, **kwargs):
         calls.append(1)
@@ -364,22 +398,28 @@ def test_ctrl_c_leaves_the_last_complete_state(request_for, monkeypatch, at, pha
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "train_epoch", stopped)
+    monkeypatch.setattr(loop, "train_step", stopped)
     job = prepare(request_for())
     with pytest.raises(loop.Interrupted, match=f"stopped in phase {phase} epochs done") as caught:
         run(job)
-    assert {p.name for p in job.out.iterdir()} == files | {"metrics.csv"}
+    always = {"metrics.csv", "metrics.jsonl", "config.yaml", "checkpoint.pt"}
+    assert {p.name for p in job.out.iterdir()} - {"checkpoint-before.pt"} == files | always
     for name in files:
         assert name in str(caught.value)
+    assert f"Continue with: chipnet prune --resume {job.out}" in str(caught.value)
     if "dense.safetensors" in files:
         load_weights(TinyNet(10, 1), job.out / "dense.safetensors")
     if "model.safetensors" in files:
         small = chipnet.load(lambda: TinyNet(10, 1), job.out / "model.safetensors")
         evaluate(small, job.data.loader("test", 32))
-    # What was stopped may be started again, from its own dense weights too.
-    monkeypatch.setattr(loop, "train_epoch", real)
+    # What was stopped is not replaced by accident, but may be, from its own dense weights too.
+    monkeypatch.setattr(loop, "train_step", real)
+    with pytest.raises(
+        ConfigError, match=r"holds a run that was stopped\. Continue it with: chipnet prune --re"
+    ):
+        prepare(request_for())
     if "dense.safetensors" in files:
-        run(prepare(request_for(weights=str(job.out / "dense.safetensors"))))
+        run(prepare(request_for(weights=str(job.out / "dense.safetensors"), overwrite=True)))
         assert (job.out / "result.json").exists()
 
 

@@ -1,0 +1,139 @@
+"""The parts of a training loop: one step, an evaluation, a recalibration. Nothing here knows of runs or phases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chipnet import ChipNetError, Pruner
+from chipnet._distributed import sums, world
+from chipnet._metrics import LOSSES
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The task's loss, by part, of one batch.
+
+    Attributes:
+        label_smoothing: of the cross-entropy.
+    """
+
+    label_smoothing: float = 0.0
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """(part -> scalar, logits)."""
+        logits = model(images).float()
+        return {"task": F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}, logits
+
+
+def train_step(
+    fabric: Fabric,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    objective: Objective,
+    *,
+    pruner: Pruner | None = None,
+    weight: float = 1.0,
+    check: Callable[[Tensor], None] | None = None,
+) -> None:
+    """One optimiser step: forward, backward, step.
+
+    Args:
+        fabric: does the backward pass.
+        model, optimizer: what `fabric.setup` returned.
+        images, labels: this process's part of the batch, on the model's device.
+        objective: the loss.
+        pruner: of this model; its loss is added and it is stepped after the optimiser.
+        weight: this part's share of the whole batch, times the processes: with parts of unequal size, the mean
+            that the processes take of their gradients is still the mean over images.
+        check: is given the losses, in the order of `LOSSES`, and the number of images that were right, before
+            any weight changes; what it raises ends the step.
+    """
+    parts, logits = objective(model, images, labels)
+    losses = pruner.losses() if pruner is not None else {}
+    zero = logits.new_zeros(())
+    pruning = sum(losses.values(), zero)
+    if check is not None:
+        right = (logits.detach().argmax(1) == labels).sum()
+        known = {**parts, **losses, "pruning": pruning}
+        row = [known.get(name, zero).detach().float() for name in LOSSES]
+        check(torch.stack([*row, right.float()]))
+    fabric.backward(sum(parts.values(), zero) * weight + pruning)
+    optimizer.step()
+    if pruner is not None:
+        pruner.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Batch], fabric: Fabric | None = None) -> float:
+    """Accuracy in percent, in eval mode; every image counts once. The mode is put back afterwards.
+
+    Args:
+        model: the network itself, not what a strategy wraps it in.
+        batches: this process's images; all processes together have every image once.
+        fabric: for its precision.
+
+    Raises:
+        ChipNetError: there are no images.
+
+    Example:
+        >>> class Same(nn.Module):
+        ...     def forward(self, x):
+        ...         return x
+        >>> evaluate(Same(), [(torch.eye(3), torch.tensor([0, 1, 1])), (torch.eye(3)[:1], torch.tensor([0]))])
+        75.0
+    """
+    was = model.training
+    model.eval()
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    seen = 0
+    try:
+        for images, labels in batches:
+            if fabric is None:
+                logits = model(images)
+            else:
+                with fabric.autocast():
+                    logits = model(images)
+            correct += (logits.argmax(1) == labels).sum()
+            seen += len(labels)
+    finally:
+        model.train(was)
+    right, images_seen = sums([int(correct), seen], device)
+    if not images_seen:
+        raise ChipNetError("there are no images to evaluate on")
+    return 100 * right / images_seen
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
+    """Measure the batch norms' running statistics anew: their plain means over `batches`."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    was, momenta = model.training, [m.momentum for m in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over all batches
+    model.train()
+    for images, _ in batches:
+        model(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train(was)
+
+
+def share(images: Tensor, size: int | None) -> float:
+    """`weight` of `train_step` for this process's part of a batch of `size` images."""
+    return world() * len(images) / size if size else 1.0
