@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import chipnet
@@ -311,6 +312,79 @@ def test_momentum_goes_through_the_cut(request_for, monkeypatch):
     assert found["b.weight"].abs().sum() > 0
 
 
+def weights(out):
+    return load_file(out / "model.safetensors")
+
+
+def test_a_step_in_pieces_is_the_whole_step(fabric):
+    """Gradient accumulation: without batch statistics, pieces of unequal size add up to the batch."""
+    images, labels = torch.randn(7, 6), torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    found = []
+    for pieces in (1, 3):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(6, 17), nn.ReLU(), nn.Linear(17, 3))
+        pruner = chipnet.Pruner(network, images[:1], "macs=0.5", steps=4)
+        model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
+        rows = []
+        for _ in range(3):
+            train_step(
+                fabric, model, optimizer, images, labels, Objective(),
+                pruner=pruner, accumulate=pieces, check=rows.append,
+            )  # fmt: skip
+        found.append((torch.stack(rows), pruner.method.state_dict()["square"], *network.parameters()))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_are_clipped(fabric):
+    network = nn.Linear(3, 3)
+    before = [p.detach().clone() for p in network.parameters()]
+    model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=1.0))
+    for images, labels in batches(1):
+        train_step(fabric, model, optimizer, 100 * images, labels, Objective(), clip=0.5)
+    moved = torch.cat([(p - b).flatten() for p, b in zip(network.parameters(), before, strict=True)])
+    assert moved.norm().item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_a_compiled_run_is_the_same_run(request_for, tmp_path, monkeypatch):
+    """Gates come and go, and change every few steps, under a compiled network too (traced, not generated)."""
+    compiled = []
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda m, **_: compiled.append(m) or real(m, backend="eager"))
+    run(prepare(request_for()))
+    run(prepare(request_for(out=tmp_path / "compiled", compile=True)))
+    assert len(compiled) >= 3  # once a phase
+    one, two = weights(tmp_path / "run"), weights(tmp_path / "compiled")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor)
+
+
+@pytest.mark.parametrize("options", [{"channels_last": True}, {"precision": "bf16-mixed"}], ids=str)
+def test_layout_and_precision(request_for, options):
+    result = run(prepare(request_for(**options)))
+    assert result["compact"]["macs"] <= 0.5 * result["dense"]["macs"]
+    assert result["verify"]["max_abs_difference"] <= 1e-9 * result["verify"]["output_scale"]
+
+
+def test_a_scaled_loss_teaches_the_method_the_same_and_an_overflow_nothing():
+    found = []
+    for scale in (1.0, 1024.0):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 17), nn.ReLU(), nn.Linear(17, 3))
+        pruner = chipnet.Pruner(net, torch.zeros(1, 6), "macs=0.5", steps=9)
+        for i in range(3):
+            loss = net(torch.ones(4, 6) * (i + 1)).square().mean() + pruner.loss()
+            (scale * loss).backward()
+            pruner.step(scale)
+        found.append(pruner.state_dict()["method"])
+    torch.testing.assert_close(found[0]["square"], found[1]["square"])
+    torch.testing.assert_close(found[0]["psi"], found[1]["psi"])
+    (net(torch.ones(4, 6)).square().mean() * math.inf).backward()
+    pruner.step(1024.0)
+    after = pruner.state_dict()["method"]
+    assert (after["seen"], torch.equal(after["psi"], found[1]["psi"])) == (3, True)
+
+
 def test_given_weights_are_not_trained_again(request_for, tmp_path):
     dense = TinyNet(10, 1)
     save_weights(dense, tmp_path / "w.safetensors")
@@ -446,6 +520,12 @@ def test_ctrl_c_at_once_leaves_the_last_saved_state(request_for, monkeypatch, at
         ({"realisation": "sparse"}, ConfigError, "'plain' or 'indexed', got 'sparse'"),
         ({"ignore": ("layer9*",)}, ChipNetError, "matches no module"),
         ({"accelerator": "abacus"}, ConfigError, "unknown accelerator 'abacus'"),
+        ({"accelerator": "mps"}, ConfigError, "finds no MPS device here"),
+        ({"strategy": "fsdp"}, ConfigError, "unknown strategy 'fsdp'; known: auto, ddp,.*no whole channels"),
+        ({"devices": 0}, ConfigError, "devices must be at least 1, or -1 for all GPUs, not 0"),
+        ({"devices": -1}, ConfigError, "devices -1 takes all GPUs, and there is none"),
+        ({"num_nodes": 0}, ConfigError, "num_nodes must be at least 1, not 0"),
+        ({"sync_batch_norm": True}, ConfigError, "sync_batch_norm needs CUDA"),
         ({"precision": "8-true"}, ConfigError, "unknown precision '8-true'"),
         ({"precision": "16-mixed"}, ConfigError, "16-mixed needs a CUDA device"),
         ({"validation": 1.5}, ConfigError, "validation is a fraction"),

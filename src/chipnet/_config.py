@@ -59,7 +59,11 @@ class Recipe:
     train: int
     prune: int
     finetune: int
-    batch_size: int = option(128, "images per optimiser step; the rate scales with it unless one is given")
+    batch_size: int = option(
+        128, "images per optimiser step, over all devices; the rates scale with it unless they are given"
+    )
+    accumulate: int = option(1, "pieces that each device's part of a batch is cut into, to save memory")
+    clip: float | None = option(None, "largest norm of the gradient")
     train_lr: float = option(0.1, "peak learning rate of dense training")
     prune_lr: float = option(0.1, "peak learning rate of pruning and fine-tuning")
     warmup: float = option(0.2, "part of a one-cycle schedule in which the rate rises")
@@ -76,7 +80,13 @@ class Recipe:
     def __post_init__(self) -> None:
         wrong = [
             f"{n} must be at least {least}, not {getattr(self, n)}"
-            for n, least in (("train", 0), ("prune", 1), ("finetune", 0), ("batch_size", 2))
+            for n, least in (
+                ("train", 0),
+                ("prune", 1),
+                ("finetune", 0),
+                ("batch_size", 2),
+                ("accumulate", 1),
+            )
             if getattr(self, n) < least
         ]
         wrong += [
@@ -94,6 +104,8 @@ class Recipe:
             for n in ("weight_decay", "adamw_weight_decay")
             if not 0 <= getattr(self, n) < math.inf
         ]
+        if self.clip is not None and not self.clip > 0:
+            wrong.append(f"clip must be above 0, not {self.clip}")
         if not 0 < self.warmup < 1:
             wrong.append(f"warmup is a part of the schedule, in (0, 1), not {self.warmup}")
         if wrong:
@@ -184,8 +196,19 @@ class Request:
     seed: int = option(0, "of everything random")
     validation: float = option(0.1, "part of the training images that chooses epochs")
     threads: int | None = option(None, "CPU threads [default: PyTorch's]")
-    accelerator: str = option("auto", "auto, cpu or cuda")
+    accelerator: str = option("auto", "auto, cpu, cuda or mps")
+    devices: int = option(
+        1, "processes on each machine, one a GPU; -1 for all GPUs. Under torchrun: torchrun's"
+    )
+    num_nodes: int = option(1, "machines")
+    strategy: str = option(
+        "auto", "auto, ddp, or ddp_find_unused_parameters_true for parts that not always run"
+    )
     precision: str = option("32-true", "32-true, bf16-mixed or 16-mixed")
+    compile: bool = option(False, "torch.compile the training step's network")
+    channels_last: bool = option(False, "images and convolutions with the channels last")
+    sync_batch_norm: bool = option(False, "batch norm over the batches of all GPUs together")
+    workers: int | None = option(None, "processes that decode image files [default: one a core, at most 8]")
     checkpoint_seconds: float = option(60.0, "time between two saved states")
     checkpoint_steps: int | None = option(None, "steps between two saved states, if sooner")
     overwrite: bool = option(False, "replace an earlier run in --out")

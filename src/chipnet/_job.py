@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 RESULT = "result.json"
 """Written last: where it is, a run was finished."""
 
@@ -91,7 +93,17 @@ def prepare(request: Request, resume: bool = False) -> Job:
     if request.checkpoint_steps is not None and request.checkpoint_steps < 1:
         raise ConfigError(f"checkpoint_steps must be at least 1, not {request.checkpoint_steps}.")
     threads = _use_threads(request.threads)
-    _check_device(request.accelerator, request.precision)
+    if request.precision == "32":
+        request = dataclasses.replace(request, precision="32-true")
+    _check_device(request)
+    fabric = _fabric(request)
+    out = fabric.broadcast(out)  # where the first process found a name that was free
+    processes, local = fabric.world_size, getattr(fabric.strategy, "num_processes", 1)
+    if recipe.batch_size < 2 * processes:
+        raise ConfigError(
+            f"a batch of {recipe.batch_size} is too small for {processes} processes. Give --batch-size "
+            f"{2 * processes} or more."
+        )
     data = load_data(
         request.data,
         request.data_dir,
@@ -109,6 +121,8 @@ def prepare(request: Request, resume: bool = False) -> Job:
     network = get_model(request.model, data.num_classes, data.in_channels)
     if request.weights is not None:
         load_weights(network, request.weights)
+    if request.sync_batch_norm:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     example = example_images(data)
     structure = Structure(
         network,
@@ -122,10 +136,16 @@ def prepare(request: Request, resume: bool = False) -> Job:
     structure.check(budget)
     _check_logits(network, example, request.model, data.num_classes)
     _check_writable(out)
-    fabric = _fabric(request.accelerator, request.precision)
     # What was left to this machine is written out, so that config.yaml repeats the run on another one.
     request = dataclasses.replace(
-        request, recipe=recipe, threads=threads, accelerator=fabric.device.type, budget=str(budget)
+        request,
+        recipe=recipe,
+        out=out,
+        threads=threads,
+        accelerator=fabric.device.type,
+        devices=local,
+        num_nodes=processes // local,
+        budget=str(budget),
     )
     return Job(request, recipe, budget, data, network, example, structure, fabric, out, resume)
 
@@ -170,15 +190,35 @@ def _check_writable(out: Path) -> None:
         ) from error
 
 
-def _check_device(accelerator: str, precision: str) -> None:
-    if accelerator not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"unknown accelerator {accelerator!r}; known: auto, cpu, cuda")
+def _check_device(request: Request) -> None:
+    accelerator, precision = request.accelerator, request.precision
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if accelerator != "auto" and accelerator not in has:
+        raise ConfigError(f"unknown accelerator {accelerator!r}; known: auto, {', '.join(has)}")
     if precision not in PRECISIONS:
         raise ConfigError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("PyTorch finds no CUDA device here. Use --accelerator cpu.")
-    if precision == "16-mixed" and not (accelerator != "cpu" and torch.cuda.is_available()):
+    if request.strategy not in STRATEGIES:
+        raise ConfigError(
+            f"unknown strategy {request.strategy!r}; known: {', '.join(STRATEGIES)}. Strategies that cut up "
+            "parameters leave no whole channels to prune."
+        )
+    if accelerator != "auto" and not has[accelerator]:
+        raise ConfigError(f"PyTorch finds no {accelerator.upper()} device here. Use --accelerator cpu.")
+    cuda = accelerator in ("auto", "cuda") and has["cuda"]
+    if precision == "16-mixed" and not cuda:
         raise ConfigError("the precision 16-mixed needs a CUDA device; on a CPU use 32-true or bf16-mixed.")
+    if request.sync_batch_norm and not cuda:
+        raise ConfigError("sync_batch_norm needs CUDA devices: PyTorch has none for the CPU. Leave it out.")
+    if request.devices < -1 or request.devices == 0:
+        raise ConfigError(f"devices must be at least 1, or -1 for all GPUs, not {request.devices}")
+    if request.devices == -1 and not cuda:
+        raise ConfigError("devices -1 takes all GPUs, and there is none. Give the number of processes.")
+    if cuda and request.devices > torch.cuda.device_count():
+        raise ConfigError(
+            f"devices is {request.devices}, and there are {torch.cuda.device_count()} CUDA devices here."
+        )
+    if request.num_nodes < 1:
+        raise ConfigError(f"num_nodes must be at least 1, not {request.num_nodes}")
 
 
 def _check_logits(network: nn.Module, example: Tensor, name: str, classes: int) -> None:
@@ -195,13 +235,28 @@ def _check_logits(network: nn.Module, example: Tensor, name: str, classes: int) 
         )
 
 
-def _fabric(accelerator: str, precision: str) -> Fabric:
+def _fabric(request: Request) -> Fabric:
+    """Devices and processes, launched: from here on, every process runs what follows."""
     from lightning.fabric import Fabric  # takes seconds to import, so not before it is needed
 
+    accelerator = request.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
-    fabric.launch()
+    devices, nodes = request.devices, request.num_nodes
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has started the processes already
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=request.strategy,
+        precision=request.precision,  # type: ignore[arg-type]
+    )
+    with warnings.catch_warnings():
+        # Lightning's advice for notebooks and clusters, and PyTorch's about its own defaults.
+        warnings.simplefilter("ignore")
+        fabric.launch()
     return fabric
 
 

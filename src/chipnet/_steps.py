@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ class Objective:
 
 def train_step(
     fabric: Fabric,
-    model: nn.Module,
+    model: Any,
     optimizer: torch.optim.Optimizer,
     images: Tensor,
     labels: Tensor,
@@ -46,6 +46,8 @@ def train_step(
     *,
     pruner: Pruner | None = None,
     weight: float = 1.0,
+    accumulate: int = 1,
+    clip: float | None = None,
     check: Callable[[Tensor], None] | None = None,
 ) -> None:
     """One optimiser step: forward, backward, step.
@@ -58,22 +60,37 @@ def train_step(
         pruner: of this model; its loss is added and it is stepped after the optimiser.
         weight: this part's share of the whole batch, times the processes: with parts of unequal size, the mean
             that the processes take of their gradients is still the mean over images.
+        accumulate: pieces that the images go through the network in, one after the other.
+        clip: largest norm of the gradient.
         check: is given the losses, in the order of `LOSSES`, and the number of images that were right, before
             any weight changes; what it raises ends the step.
     """
-    parts, logits = objective(model, images, labels)
     losses = pruner.losses() if pruner is not None else {}
-    zero = logits.new_zeros(())
-    pruning = sum(losses.values(), zero)
-    if check is not None:
-        right = (logits.detach().argmax(1) == labels).sum()
-        known = {**parts, **losses, "pruning": pruning}
-        row = [known.get(name, zero).detach().float() for name in LOSSES]
-        check(torch.stack([*row, right.float()]))
-    fabric.backward(sum(parts.values(), zero) * weight + pruning)
+    pieces = max(1, min(accumulate, len(images) // 2))
+    rows = []
+    for i, (x, y) in enumerate(zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True)):
+        with fabric.no_backward_sync(model, enabled=i + 1 < pieces):
+            parts, logits = objective(model, x, y)
+            zero = logits.new_zeros(())
+            pruning = sum(losses.values(), zero)
+            right = (logits.detach().argmax(1) == y).sum()
+            known = {**parts, **losses, "pruning": pruning}
+            part = len(x) / len(images)
+            rows.append(torch.stack([known.get(name, zero).detach().float() * part for name in LOSSES]))
+            rows[-1] = torch.cat([rows[-1], right.float().reshape(1)])
+            loss = sum(parts.values(), zero) * (weight * part)
+            if i + 1 == pieces:
+                loss = loss + pruning
+                if check is not None:
+                    check(torch.stack(rows).sum(0))
+            fabric.backward(loss)
+    if clip is not None:
+        fabric.clip_gradients(model, optimizer, max_norm=clip, error_if_nonfinite=False)
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    scale = scaler.get_scale() if scaler is not None else 1.0
     optimizer.step()
     if pruner is not None:
-        pruner.step()
+        pruner.step(scale)
     optimizer.zero_grad(set_to_none=True)
 
 

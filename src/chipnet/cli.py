@@ -12,6 +12,7 @@ import inspect as inspect_
 import io
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -98,7 +99,7 @@ def prune(
     In the run folder afterwards: result.json, plan.json, model.safetensors, dense.safetensors, metrics.csv,
     config.yaml.
     """
-    console = Console(quiet=quiet, highlight=False)
+    console = Console(quiet=quiet or not _first(), highlight=False)
     with _refusals():
         if resume is not None:
             others = {"config": config, "quick": quick, "epochs": epochs, "lr": lr, **options}
@@ -335,8 +336,14 @@ def _one_line(error: BaseException) -> str:
     return " ".join([*ended, *lines[-1:]])
 
 
+def _first() -> bool:
+    """Is this the first of the processes that Lightning or torchrun have started?"""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
 def _say(error: BaseException) -> None:
-    print(f"error: {_one_line(error)}", file=sys.stderr)
+    if _first() or not isinstance(error, ConfigError):  # the others refuse the same request
+        print(f"error: {_one_line(error)}", file=sys.stderr)
 
 
 @contextmanager
@@ -369,7 +376,8 @@ def _failures() -> Iterator[None]:
         _say(error)
         raise typer.Exit(1) from None
     except KeyboardInterrupt as error:
-        print(str(error) or "stopped", file=sys.stderr)
+        if _first():
+            print(str(error) or "stopped", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
@@ -382,7 +390,8 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
-        print("stopping after this step; once more stops at once", file=sys.stderr)
+        if _first():
+            print("stopping after this step; once more stops at once", file=sys.stderr)
 
     signals = (signal.SIGINT, signal.SIGTERM)
     try:

@@ -1,7 +1,8 @@
 """The loop behind `chipnet prune`: train, prune softly, harden, compact, fine-tune, evaluate, save.
 
 It is a user of chipnet's public page and nothing more: whatever happens here can happen in a loop of your
-own. It stands on Lightning Fabric for devices and precision.
+own. It stands on Lightning Fabric for devices, processes and precision: every process runs all of it on its
+part of every batch, and the first one writes.
 
 A run has two halves. `prepare` reads and checks everything that was asked for, so that no mistake of the
 user's shows up after an hour of training; `run` then trains.
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import math
 import os
 import platform
@@ -140,6 +142,8 @@ class Run:
     """A state, and what it is advanced with: network, data, devices, metrics and who watches."""
 
     phase: Phase
+    model: Any
+    optimizer: Any
 
     def __init__(self, job: Job, watcher: Watcher, stop: Callable[[], bool]) -> None:
         self.job, self.recipe, self.fabric = job, job.recipe, job.fabric
@@ -147,9 +151,10 @@ class Run:
         size, seed, device = self.recipe.batch_size, job.request.seed, self.fabric.device
         part = self.fabric.global_rank, self.fabric.world_size
         # Images in memory move to the device here, once for all phases.
-        self.train = job.data.loader("train", size, train=True, seed=seed, device=device, part=part)
-        self.validation = job.data.loader("validation", size, device=device, part=part)
-        self.test = job.data.loader("test", size, device=device, part=part)
+        options: dict[str, Any] = {"device": device, "part": part, "workers": job.request.workers}
+        self.train = job.data.loader("train", size, train=True, seed=seed, **options)
+        self.validation = job.data.loader("validation", size, **options)
+        self.test = job.data.loader("test", size, **options)
         self.objective = Objective(self.recipe.label_smoothing)
         self.look_every = 1 if device.type == "cpu" else LOG_EVERY
         self.unseen: list[tuple[Tensor, int]] = []
@@ -188,6 +193,8 @@ class Run:
                 apply_plan(self.network, self.plan)
             self.network.load_state_dict(saved["network"])
         self.network.to(self.fabric.device)
+        if self.job.request.channels_last:
+            self.network.to(memory_format=torch.channels_last)
         names = list(PHASES)
         # Every phase and process has random numbers of its own, whatever came before.
         parts = names.index(self.state.phase), self.fabric.global_rank
@@ -197,9 +204,13 @@ class Run:
             phase.optimizer.load_state_dict(saved["optimizer"])
             if phase.pruner is not None:
                 phase.pruner.load_state_dict(saved["pruner"])
-        self.model, self.optimizer = self.fabric.setup(phase.network, phase.optimizer)
+        self._setup(phase)
         if saved is not None:
-            _checkpoint.set_generators(saved["generators"][self.fabric.global_rank])
+            scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+            if scaler is not None:
+                scaler.load_state_dict(saved["scaler"])
+            if len(saved["generators"]) == self.fabric.world_size:
+                _checkpoint.set_generators(saved["generators"][self.fabric.global_rank])
         else:
             phase.begin(self)
         self.clock = time.perf_counter()
@@ -208,6 +219,16 @@ class Run:
             self.watcher.advance(self.state.epoch * len(self.train) + self.state.step)
         if saved is None:
             self.save_state()
+
+    def _setup(self, phase: Phase) -> None:
+        # What wrapped the last phase's network has hooks on its parameters: it must be gone, not just unused.
+        self.model = self.optimizer = None
+        gc.collect()
+        network: Any = phase.network
+        if self.job.request.compile:
+            torch._dynamo.reset()  # gates come and go between phases
+            network = torch.compile(network)
+        self.model, self.optimizer = self.fabric.setup(network, phase.optimizer)
 
     def epoch(self) -> None:
         """The rest of the state's epoch, and its score."""
@@ -243,6 +264,8 @@ class Run:
             if self.look_every == 1:
                 self._check_finite(row.tolist(), self.state.step)
 
+        if self.job.request.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         train_step(
             self.fabric,
             self.model,
@@ -252,6 +275,8 @@ class Run:
             self.objective,
             pruner=self.phase.pruner,
             weight=share(images, self.train.size(self.state.step)),
+            accumulate=self.recipe.accumulate,
+            clip=self.recipe.clip,
             check=check,
         )
         self.since_save += 1
@@ -310,6 +335,7 @@ class Run:
         generators = gathered(_checkpoint.generators())
         if self.metrics is not None:  # the first process writes
             pruner, plan = self.phase.pruner, self.plan
+            scaler = getattr(self.fabric.strategy.precision, "scaler", None)
             _checkpoint.write(
                 self.job.out,
                 {
@@ -318,6 +344,7 @@ class Run:
                     "optimizer": self.phase.optimizer.state_dict(),
                     "pruner": pruner.state_dict() if pruner is not None else None,
                     "plan": plan.to_json() if plan is not None else None,
+                    "scaler": scaler.state_dict() if scaler is not None else None,
                     "generators": generators,
                     "metrics": self.metrics.position,
                 },
@@ -464,5 +491,6 @@ def _environment(fabric: Fabric) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "device": f"{device.type}: {name}",
+        "processes": fabric.world_size,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
