@@ -53,6 +53,8 @@ def test_prune_leaves_a_run_folder_and_prints_a_table(tmp_path):
         "metrics.csv",
         "metrics.jsonl",
         "config.yaml",
+        "masks.json",
+        "split.json",
     }
     assert {p.name for p in out.iterdir()} == names
     result = json.loads((out / "result.json").read_text())
@@ -231,7 +233,7 @@ def test_a_stopped_run_says_how_far_it_came_and_how_to_go_on(tmp_path, monkeypat
     assert done.exit_code == 130
     assert len(calls) == 100
     assert "stopped in phase finetune, 0 of 1 epochs done" in done.stderr
-    assert "dense.safetensors (dense weights); plan.json" in done.stderr
+    assert "dense.safetensors (dense weights); plan.json (the plan); masks.json" in done.stderr
     assert "model.safetensors (compact network, not fine-tuned)" in done.stderr
     assert f"Continue with: chipnet prune --resume {out}" in done.stderr
     assert signal.getsignal(number) is before

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import chipnet
-from chipnet import BudgetError, CaptureError, ChipNetError, ConfigError, _phases
+from chipnet import BudgetError, CaptureError, ChipNetError, ConfigError, _phases, _steps
 from chipnet import train as loop
 from chipnet._io import save_weights
 from chipnet._metrics import LOSSES
@@ -219,7 +219,7 @@ KEYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["chipnet", "chipnet-paper", "magnitude", "random", "uniform"])
+@pytest.mark.parametrize("method", ["chipnet", "chipnet-paper", "bar", "slimming:l1=0.001"])
 def test_a_run(request_for, method):
     job = prepare(request_for(method=method, budget=["macs=0.5", "params=0.9"]))
     result = run(job)
@@ -247,17 +247,132 @@ def test_a_run(request_for, method):
 
     table = rows(job.out / "metrics.csv")
     phases = [(row["phase"], row["epoch"]) for row in table]
-    assert phases == [("train", "1"), ("prune", "1"), ("prune", "2"), ("finetune", "1"), ("finetune", "2")]
-    assert all(float(row["task_loss"]) > 0 for row in table)
+    tuned = [("finetune", "0"), ("finetune", "1"), ("finetune", "2")]  # 0: as cut
+    assert phases == [("train", "1"), ("prune", "1"), ("prune", "2"), *tuned]
+    assert all(float(row["task_loss"]) > 0 for row in table if row["epoch"] != "0")
+    gates = [[int(n) for n in row["gates"].split()] for row in table if row["phase"] == "prune"]
+    assert [sum(g) for g in gates] == [job.structure.gates] * 2
+    split = json.loads((job.out / "split.json").read_text())
+    assert split["counts"] == result["images"]
+    assert split["validation"] == job.data.held_out.tolist()
+    masks = chipnet.Masks.load(job.out / "masks.json")
+    assert masks.transfer(job.structure).tolist() == list(plan.mask)
     assert all(row["hard_validation_accuracy"] for row in table if row["phase"] == "prune")
-    leftover = {p.name for p in job.out.iterdir()} - {
+    known = {
         "result.json",
         "metrics.csv",
         "metrics.jsonl",
         "plan.json",
+        "masks.json",
+        "split.json",
         "config.yaml",
     }
+    leftover = {p.name for p in job.out.iterdir()} - known
     assert leftover == {"model.safetensors", "dense.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("method", "recipe", "expected"),
+    [("bar", {}, (4.0, 0.9)), ("chipnet", {"distill": 0.5, "temperature": 2.0}, (2.0, 0.5))],
+)
+def test_distillation_from_the_dense_network(request_for, monkeypatch, method, recipe, expected):
+    asked = []
+    real = _steps.distillation
+
+    def spy(logits, teacher, temperature):
+        asked.append((teacher.requires_grad, temperature))
+        return real(logits, teacher, temperature)
+
+    monkeypatch.setattr(_steps, "distillation", spy)
+    job = prepare(request_for(method=method, recipe=dataclasses.replace(TINY, **recipe)))
+    run(job)
+    steps = 5
+    assert asked == [(False, expected[0])] * 4 * steps  # pruning and fine-tuning, not the training before
+    table = rows(job.out / "metrics.csv")
+    assert [float(r["distillation_loss"]) > 0 for r in table if r["task_loss"]] == [False, *[True] * 4]
+
+
+def test_the_teacher_is_the_dense_network_as_it_was_trained(request_for, monkeypatch):
+    found, real = {}, loop.train_step
+
+    def spy(fabric, model, optimizer, images, labels, objective, **options):
+        if objective.teacher is not None:
+            found[options["pruner"] is None] = objective.teacher(torch.ones(2, 1, 8, 8))
+        return real(fabric, model, optimizer, images, labels, objective, **options)
+
+    monkeypatch.setattr(loop, "train_step", spy)
+    job = prepare(request_for(recipe=dataclasses.replace(TINY, distill=0.5)))
+    run(job)
+    dense = TinyNet(10, 1).eval()
+    load_weights(dense, job.out / "dense.safetensors")
+    for logits in (found[False], found[True]):  # while pruning and while fine-tuning
+        assert torch.equal(logits, dense(torch.ones(2, 1, 8, 8)))
+
+
+def test_the_objective_by_hand():
+    network, teacher = nn.Linear(3, 3), nn.Linear(3, 3)
+    images, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])
+    parts, logits = Objective(0.1, teacher=teacher, weight=0.75, temperature=2.0)(network, images, labels)
+    task = nn.functional.cross_entropy(network(images), labels, label_smoothing=0.1)
+    torch.testing.assert_close(parts["task"], 0.25 * task)
+    far = _steps.distillation(logits, teacher(images), 2.0)
+    torch.testing.assert_close(parts["distillation"], 0.75 * far)
+
+
+def test_mixup_mixes_images_and_labels_alike():
+    """For logits that are linear in one-hot images, the mixed loss is that of the mixed labels."""
+    seen = []
+
+    class Watching(nn.Module):
+        def forward(self, x):
+            seen.append(x)
+            return x
+
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    parts, _ = Objective(mixup=0.4)(Watching(), nn.functional.one_hot(labels, 3).float(), labels)
+    mixed = seen[0]
+    torch.testing.assert_close(mixed.sum(1), torch.ones(5))
+    assert mixed.min(1).values.max() > 0 or (mixed > 0).sum() > 5
+    torch.testing.assert_close(parts["task"], nn.functional.cross_entropy(mixed, mixed))
+
+
+@pytest.mark.parametrize("name", ["one-cycle", "cosine", "step"])
+def test_schedules(request_for, name):
+    job = prepare(request_for(recipe=dataclasses.replace(TINY, schedule=name, train=4, prune=2, finetune=2)))
+    run(job)
+    rates = {p: [float(r["lr"]) for r in rows(job.out / "metrics.csv") if r["lr"] and r["phase"] == p]
+             for p in ("train", "prune", "finetune")}  # fmt: skip
+    if name == "step":
+        assert rates["train"] == pytest.approx([0.05, 0.05, 0.005, 0.0005])
+        assert rates["prune"] + rates["finetune"] == pytest.approx([0.05, 0.05, 0.005, 0.0005])
+    else:
+        assert rates["train"][-1] < 0.01 * 0.05
+        assert rates["finetune"][-1] < 0.01 * 0.05
+        assert max(rates["prune"]) > 0.5 * 0.05
+
+
+def test_the_paper_keeps_the_epoch_that_is_best_with_hard_masks(request_for, monkeypatch):
+    # train; dense test; 3 x (soft, hard) on validation; soft, hard on test; as cut; compact on test
+    hard = {3: 40.0, 5: 80.0, 7: 60.0}  # soft accuracy, which must not matter, grows
+    calls, weights, cut = [], [], []
+    real, compacted = _phases.evaluate, _phases.compacted
+
+    def scripted(model, data, fabric):
+        calls.append(real(model, data, fabric))
+        if len(calls) - 1 in hard:
+            weights.append([p.detach().clone() for p in model.parameters()])
+        return hard.get(len(calls) - 1, float(len(calls)))
+
+    def spy(run, network, plan):
+        cut.extend(p.detach().clone() for p in network.parameters())
+        return compacted(run, network, plan)
+
+    monkeypatch.setattr(_phases, "evaluate", scripted)
+    monkeypatch.setattr(_phases, "compacted", spy)
+    recipe = dataclasses.replace(TINY, prune=3, finetune=0)
+    run(prepare(request_for(method="chipnet-paper", recipe=recipe)))
+    same = [all(map(torch.equal, at, cut)) for at in weights]
+    assert same == [False, True, False]
 
 
 def test_soft_and_hard_are_the_same_network_for_the_default(request_for):
@@ -282,7 +397,7 @@ def test_a_run_is_repeatable(request_for, tmp_path, realisation):
 def test_the_learning_rate_runs_through_the_cut(request_for):
     job = prepare(request_for(recipe=dataclasses.replace(TINY, prune=3, finetune=3)))
     run(job)
-    rates = [float(r["lr"]) for r in rows(job.out / "metrics.csv") if r["phase"] != "train"]
+    rates = [float(r["lr"]) for r in rows(job.out / "metrics.csv") if r["phase"] != "train" and r["lr"]]
     falling = rates[1:]
     assert falling == sorted(falling, reverse=True)
     assert rates[3] > 0.2 * TINY.prune_lr  # no new warm-up after the cut, and no new cycle either
@@ -291,14 +406,15 @@ def test_the_learning_rate_runs_through_the_cut(request_for):
 
 def test_momentum_goes_through_the_cut(request_for, monkeypatch):
     found = {}
-    cut, begin = _phases.cut, _phases.Finetune.begin
+    cut_state, begin = _phases.cut_state, _phases.Finetune.begin
 
-    def spy(momenta, plan):
-        for name, buffer in momenta.items():
+    def spy(optimizer, network, plan):
+        for name, parameter in network.named_parameters():
+            buffer = optimizer.state[parameter]["momentum_buffer"]
             for axis, indices in plan.keep.get(name, {}).items():
                 buffer = buffer.index_select(axis, torch.tensor(indices))
             found[name] = buffer.clone()
-        return cut(momenta, plan)
+        return cut_state(optimizer, network, plan)
 
     def begun(self, run):
         for name, parameter in self.network.named_parameters():
@@ -306,7 +422,7 @@ def test_momentum_goes_through_the_cut(request_for, monkeypatch):
             assert found[name].shape == parameter.shape
         begin(self, run)
 
-    monkeypatch.setattr(_phases, "cut", spy)
+    monkeypatch.setattr(_phases, "cut_state", spy)
     monkeypatch.setattr(_phases.Finetune, "begin", begun)
     run(prepare(request_for()))
     assert found["b.weight"].abs().sum() > 0
@@ -392,7 +508,7 @@ def test_given_weights_are_not_trained_again(request_for, tmp_path):
     job = prepare(request_for(weights=str(tmp_path / "w.safetensors")))
     result = run(job)
     assert result["recipe"]["train"] == 0
-    assert [r["phase"] for r in rows(job.out / "metrics.csv")] == ["prune"] * 2 + ["finetune"] * 2
+    assert [r["phase"] for r in rows(job.out / "metrics.csv")] == ["prune"] * 2 + ["finetune"] * 3
     kept = TinyNet(10, 1)
     load_weights(kept, job.out / "dense.safetensors")
     assert torch.equal(kept.a.weight, dense.a.weight)
@@ -460,7 +576,7 @@ def test_wrong_counts_are_an_error(request_for, monkeypatch):
     [
         (0, "train, 0 of 1", set()),
         (7, "prune, 0 of 2", {"dense.safetensors"}),
-        (17, "finetune, 0 of 2", {"dense.safetensors", "plan.json", "model.safetensors"}),
+        (17, "finetune, 0 of 2", {"dense.safetensors", "plan.json", "masks.json", "model.safetensors"}),
     ],
 )
 def test_ctrl_c_at_once_leaves_the_last_saved_state(request_for, monkeypatch, at, phase, files):
@@ -477,7 +593,7 @@ def test_ctrl_c_at_once_leaves_the_last_saved_state(request_for, monkeypatch, at
     job = prepare(request_for())
     with pytest.raises(loop.Interrupted, match=f"stopped in phase {phase} epochs done") as caught:
         run(job)
-    always = {"metrics.csv", "metrics.jsonl", "config.yaml", "checkpoint.pt"}
+    always = {"split.json", "metrics.csv", "metrics.jsonl", "config.yaml", "checkpoint.pt"}
     assert {p.name for p in job.out.iterdir()} - {"checkpoint-before.pt"} == files | always
     for name in files:
         assert name in str(caught.value)

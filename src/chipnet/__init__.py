@@ -16,6 +16,7 @@ from chipnet._errors import (
     PlanError,
 )
 from chipnet._io import load, save
+from chipnet._masks import Masks
 from chipnet._plan import Plan
 from chipnet._pruner import Pruner
 from chipnet._structure import Structure
@@ -30,6 +31,7 @@ __all__ = [
     "ConfigError",
     "Cost",
     "LoadError",
+    "Masks",
     "Plan",
     "PlanError",
     "Pruner",

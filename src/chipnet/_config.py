@@ -37,10 +37,10 @@ def option(default: Any, help: str) -> Any:
 class Recipe:
     """How to train. The same for every method and network; only data sets differ, in length and batch size.
 
-    Dense training is SGD under one one-cycle schedule. Soft pruning and fine-tuning are SGD under a second
+    Dense training is SGD under one schedule (one-cycle). Soft pruning and fine-tuning are SGD under a second
     one that runs through both: the cut happens on its way down, and momentum goes through the cut. The method
-    `chipnet-paper` prunes with AdamW at a constant rate, keeps its best epoch, and has a one-cycle schedule
-    for fine-tuning alone.
+    `chipnet-paper` prunes with AdamW at a constant rate, keeps its best epoch, and has a schedule for
+    fine-tuning alone.
 
     Attributes: see the text of each field, which is its help on the command line.
 
@@ -66,11 +66,19 @@ class Recipe:
     clip: float | None = option(None, "largest norm of the gradient")
     train_lr: float = option(0.1, "peak learning rate of dense training")
     prune_lr: float = option(0.1, "peak learning rate of pruning and fine-tuning")
+    schedule: Literal["one-cycle", "cosine", "step"] = option(
+        "one-cycle", "of the learning rates of SGD: one-cycle, cosine, or step (a tenth at 50 and at 75 %)"
+    )
     warmup: float = option(0.2, "part of a one-cycle schedule in which the rate rises")
     momentum: float = option(0.9, "of SGD")
     nesterov: bool = option(True, "Nesterov's momentum")
     weight_decay: float = option(5e-4, "of SGD")
     label_smoothing: float = option(0.0, "of the cross-entropy, in [0, 1)")
+    mixup: float = option(0.0, "alpha of mixup; 0: images are not mixed")
+    distill: float = option(
+        0.0, "weight of what the dense network says, in pruning and fine-tuning; 0: the method's own"
+    )
+    temperature: float = option(4.0, "of distillation")
     adamw_lr: float = option(1e-3, "of the soft pruning of chipnet-paper")
     adamw_weight_decay: float = option(1e-3, "of the soft pruning of chipnet-paper")
     recalibrate: bool = option(False, "measure batch norm statistics anew after the cut")
@@ -101,9 +109,15 @@ class Recipe:
         ]
         wrong += [
             f"{n} must be at least 0 and finite, not {getattr(self, n)}"
-            for n in ("weight_decay", "adamw_weight_decay")
+            for n in ("weight_decay", "adamw_weight_decay", "mixup")
             if not 0 <= getattr(self, n) < math.inf
         ]
+        if not 0 <= self.distill <= 1:
+            wrong.append(f"distill is a part of the task's loss, in [0, 1], not {self.distill}")
+        if not 0 < self.temperature < math.inf:
+            wrong.append(f"temperature must be above 0 and finite, not {self.temperature}")
+        if self.schedule not in ("one-cycle", "cosine", "step"):
+            wrong.append(f"schedule must be 'one-cycle', 'cosine' or 'step', not {self.schedule!r}")
         if self.clip is not None and not self.clip > 0:
             wrong.append(f"clip must be above 0, not {self.clip}")
         if not 0 < self.warmup < 1:
@@ -183,7 +197,13 @@ class Request:
     recipe: Recipe | None = None
     data_dir: str | None = option(None, "folder of the data set; nothing is ever downloaded")
     weights: str | None = option(None, "trained dense weights; the training phase is then left out")
-    method: str = option("chipnet", "chipnet, chipnet-paper, magnitude, random or uniform")
+    method: str = option(
+        "chipnet",
+        "chipnet, chipnet-paper, bar, slimming, taylor, fisher, ...; with settings: chipnet:floor=0",
+    )
+    masks: str | None = option(
+        None, "a file of masks: nothing is pruned, what they leave is trained for all epochs of the recipe"
+    )
     realisation: Literal["plain", "indexed"] = option(
         "plain", "plain: dense layers only; indexed: layers may read or write a part of a tensor by index"
     )

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from chipnet import Budget, ConfigError, Cost, Structure
+from chipnet import Budget, ConfigError, Cost, Masks, Structure
 from chipnet._checkpoint import CHECKPOINT
 from chipnet._config import Recipe, Request, recipe_for
 from chipnet._io import write_atomically
 from chipnet.data import Data, load_data
-from chipnet.methods import METHODS
+from chipnet.methods import read_method
 from chipnet.models import get_model, load_weights
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class Job:
     fabric: Fabric
     out: Path
     resume: bool = False
+    mask: Tensor | None = None
+    """Of `Request.masks`, as gates."""
 
     @property
     def dense(self) -> Cost:
@@ -73,12 +75,11 @@ def prepare(request: Request, resume: bool = False) -> Job:
           - macs=1.5: above 1; a fraction is what remains, 0.25 keeps a quarter; for an absolute count ...
     """
     budget = Budget.parse(request.budget)
-    if request.method not in METHODS:
-        raise ConfigError(f"unknown method {request.method!r}; known: {', '.join(METHODS)}")
+    read_method(request.method)
     recipe = request.recipe or recipe_for(request.data)
     if request.weights is not None:
         recipe = dataclasses.replace(recipe, train=0)
-    elif recipe.train == 0:
+    elif recipe.train == 0 and request.masks is None:
         raise ConfigError(
             "there is nothing to prune: training is given 0 epochs and there are no weights. Give "
             "--weights FILE or at least one epoch of training."
@@ -92,7 +93,7 @@ def prepare(request: Request, resume: bool = False) -> Job:
         _check_unused(out, request.overwrite)
     if request.checkpoint_steps is not None and request.checkpoint_steps < 1:
         raise ConfigError(f"checkpoint_steps must be at least 1, not {request.checkpoint_steps}.")
-    threads = _use_threads(request.threads)
+    threads = use_threads(request.threads)
     if request.precision == "32":
         request = dataclasses.replace(request, precision="32-true")
     _check_device(request)
@@ -133,7 +134,11 @@ def prepare(request: Request, resume: bool = False) -> Job:
         min_channels=request.min_channels,
         round_to=request.round_to,
     )
-    structure.check(budget)
+    mask = None
+    if request.masks is None:
+        structure.check(budget)
+    else:
+        mask = Masks.load(request.masks).transfer(structure)
     _check_logits(network, example, request.model, data.num_classes)
     _check_writable(out)
     # What was left to this machine is written out, so that config.yaml repeats the run on another one.
@@ -147,10 +152,11 @@ def prepare(request: Request, resume: bool = False) -> Job:
         num_nodes=processes // local,
         budget=str(budget),
     )
-    return Job(request, recipe, budget, data, network, example, structure, fabric, out, resume)
+    return Job(request, recipe, budget, data, network, example, structure, fabric, out, resume, mask)
 
 
-def _use_threads(threads: int | None) -> int:
+def use_threads(threads: int | None) -> int:
+    """Set the CPU threads, where a number is given; how many there are."""
     if threads is not None:
         if threads < 1:
             raise ConfigError(f"threads must be at least 1, not {threads}.")

@@ -23,7 +23,7 @@ LOSSES = ("task", "distillation", "pruning", "budget", "crispness")
 
 COLUMNS = (
     "phase", "epoch", "lr", *(f"{part}_loss" for part in LOSSES), "train_accuracy", "validation_accuracy",
-    "hard_validation_accuracy", *(f"soft_{k}" for k in KINDS), *KINDS, "seconds", "data_seconds",
+    "hard_validation_accuracy", *(f"soft_{k}" for k in KINDS), *KINDS, "gates", "seconds", "data_seconds",
 )  # fmt: skip
 
 

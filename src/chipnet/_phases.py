@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,18 +17,20 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import chipnet
-from chipnet import ChipNetError, Plan, Pruner
+from chipnet import ChipNetError, Masks, Plan, Pruner
 from chipnet._budget import KINDS
 from chipnet._config import Recipe
 from chipnet._distributed import same_buffers
 from chipnet._io import save_weights
+from chipnet._optim import cut_state, set_state
 from chipnet._steps import evaluate, recalibrate
-from chipnet.schedules import Constant, OneCycle, Schedule
+from chipnet.methods import read_method
+from chipnet.schedules import Constant, Cosine, OneCycle, Schedule, Steps
 
 if TYPE_CHECKING:
     from chipnet.train import Run
 
-PLAN, MODEL, DENSE = "plan.json", "model.safetensors", "dense.safetensors"
+PLAN, MASKS, MODEL, DENSE = "plan.json", "masks.json", "model.safetensors", "dense.safetensors"
 
 
 class Phase(ABC):
@@ -56,7 +57,7 @@ class Phase(ABC):
 
     @abstractmethod
     def __init__(self, run: Run) -> None:
-        """From the run's network, plan and momenta."""
+        """From the run's network, plan and carried optimiser state."""
 
     def rate(self, step: int) -> float:
         """Learning rate of the phase's step `step`, from 0."""
@@ -84,6 +85,14 @@ def sgd(network: nn.Module, lr: float, recipe: Recipe) -> torch.optim.SGD:
     )
 
 
+def schedule(recipe: Recipe, peak: float) -> Schedule:
+    if recipe.schedule == "cosine":
+        return Cosine(peak, 0.0)
+    if recipe.schedule == "step":
+        return Steps(peak)
+    return OneCycle(peak, warmup=recipe.warmup)
+
+
 class Train(Phase):
     """Dense training, or nothing where weights were given. Its last epoch is kept."""
 
@@ -93,7 +102,7 @@ class Train(Phase):
         recipe = run.recipe
         self.epochs, self.network = recipe.train, run.network
         self.optimizer = sgd(run.network, recipe.train_lr, recipe)
-        self.schedule = OneCycle(recipe.train_lr, warmup=recipe.warmup)
+        self.schedule = schedule(recipe, recipe.train_lr)
         self.total = recipe.train * len(run.train)
 
     def score(self, run: Run) -> dict[str, Any]:
@@ -118,7 +127,7 @@ class Prune(Phase):
         recipe, job = run.recipe, run.job
         self.epochs, self.network = recipe.prune, run.network
         steps = recipe.prune * len(run.train)
-        self.paper = job.request.method == "chipnet-paper"
+        self.paper = paper(run)
         if self.paper:
             self.optimizer = torch.optim.AdamW(
                 self.network.parameters(), lr=recipe.adamw_lr, weight_decay=recipe.adamw_weight_decay
@@ -126,7 +135,7 @@ class Prune(Phase):
             self.schedule, self.total = Constant(recipe.adamw_lr), steps
         else:
             self.optimizer = sgd(self.network, recipe.prune_lr, recipe)
-            self.schedule, self.total = OneCycle(recipe.prune_lr, warmup=recipe.warmup), cycle(run)
+            self.schedule, self.total = schedule(recipe, recipe.prune_lr), cycle(run)
         self.pruner = Pruner(
             self.network,
             job.structure,
@@ -151,6 +160,7 @@ class Prune(Phase):
             "hard_validation_accuracy": hard,
             **{f"soft_{k}": v for k, v in self.pruner.soft_cost().items()},
             **self.pruner.structure.cost.exact(mask).to_json(),
+            "gates": " ".join(map(str, self.pruner.histogram())),
         }
 
     def finish(self, run: Run) -> str:
@@ -167,21 +177,49 @@ class Prune(Phase):
         known["soft_cost"] = {k: round(fractions[k] * plan.dense[k], 2) for k in KINDS}
         self.pruner.detach()
         run.charge("prune")
-
-        small = chipnet.compact(self.network, plan)
-        example = run.job.example.to(run.fabric.device)
-        known["verify"] = list(chipnet.verify_compact(self.network, small, plan, (example,)))
-        run.save(PLAN, "the plan", plan.save)
-        run.save(MODEL, "compact network, not fine-tuned", lambda path: chipnet.save(small, plan, path))
-        if run.recipe.recalibrate:
-            run.train.set_epoch(run.state.passes)
-            recalibrate(small, run.train)
-            same_buffers(small)
         if not self.paper:
-            run.momenta = cut(momenta(self.network, self.optimizer), plan)
-        run.network, run.plan = small, plan
-        run.charge("compact")
-        return "finetune"
+            run.carried = cut_state(self.optimizer, self.network, plan)
+        return compacted(run, self.network, plan)
+
+
+class Transfer(Phase):
+    """Stands for pruning where masks were learnt elsewhere: nothing has been trained under them yet."""
+
+    name = "prune"
+
+    def __init__(self, run: Run) -> None:
+        self.epochs, self.network, self.total = 0, run.network, 0
+        self.optimizer = sgd(run.network, run.recipe.prune_lr, run.recipe)  # nobody steps it
+
+    def score(self, run: Run) -> dict[str, Any]:
+        raise AssertionError("masks that are given are not learnt")
+
+    def finish(self, run: Run) -> str:
+        job, known = run.job, run.state.known
+        assert job.mask is not None
+        plan = job.structure.plan(job.mask, job.budget)
+        hard = evaluate(chipnet.compact(self.network, plan), run.test, run.fabric)
+        known |= {"soft": hard, "hard": hard, "soft_cost": {k: float(plan.compact[k]) for k in KINDS}}
+        run.charge("prune")
+        return compacted(run, self.network, plan)
+
+
+def compacted(run: Run, network: nn.Module, plan: Plan) -> str:
+    """Cut the network, prove it, write down what is left; the next phase has it."""
+    small = chipnet.compact(network, plan)
+    example = run.job.example.to(run.fabric.device)
+    run.state.known["verify"] = list(chipnet.verify_compact(network, small, plan, (example,)))
+    run.save(PLAN, "the plan", plan.save)
+    masks = Masks.of(run.job.structure, torch.tensor(plan.mask), plan.budget)
+    run.save(MASKS, "the masks", masks.save)
+    run.save(MODEL, "compact network, not fine-tuned", lambda path: chipnet.save(small, plan, path))
+    if run.recipe.recalibrate:
+        run.train.set_epoch(run.state.passes)
+        recalibrate(small, run.train)
+        same_buffers(small)
+    run.network, run.plan = small, plan
+    run.charge("compact")
+    return "finetune"
 
 
 class Finetune(Phase):
@@ -193,18 +231,21 @@ class Finetune(Phase):
         recipe = run.recipe
         self.epochs, self.network = recipe.finetune, run.network
         self.optimizer = sgd(self.network, recipe.prune_lr, recipe)
-        self.schedule = OneCycle(recipe.prune_lr, warmup=recipe.warmup)
-        if run.job.request.method == "chipnet-paper":
+        self.schedule = schedule(recipe, recipe.prune_lr)
+        if paper(run) or run.job.mask is not None:
             self.total = recipe.finetune * len(run.train)
         else:
             self.first, self.total = recipe.prune * len(run.train), cycle(run)
-        for name, parameter in self.network.named_parameters():
-            if name in run.momenta and run.momenta[name].shape == parameter.shape:
-                self.optimizer.state[parameter]["momentum_buffer"] = run.momenta[name]
+        set_state(self.optimizer, self.network, run.carried)
 
     def begin(self, run: Run) -> None:
         if self.epochs:
-            self._keep(run, evaluate(self.network, run.validation, run.fabric))
+            accuracy = evaluate(self.network, run.validation, run.fabric)
+            self._keep(run, accuracy)
+            assert run.plan is not None
+            if run.metrics is not None:
+                costs = run.plan.compact.to_json()
+                run.metrics.epoch(phase=self.name, epoch=0, validation_accuracy=accuracy, **costs)
 
     def score(self, run: Run) -> dict[str, Any]:
         accuracy = evaluate(self.network, run.watched(run.validation), run.fabric)
@@ -242,28 +283,16 @@ class Finetune(Phase):
         run.save(MODEL, what, write)
 
 
+def paper(run: Run) -> bool:
+    return read_method(run.job.request.method)[0].name == "chipnet-paper"
+
+
 PHASES: dict[str, type[Phase]] = {phase.name: phase for phase in (Train, Prune, Finetune)}
 
 
 def cycle(run: Run) -> int:
     """Steps of the one schedule that runs through pruning and fine-tuning."""
     return (run.recipe.prune + run.recipe.finetune) * len(run.train)
-
-
-def momenta(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """SGD's momentum by parameter name."""
-    buffers = {n: optimizer.state[p].get("momentum_buffer") for n, p in network.named_parameters()}
-    return {n: b for n, b in buffers.items() if b is not None}
-
-
-def cut(buffers: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
-    """Momentum through the cut: the kept rows and columns of every buffer."""
-    out = {}
-    for name, buffer in buffers.items():
-        for axis, indices in plan.keep.get(name, {}).items():
-            buffer = buffer.index_select(axis, torch.tensor(indices, device=buffer.device))
-        out[name] = buffer.clone()
-    return out
 
 
 def check_counts(small: nn.Module, example: Tensor, plan: Plan) -> None:

@@ -32,7 +32,8 @@ class Pruner:
             will see them; or the `chipnet.Structure` of this model, with its options.
         budget: what remains: ``{"macs": 0.25}``, ``"params=2M"``, several kinds at once; see `chipnet.Budget`.
         steps: optimiser steps that pruning will take. All schedules are functions of step / steps.
-        method: a name from ``chipnet.methods.METHODS``.
+        method: a name from ``chipnet.methods.METHODS``; with other values for its settings as
+            ``"chipnet:floor=0,travel=16"``.
         realisation, share, ignore, only, min_channels, round_to: see `chipnet.Structure`.
         seed: of everything random in the method.
         group: the processes that train this model together, each with a pruner of its own: a process group, None
@@ -42,7 +43,7 @@ class Pruner:
     Raises:
         BudgetError: no connected network meets the budget (with the smallest cost that can be reached).
         CaptureError: the model cannot be captured or has nothing to prune.
-        ConfigError: unknown method, steps < 1.
+        ConfigError: unknown method or setting, steps < 1.
 
     Example:
         >>> import chipnet, torch
@@ -81,10 +82,9 @@ class Pruner:
         seed: int = 0,
         group: Group = None,
     ) -> None:
-        from chipnet.methods import METHODS
+        from chipnet.methods import read_method
 
-        if method not in METHODS:
-            raise ConfigError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+        made, options = read_method(method)
         if steps < 1:
             raise ConfigError(
                 f"steps must be at least 1, got {steps}: the optimiser steps of the pruning phase"
@@ -107,13 +107,14 @@ class Pruner:
         )
         self.structure.check(self.budget)
         device = next(model.parameters()).device
-        self.method = METHODS[method](
+        self.method = made(
             model,
             self.structure,
             self.structure.limits(self.budget),
             steps=steps,
             seed=seed,
             device=device,
+            options=options,
         )
         self.steps, self.taken = steps, 0
         gates = np.concatenate([s.gates for s in self.structure.sites])
@@ -158,6 +159,13 @@ class Pruner:
             costs = self.structure.cost(values).tolist()
         return {k: c / max(self.structure.cost.dense[k], 1) for k, c in zip(KINDS, costs, strict=True)}
 
+    def histogram(self, bins: int = 10) -> list[int]:
+        """How many gates have which value now: counts in ``bins`` equal parts of [0, 1]. Discrete masks fill the
+        ends alone."""
+        with torch.no_grad():
+            values = self.method.values(self.progress).detach().float().cpu()
+        return [int(n) for n in torch.histc(values, bins, 0.0, 1.0)]
+
     @property
     def mask(self) -> Tensor:
         """Boolean hard masks ``[gates]`` that meet the budget exactly, as of now."""
@@ -186,6 +194,7 @@ class Pruner:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self.method.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Progress and the method's state."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from chipnet import ChipNetError, Pruner
 from chipnet._distributed import sums, world
 from chipnet._metrics import LOSSES
+from chipnet.losses import distillation
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -22,18 +23,46 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """The task's loss, by part, of one batch.
+    """The task's loss, by part, of one batch: (1 − w) · cross-entropy + w · distillation from a teacher.
 
     Attributes:
         label_smoothing: of the cross-entropy.
+        mixup: α of mixup (Zhang et al. 2018, arXiv:1710.09412): images and labels are mixed in pairs, the shares
+            λ drawn from Beta(α, α), once a batch; 0: not at all. Drawn from PyTorch's global generator.
+        teacher: the dense network, in eval mode; None: no distillation, and w = 0.
+        weight, temperature: w and T of `chipnet.losses.distillation`.
+
+    Example:
+        >>> teacher = student = nn.Linear(2, 3)
+        >>> objective = Objective(teacher=teacher, weight=0.5)
+        >>> parts, logits = objective(student, torch.ones(4, 2), torch.tensor([0, 1, 2, 0]))
+        >>> parts["distillation"].item(), logits.shape
+        (0.0, torch.Size([4, 3]))
     """
 
     label_smoothing: float = 0.0
+    mixup: float = 0.0
+    teacher: Callable[[Tensor], Tensor] | None = None
+    weight: float = 0.0
+    temperature: float = 4.0
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """(part -> scalar, logits)."""
+        others, share = labels, 1.0
+        if self.mixup > 0:
+            share = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
+            order = torch.randperm(len(images)).to(images.device)
+            images, others = torch.lerp(images[order], images, share), labels[order]
         logits = model(images).float()
-        return {"task": F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}, logits
+        task = share * F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        if share < 1:
+            task = task + (1 - share) * F.cross_entropy(logits, others, label_smoothing=self.label_smoothing)
+        if self.teacher is None:
+            return {"task": task}, logits
+        with torch.no_grad():
+            soft = self.teacher(images).float()
+        far = distillation(logits, soft, self.temperature)
+        return {"task": (1 - self.weight) * task, "distillation": self.weight * far}, logits
 
 
 def train_step(

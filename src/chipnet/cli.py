@@ -1,4 +1,4 @@
-"""The command line: `chipnet prune`, `chipnet inspect`, `chipnet models`.
+"""The command line: `chipnet prune`, `chipnet transfer`, `chipnet bench`, `chipnet inspect`, `chipnet models`.
 
 Exit codes: 0 done; 1 something broke while training; 2 a request that cannot be used, said in one line
 before any training; 130 stopped by Ctrl-C or SIGTERM.
@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 
 _MODEL = "a name (`chipnet models`; torchvision's and timm's too), or module:callable"
+_DATA = "digits, fashion-mnist, cifar10, cifar100, image-folder and more, or module:callable"
 _DATA_DIR = "folder of the data set; nothing is ever downloaded"
 _REALISATION = "plain: dense layers only; indexed: layers may read or write a part of a tensor by index"
 _IGNORE = (
@@ -96,8 +98,8 @@ def prune(
 ) -> None:
     """Train (or load) a network, prune it to a budget, fine-tune it and save it.
 
-    In the run folder afterwards: result.json, plan.json, model.safetensors, dense.safetensors, metrics.csv,
-    config.yaml.
+    In the run folder afterwards: result.json, plan.json, masks.json, model.safetensors, dense.safetensors,
+    metrics.csv, metrics.jsonl, split.json, config.yaml.
     """
     console = Console(quiet=quiet or not _first(), highlight=False)
     with _refusals():
@@ -117,6 +119,128 @@ def prune(
         result = train.run(job, bars, stop)
     console.print(summary(result))
     console.print(f"{_verified(result)}\nIn {job.out}: {', '.join(_FILES)}", soft_wrap=True)
+
+
+@app.command()
+def transfer(
+    source: Annotated[str, typer.Option("--from", help="a finished run, or a file of masks")],
+    out: Annotated[str, typer.Option(help="run folder; made if missing")],
+    data: Annotated[str, typer.Option(help=_DATA)],
+    model: Annotated[str | None, typer.Option(help=f"{_MODEL} [default: the run's]")] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="refuse masks that cost more here; repeatable [default: compare with the run's]"),
+    ] = None,
+    data_dir: Annotated[str | None, typer.Option(help=_DATA_DIR)] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="dense weights of the target to start from [default: new ones]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    epochs: Annotated[
+        str | None, typer.Option(help="in all: one number [default: the data set's, of all phases]")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="a first look: few epochs and 6,000 training images")
+    ] = False,
+    batch_size: Annotated[int | None, typer.Option(help="images per step")] = None,
+    lr: Annotated[float | None, typer.Option(help="peak learning rate, at this batch size")] = None,
+    realisation: Annotated[str | None, typer.Option(help=f"{_REALISATION} [default: the run's]")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help=_IGNORE)] = None,
+    only: Annotated[list[str] | None, typer.Option(help=_ONLY)] = None,
+    validation: Annotated[float, typer.Option(help="part of the training images that chooses epochs")] = 0.1,
+    threads: Annotated[int | None, typer.Option(help="CPU threads [default: PyTorch's]")] = None,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed")] = "32-true",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a finished run in --out")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars, no table")] = False,
+) -> None:
+    """Train the compact network of another run's masks: same architecture, other data, classes, channels."""
+    console = Console(quiet=quiet, highlight=False)
+    with _refusals():
+        from chipnet import _transfer, train
+
+        changes: dict[str, Any] = {} if lr is None else {"train_lr": lr, "prune_lr": lr}
+        if batch_size is not None:
+            changes["batch_size"] = batch_size
+        recipe = train.recipe_for(data, quick).changed(changes)
+        if epochs is not None:
+            total = parse_epochs(epochs)[0]
+            if total < 1 or "," in epochs:
+                raise ConfigError(f"--epochs {epochs!r}: give one whole number, of at least 1.")
+            # All epochs of the recipe are trained; pruning has at least one by itself.
+            recipe = dataclasses.replace(recipe, train=0, prune=1, finetune=total - 1)
+        request = _transfer.request_for(
+            source,
+            data,
+            model=model,
+            budget=budget,
+            out=out,
+            recipe=recipe,
+            data_dir=data_dir,
+            weights=weights,
+            realisation=realisation,
+            ignore=tuple(ignore or ()),
+            only=tuple(only or ()),
+            seed=seed,
+            validation=validation,
+            accelerator=accelerator,
+            precision=precision,
+            overwrite=overwrite,
+            threads=threads,
+        )
+        job = _transfer.prepare(request, strict=bool(budget))
+    console.print(f"masks of {source} fit; on {data} they leave {_transfer.reached(job)}", soft_wrap=True)
+    with _failures(), _stop_signals() as stop, _Bars(console) as bars:
+        result = train.run(job, bars, stop)
+    console.print(summary(result))
+    console.print(f"{_verified(result)}\nIn {job.out}: {', '.join(_FILES)}", soft_wrap=True)
+
+
+@app.command()
+def bench(
+    config: Annotated[
+        str, typer.Argument(help="YAML file: models, data, budgets, methods, seeds; docs/bench.md")
+    ],
+    data_dir: Annotated[
+        list[str] | None, typer.Option(help="DIR, or NAME=DIR where data sets lie apart; repeatable")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="folder of all runs [default: the file's, or runs/FILE]")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the runs and how they stand")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="everything once, as short as can be")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="run what failed again")] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads [default: PyTorch's]")] = None,
+) -> None:
+    """Run a grid of networks, data, budgets, methods and seeds; goes on where it stopped.
+
+    In the folder afterwards: results.csv (a row a run), tables.md, plots/, and a folder a run.
+    """
+    console = Console(highlight=False)
+    with _refusals():
+        from chipnet import _bench, _bench_report
+        from chipnet._job import use_threads
+
+        grid = _bench.read_grid(config, out)
+        grid = _bench.smoke(grid) if smoke else grid
+        names = dict(_bench.data_dir(text, grid.data) for text in data_dir or ())
+        use_threads(threads)
+        if dry_run:
+            for run in _bench.runs_of(grid):
+                print(f"{_bench.status(grid, run)}\t{run.folder}")
+            return
+    with _failures(), _sigterm_as_ctrl_c(), _Bars(console, quiet=True) as bars:
+
+        def told(number: int, total: int, run: _bench.Run, text: str) -> None:
+            console.print(f"{number}/{total} {run.folder}: {text}", soft_wrap=True, markup=False)
+
+        command = shlex.join(["chipnet", *sys.argv[1:]])
+        rows = _bench.bench(grid, names, command=command, retry=retry, watcher=bars, told=told)
+        console.print(f"\n{_bench_report.write_tables(grid, rows).read_text()}", markup=False, soft_wrap=True)
+        try:
+            console.print(f"{len(_bench_report.write_plots(grid, rows))} plots in {grid.out / 'plots'}")
+        except ConfigError as error:
+            console.print(f"no plots: {error}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -189,14 +313,9 @@ def main() -> None:
 # -- what the options mean --------------------------------------------------------------------------------
 
 _FILES = (
-    "result.json",
-    "plan.json",
-    "model.safetensors",
-    "dense.safetensors",
-    "metrics.csv",
-    "metrics.jsonl",
-    "config.yaml",
-)
+    "result.json", "plan.json", "masks.json", "model.safetensors", "dense.safetensors", "metrics.csv",
+    "metrics.jsonl", "split.json", "config.yaml",
+)  # fmt: skip
 
 
 def parse_epochs(text: str) -> tuple[int, int, int]:
@@ -382,6 +501,20 @@ def _failures() -> Iterator[None]:
 
 
 @contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """For what starts anew where it was stopped."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+@contextmanager
 def _stop_signals() -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM (how batch systems end jobs) ask the run to save and stop; a second one ends it."""
     asked: list[int] = []
@@ -412,8 +545,9 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
 class _Bars:
     """A `Watcher` with one progress bar a phase; a plain line a phase where stdout is no terminal."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        """``quiet``: no lines where stdout is no terminal."""
+        self.console, self.quiet = console, quiet
         self.progress = Progress(
             TextColumn("{task.description:9}"),
             BarColumn(bar_width=24),
@@ -448,7 +582,7 @@ class _Bars:
     def end(self, text: str) -> None:
         if self.task is not None:
             self.progress.update(self.task, text=text)
-        if not self.console.is_terminal:
+        if not self.console.is_terminal and not self.quiet:
             self.console.print(f"{self.phase}: {text}")
 
 

@@ -14,7 +14,9 @@ written all or nothing:
 ======================  ===========================================================================
 `config.yaml`           every option, as resolved (`chipnet prune --config`)
 `dense.safetensors`     weights of the trained dense network (`chipnet.models.load_weights`)
+`split.json`            which training images were held out for validation
 `plan.json`             what was cut (`chipnet.Plan.load`)
+`masks.json`            what was kept, for other networks of this architecture (`chipnet.Masks.load`)
 `model.safetensors`     the compact network (`chipnet.load`); first as cut, then the best fine-tuned
 `metrics.csv`           one row an epoch
 `metrics.jsonl`         one line every few steps
@@ -28,6 +30,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+import json
 import math
 import os
 import platform
@@ -46,16 +49,21 @@ from chipnet import ChipNetError, Plan, _checkpoint
 from chipnet._compact import apply_plan
 from chipnet._config import CONFIG, write_config
 from chipnet._distributed import gathered, same_buffers, sums
-from chipnet._io import write_json
+from chipnet._gates import strip_gates
+from chipnet._io import write_atomically, write_json
 from chipnet._job import RESULT, Job, Recipe, Request, example_images, prepare, recipe_for, seed_everything
 from chipnet._metrics import LOSSES, Metrics
-from chipnet._phases import MODEL, PHASES, PLAN, Phase
+from chipnet._optim import States, cut_state, set_state
+from chipnet._phases import DENSE, MASKS, MODEL, PHASES, PLAN, Phase, Transfer
 from chipnet._steps import Batch, Objective, evaluate, recalibrate, share, train_step
 from chipnet.data._images import stream_seed
+from chipnet.methods import read_method
+from chipnet.models import load_weights
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+SPLIT = "split.json"
 LOG_EVERY = 25
 """Steps between two lines of metrics.jsonl, and between two looks at the losses where a look stops the device."""
 
@@ -69,12 +77,14 @@ __all__ = [
     "Silent",
     "State",
     "Watcher",
+    "cut_state",
     "evaluate",
     "example_images",
     "prepare",
     "recalibrate",
     "recipe_for",
     "run",
+    "set_state",
     "train_step",
 ]
 
@@ -144,9 +154,14 @@ class Run:
     phase: Phase
     model: Any
     optimizer: Any
+    objective: Objective
 
     def __init__(self, job: Job, watcher: Watcher, stop: Callable[[], bool]) -> None:
         self.job, self.recipe, self.fabric = job, job.recipe, job.fabric
+        if job.mask is not None:  # nothing is pruned: all epochs train what the masks leave
+            rate = job.recipe.prune_lr if job.request.weights else job.recipe.train_lr
+            epochs = sum(job.recipe.epochs)
+            self.recipe = dataclasses.replace(job.recipe, train=0, finetune=epochs, prune_lr=rate)
         self.watcher, self.stop = watcher, stop
         size, seed, device = self.recipe.batch_size, job.request.seed, self.fabric.device
         part = self.fabric.global_rank, self.fabric.world_size
@@ -155,7 +170,6 @@ class Run:
         self.train = job.data.loader("train", size, train=True, seed=seed, **options)
         self.validation = job.data.loader("validation", size, **options)
         self.test = job.data.loader("test", size, **options)
-        self.objective = Objective(self.recipe.label_smoothing)
         self.look_every = 1 if device.type == "cpu" else LOG_EVERY
         self.unseen: list[tuple[Tensor, int]] = []
         self.clock = self.last_save = time.perf_counter()
@@ -163,7 +177,7 @@ class Run:
 
         self.state, self.network = State(), job.network
         self.plan: Plan | None = None
-        self.momenta: dict[str, Tensor] = {}
+        self.carried: States = {}
         self.checkpoint = _checkpoint.read(job.out) if job.resume else None
         position = self.checkpoint["metrics"] if self.checkpoint else None
         self.metrics = Metrics(job.out, position) if self.fabric.is_global_zero else None
@@ -199,12 +213,14 @@ class Run:
         # Every phase and process has random numbers of its own, whatever came before.
         parts = names.index(self.state.phase), self.fabric.global_rank
         seed_everything(stream_seed(self.job.request.seed, *parts))
-        self.phase = phase = PHASES[self.state.phase](self)
+        given = self.job.mask is not None and self.state.phase == Transfer.name
+        self.phase = phase = (Transfer if given else PHASES[self.state.phase])(self)
         if saved is not None:
             phase.optimizer.load_state_dict(saved["optimizer"])
             if phase.pruner is not None:
                 phase.pruner.load_state_dict(saved["pruner"])
         self._setup(phase)
+        self.objective = self._objective()
         if saved is not None:
             scaler = getattr(self.fabric.strategy.precision, "scaler", None)
             if scaler is not None:
@@ -229,6 +245,26 @@ class Run:
             torch._dynamo.reset()  # gates come and go between phases
             network = torch.compile(network)
         self.model, self.optimizer = self.fabric.setup(network, phase.optimizer)
+
+    def _objective(self) -> Objective:
+        recipe, job, dense = self.recipe, self.job, self.job.out / DENSE
+        plain = Objective(recipe.label_smoothing, recipe.mixup)
+        weight, temperature = recipe.distill, recipe.temperature
+        if not weight and job.mask is None:
+            temperature, weight = read_method(job.request.method)[0].distills or (temperature, 0.0)
+        if not weight or self.state.phase == "train":
+            return plain
+        teacher = copy.deepcopy(job.network)
+        strip_gates(teacher)
+        self.fabric.barrier()  # the first process has written the file by now
+        load_weights(teacher, dense)
+        teacher.to(self.fabric.device).eval()
+
+        def taught(images: Tensor) -> Tensor:
+            with self.fabric.autocast():
+                return teacher(images)
+
+        return dataclasses.replace(plain, teacher=taught, weight=weight, temperature=temperature)
 
     def epoch(self) -> None:
         """The rest of the state's epoch, and its score."""
@@ -431,6 +467,7 @@ def run(job: Job, watcher: Watcher | None = None, stop: Callable[[], bool] = lam
     if not job.resume and job.fabric.is_global_zero:
         _clear(job.out)
         write_config(job.out / CONFIG, job.request)
+        write_atomically(job.out / SPLIT, json.dumps(job.data.split()).encode())
     current = Run(job, watcher or Silent(), stop)
     try:
         current.advance()
@@ -450,7 +487,7 @@ def run(job: Job, watcher: Watcher | None = None, stop: Callable[[], bool] = lam
 
 def _clear(out: Path) -> None:
     """Files of an earlier run must not be taken for this one's. Its dense weights stay until ours come."""
-    for name in (RESULT, PLAN, MODEL):
+    for name in (RESULT, PLAN, MASKS, SPLIT, MODEL):
         (out / name).unlink(missing_ok=True)
     _checkpoint.remove(out)
 
@@ -478,6 +515,7 @@ def _result(run: Run) -> dict[str, Any]:
         "recipe": dataclasses.asdict(job.recipe),
         "environment": _environment(run.fabric),
         "command": asked.command,
+        **({"masks": asked.masks} if asked.masks is not None else {}),
     }
 
 
