@@ -209,10 +209,10 @@ def test_transfer_may_start_from_dense_weights_of_the_target(finished, tmp_path,
     dense = TinyNet(3, 3)
     save_weights(dense, tmp_path / "w.safetensors")
     seen = []
-    real = loop.train_epoch
+    real = loop.train_step
     monkeypatch.setattr(
         loop,
-        "train_epoch",
+        "train_step",
         lambda f, m, *a, **k: seen.append(m.fc.bias.detach().clone()) or real(f, m, *a, **k),
     )
     done = transfer(finished / "masks.json", tmp_path / "out", "--epochs", "1", "--model", "test_train:tiny_net",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from chipnet._budget import Budget
 from chipnet._cost import KINDS
+from chipnet._distributed import Group, first_, mean_, world
 from chipnet._errors import ConfigError
 from chipnet._gates import add_gates
 from chipnet._plan import Plan
@@ -35,6 +36,9 @@ class Pruner:
             ``"chipnet:floor=0,travel=16"``.
         realisation, share, ignore, only, min_channels, round_to: see `chipnet.Structure`.
         seed: of everything random in the method.
+        group: the processes that train this model together, each with a pruner of its own: a process group, None
+            for the default one (if there is one), or False for none. `step` averages the gates' gradients over
+            them, so masks and plans are the same on each; nothing else communicates.
 
     Raises:
         BudgetError: no connected network meets the budget (with the smallest cost that can be reached).
@@ -76,6 +80,7 @@ class Pruner:
         min_channels: int = 0,
         round_to: int = 1,
         seed: int = 0,
+        group: Group = None,
     ) -> None:
         from chipnet.methods import read_method
 
@@ -84,7 +89,7 @@ class Pruner:
             raise ConfigError(
                 f"steps must be at least 1, got {steps}: the optimiser steps of the pruning phase"
             )
-        self.model = model
+        self.model, self.group = model, group
         self.budget = Budget.parse(budget)
         self.structure = (
             example_inputs
@@ -129,12 +134,23 @@ class Pruner:
         """The method's loss (crispness, budget): add it to the task's. A scalar on the model's device."""
         return self.method.loss(self.progress)
 
-    def step(self) -> None:
-        """Advance masks and schedules: call once after every ``optimizer.step()``."""
-        self._collect()
+    def losses(self) -> dict[str, Tensor]:
+        """``loss()`` by part: add their sum instead, and show them."""
+        return self.method.losses(self.progress)
+
+    def step(self, loss_scale: float = 1.0) -> None:
+        """Advance masks and schedules: call once after every ``optimizer.step()``, on every process.
+
+        Args:
+            loss_scale: what the loss was multiplied with before ``backward`` (float16: ``scaler.get_scale()``
+                before ``scaler.update()``). A step whose gradients overflowed teaches the method nothing.
+        """
+        self._collect(loss_scale)
         before = self.progress
         self.taken += 1
         self.method.step(before, self.progress)
+        for p in self.method.learnt():  # the same bits everywhere, even on machines that round differently
+            first_(p.data, self.group)
 
     def soft_cost(self) -> dict[str, float]:
         """Cost of the gates as the forward uses them now, as fractions of the dense costs."""
@@ -207,8 +223,29 @@ class Pruner:
             self._leaf = self._values.detach().requires_grad_(self._values.requires_grad)
         return self._leaf
 
-    def _collect(self) -> None:
-        """Hand the gradient of the gate values on to what the method learns."""
-        if self._leaf is not None and self._leaf.grad is not None and self._values is not None:
-            self._values.backward(self._leaf.grad)
+    def _collect(self, loss_scale: float) -> None:
+        """Hand the gradient of the gate values on to what the method learns.
+
+        Gates are no parameters of the model, so DistributedDataParallel does not average their gradients. This is
+        the one place that all of them pass: averaged here, what the method learns and observes is that of the
+        whole batch. Its own losses depend on nothing but its own state, which is then the same on every process.
+        """
+        learnt = self.method.learnt()
+        if self._leaf is not None and self._values is not None and self._values.requires_grad:
+            grad = self._leaf.grad
+            if grad is None and world(self.group) > 1:  # a process without a backward must still take part
+                grad = torch.zeros_like(self._leaf)
+            if grad is not None:
+                grad = mean_(grad, self.group)
+                if loss_scale != 1.0:
+                    grad = grad / loss_scale
+                    for p in learnt:
+                        if p.grad is not None:
+                            p.grad /= loss_scale
+                if loss_scale == 1.0 or bool(torch.isfinite(grad).all()):
+                    self._values.backward(grad)
+        if loss_scale != 1.0:
+            for p in learnt:
+                if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
+                    p.grad = None
         self._leaf = self._values = None

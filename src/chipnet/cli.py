@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect as inspect_
 import io
 import json
 import logging
+import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import typer
@@ -23,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from chipnet import _config
 from chipnet._errors import ChipNetError, ConfigError
 
 app = typer.Typer(
@@ -37,93 +41,82 @@ _MODEL = "a name (`chipnet models`; torchvision's and timm's too), or module:cal
 _DATA = "digits, fashion-mnist, cifar10, cifar100, image-folder and more, or module:callable"
 _DATA_DIR = "folder of the data set; nothing is ever downloaded"
 _REALISATION = "plain: dense layers only; indexed: layers may read or write a part of a tensor by index"
-_METHOD = "chipnet, chipnet-paper, bar, slimming, taylor, fisher, ...; with settings: chipnet:floor=0"
 _IGNORE = (
     "modules that keep all channels: a pattern of names ('layer1.*') or types ('type:Linear'); repeatable"
 )
 _ONLY = "the only modules that are pruned, written as for --ignore; repeatable"
 
 
+def _flags(function: Callable[..., None]) -> Callable[..., None]:
+    """Give `function` a flag for every option of a run, all None unless given, in place of `**options`."""
+    signature = inspect_.signature(function, eval_str=True)
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    for cls in (_config.Request, _config.Recipe):
+        for name, (kind, text, default) in _config.options(cls).items():
+            if name not in _config.EPOCHS:
+                fixed = cls is _config.Request and kind in (str, int, float) and default != ""
+                shown = f"{text} [default: {default}]" if fixed else text
+                parameters.append(_flag(name, _FLAG_TYPES.get(kind, str), shown))
+    function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in parameters}
+    return function
+
+
+_FLAG_TYPES: dict[Any, Any] = {
+    bool: bool, int: int, int | None: int, float: float, float | None: float,
+    tuple[str, ...]: list[str], Any: list[str],
+}  # fmt: skip
+
+
+def _flag(name: str, kind: Any, text: str) -> inspect_.Parameter:
+    annotation = Annotated[kind | None, typer.Option(help=text, show_default=False)]
+    return inspect_.Parameter(name, inspect_.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
 @app.command()
+@_flags
 def prune(
-    out: Annotated[str, typer.Option(help="run folder; made if missing")],
-    model: Annotated[str, typer.Option(help=_MODEL)] = "resnet8",
-    data: Annotated[
-        str, typer.Option(help="digits, fashion-mnist, cifar10, ..., or module:callable")
-    ] = "digits",
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(help="what remains: macs=0.25, params=2M, volume=50%; repeatable [default: macs=0.25]"),
+    *,
+    config: Annotated[
+        str | None, typer.Option(help="YAML file of options, such as a run's config.yaml; flags win")
     ] = None,
-    data_dir: Annotated[str | None, typer.Option(help=_DATA_DIR)] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="trained dense weights; the training phase is then left out")
+    resume: Annotated[
+        str | None,
+        typer.Option(help="folder of a run that was stopped or killed: continue it"),
     ] = None,
-    method: Annotated[str, typer.Option(help=_METHOD)] = "chipnet",
-    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    quick: Annotated[
+        bool | None, typer.Option(help="a first look: few epochs and 6,000 training images")
+    ] = None,
     epochs: Annotated[
         str | None, typer.Option(help="of each phase: one number, or train,prune,finetune such as 20,15,10")
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="a first look: few epochs and 6,000 training images")
-    ] = False,
-    batch_size: Annotated[
-        int | None, typer.Option(help="images per step; unless --lr is given, the rate scales with it")
-    ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="peak learning rate of the SGD phases, at this batch size")
+        float | None, typer.Option(help="both peak learning rates of SGD, at this batch size")
     ] = None,
-    realisation: Annotated[str, typer.Option(help=_REALISATION)] = "plain",
-    ignore: Annotated[list[str] | None, typer.Option(help=_IGNORE)] = None,
-    only: Annotated[list[str] | None, typer.Option(help=_ONLY)] = None,
-    min_channels: Annotated[int, typer.Option(help="channels that every layer keeps at least")] = 0,
-    round_to: Annotated[
-        int, typer.Option(help="widths are multiples of this (8 suits most hardware), or whole")
-    ] = 1,
-    validation: Annotated[float, typer.Option(help="part of the training images that chooses epochs")] = 0.1,
-    recalibrate: Annotated[
-        bool, typer.Option("--recalibrate", help="measure batch norm statistics anew after the cut")
-    ] = False,
-    threads: Annotated[int | None, typer.Option(help="CPU threads [default: PyTorch's]")] = None,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed")] = "32-true",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a finished run in --out")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars, no table")] = False,
+    **options: Any,
 ) -> None:
     """Train (or load) a network, prune it to a budget, fine-tune it and save it.
 
     In the run folder afterwards: result.json, plan.json, masks.json, model.safetensors, dense.safetensors,
-    metrics.csv, split.json.
+    metrics.csv, metrics.jsonl, split.json, config.yaml.
     """
-    console = Console(quiet=quiet, highlight=False)
+    console = Console(quiet=quiet or not _first(), highlight=False)
     with _refusals():
+        if resume is not None:
+            others = {"config": config, "quick": quick, "epochs": epochs, "lr": lr, **options}
+            request, finished = _continued(resume, [n for n, value in others.items() if value is not None])
+            if finished:
+                console.print(f"{resume} is finished already.", soft_wrap=True)
+                console.print(summary(finished))
+                return
+        else:
+            request = _asked(config, quick, epochs, lr, options)
         from chipnet import train
 
-        recipe = train.recipe_for(data, quick)
-        request = train.Request(
-            model=model,
-            data=data,
-            budget=budget or ["macs=0.25"],
-            out=out,
-            recipe=_adapted(recipe, epochs, batch_size, lr, recalibrate),
-            data_dir=data_dir,
-            weights=weights,
-            method=method,
-            realisation=cast(Literal["plain", "indexed"], realisation),
-            ignore=tuple(ignore or ()),
-            only=tuple(only or ()),
-            min_channels=min_channels,
-            round_to=round_to,
-            seed=seed,
-            validation=validation,
-            accelerator=accelerator,
-            precision=precision,
-            overwrite=overwrite,
-        )
-        _use_threads(threads)
-        job = train.prepare(request)
-    with _failures(), _sigterm_as_ctrl_c(), _Bars(console) as bars:
-        result = train.run(job, bars)
+        job = train.prepare(request, resume=resume is not None)
+    with _failures(), _stop_signals() as stop, _Bars(console) as bars:
+        result = train.run(job, bars, stop)
     console.print(summary(result))
     console.print(f"{_verified(result)}\nIn {job.out}: {', '.join(_FILES)}", soft_wrap=True)
 
@@ -166,7 +159,10 @@ def transfer(
     with _refusals():
         from chipnet import _transfer, train
 
-        recipe = _adapted(train.recipe_for(data, quick), None, batch_size, lr, False)
+        changes: dict[str, Any] = {} if lr is None else {"train_lr": lr, "prune_lr": lr}
+        if batch_size is not None:
+            changes["batch_size"] = batch_size
+        recipe = train.recipe_for(data, quick).changed(changes)
         if epochs is not None:
             total = parse_epochs(epochs)[0]
             if total < 1 or "," in epochs:
@@ -190,12 +186,12 @@ def transfer(
             accelerator=accelerator,
             precision=precision,
             overwrite=overwrite,
+            threads=threads,
         )
-        _use_threads(threads)
         job = _transfer.prepare(request, strict=bool(budget))
     console.print(f"masks of {source} fit; on {data} they leave {_transfer.reached(job)}", soft_wrap=True)
-    with _failures(), _sigterm_as_ctrl_c(), _Bars(console) as bars:
-        result = train.run(job, bars)
+    with _failures(), _stop_signals() as stop, _Bars(console) as bars:
+        result = train.run(job, bars, stop)
     console.print(summary(result))
     console.print(f"{_verified(result)}\nIn {job.out}: {', '.join(_FILES)}", soft_wrap=True)
 
@@ -223,11 +219,12 @@ def bench(
     console = Console(highlight=False)
     with _refusals():
         from chipnet import _bench, _bench_report
+        from chipnet._job import use_threads
 
         grid = _bench.read_grid(config, out)
         grid = _bench.smoke(grid) if smoke else grid
         names = dict(_bench.data_dir(text, grid.data) for text in data_dir or ())
-        _use_threads(threads)
+        use_threads(threads)
         if dry_run:
             for run in _bench.runs_of(grid):
                 print(f"{_bench.status(grid, run)}\t{run.folder}")
@@ -317,7 +314,7 @@ def main() -> None:
 
 _FILES = (
     "result.json", "plan.json", "masks.json", "model.safetensors", "dense.safetensors", "metrics.csv",
-    "split.json",
+    "metrics.jsonl", "split.json", "config.yaml",
 )  # fmt: skip
 
 
@@ -363,36 +360,41 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def _adapted(
-    recipe: Any, epochs: str | None, batch_size: int | None, lr: float | None, recalibrate: bool
-) -> Any:
-    """The data set's recipe with the user's changes."""
-    changes: dict[str, Any] = {"recalibrate": recalibrate}
+def _asked(
+    config: str | None,
+    quick: bool | None,
+    epochs: str | None,
+    lr: float | None,
+    options: Mapping[str, Any],
+) -> _config.Request:
+    """The request that a config file and the flags over it make."""
+    given = {name: value for name, value in options.items() if value is not None}
+    recipe = {name: given.pop(name) for name in _config.options(_config.Recipe) if name in given}
     if epochs is not None:
-        changes["train"], changes["prune"], changes["finetune"] = parse_epochs(epochs)
-    if batch_size is not None:
-        if batch_size < 2:
-            raise ConfigError(f"--batch-size must be at least 2, not {batch_size}.")
-        # The noise of SGD stays the same where rate and batch size change together.
-        ratio = batch_size / recipe.batch_size
-        changes |= {
-            "batch_size": batch_size,
-            "train_lr": recipe.train_lr * ratio,
-            "prune_lr": recipe.prune_lr * ratio,
-        }
+        recipe |= dict(zip(_config.EPOCHS, parse_epochs(epochs), strict=True))
     if lr is not None:
-        changes |= {"train_lr": lr, "prune_lr": lr}
-    return dataclasses.replace(recipe, **changes)
+        recipe = {"train_lr": lr, "prune_lr": lr} | recipe
+    flags = {**given, "recipe": recipe, "quick": quick}
+    if config is None:
+        return _config.request_from(flags, source="the options")
+    request = _config.request_from(_config.read_config(config), flags, source=config)
+    if "out" not in given and not request.overwrite:
+        request = dataclasses.replace(request, out=_config.unused(request.out))
+    return request
 
 
-def _use_threads(threads: int | None) -> None:
-    if threads is None:
-        return
-    if threads < 1:
-        raise ConfigError(f"--threads must be at least 1, not {threads}.")
-    import torch
-
-    torch.set_num_threads(threads)
+def _continued(resume: str, others: list[str]) -> tuple[_config.Request, dict[str, Any] | None]:
+    """The request of the run in `resume`; where it is finished, what its result.json holds."""
+    if others:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+        raise ConfigError(f"a run that continues keeps the options it began with: leave out {flags}.")
+    out = Path(resume).expanduser()
+    if not (out / _config.CONFIG).is_file():
+        raise ConfigError(f"there is no run in {out}: it has no {_config.CONFIG}.")
+    result = out / "result.json"
+    finished = json.loads(result.read_text()) if result.is_file() else None
+    path = out / _config.CONFIG
+    return _config.request_from(_config.read_config(path), {"out": str(out)}, source=str(path)), finished
 
 
 def _inspected(
@@ -453,8 +455,14 @@ def _one_line(error: BaseException) -> str:
     return " ".join([*ended, *lines[-1:]])
 
 
+def _first() -> bool:
+    """Is this the first of the processes that Lightning or torchrun have started?"""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
 def _say(error: BaseException) -> None:
-    print(f"error: {_one_line(error)}", file=sys.stderr)
+    if _first() or not isinstance(error, ConfigError):  # the others refuse the same request
+        print(f"error: {_one_line(error)}", file=sys.stderr)
 
 
 @contextmanager
@@ -487,26 +495,48 @@ def _failures() -> Iterator[None]:
         _say(error)
         raise typer.Exit(1) from None
     except KeyboardInterrupt as error:
-        print(str(error) or "stopped", file=sys.stderr)
+        if _first():
+            print(str(error) or "stopped", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Batch systems end jobs with SIGTERM: leave what is done on disk then, too."""
+    """For what starts anew where it was stopped."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    try:
-        old = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # only the main thread may set handlers
-        yield
-        return
+    old = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, old)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM (how batch systems end jobs) ask the run to save and stop; a second one ends it."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        if _first():
+            print("stopping after this step; once more stops at once", file=sys.stderr)
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    try:
+        old = [signal.signal(number, ask) for number in signals]
+    except ValueError:  # only the main thread may set handlers
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in zip(signals, old, strict=True):
+            signal.signal(number, handler)
 
 
 # -- what is shown ----------------------------------------------------------------------------------------

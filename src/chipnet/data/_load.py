@@ -98,6 +98,7 @@ class Data:
         *,
         device: torch.device | str | None = None,
         workers: int | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> Batches | FolderBatches:
         """Batches of one split, normalised by `mean` and `std`.
 
@@ -111,6 +112,7 @@ class Data:
             device: where the batches are; None: the CPU.
             workers: processes that decode image files (None: one per core, at most 8); unused for images in
                 memory.
+            part: (k, n): the k-th of n processes that train together; see `Batches`.
 
         Returns:
             An iterable with `len()` and `set_epoch()`, of float32 [B, C, H, W] and int64 [B].
@@ -130,7 +132,14 @@ class Data:
         if isinstance(images, FolderImages):
             transform = folder_transform(self.image_size, self.mean, self.std, train)
             return FolderBatches(
-                images, batch_size, transform, shuffle=train, seed=seed, device=device, workers=workers
+                images,
+                batch_size,
+                transform,
+                shuffle=train,
+                seed=seed,
+                device=device,
+                workers=workers,
+                part=part,
             )
         return Batches(
             images,
@@ -141,6 +150,7 @@ class Data:
             mean=self.mean,
             std=self.std,
             device=device,
+            part=part,
         )
 
 

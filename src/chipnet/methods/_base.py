@@ -92,6 +92,14 @@ class Method(ABC):
         """The method's own part of the loss (a scalar); zero for methods that learn nothing."""
         return torch.zeros((), device=self.device)
 
+    def losses(self, progress: float) -> dict[str, Tensor]:
+        """`loss` by part, for methods that have several."""
+        return {"pruning": self.loss(progress)}
+
+    def learnt(self) -> list[nn.Parameter]:
+        """What gradients change."""
+        return [p for p in vars(self).values() if isinstance(p, nn.Parameter)]
+
     @abstractmethod
     def step(self, before: float, after: float) -> None:
         """Once a step, after backward: progress went from ``before`` to ``after``."""

@@ -54,18 +54,21 @@ class ChipNet(Sensing):
         return per_site(self.structure, self.sensitivity().sqrt()) * self.price
 
     def loss(self, progress: float) -> Tensor:
+        return sum(self.losses(progress).values(), torch.zeros((), device=self.device))
+
+    def losses(self, progress: float) -> dict[str, Tensor]:
         if self.final or self.seen == 0:
-            return torch.zeros((), device=self.device)
+            return {}
         at = self.continuation(progress)
         z_tilde, z = project(self.psi, at.beta, at.gamma)
         shrinking = Cubic(1.0, 0.0, until=self.shrink)(progress)
         target = self.target + (1 - self.target) * shrinking
         cost = self.cost_fraction(sharpen(z, at.s))
-        return (
-            -(self.benefit() * z).mean()
-            + self.crispness_weight * crispness(z_tilde, z)
-            + self.budget_weight * budget_loss(cost, target)
-        )
+        return {
+            "benefit": -(self.benefit() * z).mean(),
+            "crispness": self.crispness_weight * crispness(z_tilde, z),
+            "budget": self.budget_weight * budget_loss(cost, target),
+        }
 
     def step(self, before: float, after: float) -> None:
         if self.psi.grad is not None and not self.final:
