@@ -19,6 +19,7 @@ from torch import nn
 
 import chipnet
 from chipnet import _phases, cli
+from chipnet.methods import METHODS
 
 
 def conv_net(num_classes, in_channels):
@@ -77,7 +78,7 @@ def main():
         current[0] = name
         out = str(Path(folder) / name)
         cli.app(["prune", "--model", f"ranks:{name}", "--out", out, *arguments], standalone_mode=False)
-    loops = {method: own_loop(method, rank, 2) for method in ("chipnet", "chipnet-paper", "magnitude")}
+    loops = {method: own_loop(method, rank, 2) for method in METHODS}
     torch.save(loops, f"{folder}/loop-{rank}.pt")
     dist.destroy_process_group()
 

@@ -87,15 +87,16 @@ def test_all_that_is_wrong_is_said_at_once():
         ],
         "seeds": [0.5],
         "recipe": {"finetun": 3},
-        "request": {"acelerator": "cpu"},
+        "request": {"acelerator": "cpu", "seed": 1},
     }
     with pytest.raises(ConfigError) as caught:
         grid_from(wrong, "the grid", "out")
     said = str(caught.value)
     for text in (
         "there is no key 'modles'; did you mean 'models'?",
-        "there is no key 'recipe.finetun'; did you mean 'recipe.finetune'?",
-        "there is no key 'request.acelerator'; did you mean 'request.accelerator'?",
+        "there is no option 'recipe.finetun'; did you mean 'recipe.finetune'?",
+        "there is no option 'acelerator'; did you mean 'accelerator'?",
+        "request.seed is what the grid decides",
         "unknown kind 'watts'",
         "unknown method 'magnitud'; known: chipnet",
         "unknown method 'rondom'",
@@ -114,6 +115,7 @@ def test_all_that_is_wrong_is_said_at_once():
         ({"data": ["digits", "digits"]}, "data names something twice"),
         ({"recipe": [1]}, "recipe must be a mapping"),
         ({"recipe": {"prune": 0}}, "prune must be at least 1"),
+        ({"recipe": {"prune": "two"}}, r"recipe\.prune must be a whole number, not 'two'"),
     ],
 )
 def test_values_that_cannot_be_used(changes, text):
@@ -218,19 +220,19 @@ def test_a_grid_leaves_a_row_a_run(finished):
 def test_methods_see_the_same_images_in_the_same_order(finished, monkeypatch):
     grid, rows = finished
     orders = []
-    real = loop.train_epoch
+    real = loop.train_step
 
-    def spy(fabric, model, batches, *args, **kwargs):
-        batches = list(batches)
-        orders.append(torch.cat([labels for _, labels in batches]))
-        return real(fabric, model, batches, *args, **kwargs)
+    def spy(fabric, model, optimizer, images, labels, *args, **kwargs):
+        orders.append(labels.tolist())
+        return real(fabric, model, optimizer, images, labels, *args, **kwargs)
 
-    monkeypatch.setattr(loop, "train_epoch", spy)
+    monkeypatch.setattr(loop, "train_step", spy)
     for row in rows[1:3]:
         run = next(r for r in runs_of(grid) if r.folder == row["folder"])
         loop.run(loop.prepare(dataclasses.replace(request_of(grid, run, {}, ""), out=grid.out / "again")))
-    assert len(orders) == 8
-    assert all(torch.equal(a, b) for a, b in zip(orders[:4], orders[4:], strict=True))
+    steps = 4 * 3  # 4 epochs of 3 batches
+    assert len(orders) == 2 * steps
+    assert orders[:steps] == orders[steps:]
 
 
 def test_what_is_done_is_not_done_again(finished, monkeypatch):
@@ -297,7 +299,7 @@ def test_failures_are_written_down_and_the_grid_goes_on(tmp_path, monkeypatch):
     grid = made(tmp_path, methods=["random", "uniform", "scratch(random)"])
     asked = []
 
-    def run(job, watcher):
+    def run(job, watcher, stop):
         asked.append(job.request.out.name)
         if "random" in asked[-1]:
             raise RuntimeError("out of\nmemory")
@@ -311,7 +313,9 @@ def test_failures_are_written_down_and_the_grid_goes_on(tmp_path, monkeypatch):
 
     real = loop.prepare
     # Weights that were never trained need not be read.
-    monkeypatch.setattr(loop, "prepare", lambda request: real(dataclasses.replace(request, weights=None)))
+    monkeypatch.setattr(
+        loop, "prepare", lambda request, **k: real(dataclasses.replace(request, weights=None), **k)
+    )
     monkeypatch.setattr(loop, "run", run)
     rows = {r["method"]: r for r in bench(grid, {})}
     assert {m: r["status"] for m, r in rows.items()} == {
@@ -330,21 +334,20 @@ def test_failures_are_written_down_and_the_grid_goes_on(tmp_path, monkeypatch):
     assert len(asked) == before + 1  # random again; scratch still has no masks to take
 
 
-def test_ctrl_c_stops_the_grid_and_the_next_call_goes_on(tmp_path, monkeypatch):
-    grid = made(tmp_path, methods=["random"])
-    real = loop.run
+def test_a_grid_that_is_stopped_goes_on_in_the_middle_of_a_run(tmp_path):
+    whole = bench(made(tmp_path / "whole", methods=["random"]), {})
+    grid, asked = made(tmp_path / "stopped", methods=["random"]), []
 
-    def stopped(job, watcher):
-        if "random" in job.request.out.name:
-            raise loop.Interrupted("stopped")
-        return real(job, watcher)
+    def stop():
+        asked.append(1)
+        return len(asked) > 20  # in the second run
 
-    monkeypatch.setattr(loop, "run", stopped)
     with pytest.raises(KeyboardInterrupt):
-        bench(grid, {})
+        bench(grid, {}, stop=stop)
     assert [_bench.status(grid, r) for r in runs_of(grid)] == ["done", "open"]
-    monkeypatch.setattr(loop, "run", real)
-    assert [r["status"] for r in bench(grid, {})] == ["done", "done"]
+    assert (grid.out / runs_of(grid)[1].folder / "checkpoint.pt").exists()
+    rows = bench(grid, {})
+    assert [{**r, "seconds": 0} for r in rows] == [{**r, "seconds": 0} for r in whole]
 
 
 def test_a_rival_does_a_whole_run_of_its_own(tmp_path, monkeypatch):

@@ -32,12 +32,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chipnet._budget import KINDS, Budget
+from chipnet._checkpoint import CHECKPOINT
 from chipnet._errors import ChipNetError, ConfigError
 from chipnet._io import write_atomically, write_json
 from chipnet._lazy import import_callable
 
 if TYPE_CHECKING:
-    from chipnet._job import Recipe, Request
+    from chipnet._config import Recipe, Request
     from chipnet.train import Watcher
 
 RESULTS, ERROR, SETTINGS = "results.csv", "error.json", "settings.json"
@@ -46,16 +47,20 @@ RECOVERY = (0, 1, 2, 5, 10)
 """Epochs of fine-tuning after which the accuracy is reported."""
 DENSE = "dense"
 
-_REQUEST = (
-    "realisation",
-    "ignore",
-    "only",
-    "min_channels",
-    "round_to",
-    "validation",
-    "accelerator",
-    "precision",
+_FIXED = (
+    "model",
+    "data",
+    "budget",
+    "method",
+    "seed",
+    "out",
+    "weights",
+    "masks",
+    "data_dir",
+    "overwrite",
+    "recipe",
 )
+"""Options of a run that the grid decides."""
 _RIVAL = re.compile(r"\w+\.[\w.]+:\w+")
 _CALL = re.compile(r"(scratch|transfer)\(\s*([^,()]+(?:,[^()]*)?)\s*\)")
 
@@ -67,8 +72,7 @@ class Grid:
     Attributes:
         models, data, budgets, methods, seeds: the axes; every combination is a run.
         recipe: changes to each data set's default recipe, by field of `chipnet.train.Recipe`.
-        request: changes to each run's request: realisation, ignore, only, min_channels, round_to, validation,
-            accelerator, precision.
+        request: other options of every run, by field of `chipnet.train.Request`.
         out: folder of all runs.
         about: what the grid is for.
     """
@@ -135,8 +139,6 @@ def grid_from(found: Mapping[str, Any], name: str, out: str | Path) -> Grid:
     Raises:
         ConfigError: see `read_grid`.
     """
-    from chipnet._job import Recipe
-
     problems: list[str] = []
     axes: dict[str, Any] = {}
     known = [f.name for f in dataclasses.fields(Grid)]
@@ -151,23 +153,23 @@ def grid_from(found: Mapping[str, Any], name: str, out: str | Path) -> Grid:
         if len(set(values)) < len(values):
             problems.append(f"{axis} names something twice: {values}")
         axes[axis] = tuple(values)
-    parts: dict[str, Any] = {}
-    for part, allowed in (("recipe", [f.name for f in dataclasses.fields(Recipe)]), ("request", _REQUEST)):
-        parts[part] = found.get(part) or {}
-        if isinstance(parts[part], dict):
-            _unknown_keys(parts[part], allowed, f"{part}.", problems)
-        else:
-            problems.append(f"{part} must be a mapping, not {parts[part]!r}")
+    parts: dict[str, Any] = {"recipe": found.get("recipe") or {}, "request": found.get("request") or {}}
+    problems += [f"{k} must be a mapping, not {v!r}" for k, v in parts.items() if not isinstance(v, Mapping)]
+    parts = {k: v if isinstance(v, Mapping) else {} for k, v in parts.items()}
+    problems += [
+        f"request.{k} is what the grid decides; leave it out" for k in parts["request"] if k in _FIXED
+    ]
     grid = Grid(**axes, **parts, out=Path(found.get("out") or out), about=str(found.get("about", "")).strip())
     checks: list[Callable[[], object]] = [lambda b=b: Budget.parse(b) for b in grid.budgets]  # type: ignore[misc]
     checks += [lambda m=m: _method(m, grid.data) for m in grid.methods]  # type: ignore[misc]
-    if not problems:
-        checks += [lambda d=d: recipe_of(grid, d) for d in grid.data]  # type: ignore[misc]
+    checks += [lambda d=d: _asked(grid, d) for d in grid.data or ("digits",)]  # type: ignore[misc]
     for check in checks:
         try:
             check()
-        except (ChipNetError, TypeError) as error:
-            problems.append(" ".join(str(error).split()))
+        except ChipNetError as error:
+            lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+            problems += lines[1:] if lines[0].endswith(":") and len(lines) > 1 else [" ".join(lines)]
+    problems = list(dict.fromkeys(problems))  # what is wrong for all data sets is said once
     if problems:
         raise ConfigError(f"cannot use {name}:\n" + "\n".join(f"  - {p}" for p in problems))
     return grid
@@ -205,11 +207,19 @@ def _method(text: str, data: Sequence[str]) -> tuple[str, str, str]:
     return kind, method, source
 
 
+def _asked(grid: Grid, data: str) -> Request:
+    """What all runs on a data set have in common."""
+    from chipnet._config import request_from
+
+    options = {k: v for k, v in grid.request.items() if k not in _FIXED}
+    return request_from({**options, "data": data, "recipe": grid.recipe}, source="the request and the recipe")
+
+
 def recipe_of(grid: Grid, data: str) -> Recipe:
     """How a data set is trained in this grid."""
-    from chipnet._job import recipe_for
-
-    return dataclasses.replace(recipe_for(data), **grid.recipe)
+    recipe = _asked(grid, data).recipe
+    assert recipe is not None
+    return recipe
 
 
 def smoke(grid: Grid) -> Grid:
@@ -273,8 +283,6 @@ def runs_of(grid: Grid) -> list[Run]:
 
 def request_of(grid: Grid, run: Run, data_dirs: Mapping[str, str], command: str) -> Request:
     """The request of one run; those that it needs have been made."""
-    from chipnet._job import Request
-
     recipe = recipe_of(grid, run.data)
     masks = weights = None
     if run.method == DENSE:
@@ -286,10 +294,9 @@ def request_of(grid: Grid, run: Run, data_dirs: Mapping[str, str], command: str)
             masks = str(grid.out / run.source.folder / MASKS)
         if not run.method.startswith("scratch"):
             weights = str(grid.out / run.dense.folder / "model.safetensors")
-    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in grid.request.items()}
-    return Request(
+    return dataclasses.replace(
+        _asked(grid, run.data),
         model=run.model,
-        data=run.data,
         budget=run.budget or "channels=1.0",
         out=grid.out / run.folder,
         recipe=recipe,
@@ -301,7 +308,6 @@ def request_of(grid: Grid, run: Run, data_dirs: Mapping[str, str], command: str)
         seed=run.seed,
         overwrite=True,
         command=command,
-        **options,
     )
 
 
@@ -318,6 +324,7 @@ def bench(
     command: str = "",
     retry: bool = False,
     watcher: Watcher | None = None,
+    stop: Callable[[], bool] = lambda: False,
     told: Callable[[int, int, Run, str], None] = lambda number, total, run, text: None,
 ) -> list[dict[str, Any]]:
     """Run what is not done yet; returns the rows of results.csv.
@@ -327,11 +334,11 @@ def bench(
         data_dirs: data set -> its folder; "" for all that are not named.
         command: how it was started, for result.json.
         retry: run those that failed again.
-        watcher: of each run.
+        watcher, stop: of each run, as `chipnet.train.run` takes them.
         told: called before and after each run with its number, how many there are, the run and how it stands.
 
     Raises:
-        Interrupted: Ctrl-C; what is done is on disk, and the next call goes on.
+        Interrupted: it was stopped; the next call goes on, from the middle of the run too.
     """
     todo = runs_of(grid)
     _same_settings(grid)
@@ -341,7 +348,7 @@ def bench(
             told(number, len(todo), run, f"{was} before")
             continue
         told(number, len(todo), run, "starts")
-        told(number, len(todo), run, _one(grid, run, data_dirs, command, watcher))
+        told(number, len(todo), run, _one(grid, run, data_dirs, command, watcher, stop))
         write_results(grid)
     return write_results(grid)
 
@@ -373,7 +380,14 @@ def _same_settings(grid: Grid) -> None:
     write_json(path, {"recipe": {**was["recipe"], **recipes}, "request": now["request"]})
 
 
-def _one(grid: Grid, run: Run, data_dirs: Mapping[str, str], command: str, watcher: Watcher | None) -> str:
+def _one(
+    grid: Grid,
+    run: Run,
+    data_dirs: Mapping[str, str],
+    command: str,
+    watcher: Watcher | None,
+    stop: Callable[[], bool],
+) -> str:
     """Run one; how it went, as text."""
     from chipnet import train
 
@@ -387,8 +401,8 @@ def _one(grid: Grid, run: Run, data_dirs: Mapping[str, str], command: str, watch
         request = request_of(grid, run, data_dirs, command)
         if run.method == DENSE:
             _whole(request)
-        go = import_callable(run.method) if _rival(run) else train.run
-        result = go(train.prepare(request), watcher)
+        job = train.prepare(request, resume=(folder / CHECKPOINT).exists())
+        result = import_callable(run.method)(job, watcher) if _rival(run) else train.run(job, watcher, stop)
     except Exception as error:  # a benchmark's finding, not its end
         said = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         write_json(folder / ERROR, said)

@@ -116,6 +116,7 @@ class Pruner:
             device=device,
             options=options,
         )
+        self.method.group = group
         self.steps, self.taken = steps, 0
         gates = np.concatenate([s.gates for s in self.structure.sites])
         self._index = torch.from_numpy(np.where(gates < 0, self.structure.gates, gates)).to(device)

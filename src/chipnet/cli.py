@@ -229,13 +229,13 @@ def bench(
             for run in _bench.runs_of(grid):
                 print(f"{_bench.status(grid, run)}\t{run.folder}")
             return
-    with _failures(), _sigterm_as_ctrl_c(), _Bars(console, quiet=True) as bars:
+    with _failures(), _stop_signals() as stop, _Bars(console, quiet=True) as bars:
 
         def told(number: int, total: int, run: _bench.Run, text: str) -> None:
             console.print(f"{number}/{total} {run.folder}: {text}", soft_wrap=True, markup=False)
 
         command = shlex.join(["chipnet", *sys.argv[1:]])
-        rows = _bench.bench(grid, names, command=command, retry=retry, watcher=bars, told=told)
+        rows = _bench.bench(grid, names, command=command, retry=retry, watcher=bars, stop=stop, told=told)
         console.print(f"\n{_bench_report.write_tables(grid, rows).read_text()}", markup=False, soft_wrap=True)
         try:
             console.print(f"{len(_bench_report.write_plots(grid, rows))} plots in {grid.out / 'plots'}")
@@ -498,20 +498,6 @@ def _failures() -> Iterator[None]:
         if _first():
             print(str(error) or "stopped", file=sys.stderr)
         raise typer.Exit(130) from None
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """For what starts anew where it was stopped."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    old = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
 
 
 @contextmanager

@@ -56,6 +56,8 @@ class Method(ABC):
         self.generator = torch.Generator().manual_seed(seed)
         self.handles: list[Any] = []
         """Of hooks on the model, for ``detach``."""
+        self.group: Any = None
+        """The processes that train together, set by the pruner: for what does not pass through dL/dz."""
         self.kinds = torch.tensor([KINDS.index(k) for k in limits], device=device)
         dense = structure.cost.dense
         self.dense = torch.tensor([dense[k] for k in limits], dtype=torch.float64, device=device)

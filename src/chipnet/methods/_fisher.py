@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet._distributed import mean_, world
 from chipnet._gates import GateHook
 from chipnet._liveness import Site
 from chipnet.methods._base import Sensing, price
@@ -55,9 +56,12 @@ class Fisher(Sensing):
         return super(Sensing, self).values(progress)
 
     def step(self, before: float, after: float) -> None:
-        if self.sums and not self.final:
-            squares = [total.square().sum(0) for total in self.sums.values()]
-            self.learn(torch.stack(squares).sum(0).to(self.square.device))
+        processes = world(self.group)
+        if not self.final and (self.sums or processes > 1):
+            squares = [total.square().sum(0).to(self.square.device) for total in self.sums.values()]
+            sample = torch.stack([torch.zeros_like(self.square), *squares]).sum(0)
+            # Each process has its own mean over fewer images: its squares are larger by as many times.
+            self.learn(mean_(sample, self.group) / processes)
         self.sums.clear()
         super().step(before, after)
 
