@@ -12,9 +12,11 @@ from chipnet._errors import (
     CaptureError,
     ChipNetError,
     ConfigError,
+    ExportError,
     LoadError,
     PlanError,
 )
+from chipnet._export import export
 from chipnet._io import load, save
 from chipnet._plan import Plan
 from chipnet._pruner import Pruner
@@ -29,12 +31,14 @@ __all__ = [
     "ChipNetError",
     "ConfigError",
     "Cost",
+    "ExportError",
     "LoadError",
     "Plan",
     "PlanError",
     "Pruner",
     "Structure",
     "compact",
+    "export",
     "load",
     "masked",
     "save",

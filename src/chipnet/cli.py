@@ -1,4 +1,4 @@
-"""The command line: `chipnet prune`, `chipnet inspect`, `chipnet models`.
+"""The command line: `chipnet prune`, `chipnet inspect`, `chipnet models`, and those of `_cli_runs`.
 
 Exit codes: 0 done; 1 something broke while training; 2 a request that cannot be used, said in one line
 before any training; 130 stopped by Ctrl-C or SIGTERM.
@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from chipnet import _cli_runs
 from chipnet._errors import ChipNetError, ConfigError
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Budget-aware structured pruning of PyTorch networks.",
 )
+app.add_typer(_cli_runs.app)
 
 _MODEL = "a name (`chipnet models`; torchvision's and timm's too), or module:callable"
 _DATA = "digits, fashion-mnist, cifar10, cifar100, image-folder and more, or module:callable"

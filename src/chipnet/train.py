@@ -415,6 +415,7 @@ def _phases(run: _Run) -> dict[str, Any]:
     return {
         "model": asked.model,
         "data": asked.data,
+        "input": job.data.to_json() | {"data_dir": asked.data_dir and os.path.abspath(asked.data_dir)},
         "method": asked.method,
         "seed": asked.seed,
         "budget": {k: v if isinstance(v, int) else float(v) for k, v in job.budget.targets},
