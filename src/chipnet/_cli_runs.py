@@ -1,14 +1,19 @@
-"""Commands about finished runs: `chipnet export`. Part of `chipnet.cli`."""
+"""Commands about finished runs: `chipnet export`, `chipnet latency`. Part of `chipnet.cli`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from chipnet.latency import Comparison
 
 app = typer.Typer()
 
@@ -61,6 +66,102 @@ def export(
             metadata=source.card(),
         )
     Console(highlight=False).print(str(done), markup=False, soft_wrap=True)
+
+
+@app.command()
+def latency(
+    run: Annotated[str, typer.Argument(help=_RUN)],
+    against: Annotated[
+        str, typer.Option(help="dense: the run's own dense network; or another run's folder")
+    ] = "dense",
+    batch: Annotated[int, typer.Option(help="images per call")] = 1,
+    threads: Annotated[int | None, typer.Option(help=_THREADS)] = None,
+    runtime: Annotated[
+        list[str] | None, typer.Option(help="eager, compile or onnxruntime; repeatable [default: all]")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="of measurement per runtime")] = 3.0,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    rows: Annotated[int, typer.Option(help="layers in the table")] = 12,
+    as_json: Annotated[bool, typer.Option("--json", help="everything, as JSON on stdout")] = False,
+) -> None:
+    """Measure a run's network and its dense one (or another run's) side by side, and say where the time went."""
+    with _refusals():
+        import torch
+
+        from chipnet.latency import RUNTIMES, compare
+        from chipnet.runs import DENSE, MODEL, Run
+
+        if batch < 1:
+            raise _config_error(f"--batch must be at least 1, not {batch}.")
+        if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+            raise _config_error(f"there is no device {device!r} here: cpu, or cuda where PyTorch finds one.")
+        small = Run.open(run)
+        other = small if against == "dense" else Run.open(against)
+        if other.noise(1).shape != small.noise(1).shape:
+            raise _config_error(f"{run} and {against} take images of different shapes.")
+        names = ("dense" if against == "dense" else other.name, small.name)
+        if names[0] == names[1]:
+            names = (f"{names[0]} (against)", names[1])
+        networks = (other.dense() if against == "dense" else other.compact(), small.compact())
+        files = (other.folder / (DENSE if against == "dense" else MODEL), small.folder / MODEL)
+        done = compare(
+            {n: m.to(device) for n, m in zip(names, networks, strict=True)},
+            small.noise(batch).to(device),
+            runtimes=runtime or tuple(RUNTIMES),
+            threads=threads,
+            seconds=seconds,
+        )
+        sizes = {n: f.stat().st_size for n, f in zip(names, files, strict=True)}
+    if as_json:
+        print(json.dumps({**done.to_json(), "file_bytes": sizes}, indent=2))
+        return
+    _show(done, sizes, rows)
+
+
+def _show(done: Comparison, sizes: Mapping[str, int], limit: int) -> None:
+    console = Console(highlight=False)
+    first, second = done.names
+    versions = ", ".join(f"{k} {v}" for k, v in done.versions.items())
+    console.print(
+        f"{done.device}, {done.threads} thread(s), batch {done.batch}, {done.dtype}, {versions}",
+        soft_wrap=True,
+    )
+    table = Table(
+        "", first, second, "left", title="ms a call, in turns: median (quartiles)", title_justify="left"
+    )
+    for runtime, timing in done.timings.items():
+        cells = [f"{t.median * 1e3:.3f} ({t.low * 1e3:.3f}–{t.high * 1e3:.3f})" for t in timing.values()]
+        table.add_row(runtime, *cells, f"{done.ratios[runtime][0]:.0%}")
+    for name, values in (
+        ("activations", done.memory),
+        ("file", sizes),
+        ("MACs a call", done.macs),
+    ):
+        a, b = values[first], values[second]
+        unit = "" if name == "MACs a call" else " B"
+        table.add_row(name, f"{a:,}{unit}", f"{b:,}{unit}", f"{b / max(a, 1):.0%}")
+    console.print(table)
+    for runtime, why in done.skipped.items():
+        console.print(f"{runtime}: not measured. {why}", markup=False, soft_wrap=True)
+    for line in done.verdict():
+        console.print(line, markup=False, soft_wrap=True)
+    if limit > 0:
+        layers = Table("layer", "kind", "width", "MACs left", "µs", "left", "why", title_justify="left")
+        layers.title = "In eager mode, where most time is left over"
+        for row in done.rows[:limit]:
+            before, after = row.first, row.second
+            widths = [str(part.writes) if part else "" for part in (before, after)]
+            times = [f"{part.seconds * 1e6:.0f}" if part else "" for part in (before, after)]
+            layers.add_row(
+                row.name,
+                next(part.kind for part in (after, before) if part),
+                " to ".join(widths),
+                f"{after.macs / before.macs:.0%}" if before and after and before.macs else "",
+                " to ".join(times),
+                f"{after.seconds / before.seconds:.0%}" if before and after and before.seconds else "",
+                row.why,
+            )
+        console.print(layers)
 
 
 def _config_error(text: str) -> Exception:
