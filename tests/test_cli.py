@@ -44,7 +44,14 @@ def test_prune_leaves_a_run_folder_and_prints_a_table(tmp_path):
     out = tmp_path / "new" / "run"
     done = prune(out, "--budget", "params=2k", "--seed", "7", "--threads", "1", "--recalibrate")
     assert done.exit_code == 0, done.output
-    names = {"result.json", "plan.json", "model.safetensors", "dense.safetensors", "metrics.csv"}
+    names = {
+        "result.json",
+        "plan.json",
+        "model.safetensors",
+        "dense.safetensors",
+        "metrics.csv",
+        "report.html",
+    }
     assert {p.name for p in out.iterdir()} == names
     result = json.loads((out / "result.json").read_text())
     assert (result["model"], result["data"], result["method"]) == ("test_train:tiny_net", "digits", "chipnet")

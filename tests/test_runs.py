@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from test_cli import chipnet_
 
 import chipnet
 from chipnet import LoadError
@@ -65,3 +66,22 @@ def test_runs_are_found_in_folders_of_folders(run_folder, tmp_path):
     for name in ("b/two", "a/one"):
         shutil.copytree(run_folder, tmp_path / name)
     assert [run.name for run in find_runs(tmp_path)] == ["one", "two"]
+
+
+def test_ls_lists_and_sorts(run_folder, tmp_path):
+    for name, accuracy in (("one", 50.0), ("two", 70.0)):
+        shutil.copytree(run_folder, tmp_path / name)
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        result["compact"]["accuracy"] = accuracy
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    done = chipnet_("ls", tmp_path)
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[0].rpartition("/")[2] for line in lines[1:]] == ["one", "two"]
+    assert lines[1][1:5] == ["resnet8", "digits", "chipnet", "macs=0.25"]
+    assert lines[1][6] == "50.00"
+    best = json.loads(chipnet_("ls", tmp_path, "--sort", "accuracy", "--json").stdout)
+    assert [run["compact"]["accuracy"] for run in best] == [70.0, 50.0]
+    refused = chipnet_("ls", tmp_path, "--sort", "size")
+    assert refused.exit_code == 2
+    assert "--sort 'size': give one of name, accuracy" in refused.stderr

@@ -1,12 +1,13 @@
-"""Commands about finished runs: `chipnet export`, `chipnet latency`. Part of `chipnet.cli`."""
+"""Commands about finished runs: export, latency, report, ls. Part of `chipnet.cli`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from chipnet.latency import Comparison
+    from chipnet.runs import Run
 
 app = typer.Typer()
 
@@ -116,6 +118,79 @@ def latency(
         print(json.dumps({**done.to_json(), "file_bytes": sizes}, indent=2))
         return
     _show(done, sizes, rows)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="folders of finished runs")],
+    output: Annotated[
+        str | None,
+        typer.Option(help="the page [default: report.html in the run, comparison.html above several]"),
+    ] = None,
+) -> None:
+    """Write one HTML page with everything in it: of one run, or a comparison of several."""
+    with _refusals():
+        from chipnet.report import report as write
+
+        path = write(*runs, path=output)
+    print(path)
+
+
+@app.command("ls")
+def list_runs(
+    folders: Annotated[list[str], typer.Argument(help="folders of runs, or folders that hold some")],
+    sort: Annotated[
+        str, typer.Option(help="name, accuracy, params, macs, volume, channels or date")
+    ] = "name",
+    as_json: Annotated[bool, typer.Option("--json", help="every result.json, as one list on stdout")] = False,
+) -> None:
+    """List finished runs as a table."""
+    keys: dict[str, Callable[[Run], Any]] = {
+        "name": lambda run: str(run.folder),
+        "accuracy": lambda run: -run.result["compact"]["accuracy"],
+        "date": lambda run: run.result["environment"]["date"],
+        **{k: lambda run, k=k: run.left(k) for k in ("params", "macs", "volume", "channels")},  # type: ignore[misc]
+    }
+    with _refusals():
+        from chipnet.runs import find_runs
+
+        if sort not in keys:
+            raise _config_error(f"--sort {sort!r}: give one of {', '.join(keys)}.")
+        found = sorted(find_runs(*folders), key=keys[sort])
+    if as_json:
+        print(json.dumps([{"folder": str(run.folder), **run.result} for run in found], indent=2))
+        return
+    table = Table("run", "network", "data", "method", "budget", "dense", "compact", "params", "MACs", "date")
+    for run in found:
+        r = run.result
+        budget = ", ".join(
+            f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v:,}" for k, v in r["budget"].items()
+        )
+        table.add_row(
+            str(run.folder),
+            r["model"],
+            r["data"],
+            r["method"],
+            budget,
+            *(f"{r[s]['accuracy']:.2f}" for s in ("dense", "compact")),
+            *(f"{100 * run.left(k):.2f} %" for k in ("params", "macs")),
+            r["environment"]["date"][:10],
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a pipe has no width: nothing is cut off
+        console.width = 400
+        table.box = None
+    console.print(table)
+
+
+def report_after(folder: Path) -> None:
+    """The report at the end of a run; the run is finished whatever becomes of it."""
+    from chipnet.report import report as write
+
+    try:
+        write(folder)
+    except Exception as error:
+        print(f"no report: {type(error).__name__}: {error}. Later: chipnet report {folder}", file=sys.stderr)
 
 
 def _show(done: Comparison, sizes: Mapping[str, int], limit: int) -> None:

@@ -142,6 +142,12 @@ class Pruner:
             costs = self.structure.cost(values).tolist()
         return {k: c / max(self.structure.cost.dense[k], 1) for k, c in zip(KINDS, costs, strict=True)}
 
+    def histogram(self, bins: int = 10) -> list[int]:
+        """How many gates have values in each of ``bins`` equal parts of [0, 1], as they are learnt now."""
+        with torch.no_grad():
+            values = self.method.relaxed(self.progress).detach().float().cpu()
+        return [int(n) for n in torch.histc(values, bins, 0.0, 1.0)]
+
     @property
     def mask(self) -> Tensor:
         """Boolean hard masks ``[gates]`` that meet the budget exactly, as of now."""

@@ -93,7 +93,8 @@ def prune(
 ) -> None:
     """Train (or load) a network, prune it to a budget, fine-tune it and save it.
 
-    In the run folder afterwards: result.json, plan.json, model.safetensors, dense.safetensors, metrics.csv.
+    In the run folder afterwards: result.json, plan.json, model.safetensors, dense.safetensors, metrics.csv,
+    report.html.
     """
     console = Console(quiet=quiet, highlight=False)
     with _refusals():
@@ -124,6 +125,7 @@ def prune(
         job = train.prepare(request)
     with _failures(), _sigterm_as_ctrl_c(), _Bars(console) as bars:
         result = train.run(job, bars)
+    _cli_runs.report_after(job.out)
     console.print(summary(result))
     console.print(f"{_verified(result)}\nIn {job.out}: {', '.join(_FILES)}", soft_wrap=True)
 
@@ -197,7 +199,7 @@ def main() -> None:
 
 # -- what the options mean --------------------------------------------------------------------------------
 
-_FILES = ("result.json", "plan.json", "model.safetensors", "dense.safetensors", "metrics.csv")
+_FILES = ("result.json", "plan.json", "model.safetensors", "dense.safetensors", "metrics.csv", "report.html")
 
 
 def parse_epochs(text: str) -> tuple[int, int, int]:

@@ -174,8 +174,8 @@ class Part:
 class Row:
     """One module in both networks, and why its time did not fall with the multiply-accumulates.
 
-    ``excess`` is the time that is left beyond ``first.seconds`` times the part of the multiply-accumulates that is left
-    (of the module; of the whole network where the module has none).
+    ``excess`` is the time that is left beyond ``first.seconds`` times the part of the multiply-accumulates that is
+    left (of the module; of the whole network where the module has none).
     """
 
     name: str

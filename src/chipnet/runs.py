@@ -71,6 +71,10 @@ class Run:
         """The folder's own name."""
         return self.folder.resolve().name
 
+    def left(self, kind: str) -> float:
+        """Cost of the compact network as a part of the dense one's."""
+        return float(self.result["compact"][kind] / max(self.result["dense"][kind], 1))
+
     def plan(self) -> Plan:
         """What was cut."""
         return Plan.load(self.folder / PLAN)

@@ -248,7 +248,7 @@ class _Metrics:
 
     columns = (
         "phase", "epoch", "lr", "task_loss", "pruning_loss", "train_accuracy", "validation_accuracy",
-        "hard_validation_accuracy", *(f"soft_{k}" for k in KINDS), *KINDS, "seconds",
+        "hard_validation_accuracy", *(f"soft_{k}" for k in KINDS), *KINDS, "seconds", "gates",
     )  # fmt: skip
 
     def __init__(self, path: Path) -> None:
@@ -390,7 +390,7 @@ def run(job: Job, watcher: Watcher | None = None) -> dict[str, Any]:
 
 def _clear(out: Path) -> None:
     """Files of an earlier run must not be taken for this one's. Its dense weights stay until ours come."""
-    for name in (RESULT, PLAN, MODEL, METRICS):
+    for name in (RESULT, PLAN, MODEL, METRICS, "report.html"):
         (out / name).unlink(missing_ok=True)
 
 
@@ -490,6 +490,7 @@ def _prune(run: _Run, network: nn.Module) -> tuple[float, float, dict[str, float
                 hard_validation_accuracy=accuracy,
                 **{f"soft_{k}": v for k, v in pruner.soft_cost().items()},
                 **pruner.structure.cost.exact(mask).to_json(),
+                gates=" ".join(map(str, pruner.histogram())),
             )
         if best is not None:
             accuracy = best[0]

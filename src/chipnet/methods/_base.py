@@ -51,6 +51,10 @@ class Method(ABC):
     def values(self, progress: float) -> Tensor:
         """Gate values ``[gates]`` of this step's forward, differentiable in what the method learns."""
 
+    def relaxed(self, progress: float) -> Tensor:
+        """Gate values in [0, 1] as they are learnt ``[gates]``: what becomes crisp; by default the forward's."""
+        return self.values(progress)
+
     def loss(self, progress: float) -> Tensor:
         """The method's own part of the loss (a scalar); zero for methods that learn nothing."""
         return torch.zeros((), device=self.device)

@@ -63,6 +63,10 @@ class ChipNet(Gradual):
         leaf.register_hook(self._observe)
         return leaf
 
+    def relaxed(self, progress: float) -> Tensor:
+        at = self.continuation(progress)
+        return project(self.psi, at.beta, at.gamma)[1]
+
     @torch.no_grad()
     def _observe(self, grad: Tensor) -> Tensor:
         """Running mean square of dL/dz, as the task's gradient passes."""
