@@ -252,6 +252,8 @@ def prepare(request: Request) -> Job:
         min_channels=request.min_channels,
         round_to=request.round_to,
     )
+    if "latency" in budget.kinds:
+        structure.time(network)
     structure.check(budget)
     _check_logits(network, example, request.model, data.num_classes)
     _check_writable(out)

@@ -54,7 +54,7 @@ def prune(
     ] = "digits",
     budget: Annotated[
         list[str] | None,
-        typer.Option(help="what remains: macs=0.25, params=2M, volume=50%; repeatable [default: macs=0.25]"),
+        typer.Option(help="what remains: macs=0.25, params=2M, latency=3ms; repeatable [default: macs=0.25]"),
     ] = None,
     data_dir: Annotated[str | None, typer.Option(help=_DATA_DIR)] = None,
     weights: Annotated[
@@ -99,6 +99,7 @@ def prune(
     console = Console(quiet=quiet, highlight=False)
     with _refusals():
         from chipnet import train
+        from chipnet._latency import Landing
 
         recipe = train.recipe_for(data, quick)
         request = train.Request(
@@ -127,6 +128,8 @@ def prune(
         result = train.run(job, bars)
     _cli_runs.report_after(job.out)
     console.print(summary(result))
+    if "latency" in result:
+        console.print(str(Landing(**result["latency"])), soft_wrap=True)
     console.print(f"{_verified(result)}\nIn {job.out}: {', '.join(_FILES)}", soft_wrap=True)
 
 
@@ -464,7 +467,7 @@ def summary(result: Mapping[str, Any]) -> Table:
 
 def _within(limits: Mapping[str, int], values: Mapping[str, Any]) -> str:
     """Is a row within the largest integer costs that the budget allows?"""
-    return "met" if all(values[k] <= limit for k, limit in limits.items()) else "above"
+    return "met" if all(values[k] <= limit for k, limit in limits.items() if k in values) else "above"
 
 
 def _verified(result: Mapping[str, Any]) -> str:

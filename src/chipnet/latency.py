@@ -38,21 +38,22 @@ ALIGN = 8
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call of one network in one runtime: median and quartiles over rounds."""
+    """Seconds per call of one network in one runtime: median, quartiles and shortest over rounds."""
 
     median: float
     low: float
     high: float
+    best: float
     rounds: int
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Timing:
         """
         >>> Timing.of([3.0, 1.0, 2.0, 5.0, 4.0])
-        Timing(median=3.0, low=2.0, high=4.0, rounds=5)
+        Timing(median=3.0, low=2.0, high=4.0, best=1.0, rounds=5)
         """
         low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
-        return cls(median, low, high, len(samples))
+        return cls(median, low, high, min(samples), len(samples))
 
     @property
     def spread(self) -> float:

@@ -21,6 +21,7 @@ from chipnet._budget import KINDS
 from chipnet._errors import ChipNetError, ConfigError
 from chipnet._inputs import Inputs
 from chipnet._io import write_atomically
+from chipnet._latency import Landing
 from chipnet.latency import Part, parts
 from chipnet.runs import Run
 
@@ -132,6 +133,11 @@ def _one(run: Run) -> dict[str, Any]:
         tiles.append(
             _Tile(f"{_NAMES[kind]} left", _percent(small[kind] / dense[kind]), note, "good" if met else "bad")
         )
+    if "latency" in result:
+        took = Landing(**result["latency"])
+        note = f"{took.compact / 1e6:.3g} of {took.dense / 1e6:.3g} ms on {took.device}, {took.threads} thread(s)"
+        met = took.measured <= took.asked
+        tiles.append(_Tile("latency left", _percent(took.left), note, "good" if met else "bad"))
     tiles.append(
         _Tile("time of the run", _duration(result["seconds"]["total"]), result["environment"]["device"])
     )

@@ -425,6 +425,7 @@ def _phases(run: _Run) -> dict[str, Any]:
         "soft": {"accuracy": soft, **soft_cost},
         "hard": {"accuracy": hard, **plan.compact.to_json()},
         "compact": {"accuracy": final, **plan.compact.to_json()},
+        **({"latency": plan.latency} if plan.latency is not None else {}),
         "verify": {"max_abs_difference": difference[0], "output_scale": difference[1]},
         "seconds": {},
         "images": {s: len(getattr(job.data, s)) for s in ("train", "validation", "test")},

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from chipnet._cost import KINDS
 from chipnet._harden import Hardener
 from chipnet._structure import Structure
 from chipnet.schedules import Cubic
@@ -42,8 +41,8 @@ class Method(ABC):
         self.model, self.structure, self.limits = model, structure, dict(limits)
         self.steps, self.device = steps, device
         self.generator = torch.Generator().manual_seed(seed)
-        self.kinds = torch.tensor([KINDS.index(k) for k in limits], device=device)
-        dense = structure.cost.dense
+        self.kinds = torch.tensor([structure.cost.kinds.index(k) for k in limits], device=device)
+        dense = structure.cost.whole
         self.dense = torch.tensor([dense[k] for k in limits], dtype=torch.float64, device=device)
         self.target = torch.tensor([min(limits[k] / dense[k], 1.0) for k in limits], device=device)
 
@@ -66,6 +65,10 @@ class Method(ABC):
     @abstractmethod
     def mask(self) -> Tensor:
         """Boolean gates ``[gates]`` that meet the budget exactly, from what is known now."""
+
+    def settle(self, solve: Callable[[], Tensor]) -> Tensor:
+        """The mask that ships: ``solve`` gives one for ``limits``. `Pruner` puts a landing by measurement here."""
+        return solve()
 
     def cost_fraction(self, gates: Tensor) -> Tensor:
         """Costs of the budget's kinds as fractions of the dense ones, for gate values ``[gates]``."""
@@ -113,7 +116,7 @@ class Gradual(Method):
         if self.final:
             return
         if after >= self.freeze:
-            self._set(self._solve(1.0, full=True))
+            self._set(self.settle(lambda: self._solve(1.0, full=True)))
             self.final = True
         elif int(after * self.refreshes) > int(before * self.refreshes):
             self._set(self._solve(after, full=False))
@@ -122,7 +125,7 @@ class Gradual(Method):
         return self.current if self.final else self._solve(1.0, full=True)
 
     def _solve(self, progress: float, full: bool) -> Tensor:
-        dense = self.structure.cost.dense
+        dense = self.structure.cost.whole
         limits = {
             k: v if full else max(v, int(Cubic(dense[k], v, until=self.shrink)(progress)))
             for k, v in self.limits.items()
