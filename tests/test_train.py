@@ -214,7 +214,7 @@ def test_recipes():
 # -- whole runs -------------------------------------------------------------------------------------------
 
 KEYS = {
-    "model", "data", "method", "seed", "budget", "limits", "realisation", "dense", "soft", "hard", "compact",
+    "model", "data", "input", "method", "seed", "budget", "limits", "realisation", "dense", "soft", "hard", "compact",
     "verify", "seconds", "images", "recipe", "environment", "command",
 }  # fmt: skip
 

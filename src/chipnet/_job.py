@@ -134,6 +134,13 @@ def prepare(request: Request, resume: bool = False) -> Job:
         min_channels=request.min_channels,
         round_to=request.round_to,
     )
+    if "latency" in budget.kinds:
+        if processes > 1:
+            raise ConfigError(
+                "a latency budget is measured, and no two processes measure the same: prune on one device "
+                "(--devices 1), or by macs."
+            )
+        structure.time(network)
     mask = None
     if request.masks is None:
         structure.check(budget)

@@ -487,7 +487,7 @@ def run(job: Job, watcher: Watcher | None = None, stop: Callable[[], bool] = lam
 
 def _clear(out: Path) -> None:
     """Files of an earlier run must not be taken for this one's. Its dense weights stay until ours come."""
-    for name in (RESULT, PLAN, MASKS, SPLIT, MODEL):
+    for name in (RESULT, PLAN, MASKS, SPLIT, MODEL, "report.html"):
         (out / name).unlink(missing_ok=True)
     _checkpoint.remove(out)
 
@@ -500,6 +500,7 @@ def _result(run: Run) -> dict[str, Any]:
     return {
         "model": asked.model,
         "data": asked.data,
+        "input": job.data.to_json() | {"data_dir": asked.data_dir and os.path.abspath(asked.data_dir)},
         "method": asked.method,
         "seed": asked.seed,
         "budget": {k: v if isinstance(v, int) else float(v) for k, v in job.budget.targets},
@@ -515,6 +516,7 @@ def _result(run: Run) -> dict[str, Any]:
         "recipe": dataclasses.asdict(job.recipe),
         "environment": _environment(run.fabric),
         "command": asked.command,
+        **({"latency": plan.latency} if plan.latency is not None else {}),
         **({"masks": asked.masks} if asked.masks is not None else {}),
     }
 
