@@ -231,6 +231,7 @@ class Request:
     workers: int | None = option(None, "processes that decode image files [default: one a core, at most 8]")
     checkpoint_seconds: float = option(60.0, "time between two saved states")
     checkpoint_steps: int | None = option(None, "steps between two saved states, if sooner")
+    tensorboard: bool = option(False, "write TensorBoard's event files, too")
     overwrite: bool = option(False, "replace an earlier run in --out")
     command: str = field(default_factory=lambda: shlex.join(["chipnet", *sys.argv[1:]]))
 
