@@ -55,6 +55,7 @@ def test_prune_leaves_a_run_folder_and_prints_a_table(tmp_path):
         "config.yaml",
         "masks.json",
         "split.json",
+        "report.html",
     }
     assert {p.name for p in out.iterdir()} == names
     result = json.loads((out / "result.json").read_text())

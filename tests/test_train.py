@@ -214,8 +214,8 @@ def test_recipes():
 # -- whole runs -------------------------------------------------------------------------------------------
 
 KEYS = {
-    "model", "data", "method", "seed", "budget", "limits", "realisation", "dense", "soft", "hard", "compact",
-    "verify", "seconds", "images", "recipe", "environment", "command",
+    "model", "data", "input", "method", "seed", "budget", "limits", "realisation", "dense", "soft", "hard",
+    "compact", "verify", "seconds", "images", "recipe", "environment", "command",
 }  # fmt: skip
 
 

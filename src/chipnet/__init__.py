@@ -12,9 +12,11 @@ from chipnet._errors import (
     CaptureError,
     ChipNetError,
     ConfigError,
+    ExportError,
     LoadError,
     PlanError,
 )
+from chipnet._export import export
 from chipnet._io import load, save
 from chipnet._masks import Masks
 from chipnet._plan import Plan
@@ -30,6 +32,7 @@ __all__ = [
     "ChipNetError",
     "ConfigError",
     "Cost",
+    "ExportError",
     "LoadError",
     "Masks",
     "Plan",
@@ -37,6 +40,7 @@ __all__ = [
     "Pruner",
     "Structure",
     "compact",
+    "export",
     "load",
     "masked",
     "save",

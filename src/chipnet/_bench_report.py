@@ -114,7 +114,7 @@ def write_plots(grid: Grid, rows: Rows) -> list[Path]:
     try:
         import matplotlib
     except ImportError as error:
-        raise ConfigError("plots need matplotlib: pip install 'chipnet[bench]'") from error
+        raise ConfigError("plots need matplotlib: pip install 'chipnet[report]'") from error
     matplotlib.use("Agg")
     folder = grid.out / "plots"
     folder.mkdir(parents=True, exist_ok=True)

@@ -192,7 +192,7 @@ class Request:
         "resnet8", "a name (`chipnet models`; torchvision's and timm's too), or module:callable"
     )
     data: str = option("digits", "digits, fashion-mnist, cifar10, image-folder and more, or module:callable")
-    budget: Any = option("macs=0.25", "what remains: macs=0.25, params=2M, volume=50%; repeatable")
+    budget: Any = option("macs=0.25", "what remains: macs=0.25, params=2M, latency=3ms; repeatable")
     out: str | os.PathLike[str] = option("", "run folder; made if missing")
     recipe: Recipe | None = None
     data_dir: str | None = option(None, "folder of the data set; nothing is ever downloaded")
@@ -231,6 +231,7 @@ class Request:
     workers: int | None = option(None, "processes that decode image files [default: one a core, at most 8]")
     checkpoint_seconds: float = option(60.0, "time between two saved states")
     checkpoint_steps: int | None = option(None, "steps between two saved states, if sooner")
+    tensorboard: bool = option(False, "write TensorBoard's event files, too")
     overwrite: bool = option(False, "replace an earlier run in --out")
     command: str = field(default_factory=lambda: shlex.join(["chipnet", *sys.argv[1:]]))
 

@@ -18,6 +18,7 @@ from chipnet import Budget, ConfigError, Cost, Masks, Structure
 from chipnet._checkpoint import CHECKPOINT
 from chipnet._config import Recipe, Request, recipe_for
 from chipnet._io import write_atomically
+from chipnet._lazy import optional_import
 from chipnet.data import Data, load_data
 from chipnet.methods import read_method
 from chipnet.models import get_model, load_weights
@@ -96,6 +97,10 @@ def prepare(request: Request, resume: bool = False) -> Job:
     threads = use_threads(request.threads)
     if request.precision == "32":
         request = dataclasses.replace(request, precision="32-true")
+    if request.tensorboard:
+        optional_import(
+            "torch.utils.tensorboard", needed_for="tensorboard: true (--tensorboard)", install="tensorboard"
+        )
     _check_device(request)
     fabric = _fabric(request)
     out = fabric.broadcast(out)  # where the first process found a name that was free
@@ -134,6 +139,13 @@ def prepare(request: Request, resume: bool = False) -> Job:
         min_channels=request.min_channels,
         round_to=request.round_to,
     )
+    if "latency" in budget.kinds:
+        if processes > 1:
+            raise ConfigError(
+                "a latency budget is measured, and no two processes measure the same: prune on one device "
+                "(--devices 1), or by macs."
+            )
+        structure.time(network)
     mask = None
     if request.masks is None:
         structure.check(budget)

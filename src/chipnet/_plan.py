@@ -101,6 +101,8 @@ class Plan:
     realisation: str = "plain"
     sizes: tuple[Size, ...] = ()
     frozen: tuple[Frozen, ...] = ()
+    latency: Mapping[str, Any] | None = None
+    """With a latency budget, what was measured: the fields of `chipnet._latency.Landing`."""
     inputs: Inputs | None = field(default=None, compare=False, repr=False)
     """Example inputs for verification; not serialised."""
 
@@ -155,6 +157,7 @@ class Plan:
             "sites": [[s.name, s.kept, s.channels, list(s.tied_to), s.ties, s.reason] for s in self.sites],
             "sizes": [[s.module, s.name, s.index, s.value] for s in self.sizes],
             "frozen": [[f.module, list(f.shape), f.axis, f.same] for f in self.frozen],
+            **({"latency": dict(self.latency)} if self.latency is not None else {}),
             "mask": "".join("1" if m else "0" for m in self.mask),
         }
 
@@ -185,6 +188,7 @@ class Plan:
                 mask=tuple(c == "1" for c in data["mask"]),
                 realisation=data["realisation"],
                 sizes=tuple(Size(*s) for s in data["sizes"]),
+                latency=data.get("latency"),
                 frozen=tuple(Frozen(m, tuple(shape), a, same) for m, shape, a, same in data["frozen"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as e:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from chipnet._budget import Budget
+from chipnet._budget import LATENCY, Budget
 from chipnet._cost import KINDS
 from chipnet._distributed import Group, first_, mean_, world
 from chipnet._errors import ConfigError
 from chipnet._gates import add_gates
+from chipnet._latency import Landing, land
 from chipnet._plan import Plan
 from chipnet._structure import Pattern, Structure
 from chipnet._trace import Realisation
@@ -41,7 +44,8 @@ class Pruner:
             them, so masks and plans are the same on each; nothing else communicates.
 
     Raises:
-        BudgetError: no connected network meets the budget (with the smallest cost that can be reached).
+        BudgetError: no connected network meets the budget (with the smallest cost that can be reached). With a
+            latency budget also later, when final masks are measured and none that was built is fast enough.
         CaptureError: the model cannot be captured or has nothing to prune.
         ConfigError: unknown method or setting, steps < 1.
 
@@ -105,6 +109,8 @@ class Pruner:
                 round_to=round_to,
             )
         )
+        if LATENCY in self.budget.kinds:
+            self.structure.time(model)
         self.structure.check(self.budget)
         device = next(model.parameters()).device
         self.method = made(
@@ -117,6 +123,10 @@ class Pruner:
             options=options,
         )
         self.method.group = group
+        self.landing: Landing | None = None
+        """With a latency budget, once final masks are known: what their compact network takes, as measured."""
+        if LATENCY in self.budget.kinds:
+            self.method.settle = self._settle  # type: ignore[method-assign]
         self.steps, self.taken = steps, 0
         gates = np.concatenate([s.gates for s in self.structure.sites])
         self._index = torch.from_numpy(np.where(gates < 0, self.structure.gates, gates)).to(device)
@@ -158,13 +168,13 @@ class Pruner:
         with torch.no_grad():
             values = self.method.values(self.progress).detach().double().cpu()
             costs = self.structure.cost(values).tolist()
-        return {k: c / max(self.structure.cost.dense[k], 1) for k, c in zip(KINDS, costs, strict=True)}
+        dense = self.structure.cost.dense
+        return {k: c / max(dense[k], 1) for k, c in zip(KINDS, costs, strict=False)}  # latency apart
 
     def histogram(self, bins: int = 10) -> list[int]:
-        """How many gates have which value now: counts in ``bins`` equal parts of [0, 1]. Discrete masks fill the
-        ends alone."""
+        """How many gates have values in each of ``bins`` equal parts of [0, 1], as they are learnt now."""
         with torch.no_grad():
-            values = self.method.values(self.progress).detach().float().cpu()
+            values = self.method.relaxed(self.progress).detach().float().cpu()
         return [int(n) for n in torch.histc(values, bins, 0.0, 1.0)]
 
     @property
@@ -183,7 +193,26 @@ class Pruner:
 
     def harden(self, mask: Tensor | None = None) -> Plan:
         """The plan of the hard masks. The model keeps computing with them until ``detach()``."""
-        return self.structure.plan(self._force(mask), self.budget)
+        if mask is None and self.landing is None:
+            mask = self.method.settle(self.method.mask)
+        plan = self.structure.plan(self._force(mask), self.budget)
+        return plan if self.landing is None else replace(plan, latency=self.landing.to_json())
+
+    def _settle(self, solve: Callable[[], Tensor]) -> Tensor:
+        """The mask of ``solve`` whose compact network, as measured, is within the latency budget."""
+        limits = self.method.limits
+
+        def within(tighter: Mapping[str, int]) -> Tensor:
+            self.method.limits = dict(tighter)
+            try:
+                return solve()
+            finally:
+                self.method.limits = limits
+
+        value = dict(self.budget.targets)[LATENCY]
+        asked = float(value) if isinstance(value, Fraction) else value
+        mask, self.landing = land(self.model, self.structure, limits, asked, within)
+        return mask
 
     def _force(self, mask: Tensor | None) -> Tensor:
         mask = self.mask if mask is None else mask
@@ -199,7 +228,8 @@ class Pruner:
 
     def state_dict(self) -> dict[str, Any]:
         """Progress and the method's state."""
-        return {"taken": self.taken, "steps": self.steps, "method": self.method.state_dict()}
+        own = {"taken": self.taken, "steps": self.steps, "method": self.method.state_dict()}
+        return own if self.landing is None else {**own, "landing": self.landing.to_json()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict()`` of a pruner of the same model, budget and method."""
@@ -207,6 +237,7 @@ class Pruner:
             raise ConfigError(f"the saved pruner runs {state['steps']} steps, this one {self.steps}")
         self.taken = state["taken"]
         self.method.load_state_dict(state["method"])
+        self.landing = Landing(**state["landing"]) if "landing" in state else None
         self._leaf = self._values = None
 
     def _channel_values(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""The command line: `chipnet prune`, `chipnet transfer`, `chipnet bench`, `chipnet inspect`, `chipnet models`.
+"""The command line: `chipnet prune`, `transfer`, `bench`, `inspect`, `models`, and the commands of `_cli_runs`.
 
 Exit codes: 0 done; 1 something broke while training; 2 a request that cannot be used, said in one line
 before any training; 130 stopped by Ctrl-C or SIGTERM.
@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from chipnet import _config
+from chipnet import _cli_runs, _config
 from chipnet._errors import ChipNetError, ConfigError
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Budget-aware structured pruning of PyTorch networks.",
 )
+app.add_typer(_cli_runs.app)
 
 _MODEL = "a name (`chipnet models`; torchvision's and timm's too), or module:callable"
 _DATA = "digits, fashion-mnist, cifar10, cifar100, image-folder and more, or module:callable"
@@ -99,7 +100,7 @@ def prune(
     """Train (or load) a network, prune it to a budget, fine-tune it and save it.
 
     In the run folder afterwards: result.json, plan.json, masks.json, model.safetensors, dense.safetensors,
-    metrics.csv, metrics.jsonl, split.json, config.yaml.
+    metrics.csv, metrics.jsonl, split.json, config.yaml, report.html.
     """
     console = Console(quiet=quiet or not _first(), highlight=False)
     with _refusals():
@@ -117,8 +118,7 @@ def prune(
         job = train.prepare(request, resume=resume is not None)
     with _failures(), _stop_signals() as stop, _Bars(console) as bars:
         result = train.run(job, bars, stop)
-    console.print(summary(result))
-    console.print(f"{_verified(result)}\nIn {job.out}: {', '.join(_FILES)}", soft_wrap=True)
+    _show(console, result, job.out)
 
 
 @app.command()
@@ -192,8 +192,7 @@ def transfer(
     console.print(f"masks of {source} fit; on {data} they leave {_transfer.reached(job)}", soft_wrap=True)
     with _failures(), _stop_signals() as stop, _Bars(console) as bars:
         result = train.run(job, bars, stop)
-    console.print(summary(result))
-    console.print(f"{_verified(result)}\nIn {job.out}: {', '.join(_FILES)}", soft_wrap=True)
+    _show(console, result, job.out)
 
 
 @app.command()
@@ -314,7 +313,7 @@ def main() -> None:
 
 _FILES = (
     "result.json", "plan.json", "masks.json", "model.safetensors", "dense.safetensors", "metrics.csv",
-    "metrics.jsonl", "split.json", "config.yaml",
+    "metrics.jsonl", "split.json", "config.yaml", "report.html",
 )  # fmt: skip
 
 
@@ -572,6 +571,19 @@ class _Bars:
             self.console.print(f"{self.phase}: {text}")
 
 
+def _show(console: Console, result: Mapping[str, Any], out: Path) -> None:
+    """The end of a run: its report, its table, its files."""
+    if not _first():
+        return
+    _cli_runs.report_after(out)
+    console.print(summary(result))
+    if "latency" in result:
+        from chipnet._latency import Landing
+
+        console.print(str(Landing(**result["latency"])), soft_wrap=True)
+    console.print(f"{_verified(result)}\nIn {out}: {', '.join(_FILES)}", soft_wrap=True)
+
+
 def summary(result: Mapping[str, Any]) -> Table:
     """The table at the end of a run, from what result.json holds."""
     budget = ", ".join(
@@ -600,7 +612,7 @@ def summary(result: Mapping[str, Any]) -> Table:
 
 def _within(limits: Mapping[str, int], values: Mapping[str, Any]) -> str:
     """Is a row within the largest integer costs that the budget allows?"""
-    return "met" if all(values[k] <= limit for k, limit in limits.items()) else "above"
+    return "met" if all(values[k] <= limit for k, limit in limits.items() if k in values) else "above"
 
 
 def _verified(result: Mapping[str, Any]) -> str:

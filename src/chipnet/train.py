@@ -37,7 +37,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -46,6 +46,7 @@ from torch import Tensor
 
 import chipnet
 from chipnet import ChipNetError, Plan, _checkpoint
+from chipnet._budget import KINDS
 from chipnet._compact import apply_plan
 from chipnet._config import CONFIG, write_config
 from chipnet._distributed import gathered, same_buffers, sums
@@ -180,7 +181,12 @@ class Run:
         self.carried: States = {}
         self.checkpoint = _checkpoint.read(job.out) if job.resume else None
         position = self.checkpoint["metrics"] if self.checkpoint else None
-        self.metrics = Metrics(job.out, position) if self.fabric.is_global_zero else None
+        board = job.request.tensorboard
+        self.metrics = Metrics(job.out, position, board) if self.fabric.is_global_zero else None
+        self.shown: dict[str, float] = {}
+        """Costs as the progress bar shows them: soft ones of the last line of metrics, exact of the last epoch."""
+        self.pace = (0, 0.0)
+        """Steps since this process began, and the seconds that they and their evaluations took."""
 
     # -- the run --------------------------------------------------------------------------------------
     def advance(self) -> None:
@@ -278,14 +284,22 @@ class Run:
             waited = time.perf_counter() - before
             self.step(images, labels)
             state.step += 1
-            self._add({"seconds": time.perf_counter() - before, "data_seconds": waited})
+            self._took(time.perf_counter() - before, 1)
+            self._add({"data_seconds": waited})
             self.look()
             self.pause()
         before = time.perf_counter()
         same_buffers(self.network)
         scores = self.phase.score(self)
-        self._add({"seconds": time.perf_counter() - before})
+        self._took(time.perf_counter() - before, 0)
         self._row(scores)
+        pruner = self.phase.pruner
+        if pruner is not None:
+            dense = self.job.dense
+            self.shown |= {f"exact_{k}": scores[k] / max(dense[k], 1) for k in KINDS}
+            if self.metrics is not None:
+                gates = pruner.method.relaxed(pruner.progress).detach()
+                self.metrics.histogram("prune/gates", gates, (state.epoch + 1) * len(self.train))
         state.epoch, state.passes, state.step, state.totals = state.epoch + 1, state.passes + 1, 0, {}
         self.pause()
 
@@ -331,17 +345,36 @@ class Run:
         self.unseen = []
         losses = dict(zip(LOSSES, rows[-1][:-1], strict=True))
         done = state.epoch * steps + state.step
-        rate = self.phase.rate(done - 1)
-        pruner = self.phase.pruner
         if self.metrics is not None and (done % LOG_EVERY == 0 or state.step == steps):
+            pruner = self.phase.pruner
             soft = pruner.soft_cost() if pruner is not None else {}
-            shown = {k: v for k, v in losses.items() if v}
-            self.metrics.step(
-                self.phase.name, done, {"lr": rate, **shown, **{f"soft_{k}": v for k, v in soft.items()}}
-            )
-        extra = f", pruning {losses['pruning']:+.4f}" if pruner is not None else ""
-        self.watcher.tick(f"epoch {state.epoch + 1}/{self.phase.epochs}, loss {losses['task']:.4f}{extra}")
+            self.shown |= {f"soft_{k}": v for k, v in soft.items()}
+            values = {name: value for name, value in losses.items() if value}
+            values |= {"lr": self.phase.rate(done - 1), **{f"soft_{k}": v for k, v in soft.items()}}
+            self.metrics.step(self.phase.name, done, values)
+        self.watcher.tick(self._text(losses))
         self.watcher.advance(len(rows))
+
+    def _text(self, losses: dict[str, float]) -> str:
+        """How it stands, in one line."""
+        state, phase = self.state, self.phase
+        parts = [f"epoch {state.epoch + 1}/{phase.epochs}", f"loss {losses['task']:.4f}"]
+        parts += [f"{n} {losses[n]:+.4f}" for n in ("distillation", "budget", "crispness") if losses[n]]
+        if phase.pruner is not None:
+            for kind in self.job.budget.kinds:
+                costs = [f"{self.shown[f'{how}_{kind}']:.1%} {how}" for how in ("soft", "exact")
+                         if f"{how}_{kind}" in self.shown]  # fmt: skip
+                parts += [f"{kind} {', '.join(costs)}"] if costs else []
+        waited, seconds = (state.totals.get(name, 0.0) for name in ("data_seconds", "seconds"))
+        if seconds and waited > 0.1 * seconds:
+            parts.append(f"{waited / seconds:.0%} of the time waiting for data")
+        steps, spent = self.pace
+        if steps:
+            names = list(PHASES)
+            later = sum(getattr(self.recipe, n) for n in names[names.index(state.phase) + 1 :])
+            left = (phase.epochs + later - state.epoch) * len(self.train) - state.step
+            parts.append(f"{timedelta(seconds=round(left * spent / steps))} left in all")
+        return ", ".join(parts)
 
     def pause(self) -> None:
         """Between two steps: save where it is time, stop where that was asked for."""
@@ -407,6 +440,10 @@ class Run:
             f"stopped in phase {state.phase}, {state.epoch} of {self.phase.epochs} epochs done. "
             f"In {out}: {disk}. Continue with: chipnet prune --resume {out}"
         )
+
+    def _took(self, seconds: float, steps: int) -> None:
+        self._add({"seconds": seconds})
+        self.pace = (self.pace[0] + steps, self.pace[1] + seconds)
 
     def _add(self, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -487,7 +524,7 @@ def run(job: Job, watcher: Watcher | None = None, stop: Callable[[], bool] = lam
 
 def _clear(out: Path) -> None:
     """Files of an earlier run must not be taken for this one's. Its dense weights stay until ours come."""
-    for name in (RESULT, PLAN, MASKS, SPLIT, MODEL):
+    for name in (RESULT, PLAN, MASKS, SPLIT, MODEL, "report.html"):
         (out / name).unlink(missing_ok=True)
     _checkpoint.remove(out)
 
@@ -500,6 +537,7 @@ def _result(run: Run) -> dict[str, Any]:
     return {
         "model": asked.model,
         "data": asked.data,
+        "input": job.data.to_json() | {"data_dir": asked.data_dir and os.path.abspath(asked.data_dir)},
         "method": asked.method,
         "seed": asked.seed,
         "budget": {k: v if isinstance(v, int) else float(v) for k, v in job.budget.targets},
@@ -515,6 +553,7 @@ def _result(run: Run) -> dict[str, Any]:
         "recipe": dataclasses.asdict(job.recipe),
         "environment": _environment(run.fabric),
         "command": asked.command,
+        **({"latency": plan.latency} if plan.latency is not None else {}),
         **({"masks": asked.masks} if asked.masks is not None else {}),
     }
 

@@ -89,6 +89,23 @@ class Data:
         chosen = {"validation": listed(self.held_out), "train": listed(self.chosen)}
         return {"data": self.name, "counts": counts, **chosen}
 
+    def to_json(self) -> dict[str, object]:
+        """What a network for these images must know, as plain JSON values: sizes, normalisation, labels.
+
+        Example:
+            >>> facts = load_data("digits").to_json()
+            >>> facts["image_size"], facts["in_channels"], facts["class_names"][:3]
+            (8, 1, ['0', '1', '2'])
+        """
+        return {
+            "num_classes": self.num_classes,
+            "in_channels": self.in_channels,
+            "image_size": self.image_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "class_names": list(self.class_names),
+        }
+
     def loader(
         self,
         split: Split,

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from chipnet._cost import KINDS
 from chipnet._errors import ConfigError
 from chipnet._harden import Hardener
 from chipnet._structure import Structure
@@ -58,8 +57,8 @@ class Method(ABC):
         """Of hooks on the model, for ``detach``."""
         self.group: Any = None
         """The processes that train together, set by the pruner: for what does not pass through dL/dz."""
-        self.kinds = torch.tensor([KINDS.index(k) for k in limits], device=device)
-        dense = structure.cost.dense
+        self.kinds = torch.tensor([structure.cost.kinds.index(k) for k in limits], device=device)
+        dense = structure.cost.whole
         self.dense = torch.tensor([dense[k] for k in limits], dtype=torch.float64, device=device)
         self.target = torch.tensor([min(limits[k] / dense[k], 1.0) for k in limits], device=device)
 
@@ -90,6 +89,10 @@ class Method(ABC):
     def values(self, progress: float) -> Tensor:
         """Gate values ``[gates]`` of this step's forward, differentiable in what the method learns."""
 
+    def relaxed(self, progress: float) -> Tensor:
+        """Gate values in [0, 1] as they are learnt ``[gates]``: what becomes crisp; by default the forward's."""
+        return self.values(progress)
+
     def loss(self, progress: float) -> Tensor:
         """The method's own part of the loss (a scalar); zero for methods that learn nothing."""
         return torch.zeros((), device=self.device)
@@ -115,6 +118,10 @@ class Method(ABC):
         for handle in self.handles:
             handle.remove()
         self.handles = []
+
+    def settle(self, solve: Callable[[], Tensor]) -> Tensor:
+        """The mask that ships: ``solve`` gives one for ``limits``. `Pruner` puts a landing by measurement here."""
+        return solve()
 
     def cost_fraction(self, gates: Tensor) -> Tensor:
         """Costs of the budget's kinds as fractions of the dense ones, for gate values ``[gates]``."""
@@ -162,7 +169,7 @@ class Gradual(Method):
         if self.final:
             return
         if after >= self.freeze:
-            self._set(self._solve(1.0, full=True))
+            self._set(self.settle(lambda: self._solve(1.0, full=True)))
             self.final = True
         elif int(after * self.refreshes) > int(before * self.refreshes):
             self._set(self._solve(after, full=False))
@@ -171,7 +178,7 @@ class Gradual(Method):
         return self.current if self.final else self._solve(1.0, full=True)
 
     def _solve(self, progress: float, full: bool) -> Tensor:
-        dense = self.structure.cost.dense
+        dense = self.structure.cost.whole
         limits = {
             k: v if full else max(v, int(Cubic(dense[k], v, until=self.shrink)(progress)))
             for k, v in self.limits.items()

@@ -48,6 +48,10 @@ class ChipNet(Sensing):
         cost = price(self)
         self.price = (cost / cost.mean().clamp(min=1e-12)).sqrt()
 
+    def relaxed(self, progress: float) -> Tensor:
+        at = self.continuation(progress)
+        return project(self.psi, at.beta, at.gamma)[1]
+
     @torch.no_grad()
     def benefit(self) -> Tensor:
         """How much the task depends on each channel, relative to its site's mean, times its site's price."""
