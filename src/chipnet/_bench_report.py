@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chipnet._bench import DENSE, MASKS, RECOVERY, Grid, metrics
-from chipnet._budget import Budget
+from chipnet._budget import KINDS, Budget
 from chipnet._errors import ConfigError
 from chipnet._io import write_atomically
 
@@ -77,12 +77,17 @@ def _accuracy_row(budget: str, method: str, runs: Rows) -> str:
     done = [r for r in runs if r["status"] == "done"]
     final, hard = [r["final"] for r in done], [r["hard"] for r in done if r["hard"] != ""]
     gap = [abs(r["soft"] - r["hard"]) for r in done if r["hard"] != ""]
-    kinds = Budget.parse(budget).kinds
+    kinds = _counted(budget)
     remains = ", ".join(f"{100 * max(r[k] for r in done):.2f} %" for k in kinds) if done else ""
     return (
         f"| {budget} | {method} | {len(done)} | {_mean(hard)} | {_mean(final)} | {_spread(final)} | {remains} | "
         f"{f'{max(gap):.1f}' if gap else ''} | {len(runs) - len(done)} |\n"
     )
+
+
+def _counted(budget: str) -> tuple[str, ...]:
+    """The budget's kinds that are counts; times are not comparable between runs."""
+    return tuple(kind for kind in Budget.parse(budget).kinds if kind in KINDS)
 
 
 def _numbers(runs: Rows, column: str) -> list[float]:
@@ -123,9 +128,9 @@ def write_plots(grid: Grid, rows: Rows) -> list[Path]:
     for model, data in dict.fromkeys((r["model"], r["data"]) for r in done):
         mine = [r for r in done if (r["model"], r["data"]) == (model, data) and r["method"] != DENSE]
         dense = [r["final"] for r in done if (r["model"], r["data"], r["method"]) == (model, data, DENSE)]
-        kinds = dict.fromkeys(Budget.parse(r["budget"]).kinds for r in mine)
+        kinds = dict.fromkeys(_counted(r["budget"]) for r in mine)
         for kind in (k[0] for k in kinds if len(k) == 1):
-            chosen = [r for r in mine if Budget.parse(r["budget"]).kinds == (kind,)]
+            chosen = [r for r in mine if _counted(r["budget"]) == (kind,)]
             paths.append(_accuracy(folder, f"{model} on {data}", kind, chosen, dense))
         for budget in dict.fromkeys(r["budget"] for r in mine):
             chosen = [r for r in mine if r["budget"] == budget]
