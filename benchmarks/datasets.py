@@ -12,7 +12,7 @@ Each takes `data_dir`, `seed`, `validation`, `limit` and `limit_test` as `chipne
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,55 +26,8 @@ Change = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """Images and labels of one split, and a seed, to those of the new data set."""
 
 
-def padded(
-    data_dir: str,
-    seed: int = 0,
-    validation: float = 0.1,
-    limit: int | None = None,
-    limit_test: int | None = None,
-) -> Data:
-    def change(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        return F.pad(images, (2, 2, 2, 2)).expand(-1, 3, -1, -1).contiguous(), labels
-
-    return _made("fashion-mnist padded", change, data_dir, seed, validation, limit, limit_test)
-
-
-def first_half(
-    data_dir: str,
-    seed: int = 0,
-    validation: float = 0.1,
-    limit: int | None = None,
-    limit_test: int | None = None,
-) -> Data:
-    return _made("fashion-mnist 0-4", _half(0), data_dir, seed, validation, limit, limit_test, range(5))
-
-
-def second_half(
-    data_dir: str,
-    seed: int = 0,
-    validation: float = 0.1,
-    limit: int | None = None,
-    limit_test: int | None = None,
-) -> Data:
-    return _made("fashion-mnist 5-9", _half(5), data_dir, seed, validation, limit, limit_test, range(5, 10))
-
-
-def pairs(
-    data_dir: str,
-    seed: int = 0,
-    validation: float = 0.1,
-    limit: int | None = None,
-    limit_test: int | None = None,
-) -> Data:
-    def change(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        partner = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-        narrow = F.avg_pool2d(images.float(), (1, 2)).round().to(torch.uint8)
-        return torch.cat([narrow, narrow[partner]], dim=3), 10 * labels + labels[partner]
-
-    data = _made("fashion-mnist pairs", change, data_dir, seed, validation, limit, limit_test)
-    names = tuple(f"{a} | {b}" for a in data.class_names for b in data.class_names)
-    # Mirrored, the right garment would be the left one.
-    return dataclasses.replace(data, class_names=names, num_classes=100, augment=Augment(pad=2, flip=False))
+def _pad(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    return F.pad(images, (2, 2, 2, 2)).expand(-1, 3, -1, -1).contiguous(), labels
 
 
 def _half(first: int) -> Change:
@@ -85,37 +38,62 @@ def _half(first: int) -> Change:
     return change
 
 
-def _made(
-    name: str,
-    change: Change,
-    data_dir: str,
-    seed: int,
-    validation: float,
-    limit: int | None,
-    limit_test: int | None,
-    classes: range = range(10),
-) -> Data:
-    data = load_data("fashion-mnist", data_dir, seed=seed, validation=validation)
-    held = None if limit is None else max(1, round(limit * validation / (1 - validation)))
-    parts = {}
-    for split, count in (("train", limit), ("validation", held), ("test", limit_test)):
-        source = getattr(data, split)
-        images, labels = change(source.images, source.labels, 0 if split == "test" else seed)
-        if count is not None and count < len(labels):
-            chosen = stratified_choice(labels, count, seed)[0]
-            images, labels = images[chosen], labels[chosen]
-        parts[split] = TensorImages(images, labels)
-    mean, std = channel_statistics(parts["train"].images)
-    return dataclasses.replace(
-        data,
-        name=name,
-        **parts,
-        num_classes=len(classes),
-        in_channels=parts["train"].images.shape[1],
-        image_size=parts["train"].images.shape[2],
-        mean=mean,
-        std=std,
-        class_names=tuple(data.class_names[c] for c in classes),
-        held_out=None,
-        chosen=None,
-    )
+def _side_by_side(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    partner = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    narrow = F.avg_pool2d(images.float(), (1, 2)).round().to(torch.uint8)
+    return torch.cat([narrow, narrow[partner]], dim=3), 10 * labels + labels[partner]
+
+
+def _task(
+    name: str, change: Change, names: Callable[[Sequence[str]], Sequence[str]], flip: bool = True
+) -> Callable[..., Data]:
+    """A loader of Fashion-MNIST with every split changed; `names` makes the classes of its classes."""
+
+    def load(
+        data_dir: str,
+        seed: int = 0,
+        validation: float = 0.1,
+        limit: int | None = None,
+        limit_test: int | None = None,
+    ) -> Data:
+        data = load_data("fashion-mnist", data_dir, seed=seed, validation=validation)
+        held = None if limit is None else max(1, round(limit * validation / (1 - validation)))
+        parts = {}
+        for split, count in (("train", limit), ("validation", held), ("test", limit_test)):
+            source = getattr(data, split)
+            # Test images are the same whatever the seed.
+            images, labels = change(source.images, source.labels, 0 if split == "test" else seed)
+            if count is not None and count < len(labels):
+                chosen = stratified_choice(labels, count, seed)[0]
+                images, labels = images[chosen], labels[chosen]
+            parts[split] = TensorImages(images, labels)
+        mean, std = channel_statistics(parts["train"].images)
+        classes = tuple(names(data.class_names))
+        return dataclasses.replace(
+            data,
+            name=name,
+            **parts,
+            num_classes=len(classes),
+            in_channels=parts["train"].images.shape[1],
+            image_size=parts["train"].images.shape[2],
+            mean=mean,
+            std=std,
+            class_names=classes,
+            augment=Augment(pad=2, flip=flip),
+            held_out=None,
+            chosen=None,
+        )
+
+    return load
+
+
+padded = _task("fashion-mnist padded", _pad, tuple)
+first_half = _task("fashion-mnist 0-4", _half(0), lambda names: names[:5])
+second_half = _task("fashion-mnist 5-9", _half(5), lambda names: names[5:])
+# Mirrored, the right garment would be the left one.
+pairs = _task(
+    "fashion-mnist pairs",
+    _side_by_side,
+    lambda names: [f"{a} | {b}" for a in names for b in names],
+    flip=False,
+)

@@ -14,7 +14,7 @@ from chipnet import train as loop
 from chipnet._bench import Run, bench, grid_from, read_grid, request_of, runs_of, smoke
 from chipnet._bench_report import tables, write_plots, write_tables
 from chipnet._lazy import import_callable
-from chipnet.data import list_data
+from chipnet.data import list_data, load_data
 from chipnet.models import get_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,7 +124,8 @@ def test_values_that_cannot_be_used(changes, text):
 
 
 @pytest.mark.parametrize(
-    ("content", "text"), [("- 1", "holds no options"), ("a: [", "cannot read"), (None, "cannot read")]
+    ("content", "text"),
+    [("- 1", "holds a list, not options"), ("a: [", "cannot read"), (None, "there is no config file")],
 )
 def test_files_that_cannot_be_read(tmp_path, content, text):
     if content is not None:
@@ -390,3 +391,33 @@ def test_the_command_refuses_in_one_line(tmp_path):
     assert done.exit_code == 2
     assert "did you mean 'models'?" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+# -- data sets made for it --------------------------------------------------------------------------------
+
+
+def test_tasks_made_of_fashion_mnist(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from test_data import write_idx
+
+    from benchmarks import datasets
+
+    write_idx(tmp_path)
+    whole = load_data("fashion-mnist", tmp_path)
+    halves = [half(tmp_path) for half in (datasets.first_half, datasets.second_half)]
+    assert [h.num_classes for h in halves] == [5, 5]
+    assert sum(len(h.train) for h in halves) == len(whole.train)
+    assert halves[0].class_names + halves[1].class_names == whole.class_names
+    assert all(int(h.train.labels.max()) <= 4 for h in halves)
+
+    padded = datasets.padded(tmp_path, limit=10, limit_test=4)
+    assert (len(padded.train), len(padded.test)) == (10, 4)
+    assert (padded.in_channels, padded.image_size) == (3, 32)
+
+    pairs, again = datasets.pairs(tmp_path, seed=1), datasets.pairs(tmp_path, seed=2)
+    size = whole.image_size
+    assert (pairs.num_classes, pairs.test.images.shape[2:]) == (100, (size, size))
+    assert torch.equal(pairs.test.labels, again.test.labels)  # the test set does not depend on the seed
+    left = torch.nn.functional.avg_pool2d(whole.test.images.float(), (1, 2)).round()
+    assert torch.equal(pairs.test.images[..., : size // 2].float(), left)
+    assert torch.equal(pairs.test.labels // 10, whole.test.labels)

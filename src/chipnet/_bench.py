@@ -48,18 +48,9 @@ RECOVERY = (0, 1, 2, 5, 10)
 DENSE = "dense"
 
 _FIXED = (
-    "model",
-    "data",
-    "budget",
-    "method",
-    "seed",
-    "out",
-    "weights",
-    "masks",
-    "data_dir",
-    "overwrite",
-    "recipe",
-)
+    "model", "data", "budget", "method", "seed", "out", "weights", "masks", "data_dir", "overwrite",
+    "recipe", "quick",
+)  # fmt: skip
 """Options of a run that the grid decides."""
 _RIVAL = re.compile(r"\w+\.[\w.]+:\w+")
 _CALL = re.compile(r"(scratch|transfer)\(\s*([^,()]+(?:,[^()]*)?)\s*\)")
@@ -121,15 +112,10 @@ def read_grid(path: str | Path, out: str | Path | None = None) -> Grid:
         ConfigError: all that is wrong: keys that do not exist, with the one that was probably meant; values of
             another kind; methods and budgets that cannot be read.
     """
-    import yaml
+    from chipnet._config import read_config
 
     path = Path(path)
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} holds no options such as 'models: [resnet20]'")
+    found = read_config(path)
     return grid_from(found, str(path), out or Path("runs") / path.stem)
 
 
@@ -142,7 +128,10 @@ def grid_from(found: Mapping[str, Any], name: str, out: str | Path) -> Grid:
     problems: list[str] = []
     axes: dict[str, Any] = {}
     known = [f.name for f in dataclasses.fields(Grid)]
-    _unknown_keys(found, known, "", problems)
+    for key in (str(k) for k in found if k not in known):
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        meant = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+        problems.append(f"there is no key '{key}'; {meant}")
     for axis, kind in (("models", str), ("data", str), ("budgets", str), ("methods", str), ("seeds", int)):
         values = found.get(axis, [0] if axis == "seeds" else None)
         values = [values] if isinstance(values, (str, int)) else values
@@ -173,14 +162,6 @@ def grid_from(found: Mapping[str, Any], name: str, out: str | Path) -> Grid:
     if problems:
         raise ConfigError(f"cannot use {name}:\n" + "\n".join(f"  - {p}" for p in problems))
     return grid
-
-
-def _unknown_keys(found: Mapping[Any, Any], known: Sequence[str], prefix: str, problems: list[str]) -> None:
-    for key in found:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            meant = f"did you mean '{prefix}{close[0]}'?" if close else f"known: {', '.join(known)}"
-            problems.append(f"there is no key '{prefix}{key}'; {meant}")
 
 
 def _method(text: str, data: Sequence[str]) -> tuple[str, str, str]:
