@@ -133,6 +133,7 @@ class Pruner:
         self._values: Tensor | None = None
         self._leaf: Tensor | None = None
         self._with_grad = False
+        self._apart = False
         self._forced: Tensor | None = None
         self._handles = add_gates(model, self.structure.sites, self._channel_values)
 
@@ -144,6 +145,17 @@ class Pruner:
     def loss(self) -> Tensor:
         """The method's loss (crispness, budget): add it to the task's. A scalar on the model's device."""
         return self.method.loss(self.progress)
+
+    def backward(self) -> None:
+        """The gradients of ``loss()``, apart from the task's: for loops whose loss is out of reach.
+
+        Call it in place of adding ``loss()``, once a step: after the task's backward passes and the scaler's
+        ``unscale_``, before ``optimizer.step()``.
+        """
+        loss = self.loss()
+        if loss.requires_grad:
+            loss.backward()
+        self._apart = True
 
     def losses(self) -> dict[str, Tensor]:
         """``loss()`` by part: add their sum instead, and show them."""
@@ -271,7 +283,7 @@ class Pruner:
                 grad = mean_(grad, self.group)
                 if loss_scale != 1.0:
                     grad = grad / loss_scale
-                    for p in learnt:
+                    for p in learnt if not self._apart else []:
                         if p.grad is not None:
                             p.grad /= loss_scale
                 if loss_scale == 1.0 or bool(torch.isfinite(grad).all()):
@@ -280,4 +292,5 @@ class Pruner:
             for p in learnt:
                 if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
                     p.grad = None
+        self._apart = False
         self._leaf = self._values = None
