@@ -99,6 +99,24 @@ def prune(model: nn.Module, inputs: tuple, target: float, macs: Callable[[nn.Mod
     return result
 
 
+def pruned(model: nn.Module, inputs: tuple, target: float, cost: Callable[[nn.Module], int]) -> nn.Module:
+    """A copy of `model` that Torch-Pruning brought to `target` of its `cost`, or below; for training.
+
+    Raises:
+        ValueError: it stops above the target.
+    """
+    import torch_pruning
+
+    small = copy.deepcopy(model).eval()
+    result: dict[str, Any] = {"seconds": None}
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        _run(torch_pruning, small, inputs, target, cost, {}, result)
+    if result["ratio"] > target:
+        raise ValueError(f"Torch-Pruning stops at {result['ratio']:.4f} of the cost, asked were {target:.4f}")
+    return small
+
+
 def _run(
     tp: Any,
     model: nn.Module,

@@ -23,3 +23,15 @@ def _same_start_for_every_test():
     torch.set_default_dtype(torch.float32)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    """A finished run: resnet8, one epoch a phase on 160 digits. Read it, never write into it."""
+    from chipnet.train import Recipe, Request, prepare, run
+
+    recipe = Recipe(1, 2, 1, batch_size=32, train_lr=0.05, prune_lr=0.05, limit=160, limit_test=60)
+    out = tmp_path_factory.mktemp("runs") / "quarter"
+    asked = Request("resnet8", "digits", "macs=0.25", out, recipe, accelerator="cpu", command="chipnet prune")
+    run(prepare(asked))
+    return out

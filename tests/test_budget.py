@@ -105,10 +105,10 @@ REMAINS = "a fraction is what remains, 0.25 keeps a quarter; for an absolute cou
     [
         (
             {"mac": 0.25},
-            "unknown kind 'mac'; did you mean 'macs'? the kinds are channels, volume, params, macs",
+            "unknown kind 'mac'; did you mean 'macs'? the kinds are channels, volume, params, macs, latency",
         ),
         ({"parameters": 0.25}, "did you mean 'params'?"),
-        ({"latency": 0.25}, "unknown kind 'latency'; the kinds are"),
+        ({"energy": 0.25}, "unknown kind 'energy'; the kinds are"),
         ({"macs": 0}, f"macs=0: nothing would remain; {REMAINS}"),
         ({"macs": 0.0}, "nothing would remain"),
         ({"macs": -0.5}, "nothing would remain"),

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from killing import fingerprint
 from typer.testing import CliRunner
 
 import chipnet
@@ -44,7 +45,18 @@ def test_prune_leaves_a_run_folder_and_prints_a_table(tmp_path):
     out = tmp_path / "new" / "run"
     done = prune(out, "--budget", "params=2k", "--seed", "7", "--threads", "1", "--recalibrate")
     assert done.exit_code == 0, done.output
-    names = {"result.json", "plan.json", "model.safetensors", "dense.safetensors", "metrics.csv"}
+    names = {
+        "result.json",
+        "plan.json",
+        "model.safetensors",
+        "dense.safetensors",
+        "metrics.csv",
+        "metrics.jsonl",
+        "config.yaml",
+        "masks.json",
+        "split.json",
+        "report.html",
+    }
     assert {p.name for p in out.iterdir()} == names
     result = json.loads((out / "result.json").read_text())
     assert (result["model"], result["data"], result["method"]) == ("test_train:tiny_net", "digits", "chipnet")
@@ -76,9 +88,28 @@ def test_the_demo_of_the_readme_runs_with_its_flags(tmp_path):
 
 def test_the_default_budget_is_a_quarter_of_the_macs(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(loop, "prepare", lambda request: asked.append(request) or stop())
+    monkeypatch.setattr(loop, "prepare", lambda request, **_: asked.append(request) or stop())
     prune(tmp_path, **{"--budget": None})
-    assert asked[0].budget == ["macs=0.25"]
+    assert asked[0].budget == "macs=0.25"
+
+
+def test_a_run_is_repeated_from_its_config_and_flags_win(tmp_path, monkeypatch):
+    first = tmp_path / "run"
+    assert prune(first, "--label-smoothing", "0.1", "--quiet", **{"--budget": "params=0.5"}).exit_code == 0
+    again = chipnet_("prune", "--config", first / "config.yaml", "--quiet")
+    assert again.exit_code == 0, again.output
+    one, two = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("run", "run-2"))
+    for result in (one, two):
+        for key in ("seconds", "environment", "command"):
+            del result[key]
+    assert one == two
+    assert one["recipe"]["label_smoothing"] == 0.1
+    assert fingerprint(first) == fingerprint(tmp_path / "run-2")
+
+    asked = []
+    monkeypatch.setattr(loop, "prepare", lambda request, **_: asked.append(request) or stop())
+    chipnet_("prune", "--config", first / "config.yaml", "--seed", "5", "--out", tmp_path / "x")
+    assert (asked[0].seed, asked[0].budget, asked[0].recipe.label_smoothing) == (5, "params=0.5", 0.1)
 
 
 def stop():
@@ -96,7 +127,7 @@ def stop():
 )
 def test_options_change_the_recipe(tmp_path, monkeypatch, arguments, expected):
     asked = []
-    monkeypatch.setattr(loop, "prepare", lambda request: asked.append(request) or stop())
+    monkeypatch.setattr(loop, "prepare", lambda request, **_: asked.append(request) or stop())
     prune(tmp_path, *arguments)
     assert {k: getattr(asked[0].recipe, k) for k in expected} == expected
 
@@ -109,7 +140,7 @@ def no_training(monkeypatch):
     def train(*args, **kwargs):
         raise AssertionError("training has started")
 
-    monkeypatch.setattr(loop, "train_epoch", train)
+    monkeypatch.setattr(loop, "train_step", train)
 
 
 @pytest.mark.parametrize(
@@ -133,10 +164,12 @@ def no_training(monkeypatch):
         ({"--epochs": "-1"}, "--epochs '-1': give one whole number"),
         ({"--epochs": "1,0,1"}, "prune must be at least 1, not 0"),
         ({"--epochs": "0,1,1"}, "there is nothing to prune"),
-        ({"--batch-size": "1"}, "--batch-size must be at least 2"),
+        ({"--batch-size": "1"}, "batch_size must be at least 2"),
         ({"--lr": "-0.1"}, "train_lr must be above 0"),
         ({"--lr": "nan"}, "train_lr must be above 0 and finite"),
-        ({"--threads": "0"}, "--threads must be at least 1"),
+        ({"--config": "/nowhere.yaml"}, "there is no config file /nowhere.yaml"),
+        ({"--label-smoothing": "1"}, "label_smoothing must be in [0, 1)"),
+        ({"--threads": "0"}, "threads must be at least 1"),
         ({"--weights": "/nowhere.pt"}, "/nowhere.pt does not exist"),
         ({"--realisation": "sparse"}, "'plain' or 'indexed'"),
         ({"--ignore": "layer9*"}, "matches no module"),
@@ -184,29 +217,61 @@ def test_no_out_is_a_usage_error():
 # -- stopped and broken runs ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, None], ids=["SIGTERM", "Ctrl-C"])
-def test_a_stopped_run_says_how_far_it_came(tmp_path, monkeypatch, number):
-    calls, real = [], loop.train_epoch
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_stopped_run_says_how_far_it_came_and_how_to_go_on(tmp_path, monkeypatch, number):
+    assert prune(tmp_path / "whole", "--quiet").exit_code == 0
+    out, calls, real = tmp_path / "run", [], loop.train_step
 
     def stopped(*args, **kwargs):
         calls.append(1)
-        if len(calls) == 3:
-            if number is None:
-                raise KeyboardInterrupt
+        if len(calls) == 100:
             os.kill(os.getpid(), number)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "train_epoch", stopped)
-    before = signal.getsignal(signal.SIGTERM)
-    done = prune(tmp_path)
+    monkeypatch.setattr(loop, "train_step", stopped)
+    before = signal.getsignal(number)
+    done = prune(out)
     assert done.exit_code == 130
+    assert len(calls) == 100
     assert "stopped in phase finetune, 0 of 1 epochs done" in done.stderr
-    assert "dense.safetensors (dense weights); plan.json" in done.stderr
+    assert "dense.safetensors (dense weights); plan.json (the plan); masks.json" in done.stderr
     assert "model.safetensors (compact network, not fine-tuned)" in done.stderr
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert not (tmp_path / "result.json").exists()
-    small = chipnet.load(lambda: __import__("test_train").TinyNet(10, 1), tmp_path / "model.safetensors")
+    assert f"Continue with: chipnet prune --resume {out}" in done.stderr
+    assert signal.getsignal(number) is before
+    assert not (out / "result.json").exists()
+    small = chipnet.load(lambda: __import__("test_train").TinyNet(10, 1), out / "model.safetensors")
     assert small(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+    assert chipnet_("prune", "--resume", out, "--quiet").exit_code == 0
+    assert len(calls) == 123
+    assert fingerprint(out) == fingerprint(tmp_path / "whole")
+    assert "is finished already" in chipnet_("prune", "--resume", out).stdout
+
+
+def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
+    def stopped(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("not at once")
+
+    monkeypatch.setattr(loop, "train_step", stopped)
+    done = prune(tmp_path)
+    assert (done.exit_code, "stopped in phase train, 0 of 1 epochs" in done.stderr) == (130, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((), "there is no run in"),
+        (
+            ("--seed", "1", "--batch-size", "8"),
+            "keeps the options it began with: leave out --seed, --batch-size.",
+        ),
+    ],
+)
+def test_what_cannot_be_continued(tmp_path, no_training, arguments, text):
+    done = chipnet_("prune", "--resume", tmp_path, *arguments)
+    assert (done.exit_code, text in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +281,7 @@ def test_a_broken_run_is_one_line_too(tmp_path, monkeypatch, error):
     def broken(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(loop, "train_epoch", broken)
+    monkeypatch.setattr(loop, "train_step", broken)
     done = prune(tmp_path)
     assert done.exit_code == 1
     assert done.stderr == f"error: {error}\n"

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from chipnet.losses import budget_loss, crispness
+from chipnet.losses import budget_loss, crispness, distillation
 from chipnet.projections import heaviside
 
 fractions = st.floats(0.01, 1.0)
@@ -65,3 +65,22 @@ def test_budget_loss_pulls_towards_the_budget():
         at = torch.tensor(cost, requires_grad=True)
         budget_loss(at, 0.25).backward()
         assert torch.sign(at.grad).item() == sign
+
+
+@given(st.floats(0.5, 8.0))
+def test_distillation_is_zero_and_flat_where_both_predict_the_same(temperature):
+    teacher = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits = (teacher + 1).requires_grad_()  # softmax does not see a shift
+    loss = distillation(logits, teacher, temperature)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+    assert logits.grad.abs().max() < 1e-12
+
+
+def test_distillation_by_its_definition():
+    logits, teacher = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    p, q = torch.softmax(teacher / 4, 1), torch.softmax(logits / 4, 1)
+    assert distillation(logits, teacher, 4.0).item() == pytest.approx(
+        16 * (p * (p / q).log()).sum(1).mean().item()
+    )
+    assert gradcheck(lambda x: distillation(x, teacher, 4.0), logits.requires_grad_())

@@ -7,15 +7,27 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import chipnet
-from chipnet import BudgetError, CaptureError, ChipNetError, ConfigError
+from chipnet import BudgetError, CaptureError, ChipNetError, ConfigError, _phases, _steps
 from chipnet import train as loop
 from chipnet._io import save_weights
+from chipnet._metrics import LOSSES
 from chipnet.data import load_data
 from chipnet.models import get_model, load_weights
-from chipnet.train import Recipe, Request, evaluate, prepare, recalibrate, recipe_for, run, train_epoch
+from chipnet.train import (
+    Objective,
+    Recipe,
+    Request,
+    evaluate,
+    prepare,
+    recalibrate,
+    recipe_for,
+    run,
+    train_step,
+)
 
 TINY = Recipe(1, 2, 2, batch_size=32, train_lr=0.05, prune_lr=0.05, limit=160, limit_test=60)
 
@@ -100,55 +112,67 @@ def batches(count=5, size=7):
     return made
 
 
-def test_train_epoch_learns_and_follows_the_schedule(fabric):
+def steps(fabric, model, data, optimizer, **options):
+    rows = []
+    for images, labels in data:
+        train_step(
+            fabric,
+            model,
+            optimizer,
+            images,
+            labels,
+            Objective(),
+            check=lambda row: rows.append(row.tolist()),
+            **options,
+        )
+    return rows
+
+
+def test_train_step_learns_and_tells_its_losses_before_it_changes_weights(fabric):
     network = nn.Linear(3, 3)
-    model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=9.0))
-    seen, data = [], batches()
-    first = train_epoch(
-        fabric, model, data, optimizer, lambda step: 0.5 / (1 + step), tick=lambda *v: seen.append(v)
-    )
-    assert first.lr == 0.1 == optimizer.param_groups[0]["lr"]
-    assert len(seen) == 5
-    assert first.pruning == 0
-    assert first.task == pytest.approx(sum(task for task, _ in seen) / 5)
+    model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.5))
+    data = batches()
+    expected = nn.functional.cross_entropy(network(data[0][0]), data[0][1]).item()
+    first = steps(fabric, model, data, optimizer)
+    assert first[0][LOSSES.index("task")] == expected
+    assert all(row[LOSSES.index("pruning")] == 0 for row in first)
     for _ in range(20):
-        last = train_epoch(fabric, model, data, optimizer, lambda step: 0.5)
-    assert last.task < first.task / 2
-    assert last.accuracy == evaluate(model, data) == 100
+        last = steps(fabric, model, data, optimizer)
+    assert sum(r[0] for r in last) < sum(r[0] for r in first) / 2
+    assert sum(r[-1] for r in last) == 35
+    assert evaluate(model, data) == 100
 
 
-def test_train_epoch_adds_the_pruners_loss_and_steps_it(fabric):
+def test_train_step_adds_the_pruners_losses_and_steps_it(fabric):
     network = nn.Sequential(nn.Linear(3, 17), nn.BatchNorm1d(17), nn.ReLU(), nn.Linear(17, 3))
     pruner = chipnet.Pruner(network, torch.zeros(2, 3), "macs=0.5", steps=10)
     model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
-    done = [
-        train_epoch(fabric, model, batches(), optimizer, lambda step: 0.1, pruner=pruner) for _ in range(2)
-    ]
+    rows = [r for _ in range(2) for r in steps(fabric, model, batches(), optimizer, pruner=pruner)]
     assert pruner.progress == 1
-    assert done[0].pruning != 0
+    table = [dict(zip(LOSSES, row, strict=False)) for row in rows]
+    assert table[1]["pruning"] != 0
+    assert table[1]["budget"] > 0 and table[1]["crispness"] > 0
     assert chipnet.compact(network, pruner.harden())[0].out_features <= 8
 
 
-@pytest.mark.parametrize(("part", "named"), [("task", "task loss"), ("pruner", "pruner's loss")])
-def test_a_loss_that_is_not_finite_is_named_before_it_harms_weights(fabric, part, named):
-    network = nn.Linear(3, 3)
-    model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
-    data = batches(2)
-
-    class Broken:
-        def loss(self):
-            return torch.tensor(math.inf if part == "pruner" else 0.0)
-
-        def step(self):
-            pass
-
+@pytest.mark.parametrize(("part", "named"), [("task", "task loss"), ("pruner", "pruning loss")])
+def test_a_loss_that_is_not_finite_is_named_before_it_harms_weights(request_for, monkeypatch, part, named):
+    calls = []
     if part == "task":
-        data[1][0][0, 0] = math.nan
-    with pytest.raises(
-        ChipNetError, match=rf"the {named} .* at step {1 if part == 'task' else 0} of the epoch"
-    ):
-        train_epoch(fabric, model, data, optimizer, lambda step: 0.1, pruner=Broken())
-    assert all(torch.isfinite(p).all() for p in network.parameters())
+        real = Objective.__call__
+
+        def broken(self, model, images, labels):
+            calls.append(1)
+            return real(self, model, images * math.nan if len(calls) == 8 else images, labels)
+
+        monkeypatch.setattr(Objective, "__call__", broken)
+    else:
+        monkeypatch.setattr(chipnet.Pruner, "losses", lambda self: {"x": torch.tensor(math.inf)})
+    job = prepare(request_for(recipe=dataclasses.replace(TINY, train=2)))
+    at = "phase train, epoch 2, step 2" if part == "task" else "phase prune, epoch 1, step 0"
+    with pytest.raises(ChipNetError, match=rf"the {named}.* is (nan|inf) in {at}\..*checkpoint\.pt"):
+        run(job)
+    assert all(torch.isfinite(p).all() for p in job.network.parameters())
 
 
 def test_evaluate_counts_every_image_once_and_puts_the_mode_back():
@@ -190,12 +214,12 @@ def test_recipes():
 # -- whole runs -------------------------------------------------------------------------------------------
 
 KEYS = {
-    "model", "data", "method", "seed", "budget", "limits", "realisation", "dense", "soft", "hard", "compact",
-    "verify", "seconds", "images", "recipe", "environment", "command",
+    "model", "data", "input", "method", "seed", "budget", "limits", "realisation", "dense", "soft", "hard",
+    "compact", "verify", "seconds", "images", "recipe", "environment", "command",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["chipnet", "chipnet-paper", "magnitude", "random", "uniform"])
+@pytest.mark.parametrize("method", ["chipnet", "chipnet-paper", "bar", "slimming:l1=0.001"])
 def test_a_run(request_for, method):
     job = prepare(request_for(method=method, budget=["macs=0.5", "params=0.9"]))
     result = run(job)
@@ -223,11 +247,132 @@ def test_a_run(request_for, method):
 
     table = rows(job.out / "metrics.csv")
     phases = [(row["phase"], row["epoch"]) for row in table]
-    assert phases == [("train", "1"), ("prune", "1"), ("prune", "2"), ("finetune", "1"), ("finetune", "2")]
-    assert all(float(row["task_loss"]) > 0 for row in table)
+    tuned = [("finetune", "0"), ("finetune", "1"), ("finetune", "2")]  # 0: as cut
+    assert phases == [("train", "1"), ("prune", "1"), ("prune", "2"), *tuned]
+    assert all(float(row["task_loss"]) > 0 for row in table if row["epoch"] != "0")
+    gates = [[int(n) for n in row["gates"].split()] for row in table if row["phase"] == "prune"]
+    assert [sum(g) for g in gates] == [job.structure.gates] * 2
+    split = json.loads((job.out / "split.json").read_text())
+    assert split["counts"] == result["images"]
+    assert split["validation"] == job.data.held_out.tolist()
+    masks = chipnet.Masks.load(job.out / "masks.json")
+    assert masks.transfer(job.structure).tolist() == list(plan.mask)
     assert all(row["hard_validation_accuracy"] for row in table if row["phase"] == "prune")
-    leftover = {p.name for p in job.out.iterdir()} - {"result.json", "metrics.csv", "plan.json"}
+    known = {
+        "result.json",
+        "metrics.csv",
+        "metrics.jsonl",
+        "plan.json",
+        "masks.json",
+        "split.json",
+        "config.yaml",
+    }
+    leftover = {p.name for p in job.out.iterdir()} - known
     assert leftover == {"model.safetensors", "dense.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("method", "recipe", "expected"),
+    [("bar", {}, (4.0, 0.9)), ("chipnet", {"distill": 0.5, "temperature": 2.0}, (2.0, 0.5))],
+)
+def test_distillation_from_the_dense_network(request_for, monkeypatch, method, recipe, expected):
+    asked = []
+    real = _steps.distillation
+
+    def spy(logits, teacher, temperature):
+        asked.append((teacher.requires_grad, temperature))
+        return real(logits, teacher, temperature)
+
+    monkeypatch.setattr(_steps, "distillation", spy)
+    job = prepare(request_for(method=method, recipe=dataclasses.replace(TINY, **recipe)))
+    run(job)
+    steps = 5
+    assert asked == [(False, expected[0])] * 4 * steps  # pruning and fine-tuning, not the training before
+    table = rows(job.out / "metrics.csv")
+    assert [float(r["distillation_loss"]) > 0 for r in table if r["task_loss"]] == [False, *[True] * 4]
+
+
+def test_the_teacher_is_the_dense_network_as_it_was_trained(request_for, monkeypatch):
+    found, real = {}, loop.train_step
+
+    def spy(fabric, model, optimizer, images, labels, objective, **options):
+        if objective.teacher is not None:
+            found[options["pruner"] is None] = objective.teacher(torch.ones(2, 1, 8, 8))
+        return real(fabric, model, optimizer, images, labels, objective, **options)
+
+    monkeypatch.setattr(loop, "train_step", spy)
+    job = prepare(request_for(recipe=dataclasses.replace(TINY, distill=0.5)))
+    run(job)
+    dense = TinyNet(10, 1).eval()
+    load_weights(dense, job.out / "dense.safetensors")
+    for logits in (found[False], found[True]):  # while pruning and while fine-tuning
+        assert torch.equal(logits, dense(torch.ones(2, 1, 8, 8)))
+
+
+def test_the_objective_by_hand():
+    network, teacher = nn.Linear(3, 3), nn.Linear(3, 3)
+    images, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])
+    parts, logits = Objective(0.1, teacher=teacher, weight=0.75, temperature=2.0)(network, images, labels)
+    task = nn.functional.cross_entropy(network(images), labels, label_smoothing=0.1)
+    torch.testing.assert_close(parts["task"], 0.25 * task)
+    far = _steps.distillation(logits, teacher(images), 2.0)
+    torch.testing.assert_close(parts["distillation"], 0.75 * far)
+
+
+def test_mixup_mixes_images_and_labels_alike():
+    """For logits that are linear in one-hot images, the mixed loss is that of the mixed labels."""
+    seen = []
+
+    class Watching(nn.Module):
+        def forward(self, x):
+            seen.append(x)
+            return x
+
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    parts, _ = Objective(mixup=0.4)(Watching(), nn.functional.one_hot(labels, 3).float(), labels)
+    mixed = seen[0]
+    torch.testing.assert_close(mixed.sum(1), torch.ones(5))
+    assert mixed.min(1).values.max() > 0 or (mixed > 0).sum() > 5
+    torch.testing.assert_close(parts["task"], nn.functional.cross_entropy(mixed, mixed))
+
+
+@pytest.mark.parametrize("name", ["one-cycle", "cosine", "step"])
+def test_schedules(request_for, name):
+    job = prepare(request_for(recipe=dataclasses.replace(TINY, schedule=name, train=4, prune=2, finetune=2)))
+    run(job)
+    rates = {p: [float(r["lr"]) for r in rows(job.out / "metrics.csv") if r["lr"] and r["phase"] == p]
+             for p in ("train", "prune", "finetune")}  # fmt: skip
+    if name == "step":
+        assert rates["train"] == pytest.approx([0.05, 0.05, 0.005, 0.0005])
+        assert rates["prune"] + rates["finetune"] == pytest.approx([0.05, 0.05, 0.005, 0.0005])
+    else:
+        assert rates["train"][-1] < 0.01 * 0.05
+        assert rates["finetune"][-1] < 0.01 * 0.05
+        assert max(rates["prune"]) > 0.5 * 0.05
+
+
+def test_the_paper_keeps_the_epoch_that_is_best_with_hard_masks(request_for, monkeypatch):
+    # train; dense test; 3 x (soft, hard) on validation; soft, hard on test; as cut; compact on test
+    hard = {3: 40.0, 5: 80.0, 7: 60.0}  # soft accuracy, which must not matter, grows
+    calls, weights, cut = [], [], []
+    real, compacted = _phases.evaluate, _phases.compacted
+
+    def scripted(model, data, fabric):
+        calls.append(real(model, data, fabric))
+        if len(calls) - 1 in hard:
+            weights.append([p.detach().clone() for p in model.parameters()])
+        return hard.get(len(calls) - 1, float(len(calls)))
+
+    def spy(run, network, plan):
+        cut.extend(p.detach().clone() for p in network.parameters())
+        return compacted(run, network, plan)
+
+    monkeypatch.setattr(_phases, "evaluate", scripted)
+    monkeypatch.setattr(_phases, "compacted", spy)
+    recipe = dataclasses.replace(TINY, prune=3, finetune=0)
+    run(prepare(request_for(method="chipnet-paper", recipe=recipe)))
+    same = [all(map(torch.equal, at, cut)) for at in weights]
+    assert same == [False, True, False]
 
 
 def test_soft_and_hard_are_the_same_network_for_the_default(request_for):
@@ -252,7 +397,7 @@ def test_a_run_is_repeatable(request_for, tmp_path, realisation):
 def test_the_learning_rate_runs_through_the_cut(request_for):
     job = prepare(request_for(recipe=dataclasses.replace(TINY, prune=3, finetune=3)))
     run(job)
-    rates = [float(r["lr"]) for r in rows(job.out / "metrics.csv") if r["phase"] != "train"]
+    rates = [float(r["lr"]) for r in rows(job.out / "metrics.csv") if r["phase"] != "train" and r["lr"]]
     falling = rates[1:]
     assert falling == sorted(falling, reverse=True)
     assert rates[3] > 0.2 * TINY.prune_lr  # no new warm-up after the cut, and no new cycle either
@@ -261,21 +406,100 @@ def test_the_learning_rate_runs_through_the_cut(request_for):
 
 def test_momentum_goes_through_the_cut(request_for, monkeypatch):
     found = {}
-    carry = loop._carry
+    cut_state, begin = _phases.cut_state, _phases.Finetune.begin
 
-    def spy(momenta, small, optimizer, plan):
-        carry(momenta, small, optimizer, plan)
-        for name, parameter in small.named_parameters():
-            found[name] = optimizer.state[parameter]["momentum_buffer"]
-            kept = momenta[name]
+    def spy(optimizer, network, plan):
+        for name, parameter in network.named_parameters():
+            buffer = optimizer.state[parameter]["momentum_buffer"]
             for axis, indices in plan.keep.get(name, {}).items():
-                kept = kept.index_select(axis, torch.tensor(indices))
-            assert torch.equal(found[name], kept)
-            assert found[name].shape == parameter.shape
+                buffer = buffer.index_select(axis, torch.tensor(indices))
+            found[name] = buffer.clone()
+        return cut_state(optimizer, network, plan)
 
-    monkeypatch.setattr(loop, "_carry", spy)
+    def begun(self, run):
+        for name, parameter in self.network.named_parameters():
+            assert torch.equal(self.optimizer.state[parameter]["momentum_buffer"], found[name])
+            assert found[name].shape == parameter.shape
+        begin(self, run)
+
+    monkeypatch.setattr(_phases, "cut_state", spy)
+    monkeypatch.setattr(_phases.Finetune, "begin", begun)
     run(prepare(request_for()))
-    assert "b.weight" in found
+    assert found["b.weight"].abs().sum() > 0
+
+
+def weights(out):
+    return load_file(out / "model.safetensors")
+
+
+def test_a_step_in_pieces_is_the_whole_step(fabric):
+    """Gradient accumulation: without batch statistics, pieces of unequal size add up to the batch."""
+    images, labels = torch.randn(7, 6), torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    found = []
+    for pieces in (1, 3):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(6, 17), nn.ReLU(), nn.Linear(17, 3))
+        pruner = chipnet.Pruner(network, images[:1], "macs=0.5", steps=4)
+        model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
+        rows = []
+        for _ in range(3):
+            train_step(
+                fabric, model, optimizer, images, labels, Objective(),
+                pruner=pruner, accumulate=pieces, check=rows.append,
+            )  # fmt: skip
+        found.append((torch.stack(rows), pruner.method.state_dict()["square"], *network.parameters()))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_are_clipped(fabric):
+    network = nn.Linear(3, 3)
+    before = [p.detach().clone() for p in network.parameters()]
+    model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=1.0))
+    for images, labels in batches(1):
+        train_step(fabric, model, optimizer, 100 * images, labels, Objective(), clip=0.5)
+    moved = torch.cat([(p - b).flatten() for p, b in zip(network.parameters(), before, strict=True)])
+    assert moved.norm().item() == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo looks at folded weights
+def test_a_compiled_run_is_the_same_run(request_for, tmp_path, monkeypatch):
+    """Gates come and go, and change every few steps, under a compiled network too (traced, not generated)."""
+    compiled = []
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda m, **_: compiled.append(m) or real(m, backend="eager"))
+    run(prepare(request_for()))
+    run(prepare(request_for(out=tmp_path / "compiled", compile=True)))
+    assert len(compiled) >= 3  # once a phase
+    one, two = weights(tmp_path / "run"), weights(tmp_path / "compiled")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor)
+
+
+@pytest.mark.parametrize("options", [{"channels_last": True}, {"precision": "bf16-mixed"}], ids=str)
+def test_layout_and_precision(request_for, options):
+    result = run(prepare(request_for(**options)))
+    assert result["compact"]["macs"] <= 0.5 * result["dense"]["macs"]
+    assert result["verify"]["max_abs_difference"] <= 1e-9 * result["verify"]["output_scale"]
+
+
+def test_a_scaled_loss_teaches_the_method_the_same_and_an_overflow_nothing():
+    found = []
+    for scale in (1.0, 1024.0):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 17), nn.ReLU(), nn.Linear(17, 3))
+        pruner = chipnet.Pruner(net, torch.zeros(1, 6), "macs=0.5", steps=9)
+        for i in range(3):
+            loss = net(torch.ones(4, 6) * (i + 1)).square().mean() + pruner.loss()
+            (scale * loss).backward()
+            pruner.step(scale)
+        found.append(pruner.state_dict()["method"])
+    torch.testing.assert_close(found[0]["square"], found[1]["square"])
+    torch.testing.assert_close(found[0]["psi"], found[1]["psi"])
+    (net(torch.ones(4, 6)).square().mean() * math.inf).backward()
+    pruner.step(1024.0)
+    after = pruner.state_dict()["method"]
+    assert (after["seen"], torch.equal(after["psi"], found[1]["psi"])) == (3, True)
 
 
 def test_given_weights_are_not_trained_again(request_for, tmp_path):
@@ -284,7 +508,7 @@ def test_given_weights_are_not_trained_again(request_for, tmp_path):
     job = prepare(request_for(weights=str(tmp_path / "w.safetensors")))
     result = run(job)
     assert result["recipe"]["train"] == 0
-    assert [r["phase"] for r in rows(job.out / "metrics.csv")] == ["prune"] * 2 + ["finetune"] * 2
+    assert [r["phase"] for r in rows(job.out / "metrics.csv")] == ["prune"] * 2 + ["finetune"] * 3
     kept = TinyNet(10, 1)
     load_weights(kept, job.out / "dense.safetensors")
     assert torch.equal(kept.a.weight, dense.a.weight)
@@ -292,7 +516,7 @@ def test_given_weights_are_not_trained_again(request_for, tmp_path):
 
 def test_recalibration_is_part_of_a_run(request_for, monkeypatch):
     called = []
-    monkeypatch.setattr(loop, "recalibrate", lambda model, data: called.append(len(list(data))))
+    monkeypatch.setattr(_phases, "recalibrate", lambda model, data: called.append(len(list(data))))
     run(prepare(request_for(recipe=dataclasses.replace(TINY, recalibrate=True))))
     assert called == [5]
 
@@ -301,14 +525,15 @@ def test_the_best_epoch_is_chosen_on_validation_images(request_for, monkeypatch)
     # train; dense test; prune: 2 × (soft, hard); soft, hard test; as cut; 3 epochs; compact test
     scores = iter([1, 2, 3, 4, 5, 6, 7, 8, 50, 60, 90, 30, 70])
     asked = []
-    real = loop.evaluate
+    real = _phases.evaluate
 
-    def scripted(model, data):
-        asked.append(len(data._images))
-        real(model, data)
+    def scripted(model, data, fabric):
+        data = list(data)
+        asked.append(sum(len(labels) for _, labels in data))
+        real(model, data, fabric)
         return float(next(scores))
 
-    monkeypatch.setattr(loop, "evaluate", scripted)
+    monkeypatch.setattr(_phases, "evaluate", scripted)
     saved = []
     save = chipnet.save
 
@@ -330,11 +555,11 @@ def test_the_best_epoch_is_chosen_on_validation_images(request_for, monkeypatch)
 
 
 def test_wrong_counts_are_an_error(request_for, monkeypatch):
-    class Lying(loop.FlopCounterMode):
+    class Lying(_phases.FlopCounterMode):
         def get_total_flops(self):
             return super().get_total_flops() + 2
 
-    monkeypatch.setattr(loop, "FlopCounterMode", Lying)
+    monkeypatch.setattr(_phases, "FlopCounterMode", Lying)
     job = prepare(request_for())
     with pytest.raises(
         ChipNetError, match=r"does not cost what the plan says: macs: planned [\d,]+, counted"
@@ -350,13 +575,13 @@ def test_wrong_counts_are_an_error(request_for, monkeypatch):
     ("at", "phase", "files"),
     [
         (0, "train, 0 of 1", set()),
-        (2, "prune, 1 of 2", {"dense.safetensors"}),
-        (4, "finetune, 1 of 2", {"dense.safetensors", "plan.json", "model.safetensors"}),
+        (7, "prune, 0 of 2", {"dense.safetensors"}),
+        (17, "finetune, 0 of 2", {"dense.safetensors", "plan.json", "masks.json", "model.safetensors"}),
     ],
 )
-def test_ctrl_c_leaves_the_last_complete_state(request_for, monkeypatch, at, phase, files):
+def test_ctrl_c_at_once_leaves_the_last_saved_state(request_for, monkeypatch, at, phase, files):
     calls = []
-    real = loop.train_epoch
+    real = loop.train_step
 
     def stopped(*args, **kwargs):
         calls.append(1)
@@ -364,22 +589,28 @@ def test_ctrl_c_leaves_the_last_complete_state(request_for, monkeypatch, at, pha
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "train_epoch", stopped)
+    monkeypatch.setattr(loop, "train_step", stopped)
     job = prepare(request_for())
     with pytest.raises(loop.Interrupted, match=f"stopped in phase {phase} epochs done") as caught:
         run(job)
-    assert {p.name for p in job.out.iterdir()} == files | {"metrics.csv"}
+    always = {"split.json", "metrics.csv", "metrics.jsonl", "config.yaml", "checkpoint.pt"}
+    assert {p.name for p in job.out.iterdir()} - {"checkpoint-before.pt"} == files | always
     for name in files:
         assert name in str(caught.value)
+    assert f"Continue with: chipnet prune --resume {job.out}" in str(caught.value)
     if "dense.safetensors" in files:
         load_weights(TinyNet(10, 1), job.out / "dense.safetensors")
     if "model.safetensors" in files:
         small = chipnet.load(lambda: TinyNet(10, 1), job.out / "model.safetensors")
         evaluate(small, job.data.loader("test", 32))
-    # What was stopped may be started again, from its own dense weights too.
-    monkeypatch.setattr(loop, "train_epoch", real)
+    # What was stopped is not replaced by accident, but may be, from its own dense weights too.
+    monkeypatch.setattr(loop, "train_step", real)
+    with pytest.raises(
+        ConfigError, match=r"holds a run that was stopped\. Continue it with: chipnet prune --re"
+    ):
+        prepare(request_for())
     if "dense.safetensors" in files:
-        run(prepare(request_for(weights=str(job.out / "dense.safetensors"))))
+        run(prepare(request_for(weights=str(job.out / "dense.safetensors"), overwrite=True)))
         assert (job.out / "result.json").exists()
 
 
@@ -406,6 +637,12 @@ def test_ctrl_c_leaves_the_last_complete_state(request_for, monkeypatch, at, pha
         ({"realisation": "sparse"}, ConfigError, "'plain' or 'indexed', got 'sparse'"),
         ({"ignore": ("layer9*",)}, ChipNetError, "matches no module"),
         ({"accelerator": "abacus"}, ConfigError, "unknown accelerator 'abacus'"),
+        ({"accelerator": "mps"}, ConfigError, "finds no MPS device here"),
+        ({"strategy": "fsdp"}, ConfigError, "unknown strategy 'fsdp'; known: auto, ddp,.*no whole channels"),
+        ({"devices": 0}, ConfigError, "devices must be at least 1, or -1 for all GPUs, not 0"),
+        ({"devices": -1}, ConfigError, "devices -1 takes all GPUs, and there is none"),
+        ({"num_nodes": 0}, ConfigError, "num_nodes must be at least 1, not 0"),
+        ({"sync_batch_norm": True}, ConfigError, "sync_batch_norm needs CUDA"),
         ({"precision": "8-true"}, ConfigError, "unknown precision '8-true'"),
         ({"precision": "16-mixed"}, ConfigError, "16-mixed needs a CUDA device"),
         ({"validation": 1.5}, ConfigError, "validation is a fraction"),

@@ -12,10 +12,13 @@ from chipnet._errors import (
     CaptureError,
     ChipNetError,
     ConfigError,
+    ExportError,
     LoadError,
     PlanError,
 )
+from chipnet._export import export
 from chipnet._io import load, save
+from chipnet._masks import Masks
 from chipnet._plan import Plan
 from chipnet._pruner import Pruner
 from chipnet._structure import Structure
@@ -29,12 +32,15 @@ __all__ = [
     "ChipNetError",
     "ConfigError",
     "Cost",
+    "ExportError",
     "LoadError",
+    "Masks",
     "Plan",
     "PlanError",
     "Pruner",
     "Structure",
     "compact",
+    "export",
     "load",
     "masked",
     "save",

@@ -20,6 +20,12 @@ from chipnet._errors import BudgetError
 KINDS = ("channels", "volume", "params", "macs")
 """What a budget can limit, in the order in which a budget lists its targets."""
 
+LATENCY = "latency"
+"""A fifth kind, which is measured and not counted: see `_latency.py`. Its limits are nanoseconds."""
+
+_KNOWN = (*KINDS, LATENCY)
+_TIMES = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9}
+_TIME = re.compile(r"(?P<number>\d+\.?\d*|\.\d+)\s*(?P<unit>ns|us|µs|ms|s)")
 _ALIASES = {"flops": "macs"}
 _PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 # unit → (the kind it measures, how many of what is counted one unit is). One fused multiply-add is two FLOPs.
@@ -45,11 +51,12 @@ class Budget:
 
     A target is a fraction of the dense cost that *remains* or an absolute count. The kinds are `channels`
     (kept channels), `volume` (elements of kept activations), `params` (weights left) and `macs`
-    (multiply-accumulates left; `flops` is read as the same kind).
+    (multiply-accumulates left; `flops` is read as the same kind), and `latency` (time of one forward on the example
+    inputs, measured here).
 
     Attributes:
         targets: (kind, value) pairs in the order of `KINDS`; a value is a `Fraction` in (0, 1] of the dense
-            cost, or an `int` of at least 2, an absolute count.
+            cost, or an `int` of at least 2, an absolute count; of latency, nanoseconds.
 
     Examples:
         >>> budget = Budget.parse("macs=0.25, params=2M")
@@ -71,6 +78,7 @@ class Budget:
 
                 - a float in (0, 1], or its text, or a percentage `"25%"`: the fraction that remains. `1` is
                   the whole;
+                - of `latency`, a time with its unit: `"3ms"`, `"250us"`;
                 - an int above 1, or its text (`"2_000_000"`): an absolute count;
                 - a text with a suffix K, M, G or B (a billion, as G) and perhaps a unit: `"2M"`, `"1.5G"`,
                   `"800k params"`, `"40MMACs"`. The unit must belong to the kind. One MAC is two FLOPs, so
@@ -88,7 +96,7 @@ class Budget:
             Traceback (most recent call last):
             ...
             chipnet._errors.BudgetError: cannot use the budget {'mac': 0.25}:
-              - unknown kind 'mac'; did you mean 'macs'? the kinds are channels, volume, params, macs
+              - unknown kind 'mac'; did you mean 'macs'? the kinds are channels, volume, params, macs, latency
         """
         if isinstance(spec, Budget):
             return spec
@@ -97,7 +105,7 @@ class Budget:
         targets: dict[str, Fraction | int] = {}
         for name, raw in _pairs(spec, problems):
             kind = _ALIASES.get(name.strip().lower(), name.strip().lower())
-            if kind not in KINDS:
+            if kind not in _KNOWN:
                 problems.append(_unknown(name))
                 continue
             if kind in seen:
@@ -113,7 +121,7 @@ class Budget:
             problems.append("it is empty; name at least one limit, for example 'macs=0.25'")
         if problems:
             raise BudgetError(f"cannot use the budget {spec!r}:\n" + "\n".join(f"  - {p}" for p in problems))
-        return cls(tuple((kind, targets[kind]) for kind in KINDS if kind in targets))
+        return cls(tuple((kind, targets[kind]) for kind in _KNOWN if kind in targets))
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -147,7 +155,7 @@ class Budget:
         >>> Budget.parse("macs=25%,params=2M").to_json()
         {'params': '2000000', 'macs': '0.25'}
         """
-        return {kind: _text(value) for kind, value in self.targets}
+        return {kind: _text(value, kind) for kind, value in self.targets}
 
     @classmethod
     def from_json(cls, data: Mapping[str, str]) -> Budget:
@@ -189,9 +197,9 @@ def _pairs(spec: Mapping[str, Any] | str | Iterable[str], problems: list[str]) -
 
 
 def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(name.strip().lower(), [*KINDS, *_ALIASES], n=1)
+    close = difflib.get_close_matches(name.strip().lower(), [*_KNOWN, *_ALIASES], n=1)
     guess = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown kind {name.strip()!r}; {guess}the kinds are {', '.join(KINDS)}"
+    return f"unknown kind {name.strip()!r}; {guess}the kinds are {', '.join(_KNOWN)}"
 
 
 def _value(written_kind: str, kind: str, raw: Any) -> Fraction | int:
@@ -209,6 +217,8 @@ def _value(written_kind: str, kind: str, raw: Any) -> Fraction | int:
 
 
 def _from_text(written_kind: str, kind: str, text: str) -> Fraction | int:
+    if kind == LATENCY and (time := _TIME.fullmatch(text.strip())):
+        return _count(kind, Fraction(time["number"]) * _TIMES[time["unit"]], time["unit"])
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
         raise ValueError("not a number; write a fraction '0.25', a percentage '25%' or a count '2M'")
@@ -240,7 +250,9 @@ def _fraction(fraction: Fraction) -> Fraction:
     return fraction
 
 
-def _count(written_kind: str, count: Fraction) -> int:
+def _count(written_kind: str, count: Fraction, unit: str = "") -> int:
+    if written_kind == LATENCY and not unit:
+        raise ValueError("a time needs its unit: write '3ms', '250us' or '0.01s'")
     # As a ratio FLOPs and MACs are the same; as a count they differ by two, and people mean either. Ask.
     if written_kind == "flops":
         raise ValueError(
@@ -251,9 +263,12 @@ def _count(written_kind: str, count: Fraction) -> int:
     return math.floor(count)
 
 
-def _text(value: Fraction | int) -> str:
+def _text(value: Fraction | int, kind: str) -> str:
     """Write a value so that it reads back exactly. Every fraction that can be read is a finite decimal."""
     if isinstance(value, int):
+        if kind == LATENCY:
+            unit = next(u for u in ("s", "ms", "us", "ns") if value % _TIMES[u] == 0)
+            return f"{value // _TIMES[unit]}{unit}"
         return str(value)
     digits = 0
     while (value * 10**digits).denominator != 1:

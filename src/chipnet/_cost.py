@@ -19,6 +19,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,10 +27,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from chipnet._budget import KINDS
+from chipnet._budget import KINDS, LATENCY
 from chipnet._formula import FALSE, TRUE, Program
 from chipnet._graph import Layer
 from chipnet._liveness import Ids, Liveness
+
+if TYPE_CHECKING:
+    from chipnet._latency import LatencyModel
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,10 @@ class CostModel:
     def __init__(self, liveness: Liveness, model: nn.Module) -> None:
         self._counts: dict[tuple[tuple[int, int], ...], int] = {}
         self._live = liveness
+        self.calls: list[tuple[Layer, int, int, int]] = []
+        """Every call of a layer, with the indices of its counts: is it alive, rows, columns."""
+        self.latency: LatencyModel | None = None
+        """A fifth cost, in nanoseconds, where someone asks for it (`Structure.time`)."""
         terms: Counter[tuple[int, tuple[int, ...]]] = Counter()
         g = liveness.graph
         alive_of = {name: liveness.alive(facts) for name, facts in g.owners.items()}
@@ -104,6 +112,7 @@ class CostModel:
             if layer.macs_per:
                 terms[3, (works, rows, cols)] += layer.macs_per
             terms[1, (works, reads, rows)] += layer.area
+            self.calls.append((layer, works, rows, cols))
         for layer in {layer.weight: layer for layer in g.layers}.values():
             terms[0, (*runs(layer), self._count(liveness.present(layer.rows)))] += 1
         shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
@@ -167,7 +176,7 @@ class CostModel:
         return self._counts.setdefault(tuple(sorted(counter.items())), len(self._counts) + 1)
 
     def __call__(self, gates: Tensor) -> Tensor:
-        """Costs ``[..., 4]`` in the order of ``KINDS``, for gate values ``[..., gates]`` in [0, 1]."""
+        """Costs ``[..., kinds]`` in the order of ``kinds``, for gate values ``[..., gates]`` in [0, 1]."""
         if self._source.device != gates.device:
             for name in ("_source", "_times", "_which", "_constant", "_factors", "_kind", "_coefficient"):
                 setattr(self, name, getattr(self, name).to(gates.device))
@@ -178,9 +187,26 @@ class CostModel:
         counts = base.index_add(-1, self._which, picked)
         factors = counts.index_select(-1, self._factors.flatten()).unflatten(-1, self._factors.shape)
         product = factors.prod(-1) * self._coefficient.to(dtype)
-        return product.new_zeros(*gates.shape[:-1], len(KINDS)).index_add(-1, self._kind, product)
+        costs = product.new_zeros(*gates.shape[:-1], len(KINDS)).index_add(-1, self._kind, product)
+        if self.latency is None:
+            return costs
+        return torch.cat([costs, self.latency(counts, costs[..., 1]).unsqueeze(-1)], -1)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What is counted: ``KINDS``, and the latency where it has been measured."""
+        return KINDS if self.latency is None else (*KINDS, LATENCY)
+
+    @property
+    def whole(self) -> dict[str, int]:
+        """The dense network's cost of every kind."""
+        whole = self.dense.to_json()
+        if self.latency is not None:
+            gates = torch.ones(self._live.gates, dtype=torch.float64, device=self._source.device)
+            whole[LATENCY] = round(float(self(gates)[-1]))
+        return whole
 
     @torch.no_grad()
     def exact(self, mask: Tensor) -> Cost:
         """Integer costs of the network that Boolean ``mask`` ``[gates]`` leaves."""
-        return Cost(*(round(v) for v in self(mask.double()).tolist()))
+        return Cost(*(round(v) for v in self(mask.double()).tolist()[: len(KINDS)]))

@@ -25,5 +25,9 @@ class LoadError(ChipNetError):
     """A saved file is missing a part, is damaged, or does not belong to the given network."""
 
 
+class ExportError(ChipNetError):
+    """A network cannot be written in a format, or what was written does not compute what the network does."""
+
+
 class ConfigError(ChipNetError, ValueError):
     """An argument or a setting has a value that cannot be used."""

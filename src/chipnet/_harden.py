@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from chipnet._cost import KINDS
+from chipnet._budget import LATENCY
 from chipnet._errors import BudgetError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Units:
         return out.index_add(-1, self.of_gate, gates.long()) > 0
 
     def cost(self, masks: Tensor) -> Tensor:
-        """Costs ``[..., 4]`` for values of units ``[..., units]`` in [0, 1]."""
+        """Costs ``[..., kinds]`` for values of units ``[..., units]`` in [0, 1]."""
         return self.structure.cost(self.gates(masks.double()))
 
 
@@ -121,9 +121,10 @@ class Hardener:
         if scores is None:  # one channel is as good as another
             scores = -torch.arange(structure.gates, dtype=torch.float64)
         self.units = Units(structure, scores.detach().cpu().double())
-        self.limits = torch.full((len(KINDS),), float("inf"), dtype=torch.float64)
+        self.kinds = structure.cost.kinds
+        self.limits = torch.full((len(self.kinds),), float("inf"), dtype=torch.float64)
         for kind, limit in limits.items():
-            self.limits[KINDS.index(kind)] = float(limit)
+            self.limits[self.kinds.index(kind)] = float(limit)
 
     def fits(self, masks: Tensor) -> Tensor:
         """Which of ``masks`` ``[..., units]`` are within the limits."""
@@ -138,14 +139,15 @@ class Hardener:
         if bool(self.fits(self._smallest())):
             return
         reachable = smallest_costs(self.structure)
-        asked = [k for k, v in zip(KINDS, self.limits.tolist(), strict=True) if v != float("inf")]
-        dense = self.structure.cost.dense
+        limits = dict(zip(self.kinds, self.limits.tolist(), strict=True))
+        asked = [k for k, v in limits.items() if v != float("inf")]
+        dense = self.structure.cost.whole
         parts = [
-            f"{k}: asked {int(self.limits[KINDS.index(k)]):,}, smallest reachable {reachable[k]:,} "
-            f"({reachable[k] / dense[k]:.2%} of {dense[k]:,})"
+            f"{k}: asked {int(limits[k]):,}, smallest reachable {reachable[k]:,} "
+            f"({reachable[k] / dense[k]:.2%} of {dense[k]:,}{' ns' if k == LATENCY else ''})"
             for k in asked
         ]
-        together = all(reachable[k] <= self.limits[KINDS.index(k)] for k in asked)
+        together = all(reachable[k] <= limits[k] for k in asked)
         raise BudgetError(
             (
                 "no connected network meets all of the budget at once, each kind alone could be met. "
@@ -242,7 +244,7 @@ class Hardener:
         asked = self.limits < float("inf")
         candidates = []
         for kind in torch.nonzero(asked).flatten().tolist():
-            weights = torch.zeros(len(KINDS), dtype=torch.float64)
+            weights = torch.zeros(len(self.kinds), dtype=torch.float64)
             weights[kind] = 1
             candidates.append(_cheapest(self.units, weights, self._skeleton))
             if bool(self.fits(candidates[-1])):
@@ -273,7 +275,7 @@ class Hardener:
         return bool((both[0] == both[1]).all())
 
     def _gradient(self, point: Tensor) -> Tensor:
-        """d cost / d unit at ``point``: ``[units, 4]``."""
+        """d cost / d unit at ``point``: ``[units, kinds]``."""
         x = point.double().clone().requires_grad_()
         with torch.enable_grad():
             costs = self.units.cost(x)
@@ -347,7 +349,7 @@ class Hardener:
 
 
 def _cheapest(units: Units, weights: Tensor, skeleton: Callable[[Tensor], Tensor]) -> Tensor:
-    """Remove the most expensive sites first, the same channels last everywhere. ``weights``: of the four kinds.
+    """Remove the most expensive sites first, the same channels last everywhere. ``weights``: of the kinds.
 
     What is expensive differs between the dense network and one channel per site (a wide branch of cheap channels
     against a narrow one of dear ones): both orders are tried.
@@ -374,11 +376,15 @@ def _cheapest(units: Units, weights: Tensor, skeleton: Callable[[Tensor], Tensor
 
 def smallest_costs(structure: Structure) -> dict[str, int]:
     """The smallest cost of each kind that a connected network has (each by itself)."""
-    out = {}
-    for k, kind in enumerate(KINDS):
-        weights = torch.zeros(len(KINDS), dtype=torch.float64)
-        weights[k] = 1
-        solver = Hardener(structure, {kind: 0})
-        mask = solver.units.gates(_cheapest(solver.units, weights, solver._skeleton))
-        out[kind] = structure.cost.exact(mask)[kind]
-    return out
+    kinds = structure.cost.kinds
+    costs = {k: structure.cost(smallest_mask(structure, k).double()) for k in kinds}
+    return {k: round(float(cost[kinds.index(k)])) for k, cost in costs.items()}
+
+
+def smallest_mask(structure: Structure, kind: str) -> Tensor:
+    """A connected mask ``[gates]`` of small cost in one kind."""
+    kinds = structure.cost.kinds
+    weights = torch.zeros(len(kinds), dtype=torch.float64)
+    weights[kinds.index(kind)] = 1
+    solver = Hardener(structure, {kind: 0})
+    return solver.units.gates(_cheapest(solver.units, weights, solver._skeleton))

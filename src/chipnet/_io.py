@@ -164,7 +164,7 @@ def write_json(path: str | os.PathLike[str], data: Any) -> None:
     write_atomically(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
     """Put `content` at `path`: a temporary file in the same folder, synced to disk, then renamed.
 
     Whatever goes wrong, Ctrl-C included, `path` holds its old content or all of the new.

@@ -1,176 +1,35 @@
-"""One run of the loop in `chipnet.train`, as asked for: read and checked here, trained there."""
+"""One run of the loop in `chipnet.train`: what was asked for, read and checked here, trained there."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import random
-import shlex
-import sys
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from chipnet import Budget, ConfigError, Cost, Structure
+from chipnet import Budget, ConfigError, Cost, Masks, Structure
+from chipnet._checkpoint import CHECKPOINT
+from chipnet._config import Recipe, Request, recipe_for
 from chipnet._io import write_atomically
+from chipnet._lazy import optional_import
 from chipnet.data import Data, load_data
-from chipnet.methods import METHODS
+from chipnet.methods import read_method
 from chipnet.models import get_model, load_weights
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 RESULT = "result.json"
 """Written last: where it is, a run was finished."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train. The same for every method and network; only data sets differ, in length and batch size.
-
-    Dense training is SGD under one one-cycle schedule. Soft pruning and fine-tuning are SGD under a second
-    one that runs through both: the cut happens on its way down, and momentum goes through the cut. The method
-    `chipnet-paper` prunes with AdamW at a constant rate, keeps its best epoch, and has a one-cycle schedule
-    for fine-tuning alone.
-
-    Attributes:
-        train, prune, finetune: epochs of each phase.
-        batch_size: images per step.
-        train_lr: peak learning rate of dense training, at `batch_size`.
-        prune_lr: peak learning rate of pruning and fine-tuning, at `batch_size`.
-        warmup: part of a schedule in which the rate rises to its peak.
-        momentum, nesterov, weight_decay: of SGD.
-        label_smoothing: of the cross-entropy.
-        adamw_lr, adamw_weight_decay: of the soft pruning of `chipnet-paper`.
-        recalibrate: after the cut, measure the batch norms' statistics anew before fine-tuning.
-        limit: keep only so many training images; None: all.
-        limit_test: keep only so many test images; None: all.
-
-    Raises:
-        ConfigError: a value that cannot be used.
-
-    Example:
-        >>> Recipe(train=20, prune=15, finetune=10).epochs
-        (20, 15, 10)
-    """
-
-    train: int
-    prune: int
-    finetune: int
-    batch_size: int = 128
-    train_lr: float = 0.1
-    prune_lr: float = 0.1
-    warmup: float = 0.2
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
-    adamw_lr: float = 1e-3
-    adamw_weight_decay: float = 1e-3
-    recalibrate: bool = False
-    limit: int | None = None
-    limit_test: int | None = None
-
-    def __post_init__(self) -> None:
-        wrong = [
-            f"{n} must be at least {least}, not {getattr(self, n)}"
-            for n, least in (("train", 0), ("prune", 1), ("finetune", 0), ("batch_size", 2))
-            if getattr(self, n) < least
-        ]
-        wrong += [
-            f"{n} must be above 0 and finite, not {getattr(self, n)}"
-            for n in ("train_lr", "prune_lr", "adamw_lr")
-            if not 0 < getattr(self, n) < math.inf
-        ]
-        if wrong:
-            raise ConfigError("; ".join(wrong) + ".")
-
-    @property
-    def epochs(self) -> tuple[int, int, int]:
-        """Epochs of training, pruning and fine-tuning."""
-        return self.train, self.prune, self.finetune
-
-
-_GREY = Recipe(30, 20, 20)
-_SMALL = Recipe(100, 20, 60)
-_RECIPES: dict[str, Recipe] = {
-    "digits": Recipe(20, 15, 10, batch_size=32, train_lr=0.05, prune_lr=0.05),
-    "mnist": dataclasses.replace(_GREY, train=10, prune=10, finetune=10),
-    "fashion-mnist": _GREY,
-    "svhn": dataclasses.replace(_SMALL, train=40, finetune=40),
-}
-_QUICK: dict[str, dict[str, Any]] = {
-    "digits": {"train": 10, "prune": 8, "finetune": 5},
-    "image-folder": {"train": 2, "prune": 2, "finetune": 2, "limit": 8000, "limit_test": 2000},
-}
-_QUICK_ELSEWHERE: dict[str, Any] = {"train": 6, "prune": 5, "finetune": 5, "batch_size": 64, "limit": 6000}
-
-
-def recipe_for(data: str, quick: bool = False) -> Recipe:
-    """The default recipe of a data set.
-
-    Args:
-        data: its name as in `load_data`.
-        quick: a first look, in minutes on two cores: 6,000 training images and few epochs.
-
-    Example:
-        >>> recipe_for("digits").epochs
-        (20, 15, 10)
-        >>> recipe_for("fashion-mnist", quick=True).limit
-        6000
-    """
-    name = data.strip().lower().replace("_", "-")
-    recipe = _RECIPES.get(name, _SMALL)
-    return dataclasses.replace(recipe, **_QUICK.get(name, _QUICK_ELSEWHERE)) if quick else recipe
-
-
-@dataclass(frozen=True)
-class Request:
-    """One run, in the user's words. `prepare` reads it.
-
-    Attributes:
-        model: a name for `get_model`, or `module:callable`.
-        data: a name for `load_data`, or `module:callable`.
-        budget: what remains, as `Budget.parse` reads it.
-        out: the run folder; made if missing.
-        recipe: how to train; None: `recipe_for(data)`.
-        data_dir: folder of the data set.
-        weights: trained dense weights; the training phase is then left out.
-        method: a name from `chipnet.methods.METHODS`.
-        realisation, ignore, only, min_channels, round_to: see `chipnet.Structure`.
-        seed: of initial weights, order of images, augmentation, validation split and method.
-        validation: part of the training images held out to choose epochs by.
-        accelerator: "auto", "cpu" or "cuda".
-        precision: one of `PRECISIONS`.
-        overwrite: replace a finished run in `out`.
-        command: how the run was started, for result.json.
-    """
-
-    model: str
-    data: str
-    budget: Any
-    out: str | os.PathLike[str]
-    recipe: Recipe | None = None
-    data_dir: str | None = None
-    weights: str | None = None
-    method: str = "chipnet"
-    realisation: Literal["plain", "indexed"] = "plain"
-    ignore: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
-    min_channels: int = 0
-    round_to: int = 1
-    seed: int = 0
-    validation: float = 0.1
-    accelerator: str = "auto"
-    precision: str = "32-true"
-    overwrite: bool = False
-    command: str = field(default_factory=lambda: shlex.join(["chipnet", *sys.argv[1:]]))
 
 
 @dataclass(frozen=True)
@@ -186,6 +45,9 @@ class Job:
     structure: Structure
     fabric: Fabric
     out: Path
+    resume: bool = False
+    mask: Tensor | None = None
+    """Of `Request.masks`, as gates."""
 
     @property
     def dense(self) -> Cost:
@@ -193,8 +55,12 @@ class Job:
         return self.structure.cost.dense
 
 
-def prepare(request: Request) -> Job:
+def prepare(request: Request, resume: bool = False) -> Job:
     """Read and check all that a run needs: data, network, weights, budget, device, folder. Trains nothing.
+
+    Args:
+        request: what was asked for.
+        resume: `run` will continue the run that was stopped or killed in the request's folder.
 
     Raises:
         ChipNetError: the first thing that cannot be used, with what to do about it. A `BudgetError` for the
@@ -210,21 +76,40 @@ def prepare(request: Request) -> Job:
           - macs=1.5: above 1; a fraction is what remains, 0.25 keeps a quarter; for an absolute count ...
     """
     budget = Budget.parse(request.budget)
-    if request.method not in METHODS:
-        raise ConfigError(f"unknown method {request.method!r}; known: {', '.join(METHODS)}")
+    read_method(request.method)
     recipe = request.recipe or recipe_for(request.data)
     if request.weights is not None:
         recipe = dataclasses.replace(recipe, train=0)
-    elif recipe.train == 0:
+    elif recipe.train == 0 and request.masks is None:
         raise ConfigError(
             "there is nothing to prune: training is given 0 epochs and there are no weights. Give "
             "--weights FILE or at least one epoch of training."
         )
+    if not os.fspath(request.out):
+        raise ConfigError("there is no run folder. Give --out DIR.")
     out = Path(request.out).expanduser()
     if not 0 <= request.seed < 2**63:
         raise ConfigError(f"the seed must be at least 0 and below 2**63, not {request.seed}")
-    _check_unused(out, request.overwrite)
-    _check_device(request.accelerator, request.precision)
+    if not resume:
+        _check_unused(out, request.overwrite)
+    if request.checkpoint_steps is not None and request.checkpoint_steps < 1:
+        raise ConfigError(f"checkpoint_steps must be at least 1, not {request.checkpoint_steps}.")
+    threads = use_threads(request.threads)
+    if request.precision == "32":
+        request = dataclasses.replace(request, precision="32-true")
+    if request.tensorboard:
+        optional_import(
+            "torch.utils.tensorboard", needed_for="tensorboard: true (--tensorboard)", install="tensorboard"
+        )
+    _check_device(request)
+    fabric = _fabric(request)
+    out = fabric.broadcast(out)  # where the first process found a name that was free
+    processes, local = fabric.world_size, getattr(fabric.strategy, "num_processes", 1)
+    if recipe.batch_size < 2 * processes:
+        raise ConfigError(
+            f"a batch of {recipe.batch_size} is too small for {processes} processes. Give --batch-size "
+            f"{2 * processes} or more."
+        )
     data = load_data(
         request.data,
         request.data_dir,
@@ -242,6 +127,8 @@ def prepare(request: Request) -> Job:
     network = get_model(request.model, data.num_classes, data.in_channels)
     if request.weights is not None:
         load_weights(network, request.weights)
+    if request.sync_batch_norm:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     example = example_images(data)
     structure = Structure(
         network,
@@ -252,11 +139,41 @@ def prepare(request: Request) -> Job:
         min_channels=request.min_channels,
         round_to=request.round_to,
     )
-    structure.check(budget)
+    if "latency" in budget.kinds:
+        if processes > 1:
+            raise ConfigError(
+                "a latency budget is measured, and no two processes measure the same: prune on one device "
+                "(--devices 1), or by macs."
+            )
+        structure.time(network)
+    mask = None
+    if request.masks is None:
+        structure.check(budget)
+    else:
+        mask = Masks.load(request.masks).transfer(structure)
     _check_logits(network, example, request.model, data.num_classes)
     _check_writable(out)
-    fabric = _fabric(request.accelerator, request.precision)
-    return Job(request, recipe, budget, data, network, example, structure, fabric, out)
+    # What was left to this machine is written out, so that config.yaml repeats the run on another one.
+    request = dataclasses.replace(
+        request,
+        recipe=recipe,
+        out=out,
+        threads=threads,
+        accelerator=fabric.device.type,
+        devices=local,
+        num_nodes=processes // local,
+        budget=str(budget),
+    )
+    return Job(request, recipe, budget, data, network, example, structure, fabric, out, resume, mask)
+
+
+def use_threads(threads: int | None) -> int:
+    """Set the CPU threads, where a number is given; how many there are."""
+    if threads is not None:
+        if threads < 1:
+            raise ConfigError(f"threads must be at least 1, not {threads}.")
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
 
 
 def example_images(data: Data) -> Tensor:
@@ -272,6 +189,11 @@ def _check_unused(out: Path, overwrite: bool) -> None:
         raise ConfigError(
             f"{out} holds a finished run ({RESULT}). Give another --out, or --overwrite to replace it."
         )
+    if (out / CHECKPOINT).exists() and not overwrite:
+        raise ConfigError(
+            f"{out} holds a run that was stopped. Continue it with: chipnet prune --resume {out}. Or give "
+            "another --out, or --overwrite to replace it."
+        )
 
 
 def _check_writable(out: Path) -> None:
@@ -286,15 +208,35 @@ def _check_writable(out: Path) -> None:
         ) from error
 
 
-def _check_device(accelerator: str, precision: str) -> None:
-    if accelerator not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"unknown accelerator {accelerator!r}; known: auto, cpu, cuda")
+def _check_device(request: Request) -> None:
+    accelerator, precision = request.accelerator, request.precision
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if accelerator != "auto" and accelerator not in has:
+        raise ConfigError(f"unknown accelerator {accelerator!r}; known: auto, {', '.join(has)}")
     if precision not in PRECISIONS:
         raise ConfigError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("PyTorch finds no CUDA device here. Use --accelerator cpu.")
-    if precision == "16-mixed" and not (accelerator != "cpu" and torch.cuda.is_available()):
+    if request.strategy not in STRATEGIES:
+        raise ConfigError(
+            f"unknown strategy {request.strategy!r}; known: {', '.join(STRATEGIES)}. Strategies that cut up "
+            "parameters leave no whole channels to prune."
+        )
+    if accelerator != "auto" and not has[accelerator]:
+        raise ConfigError(f"PyTorch finds no {accelerator.upper()} device here. Use --accelerator cpu.")
+    cuda = accelerator in ("auto", "cuda") and has["cuda"]
+    if precision == "16-mixed" and not cuda:
         raise ConfigError("the precision 16-mixed needs a CUDA device; on a CPU use 32-true or bf16-mixed.")
+    if request.sync_batch_norm and not cuda:
+        raise ConfigError("sync_batch_norm needs CUDA devices: PyTorch has none for the CPU. Leave it out.")
+    if request.devices < -1 or request.devices == 0:
+        raise ConfigError(f"devices must be at least 1, or -1 for all GPUs, not {request.devices}")
+    if request.devices == -1 and not cuda:
+        raise ConfigError("devices -1 takes all GPUs, and there is none. Give the number of processes.")
+    if cuda and request.devices > torch.cuda.device_count():
+        raise ConfigError(
+            f"devices is {request.devices}, and there are {torch.cuda.device_count()} CUDA devices here."
+        )
+    if request.num_nodes < 1:
+        raise ConfigError(f"num_nodes must be at least 1, not {request.num_nodes}")
 
 
 def _check_logits(network: nn.Module, example: Tensor, name: str, classes: int) -> None:
@@ -311,13 +253,28 @@ def _check_logits(network: nn.Module, example: Tensor, name: str, classes: int) 
         )
 
 
-def _fabric(accelerator: str, precision: str) -> Fabric:
+def _fabric(request: Request) -> Fabric:
+    """Devices and processes, launched: from here on, every process runs what follows."""
     from lightning.fabric import Fabric  # takes seconds to import, so not before it is needed
 
+    accelerator = request.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
-    fabric.launch()
+    devices, nodes = request.devices, request.num_nodes
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has started the processes already
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=request.strategy,
+        precision=request.precision,  # type: ignore[arg-type]
+    )
+    with warnings.catch_warnings():
+        # Lightning's advice for notebooks and clusters, and PyTorch's about its own defaults.
+        warnings.simplefilter("ignore")
+        fabric.launch()
     return fabric
 
 

@@ -115,6 +115,8 @@ class Plan:
     scales: tuple[Scale, ...] = ()
     shut: Mapping[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     frozen: tuple[Frozen, ...] = ()
+    latency: Mapping[str, Any] | None = None
+    """With a latency budget, what was measured: the fields of `chipnet._latency.Landing`."""
     inputs: Inputs | None = field(default=None, compare=False, repr=False)
     """Example inputs for verification; not serialised."""
 
@@ -171,6 +173,7 @@ class Plan:
             "sizes": [[s.module, s.name, s.index, s.value] for s in self.sizes],
             "scales": [[s.module, s.name, s.factor] for s in self.scales],
             "frozen": [[f.module, list(f.shape), f.axis, f.same] for f in self.frozen],
+            **({"latency": dict(self.latency)} if self.latency is not None else {}),
             "mask": "".join("1" if m else "0" for m in self.mask),
         }
 
@@ -203,6 +206,7 @@ class Plan:
                 realisation=data["realisation"],
                 sizes=tuple(Size(*s) for s in data["sizes"]),
                 scales=tuple(Scale(*s) for s in data["scales"]),
+                latency=data.get("latency"),
                 frozen=tuple(Frozen(m, tuple(shape), a, same) for m, shape, a, same in data["frozen"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as e:

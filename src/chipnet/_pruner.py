@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from chipnet._budget import Budget
+from chipnet._budget import LATENCY, Budget
 from chipnet._cost import KINDS
+from chipnet._distributed import Group, first_, mean_, world
 from chipnet._errors import ConfigError
 from chipnet._gates import add_gates
+from chipnet._latency import Landing, land
 from chipnet._plan import Plan
 from chipnet._structure import Pattern, Structure
 from chipnet._trace import Realisation
@@ -31,14 +35,19 @@ class Pruner:
             will see them; or the `chipnet.Structure` of this model, with its options.
         budget: what remains: ``{"macs": 0.25}``, ``"params=2M"``, several kinds at once; see `chipnet.Budget`.
         steps: optimiser steps that pruning will take. All schedules are functions of step / steps.
-        method: a name from ``chipnet.methods.METHODS``.
+        method: a name from ``chipnet.methods.METHODS``; with other values for its settings as
+            ``"chipnet:floor=0,travel=16"``.
         realisation, share, ignore, only, min_channels, round_to: see `chipnet.Structure`.
         seed: of everything random in the method.
+        group: the processes that train this model together, each with a pruner of its own: a process group, None
+            for the default one (if there is one), or False for none. `step` averages the gates' gradients over
+            them, so masks and plans are the same on each; nothing else communicates.
 
     Raises:
-        BudgetError: no connected network meets the budget (with the smallest cost that can be reached).
+        BudgetError: no connected network meets the budget (with the smallest cost that can be reached). With a
+            latency budget also later, when final masks are measured and none that was built is fast enough.
         CaptureError: the model cannot be captured or has nothing to prune.
-        ConfigError: unknown method, steps < 1.
+        ConfigError: unknown method or setting, steps < 1.
 
     Example:
         >>> import chipnet, torch
@@ -75,16 +84,16 @@ class Pruner:
         min_channels: int = 0,
         round_to: int = 1,
         seed: int = 0,
+        group: Group = None,
     ) -> None:
-        from chipnet.methods import METHODS
+        from chipnet.methods import read_method
 
-        if method not in METHODS:
-            raise ConfigError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+        made, options = read_method(method)
         if steps < 1:
             raise ConfigError(
                 f"steps must be at least 1, got {steps}: the optimiser steps of the pruning phase"
             )
-        self.model = model
+        self.model, self.group = model, group
         self.budget = Budget.parse(budget)
         self.structure = (
             example_inputs
@@ -100,22 +109,31 @@ class Pruner:
                 round_to=round_to,
             )
         )
+        if LATENCY in self.budget.kinds:
+            self.structure.time(model)
         self.structure.check(self.budget)
         device = next(model.parameters()).device
-        self.method = METHODS[method](
+        self.method = made(
             model,
             self.structure,
             self.structure.limits(self.budget),
             steps=steps,
             seed=seed,
             device=device,
+            options=options,
         )
+        self.method.group = group
+        self.landing: Landing | None = None
+        """With a latency budget, once final masks are known: what their compact network takes, as measured."""
+        if LATENCY in self.budget.kinds:
+            self.method.settle = self._settle  # type: ignore[method-assign]
         self.steps, self.taken = steps, 0
         gates = np.concatenate([s.gates for s in self.structure.sites])
         self._index = torch.from_numpy(np.where(gates < 0, self.structure.gates, gates)).to(device)
         self._values: Tensor | None = None
         self._leaf: Tensor | None = None
         self._with_grad = False
+        self._apart = False
         self._forced: Tensor | None = None
         self._handles = add_gates(model, self.structure.sites, self._channel_values)
 
@@ -128,19 +146,48 @@ class Pruner:
         """The method's loss (crispness, budget): add it to the task's. A scalar on the model's device."""
         return self.method.loss(self.progress)
 
-    def step(self) -> None:
-        """Advance masks and schedules: call once after every ``optimizer.step()``."""
-        self._collect()
+    def backward(self) -> None:
+        """The gradients of ``loss()``, apart from the task's: for loops whose loss is out of reach.
+
+        Call it in place of adding ``loss()``, once a step: after the task's backward passes and the scaler's
+        ``unscale_``, before ``optimizer.step()``.
+        """
+        loss = self.loss()
+        if loss.requires_grad:
+            loss.backward()
+        self._apart = True
+
+    def losses(self) -> dict[str, Tensor]:
+        """``loss()`` by part: add their sum instead, and show them."""
+        return self.method.losses(self.progress)
+
+    def step(self, loss_scale: float = 1.0) -> None:
+        """Advance masks and schedules: call once after every ``optimizer.step()``, on every process.
+
+        Args:
+            loss_scale: what the loss was multiplied with before ``backward`` (float16: ``scaler.get_scale()``
+                before ``scaler.update()``). A step whose gradients overflowed teaches the method nothing.
+        """
+        self._collect(loss_scale)
         before = self.progress
         self.taken += 1
         self.method.step(before, self.progress)
+        for p in self.method.learnt():  # the same bits everywhere, even on machines that round differently
+            first_(p.data, self.group)
 
     def soft_cost(self) -> dict[str, float]:
         """Cost of the gates as the forward uses them now, as fractions of the dense costs."""
         with torch.no_grad():
             values = self.method.values(self.progress).detach().double().cpu()
             costs = self.structure.cost(values).tolist()
-        return {k: c / max(self.structure.cost.dense[k], 1) for k, c in zip(KINDS, costs, strict=True)}
+        dense = self.structure.cost.dense
+        return {k: c / max(dense[k], 1) for k, c in zip(KINDS, costs, strict=False)}  # latency apart
+
+    def histogram(self, bins: int = 10) -> list[int]:
+        """How many gates have values in each of ``bins`` equal parts of [0, 1], as they are learnt now."""
+        with torch.no_grad():
+            values = self.method.relaxed(self.progress).detach().float().cpu()
+        return [int(n) for n in torch.histc(values, bins, 0.0, 1.0)]
 
     @property
     def mask(self) -> Tensor:
@@ -158,7 +205,26 @@ class Pruner:
 
     def harden(self, mask: Tensor | None = None) -> Plan:
         """The plan of the hard masks. The model keeps computing with them until ``detach()``."""
-        return self.structure.plan(self._force(mask), self.budget)
+        if mask is None and self.landing is None:
+            mask = self.method.settle(self.method.mask)
+        plan = self.structure.plan(self._force(mask), self.budget)
+        return plan if self.landing is None else replace(plan, latency=self.landing.to_json())
+
+    def _settle(self, solve: Callable[[], Tensor]) -> Tensor:
+        """The mask of ``solve`` whose compact network, as measured, is within the latency budget."""
+        limits = self.method.limits
+
+        def within(tighter: Mapping[str, int]) -> Tensor:
+            self.method.limits = dict(tighter)
+            try:
+                return solve()
+            finally:
+                self.method.limits = limits
+
+        value = dict(self.budget.targets)[LATENCY]
+        asked = float(value) if isinstance(value, Fraction) else value
+        mask, self.landing = land(self.model, self.structure, limits, asked, within)
+        return mask
 
     def _force(self, mask: Tensor | None) -> Tensor:
         mask = self.mask if mask is None else mask
@@ -170,10 +236,12 @@ class Pruner:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self.method.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Progress and the method's state."""
-        return {"taken": self.taken, "steps": self.steps, "method": self.method.state_dict()}
+        own = {"taken": self.taken, "steps": self.steps, "method": self.method.state_dict()}
+        return own if self.landing is None else {**own, "landing": self.landing.to_json()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict()`` of a pruner of the same model, budget and method."""
@@ -181,6 +249,7 @@ class Pruner:
             raise ConfigError(f"the saved pruner runs {state['steps']} steps, this one {self.steps}")
         self.taken = state["taken"]
         self.method.load_state_dict(state["method"])
+        self.landing = Landing(**state["landing"]) if "landing" in state else None
         self._leaf = self._values = None
 
     def _channel_values(self) -> Tensor:
@@ -198,8 +267,30 @@ class Pruner:
             self._leaf = self._values.detach().requires_grad_(self._values.requires_grad)
         return self._leaf
 
-    def _collect(self) -> None:
-        """Hand the gradient of the gate values on to what the method learns."""
-        if self._leaf is not None and self._leaf.grad is not None and self._values is not None:
-            self._values.backward(self._leaf.grad)
+    def _collect(self, loss_scale: float) -> None:
+        """Hand the gradient of the gate values on to what the method learns.
+
+        Gates are no parameters of the model, so DistributedDataParallel does not average their gradients. This is
+        the one place that all of them pass: averaged here, what the method learns and observes is that of the
+        whole batch. Its own losses depend on nothing but its own state, which is then the same on every process.
+        """
+        learnt = self.method.learnt()
+        if self._leaf is not None and self._values is not None and self._values.requires_grad:
+            grad = self._leaf.grad
+            if grad is None and world(self.group) > 1:  # a process without a backward must still take part
+                grad = torch.zeros_like(self._leaf)
+            if grad is not None:
+                grad = mean_(grad, self.group)
+                if loss_scale != 1.0:
+                    grad = grad / loss_scale
+                    for p in learnt if not self._apart else []:
+                        if p.grad is not None:
+                            p.grad /= loss_scale
+                if loss_scale == 1.0 or bool(torch.isfinite(grad).all()):
+                    self._values.backward(grad)
+        if loss_scale != 1.0:
+            for p in learnt:
+                if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
+                    p.grad = None
+        self._apart = False
         self._leaf = self._values = None

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from chipnet._budget import Budget
+from chipnet._budget import LATENCY, Budget
 from chipnet._capture import canonical_names, export, trace
 from chipnet._compact import agree, compact
 from chipnet._cost import CostModel
-from chipnet._errors import CaptureError, ConfigError, PlanError
+from chipnet._errors import BudgetError, CaptureError, ConfigError, PlanError
 from chipnet._formula import Program
 from chipnet._gates import has_gates
 from chipnet._graph import Host, Mix, Norm, Pin
@@ -399,8 +399,22 @@ class Structure:
             mask = new
 
     def limits(self, budget: Budget | Mapping[str, Any] | str) -> dict[str, int]:
-        """Largest integer cost of each kind the budget names."""
-        return Budget.parse(budget).limits(self.cost.dense.to_json())
+        """Largest integer cost of each kind the budget names; latency in nanoseconds.
+
+        Raises:
+            BudgetError: it names latency, and ``time`` has not been called.
+        """
+        budget = Budget.parse(budget)
+        if LATENCY in budget.kinds and self.cost.latency is None:
+            raise BudgetError("a latency budget needs measured layers: call structure.time(model) first")
+        return budget.limits(self.cost.whole)
+
+    def time(self, model: nn.Module) -> None:
+        """Measure the layers of ``model`` on its device, so that budgets may name latency. Does so once."""
+        from chipnet._latency import measured
+
+        if self.cost.latency is None:
+            self.cost.latency = measured(model, self)
 
     def harden(
         self, scores: Tensor, budget: Budget | Mapping[str, Any] | str, *, floor: float = 0.0

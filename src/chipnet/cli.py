@@ -1,4 +1,4 @@
-"""The command line: `chipnet prune`, `chipnet inspect`, `chipnet models`.
+"""The command line: `chipnet prune`, `transfer`, `bench`, `inspect`, `models`, and the commands of `_cli_runs`.
 
 Exit codes: 0 done; 1 something broke while training; 2 a request that cannot be used, said in one line
 before any training; 130 stopped by Ctrl-C or SIGTERM.
@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect as inspect_
 import io
 import json
 import logging
+import os
+import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import typer
@@ -22,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from chipnet import _cli_runs, _config
 from chipnet._errors import ChipNetError, ConfigError
 
 app = typer.Typer(
@@ -31,99 +36,210 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Budget-aware structured pruning of PyTorch networks.",
 )
+app.add_typer(_cli_runs.app)
 
 _MODEL = "a name (`chipnet models`; torchvision's and timm's too), or module:callable"
 _DATA = "digits, fashion-mnist, cifar10, cifar100, image-folder and more, or module:callable"
 _DATA_DIR = "folder of the data set; nothing is ever downloaded"
 _REALISATION = "plain: dense layers only; indexed: layers may read or write a part of a tensor by index"
-_METHOD = "chipnet, chipnet-paper, magnitude, random or uniform"
 _IGNORE = (
     "modules that keep all channels: a pattern of names ('layer1.*') or types ('type:Linear'); repeatable"
 )
 _ONLY = "the only modules that are pruned, written as for --ignore; repeatable"
 
 
+def _flags(function: Callable[..., None]) -> Callable[..., None]:
+    """Give `function` a flag for every option of a run, all None unless given, in place of `**options`."""
+    signature = inspect_.signature(function, eval_str=True)
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    for cls in (_config.Request, _config.Recipe):
+        for name, (kind, text, default) in _config.options(cls).items():
+            if name not in _config.EPOCHS:
+                fixed = cls is _config.Request and kind in (str, int, float) and default != ""
+                shown = f"{text} [default: {default}]" if fixed else text
+                parameters.append(_flag(name, _FLAG_TYPES.get(kind, str), shown))
+    function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in parameters}
+    return function
+
+
+_FLAG_TYPES: dict[Any, Any] = {
+    bool: bool, int: int, int | None: int, float: float, float | None: float,
+    tuple[str, ...]: list[str], Any: list[str],
+}  # fmt: skip
+
+
+def _flag(name: str, kind: Any, text: str) -> inspect_.Parameter:
+    annotation = Annotated[kind | None, typer.Option(help=text, show_default=False)]
+    return inspect_.Parameter(name, inspect_.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
 @app.command()
+@_flags
 def prune(
+    *,
+    config: Annotated[
+        str | None, typer.Option(help="YAML file of options, such as a run's config.yaml; flags win")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="folder of a run that was stopped or killed: continue it"),
+    ] = None,
+    quick: Annotated[
+        bool | None, typer.Option(help="a first look: few epochs and 6,000 training images")
+    ] = None,
+    epochs: Annotated[
+        str | None, typer.Option(help="of each phase: one number, or train,prune,finetune such as 20,15,10")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="both peak learning rates of SGD, at this batch size")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars, no table")] = False,
+    **options: Any,
+) -> None:
+    """Train (or load) a network, prune it to a budget, fine-tune it and save it.
+
+    In the run folder afterwards: result.json, plan.json, masks.json, model.safetensors, dense.safetensors,
+    metrics.csv, metrics.jsonl, split.json, config.yaml, report.html.
+    """
+    console = Console(quiet=quiet or not _first(), highlight=False)
+    with _refusals():
+        if resume is not None:
+            others = {"config": config, "quick": quick, "epochs": epochs, "lr": lr, **options}
+            request, finished = _continued(resume, [n for n, value in others.items() if value is not None])
+            if finished:
+                console.print(f"{resume} is finished already.", soft_wrap=True)
+                console.print(summary(finished))
+                return
+        else:
+            request = _asked(config, quick, epochs, lr, options)
+        from chipnet import train
+
+        job = train.prepare(request, resume=resume is not None)
+    with _failures(), _stop_signals() as stop, _Bars(console) as bars:
+        result = train.run(job, bars, stop)
+    _show(console, result, job.out)
+
+
+@app.command()
+def transfer(
+    source: Annotated[str, typer.Option("--from", help="a finished run, or a file of masks")],
     out: Annotated[str, typer.Option(help="run folder; made if missing")],
-    model: Annotated[str, typer.Option(help=_MODEL)] = "resnet8",
-    data: Annotated[
-        str, typer.Option(help="digits, fashion-mnist, cifar10, ..., or module:callable")
-    ] = "digits",
+    data: Annotated[str, typer.Option(help=_DATA)],
+    model: Annotated[str | None, typer.Option(help=f"{_MODEL} [default: the run's]")] = None,
     budget: Annotated[
         list[str] | None,
-        typer.Option(help="what remains: macs=0.25, params=2M, volume=50%; repeatable [default: macs=0.25]"),
+        typer.Option(help="refuse masks that cost more here; repeatable [default: compare with the run's]"),
     ] = None,
     data_dir: Annotated[str | None, typer.Option(help=_DATA_DIR)] = None,
     weights: Annotated[
-        str | None, typer.Option(help="trained dense weights; the training phase is then left out")
+        str | None, typer.Option(help="dense weights of the target to start from [default: new ones]")
     ] = None,
-    method: Annotated[str, typer.Option(help=_METHOD)] = "chipnet",
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
     epochs: Annotated[
-        str | None, typer.Option(help="of each phase: one number, or train,prune,finetune such as 20,15,10")
+        str | None, typer.Option(help="in all: one number [default: the data set's, of all phases]")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="a first look: few epochs and 6,000 training images")
     ] = False,
-    batch_size: Annotated[
-        int | None, typer.Option(help="images per step; unless --lr is given, the rate scales with it")
-    ] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="peak learning rate of the SGD phases, at this batch size")
-    ] = None,
-    realisation: Annotated[str, typer.Option(help=_REALISATION)] = "plain",
+    batch_size: Annotated[int | None, typer.Option(help="images per step")] = None,
+    lr: Annotated[float | None, typer.Option(help="peak learning rate, at this batch size")] = None,
+    realisation: Annotated[str | None, typer.Option(help=f"{_REALISATION} [default: the run's]")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help=_IGNORE)] = None,
     only: Annotated[list[str] | None, typer.Option(help=_ONLY)] = None,
-    min_channels: Annotated[int, typer.Option(help="channels that every layer keeps at least")] = 0,
-    round_to: Annotated[
-        int, typer.Option(help="widths are multiples of this (8 suits most hardware), or whole")
-    ] = 1,
     validation: Annotated[float, typer.Option(help="part of the training images that chooses epochs")] = 0.1,
-    recalibrate: Annotated[
-        bool, typer.Option("--recalibrate", help="measure batch norm statistics anew after the cut")
-    ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads [default: PyTorch's]")] = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed")] = "32-true",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a finished run in --out")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars, no table")] = False,
 ) -> None:
-    """Train (or load) a network, prune it to a budget, fine-tune it and save it.
-
-    In the run folder afterwards: result.json, plan.json, model.safetensors, dense.safetensors, metrics.csv.
-    """
+    """Train the compact network of another run's masks: same architecture, other data, classes, channels."""
     console = Console(quiet=quiet, highlight=False)
     with _refusals():
-        from chipnet import train
+        from chipnet import _transfer, train
 
-        recipe = train.recipe_for(data, quick)
-        request = train.Request(
+        changes: dict[str, Any] = {} if lr is None else {"train_lr": lr, "prune_lr": lr}
+        if batch_size is not None:
+            changes["batch_size"] = batch_size
+        recipe = train.recipe_for(data, quick).changed(changes)
+        if epochs is not None:
+            total = parse_epochs(epochs)[0]
+            if total < 1 or "," in epochs:
+                raise ConfigError(f"--epochs {epochs!r}: give one whole number, of at least 1.")
+            # All epochs of the recipe are trained; pruning has at least one by itself.
+            recipe = dataclasses.replace(recipe, train=0, prune=1, finetune=total - 1)
+        request = _transfer.request_for(
+            source,
+            data,
             model=model,
-            data=data,
-            budget=budget or ["macs=0.25"],
+            budget=budget,
             out=out,
-            recipe=_adapted(recipe, epochs, batch_size, lr, recalibrate),
+            recipe=recipe,
             data_dir=data_dir,
             weights=weights,
-            method=method,
-            realisation=cast(Literal["plain", "indexed"], realisation),
+            realisation=realisation,
             ignore=tuple(ignore or ()),
             only=tuple(only or ()),
-            min_channels=min_channels,
-            round_to=round_to,
             seed=seed,
             validation=validation,
             accelerator=accelerator,
             precision=precision,
             overwrite=overwrite,
+            threads=threads,
         )
-        _use_threads(threads)
-        job = train.prepare(request)
-    with _failures(), _sigterm_as_ctrl_c(), _Bars(console) as bars:
-        result = train.run(job, bars)
-    console.print(summary(result))
-    console.print(f"{_verified(result)}\nIn {job.out}: {', '.join(_FILES)}", soft_wrap=True)
+        job = _transfer.prepare(request, strict=bool(budget))
+    console.print(f"masks of {source} fit; on {data} they leave {_transfer.reached(job)}", soft_wrap=True)
+    with _failures(), _stop_signals() as stop, _Bars(console) as bars:
+        result = train.run(job, bars, stop)
+    _show(console, result, job.out)
+
+
+@app.command()
+def bench(
+    config: Annotated[
+        str, typer.Argument(help="YAML file: models, data, budgets, methods, seeds; docs/bench.md")
+    ],
+    data_dir: Annotated[
+        list[str] | None, typer.Option(help="DIR, or NAME=DIR where data sets lie apart; repeatable")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="folder of all runs [default: the file's, or runs/FILE]")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the runs and how they stand")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="everything once, as short as can be")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="run what failed again")] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads [default: PyTorch's]")] = None,
+) -> None:
+    """Run a grid of networks, data, budgets, methods and seeds; goes on where it stopped.
+
+    In the folder afterwards: results.csv (a row a run), tables.md, plots/, and a folder a run.
+    """
+    console = Console(highlight=False)
+    with _refusals():
+        from chipnet import _bench, _bench_report
+        from chipnet._job import use_threads
+
+        grid = _bench.read_grid(config, out)
+        grid = _bench.smoke(grid) if smoke else grid
+        names = dict(_bench.data_dir(text, grid.data) for text in data_dir or ())
+        use_threads(threads)
+        if dry_run:
+            for run in _bench.runs_of(grid):
+                print(f"{_bench.status(grid, run)}\t{run.folder}")
+            return
+    with _failures(), _stop_signals() as stop, _Bars(console, quiet=True) as bars:
+
+        def told(number: int, total: int, run: _bench.Run, text: str) -> None:
+            console.print(f"{number}/{total} {run.folder}: {text}", soft_wrap=True, markup=False)
+
+        command = shlex.join(["chipnet", *sys.argv[1:]])
+        rows = _bench.bench(grid, names, command=command, retry=retry, watcher=bars, stop=stop, told=told)
+        console.print(f"\n{_bench_report.write_tables(grid, rows).read_text()}", markup=False, soft_wrap=True)
+        try:
+            console.print(f"{len(_bench_report.write_plots(grid, rows))} plots in {grid.out / 'plots'}")
+        except ConfigError as error:
+            console.print(f"no plots: {error}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -195,7 +311,10 @@ def main() -> None:
 
 # -- what the options mean --------------------------------------------------------------------------------
 
-_FILES = ("result.json", "plan.json", "model.safetensors", "dense.safetensors", "metrics.csv")
+_FILES = (
+    "result.json", "plan.json", "masks.json", "model.safetensors", "dense.safetensors", "metrics.csv",
+    "metrics.jsonl", "split.json", "config.yaml", "report.html",
+)  # fmt: skip
 
 
 def parse_epochs(text: str) -> tuple[int, int, int]:
@@ -240,36 +359,41 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def _adapted(
-    recipe: Any, epochs: str | None, batch_size: int | None, lr: float | None, recalibrate: bool
-) -> Any:
-    """The data set's recipe with the user's changes."""
-    changes: dict[str, Any] = {"recalibrate": recalibrate}
+def _asked(
+    config: str | None,
+    quick: bool | None,
+    epochs: str | None,
+    lr: float | None,
+    options: Mapping[str, Any],
+) -> _config.Request:
+    """The request that a config file and the flags over it make."""
+    given = {name: value for name, value in options.items() if value is not None}
+    recipe = {name: given.pop(name) for name in _config.options(_config.Recipe) if name in given}
     if epochs is not None:
-        changes["train"], changes["prune"], changes["finetune"] = parse_epochs(epochs)
-    if batch_size is not None:
-        if batch_size < 2:
-            raise ConfigError(f"--batch-size must be at least 2, not {batch_size}.")
-        # The noise of SGD stays the same where rate and batch size change together.
-        ratio = batch_size / recipe.batch_size
-        changes |= {
-            "batch_size": batch_size,
-            "train_lr": recipe.train_lr * ratio,
-            "prune_lr": recipe.prune_lr * ratio,
-        }
+        recipe |= dict(zip(_config.EPOCHS, parse_epochs(epochs), strict=True))
     if lr is not None:
-        changes |= {"train_lr": lr, "prune_lr": lr}
-    return dataclasses.replace(recipe, **changes)
+        recipe = {"train_lr": lr, "prune_lr": lr} | recipe
+    flags = {**given, "recipe": recipe, "quick": quick}
+    if config is None:
+        return _config.request_from(flags, source="the options")
+    request = _config.request_from(_config.read_config(config), flags, source=config)
+    if "out" not in given and not request.overwrite:
+        request = dataclasses.replace(request, out=_config.unused(request.out))
+    return request
 
 
-def _use_threads(threads: int | None) -> None:
-    if threads is None:
-        return
-    if threads < 1:
-        raise ConfigError(f"--threads must be at least 1, not {threads}.")
-    import torch
-
-    torch.set_num_threads(threads)
+def _continued(resume: str, others: list[str]) -> tuple[_config.Request, dict[str, Any] | None]:
+    """The request of the run in `resume`; where it is finished, what its result.json holds."""
+    if others:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+        raise ConfigError(f"a run that continues keeps the options it began with: leave out {flags}.")
+    out = Path(resume).expanduser()
+    if not (out / _config.CONFIG).is_file():
+        raise ConfigError(f"there is no run in {out}: it has no {_config.CONFIG}.")
+    result = out / "result.json"
+    finished = json.loads(result.read_text()) if result.is_file() else None
+    path = out / _config.CONFIG
+    return _config.request_from(_config.read_config(path), {"out": str(out)}, source=str(path)), finished
 
 
 def _inspected(
@@ -330,8 +454,14 @@ def _one_line(error: BaseException) -> str:
     return " ".join([*ended, *lines[-1:]])
 
 
+def _first() -> bool:
+    """Is this the first of the processes that Lightning or torchrun have started?"""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
 def _say(error: BaseException) -> None:
-    print(f"error: {_one_line(error)}", file=sys.stderr)
+    if _first() or not isinstance(error, ConfigError):  # the others refuse the same request
+        print(f"error: {_one_line(error)}", file=sys.stderr)
 
 
 @contextmanager
@@ -364,26 +494,34 @@ def _failures() -> Iterator[None]:
         _say(error)
         raise typer.Exit(1) from None
     except KeyboardInterrupt as error:
-        print(str(error) or "stopped", file=sys.stderr)
+        if _first():
+            print(str(error) or "stopped", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
 @contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Batch systems end jobs with SIGTERM: leave what is done on disk then, too."""
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM (how batch systems end jobs) ask the run to save and stop; a second one ends it."""
+    asked: list[int] = []
 
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+    def ask(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        if _first():
+            print("stopping after this step; once more stops at once", file=sys.stderr)
 
+    signals = (signal.SIGINT, signal.SIGTERM)
     try:
-        old = signal.signal(signal.SIGTERM, interrupt)
+        old = [signal.signal(number, ask) for number in signals]
     except ValueError:  # only the main thread may set handlers
-        yield
+        yield lambda: False
         return
     try:
-        yield
+        yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, handler in zip(signals, old, strict=True):
+            signal.signal(number, handler)
 
 
 # -- what is shown ----------------------------------------------------------------------------------------
@@ -392,8 +530,9 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 class _Bars:
     """A `Watcher` with one progress bar a phase; a plain line a phase where stdout is no terminal."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        """``quiet``: no lines where stdout is no terminal."""
+        self.console, self.quiet = console, quiet
         self.progress = Progress(
             TextColumn("{task.description:9}"),
             BarColumn(bar_width=24),
@@ -428,8 +567,21 @@ class _Bars:
     def end(self, text: str) -> None:
         if self.task is not None:
             self.progress.update(self.task, text=text)
-        if not self.console.is_terminal:
+        if not self.console.is_terminal and not self.quiet:
             self.console.print(f"{self.phase}: {text}")
+
+
+def _show(console: Console, result: Mapping[str, Any], out: Path) -> None:
+    """The end of a run: its report, its table, its files."""
+    if not _first():
+        return
+    _cli_runs.report_after(out)
+    console.print(summary(result))
+    if "latency" in result:
+        from chipnet._latency import Landing
+
+        console.print(str(Landing(**result["latency"])), soft_wrap=True)
+    console.print(f"{_verified(result)}\nIn {out}: {', '.join(_FILES)}", soft_wrap=True)
 
 
 def summary(result: Mapping[str, Any]) -> Table:
@@ -460,7 +612,7 @@ def summary(result: Mapping[str, Any]) -> Table:
 
 def _within(limits: Mapping[str, int], values: Mapping[str, Any]) -> str:
     """Is a row within the largest integer costs that the budget allows?"""
-    return "met" if all(values[k] <= limit for k, limit in limits.items()) else "above"
+    return "met" if all(values[k] <= limit for k, limit in limits.items() if k in values) else "above"
 
 
 def _verified(result: Mapping[str, Any]) -> str:

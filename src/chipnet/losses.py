@@ -1,10 +1,12 @@
 """The two penalties that the paper adds to the task loss: L = L_task + α₁ · crispness + α₂ · budget_loss.
 
-Source: Tiwari et al., ICLR 2021, arXiv:2102.07156; the paper's weights are α₁ = 10 and α₂ = 30.
+Source: Tiwari et al., ICLR 2021, arXiv:2102.07156; the paper's weights are α₁ = 10 and α₂ = 30. `distillation` is a
+task loss, for methods that learn from the dense network.
 """
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -59,3 +61,30 @@ def budget_loss(cost_fraction: Tensor, budget_fraction: float | Tensor, *, one_s
     if one_sided:
         excess = excess.clamp(min=0)
     return excess.square().sum()
+
+
+def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Distance of softened predictions: T² · KL(softmax(teacher / T) ‖ softmax(logits / T)), mean over images.
+
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531. T² keeps
+    the size of the gradient when T changes.
+
+    Args:
+        logits: of the network that learns, [N, classes].
+        teacher: of the network it learns from, of the same shape.
+        temperature: T > 0.
+
+    Returns:
+        A 0-dim tensor, zero where both predict the same.
+
+    Examples:
+        >>> import torch
+        >>> logits = torch.tensor([[0.0, 0.0]])
+        >>> distillation(logits, logits + 3, temperature=4.0)
+        tensor(0.)
+        >>> distillation(logits, torch.tensor([[4.0, 0.0]]), temperature=4.0)
+        tensor(1.7751)
+    """
+    p = F.log_softmax(teacher / temperature, dim=-1)
+    q = F.log_softmax(logits / temperature, dim=-1)
+    return temperature**2 * F.kl_div(q, p, reduction="batchmean", log_target=True)

@@ -167,6 +167,30 @@ class Cosine:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """start · factor^k after the k-th of the moments `at`.
+
+    Examples:
+        >>> lr = Steps(1.0, factor=0.1, at=(0.5, 0.75))
+        >>> lr(0.49), lr(0.5), round(lr(0.75), 6), round(lr(1.0), 6)
+        (1.0, 0.1, 0.01, 0.01)
+    """
+
+    start: float
+    factor: float = 0.1
+    at: tuple[float, ...] = (0.5, 0.75)
+
+    def __post_init__(self) -> None:
+        for moment in self.at:
+            _check_part("at", moment)
+
+    def __call__(self, progress: float) -> float:
+        p = _checked(progress)
+        passed = sum(p >= moment for moment in self.at)
+        return self.start * self.factor**passed
+
+
+@dataclass(frozen=True)
 class OneCycle:
     """Up from peak / `start_factor` to `peak` in the first `warmup` of a run, down to peak / `end_factor`.
 

@@ -1,17 +1,26 @@
 """The loop behind `chipnet prune`: train, prune softly, harden, compact, fine-tune, evaluate, save.
 
 It is a user of chipnet's public page and nothing more: whatever happens here can happen in a loop of your
-own. It stands on Lightning Fabric for device and precision, and runs on one device.
+own. It stands on Lightning Fabric for devices, processes and precision: every process runs all of it on its
+part of every batch, and the first one writes.
 
 A run has two halves. `prepare` reads and checks everything that was asked for, so that no mistake of the
-user's shows up after an hour of training; `run` then trains. The run folder holds, each file written all or
-nothing:
+user's shows up after an hour of training; `run` then trains.
+
+A run is a `State` that is advanced a step at a time. Saving is writing the state down, continuing is starting
+from it: a run that was killed ends with the same bits as one that was not. The run folder holds, each file
+written all or nothing:
 
 ======================  ===========================================================================
+`config.yaml`           every option, as resolved (`chipnet prune --config`)
 `dense.safetensors`     weights of the trained dense network (`chipnet.models.load_weights`)
+`split.json`            which training images were held out for validation
 `plan.json`             what was cut (`chipnet.Plan.load`)
+`masks.json`            what was kept, for other networks of this architecture (`chipnet.Masks.load`)
 `model.safetensors`     the compact network (`chipnet.load`); first as cut, then the best fine-tuned
 `metrics.csv`           one row an epoch
+`metrics.jsonl`         one line every few steps
+`checkpoint.pt`         the state, while the run is not finished (`chipnet prune --resume`)
 `result.json`           the final numbers; written last, so it says that a run is complete
 ======================  ===========================================================================
 """
@@ -19,203 +28,70 @@ nothing:
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
+import gc
+import json
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 import chipnet
-from chipnet import ChipNetError, Plan, Pruner
+from chipnet import ChipNetError, Plan, _checkpoint
 from chipnet._budget import KINDS
-from chipnet._io import save_weights, write_json
+from chipnet._compact import apply_plan
+from chipnet._config import CONFIG, write_config
+from chipnet._distributed import gathered, same_buffers, sums
+from chipnet._gates import strip_gates
+from chipnet._io import write_atomically, write_json
 from chipnet._job import RESULT, Job, Recipe, Request, example_images, prepare, recipe_for, seed_everything
-from chipnet.schedules import OneCycle, Schedule
+from chipnet._metrics import LOSSES, Metrics
+from chipnet._optim import States, cut_state, set_state
+from chipnet._phases import DENSE, MASKS, MODEL, PHASES, PLAN, Phase, Transfer
+from chipnet._steps import Batch, Objective, evaluate, recalibrate, share, train_step
+from chipnet.data._images import stream_seed
+from chipnet.methods import read_method
+from chipnet.models import load_weights
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-PLAN, MODEL, DENSE, METRICS = "plan.json", "model.safetensors", "dense.safetensors", "metrics.csv"
+SPLIT = "split.json"
+LOG_EVERY = 25
+"""Steps between two lines of metrics.jsonl, and between two looks at the losses where a look stops the device."""
 
 
 __all__ = [
-    "Epoch",
     "Interrupted",
     "Job",
+    "Objective",
     "Recipe",
     "Request",
     "Silent",
+    "State",
     "Watcher",
+    "cut_state",
     "evaluate",
     "example_images",
     "prepare",
     "recalibrate",
     "recipe_for",
     "run",
-    "train_epoch",
+    "set_state",
+    "train_step",
 ]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM during a run; the text says how far it came and what is on disk."""
-
-
-# -- one epoch --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """Means over one epoch of training.
-
-    Attributes:
-        task: cross-entropy.
-        pruning: the pruner's part of the loss.
-        accuracy: on the training images as they were augmented, in percent.
-        lr: of the last step.
-    """
-
-    task: float
-    pruning: float
-    accuracy: float
-    lr: float
-
-
-def train_epoch(
-    fabric: Fabric,
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    optimizer: torch.optim.Optimizer,
-    lr: Callable[[int], float],
-    *,
-    pruner: Pruner | None = None,
-    label_smoothing: float = 0.0,
-    tick: Callable[[float, float], None] | None = None,
-) -> Epoch:
-    """One pass over `batches`: forward, backward, step.
-
-    Args:
-        fabric: does the backward pass.
-        model, optimizer: what `fabric.setup` returned.
-        batches: (images, labels) on the model's device.
-        lr: step of this epoch, from 0, to learning rate.
-        pruner: of this model; its loss is added and it is stepped after every step of the optimiser.
-        label_smoothing: of the cross-entropy.
-        tick: called after every step with the task's and the pruner's latest losses.
-
-    Raises:
-        ChipNetError: a loss is not finite; names the step and the part. On a CPU before that step changed any
-            weight; elsewhere, where every look at a loss stops the device, at most 25 steps later.
-    """
-    model.train()
-    every = 1 if fabric.device.type == "cpu" else 25
-    recent: list[Tensor] = []
-    task_sum = pruning_sum = 0.0
-    correct = torch.zeros((), dtype=torch.int64, device=fabric.device)
-    seen = steps = 0
-    rate = math.nan
-
-    def look() -> None:
-        nonlocal task_sum, pruning_sum
-        if not recent:
-            return
-        values = torch.stack(recent).tolist()
-        for i, (task, pruning) in enumerate(values):
-            _check_finite(steps - len(values) + i, task, pruning)
-            task_sum, pruning_sum = task_sum + task, pruning_sum + pruning
-        recent.clear()
-        if tick is not None:
-            tick(values[-1][0], values[-1][1])
-
-    for images, labels in batches:
-        rate = lr(steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        logits = model(images)
-        task = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
-        pruning = pruner.loss() if pruner is not None else torch.zeros_like(task)
-        recent.append(torch.stack([task.detach(), pruning.detach().to(task.dtype)]))
-        steps += 1
-        if len(recent) == every:
-            look()
-        fabric.backward(task + pruning)
-        optimizer.step()
-        if pruner is not None:
-            pruner.step()
-        optimizer.zero_grad(set_to_none=True)
-        correct += (logits.detach().argmax(1) == labels).sum()
-        seen += len(labels)
-    look()
-    return Epoch(
-        task_sum / max(steps, 1), pruning_sum / max(steps, 1), 100 * int(correct) / max(seen, 1), rate
-    )
-
-
-def _check_finite(step: int, task: float, pruning: float) -> None:
-    parts = {"task loss (cross-entropy)": task, "pruner's loss (crispness and budget)": pruning}
-    for name, value in parts.items():
-        if not math.isfinite(value):
-            raise ChipNetError(
-                f"the {name} is {value} at step {step} of the epoch. Lower the learning rate (--lr), or look "
-                "for images or weights that are not finite."
-            )
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Accuracy in percent, in eval mode; every image counts once. The mode is put back afterwards.
-
-    Raises:
-        ChipNetError: there are no images.
-
-    Example:
-        >>> class Same(nn.Module):
-        ...     def forward(self, x):
-        ...         return x
-        >>> evaluate(Same(), [(torch.eye(3), torch.tensor([0, 1, 1])), (torch.eye(3)[:1], torch.tensor([0]))])
-        75.0
-    """
-    was = model.training
-    model.eval()
-    correct: Tensor | int = 0
-    seen = 0
-    for images, labels in batches:
-        correct = correct + (model(images).argmax(1) == labels).sum()
-        seen += len(labels)
-    model.train(was)
-    if not seen:
-        raise ChipNetError("there are no images to evaluate on")
-    return 100 * int(correct) / seen
-
-
-@torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Measure the batch norms' running statistics anew: their plain means over `batches`."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    was, momenta = model.training, [m.momentum for m in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over all batches
-    model.train()
-    for images, _ in batches:
-        model(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.train(was)
-
-
-# -- the run ----------------------------------------------------------------------------------------------
+    """Ctrl-C or SIGTERM during a run; the text says how far it came, what is on disk and how to go on."""
 
 
 class Watcher(Protocol):
@@ -243,124 +119,372 @@ class Silent:
     def end(self, text: str) -> None: ...
 
 
-class _Metrics:
-    """metrics.csv: one row an epoch, on disk as soon as it is known."""
+@dataclass
+class State:
+    """Where a run stands between two steps. With the network, the optimiser, the pruner and the random
+    generators, which `Run.save_state` writes beside it, this is all that has to be known to go on.
 
-    columns = (
-        "phase", "epoch", "lr", "task_loss", "pruning_loss", "train_accuracy", "validation_accuracy",
-        "hard_validation_accuracy", *(f"soft_{k}" for k in KINDS), *KINDS, "seconds",
-    )  # fmt: skip
+    Attributes:
+        phase: "train", "prune", "finetune" or "done".
+        epoch: finished epochs of the phase.
+        step: finished steps of the epoch.
+        passes: finished epochs of all phases: with the seed, they decide the order of images.
+        totals: sums over the steps of the epoch so far.
+        best: the best epoch so far: its accuracy, and the states to return to.
+        known: numbers of the result that are known already.
+        seconds: spent so far, by part.
+        saved: file -> what it holds.
+        text: how the last epoch went.
+    """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with open(path, "w", newline="") as file:
-            csv.writer(file).writerow(self.columns)
+    phase: str = "train"
+    epoch: int = 0
+    step: int = 0
+    passes: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
+    known: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    saved: dict[str, str] = field(default_factory=dict)
+    text: str = ""
 
-    def add(self, **values: Any) -> None:
-        unknown = set(values) - set(self.columns)
-        assert not unknown, unknown
-        row = [values.get(c, "") for c in self.columns]
-        with open(self.path, "a", newline="") as file:
-            csv.writer(file).writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row])
 
+class Run:
+    """A state, and what it is advanced with: network, data, devices, metrics and who watches."""
 
-class _Run:
-    """What the phases of one run share: loaders, clock, metrics, and how far it came."""
+    phase: Phase
+    model: Any
+    optimizer: Any
+    objective: Objective
 
-    def __init__(self, job: Job, watcher: Watcher) -> None:
-        self.job, self.recipe, self.fabric, self.watcher = job, job.recipe, job.fabric, watcher
-        self.metrics = _Metrics(job.out / METRICS)
-        self.seconds: dict[str, float] = {}
-        self.phase, self.epoch, self.total, self.passes = "start", 0, 0, 0
-        self.saved: dict[str, str] = {}
+    def __init__(self, job: Job, watcher: Watcher, stop: Callable[[], bool]) -> None:
+        self.job, self.recipe, self.fabric = job, job.recipe, job.fabric
+        if job.mask is not None:  # nothing is pruned: all epochs train what the masks leave
+            rate = job.recipe.prune_lr if job.request.weights else job.recipe.train_lr
+            epochs = sum(job.recipe.epochs)
+            self.recipe = dataclasses.replace(job.recipe, train=0, finetune=epochs, prune_lr=rate)
+        self.watcher, self.stop = watcher, stop
         size, seed, device = self.recipe.batch_size, job.request.seed, self.fabric.device
+        part = self.fabric.global_rank, self.fabric.world_size
         # Images in memory move to the device here, once for all phases.
-        self.train = job.data.loader("train", size, train=True, seed=seed, device=device)
-        self.validation = job.data.loader("validation", size, device=device)
-        self.test = job.data.loader("test", size, device=device)
+        options: dict[str, Any] = {"device": device, "part": part, "workers": job.request.workers}
+        self.train = job.data.loader("train", size, train=True, seed=seed, **options)
+        self.validation = job.data.loader("validation", size, **options)
+        self.test = job.data.loader("test", size, **options)
+        self.look_every = 1 if device.type == "cpu" else LOG_EVERY
+        self.unseen: list[tuple[Tensor, int]] = []
+        self.clock = self.last_save = time.perf_counter()
+        self.since_save = 0
 
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.state, self.network = State(), job.network
+        self.plan: Plan | None = None
+        self.carried: States = {}
+        self.checkpoint = _checkpoint.read(job.out) if job.resume else None
+        position = self.checkpoint["metrics"] if self.checkpoint else None
+        board = job.request.tensorboard
+        self.metrics = Metrics(job.out, position, board) if self.fabric.is_global_zero else None
+        self.shown: dict[str, float] = {}
+        """Costs as the progress bar shows them: soft ones of the last line of metrics, exact of the last epoch."""
+        self.pace = (0, 0.0)
+        """Steps since this process began, and the seconds that they and their evaluations took."""
 
-    def epochs(self, phase: str, count: int) -> Iterator[int]:
-        """Epochs 1 to `count` of a phase."""
-        self.phase, self.epoch, self.total = phase, 0, count
-        self.watcher.start(phase, count * len(self.train))
-        for epoch in range(1, count + 1):
-            # Epochs are counted through all phases: pruning must not see the order that training saw.
-            self.train.set_epoch(self.passes)
-            yield epoch
-            self.epoch, self.passes = epoch, self.passes + 1
+    # -- the run --------------------------------------------------------------------------------------
+    def advance(self) -> None:
+        """From where the state stands to the end."""
+        while self.state.phase != "done":
+            self.enter()
+            while self.state.epoch < self.phase.epochs:
+                self.epoch()
+            next_phase = self.phase.finish(self)
+            if self.phase.epochs:
+                self.watcher.end(f"{self.phase.epochs} epochs, {self.state.text}")
+            self.state = dataclasses.replace(
+                self.state, phase=next_phase, epoch=0, step=0, totals={}, best=None, text=""
+            )
 
-    def one_epoch(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        lr: Callable[[int], float],
-        pruner: Pruner | None = None,
-    ) -> Epoch:
-        """`train_epoch` with this run's data and progress bar."""
-        epoch = self.epoch + 1
-        every = 1 if self.fabric.device.type == "cpu" else 25
-        told = 0
+    def enter(self) -> None:
+        """Begin the state's phase, or continue it where a checkpoint was read."""
+        saved, self.checkpoint = self.checkpoint, None
+        if saved is not None:
+            self.state = State(**saved["state"])
+            if saved["plan"] is not None:
+                self.plan = Plan.from_json(saved["plan"])
+                self.network = copy.deepcopy(self.network)
+                apply_plan(self.network, self.plan)
+            self.network.load_state_dict(saved["network"])
+        self.network.to(self.fabric.device)
+        if self.job.request.channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        names = list(PHASES)
+        # Every phase and process has random numbers of its own, whatever came before.
+        parts = names.index(self.state.phase), self.fabric.global_rank
+        seed_everything(stream_seed(self.job.request.seed, *parts))
+        given = self.job.mask is not None and self.state.phase == Transfer.name
+        self.phase = phase = (Transfer if given else PHASES[self.state.phase])(self)
+        if saved is not None:
+            phase.optimizer.load_state_dict(saved["optimizer"])
+            if phase.pruner is not None:
+                phase.pruner.load_state_dict(saved["pruner"])
+        self._setup(phase)
+        self.objective = self._objective()
+        if saved is not None:
+            scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+            if scaler is not None:
+                scaler.load_state_dict(saved["scaler"])
+            if len(saved["generators"]) == self.fabric.world_size:
+                _checkpoint.set_generators(saved["generators"][self.fabric.global_rank])
+        else:
+            phase.begin(self)
+        self.clock = time.perf_counter()
+        if phase.epochs:
+            self.watcher.start(phase.name, phase.epochs * len(self.train))
+            self.watcher.advance(self.state.epoch * len(self.train) + self.state.step)
+        if saved is None:
+            self.save_state()
 
-        def tick(task: float, pruning: float) -> None:
-            nonlocal told
-            extra = f", pruning {pruning:+.4f}" if pruner is not None else ""
-            self.watcher.tick(f"epoch {epoch}/{self.total}, loss {task:.4f}{extra}")
-            step = min(every, len(self.train) - told)
-            told += step
-            self.watcher.advance(step)
+    def _setup(self, phase: Phase) -> None:
+        # What wrapped the last phase's network has hooks on its parameters: it must be gone, not just unused.
+        self.model = self.optimizer = None
+        gc.collect()
+        network: Any = phase.network
+        if self.job.request.compile:
+            torch._dynamo.reset()  # gates come and go between phases
+            network = torch.compile(network)
+        self.model, self.optimizer = self.fabric.setup(network, phase.optimizer)
 
-        return train_epoch(
+    def _objective(self) -> Objective:
+        recipe, job, dense = self.recipe, self.job, self.job.out / DENSE
+        plain = Objective(recipe.label_smoothing, recipe.mixup)
+        weight, temperature = recipe.distill, recipe.temperature
+        if not weight and job.mask is None:
+            temperature, weight = read_method(job.request.method)[0].distills or (temperature, 0.0)
+        if not weight or self.state.phase == "train":
+            return plain
+        teacher = copy.deepcopy(job.network)
+        strip_gates(teacher)
+        self.fabric.barrier()  # the first process has written the file by now
+        load_weights(teacher, dense)
+        teacher.to(self.fabric.device).eval()
+
+        def taught(images: Tensor) -> Tensor:
+            with self.fabric.autocast():
+                return teacher(images)
+
+        return dataclasses.replace(plain, teacher=taught, weight=weight, temperature=temperature)
+
+    def epoch(self) -> None:
+        """The rest of the state's epoch, and its score."""
+        state = self.state
+        self.train.set_epoch(state.passes, state.step)
+        self.model.train()
+        batches = iter(self.train)
+        while state.step < len(self.train):
+            before = time.perf_counter()
+            images, labels = next(batches)
+            waited = time.perf_counter() - before
+            self.step(images, labels)
+            state.step += 1
+            self._took(time.perf_counter() - before, 1)
+            self._add({"data_seconds": waited})
+            self.look()
+            self.pause()
+        before = time.perf_counter()
+        same_buffers(self.network)
+        scores = self.phase.score(self)
+        self._took(time.perf_counter() - before, 0)
+        self._row(scores)
+        pruner = self.phase.pruner
+        if pruner is not None:
+            dense = self.job.dense
+            self.shown |= {f"exact_{k}": scores[k] / max(dense[k], 1) for k in KINDS}
+            if self.metrics is not None:
+                gates = pruner.method.relaxed(pruner.progress).detach()
+                self.metrics.histogram("prune/gates", gates, (state.epoch + 1) * len(self.train))
+        state.epoch, state.passes, state.step, state.totals = state.epoch + 1, state.passes + 1, 0, {}
+        self.pause()
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """One optimiser step."""
+        done = self.state.epoch * len(self.train) + self.state.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.phase.rate(done)
+
+        def check(row: Tensor) -> None:
+            self.unseen.append((row, len(labels)))
+            if self.look_every == 1:
+                self._check_finite(row.tolist(), self.state.step)
+
+        if self.job.request.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        train_step(
             self.fabric,
-            model,
-            self.train,
-            optimizer,
-            lr,
-            pruner=pruner,
-            label_smoothing=self.recipe.label_smoothing,
-            tick=tick,
+            self.model,
+            self.optimizer,
+            images,
+            labels,
+            self.objective,
+            pruner=self.phase.pruner,
+            weight=share(images, self.train.size(self.state.step)),
+            accumulate=self.recipe.accumulate,
+            clip=self.recipe.clip,
+            check=check,
         )
+        self.since_save += 1
 
-    def sgd(self, model: nn.Module, lr: float) -> torch.optim.SGD:
-        r = self.recipe
-        return torch.optim.SGD(
-            model.parameters(), lr=lr, momentum=r.momentum, nesterov=r.nesterov, weight_decay=r.weight_decay
-        )
+    def look(self) -> None:
+        """Read the losses of the steps since the last look, if it is time."""
+        state, steps = self.state, len(self.train)
+        if state.step % self.look_every and state.step < steps:
+            return
+        rows = torch.stack([row for row, _ in self.unseen]).tolist()
+        for i, (values, (_, count)) in enumerate(zip(rows, self.unseen, strict=True)):
+            at = state.step - len(rows) + i
+            self._check_finite(values, at)
+            losses = {name: value * count for name, value in zip(LOSSES, values[:-1], strict=True)}
+            self._add({**losses, "right": values[-1], "images": count})
+        self.unseen = []
+        losses = dict(zip(LOSSES, rows[-1][:-1], strict=True))
+        done = state.epoch * steps + state.step
+        if self.metrics is not None and (done % LOG_EVERY == 0 or state.step == steps):
+            pruner = self.phase.pruner
+            soft = pruner.soft_cost() if pruner is not None else {}
+            self.shown |= {f"soft_{k}": v for k, v in soft.items()}
+            values = {name: value for name, value in losses.items() if value}
+            values |= {"lr": self.phase.rate(done - 1), **{f"soft_{k}": v for k, v in soft.items()}}
+            self.metrics.step(self.phase.name, done, values)
+        self.watcher.tick(self._text(losses))
+        self.watcher.advance(len(rows))
 
-    def rates(self, schedule: Schedule, first: int, total: int) -> Callable[[int], Callable[[int], float]]:
-        """Epoch (from 1) to its learning rates, on a schedule of `total` steps entered at step `first`."""
-        per_epoch = len(self.train)
-        return lambda epoch: (
-            lambda step: schedule(min((first + (epoch - 1) * per_epoch + step) / max(total, 1), 1.0))
-        )
+    def _text(self, losses: dict[str, float]) -> str:
+        """How it stands, in one line."""
+        state, phase = self.state, self.phase
+        parts = [f"epoch {state.epoch + 1}/{phase.epochs}", f"loss {losses['task']:.4f}"]
+        parts += [f"{n} {losses[n]:+.4f}" for n in ("distillation", "budget", "crispness") if losses[n]]
+        if phase.pruner is not None:
+            for kind in self.job.budget.kinds:
+                costs = [f"{self.shown[f'{how}_{kind}']:.1%} {how}" for how in ("soft", "exact")
+                         if f"{how}_{kind}" in self.shown]  # fmt: skip
+                parts += [f"{kind} {', '.join(costs)}"] if costs else []
+        waited, seconds = (state.totals.get(name, 0.0) for name in ("data_seconds", "seconds"))
+        if seconds and waited > 0.1 * seconds:
+            parts.append(f"{waited / seconds:.0%} of the time waiting for data")
+        steps, spent = self.pace
+        if steps:
+            names = list(PHASES)
+            later = sum(getattr(self.recipe, n) for n in names[names.index(state.phase) + 1 :])
+            left = (phase.epochs + later - state.epoch) * len(self.train) - state.step
+            parts.append(f"{timedelta(seconds=round(left * spent / steps))} left in all")
+        return ", ".join(parts)
+
+    def pause(self) -> None:
+        """Between two steps: save where it is time, stop where that was asked for."""
+        if self.unseen:  # not before their losses are known to be finite
+            return
+        request = self.job.request
+        steps = request.checkpoint_steps
+        due = self.since_save >= steps if steps else False
+        due = due or time.perf_counter() - self.last_save >= request.checkpoint_seconds
+        stop, due = (n > 0 for n in sums([self.stop(), due], self.fabric.device))
+        if due or stop:
+            self.save_state()
+        if stop:
+            raise Interrupted(self.came())
+
+    def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """`batches` of an evaluation, which changes nothing: a run may stop in the middle of it."""
+        for batch in batches:
+            if self.stop() and self.fabric.world_size == 1:
+                self.pause()
+            yield batch
+
+    # -- what is written ------------------------------------------------------------------------------
+    def save_state(self) -> None:
+        """Write down where the run stands."""
+        self.charge(self.phase.name)
+        generators = gathered(_checkpoint.generators())
+        if self.metrics is not None:  # the first process writes
+            pruner, plan = self.phase.pruner, self.plan
+            scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+            _checkpoint.write(
+                self.job.out,
+                {
+                    "state": vars(self.state),
+                    "network": self.phase.network.state_dict(),
+                    "optimizer": self.phase.optimizer.state_dict(),
+                    "pruner": pruner.state_dict() if pruner is not None else None,
+                    "plan": plan.to_json() if plan is not None else None,
+                    "scaler": scaler.state_dict() if scaler is not None else None,
+                    "generators": generators,
+                    "metrics": self.metrics.position,
+                },
+            )
+        self.last_save, self.since_save = time.perf_counter(), 0
 
     def save(self, name: str, what: str, write: Callable[[Path], None]) -> None:
-        path = self.job.out / name
-        write(path)
-        self.saved[name] = what
+        """Write a file of the result."""
+        if self.metrics is not None:
+            write(self.job.out / name)
+        self.state.saved[name] = what
+
+    def charge(self, part: str) -> None:
+        """Book the time since the last call as spent on `part`."""
+        now = time.perf_counter()
+        self.state.seconds[part] = self.state.seconds.get(part, 0.0) + now - self.clock
+        self.clock = now
 
     def came(self) -> str:
-        """How far the run came, and what is on disk."""
-        disk = "; ".join(f"{name} ({what})" for name, what in self.saved.items()) or "nothing yet"
+        """How far the run came, what is on disk, and how to go on."""
+        state, out = self.state, self.job.out
+        disk = "; ".join(f"{name} ({what})" for name, what in state.saved.items()) or "no results yet"
         return (
-            f"stopped in phase {self.phase}, {self.epoch} of {self.total} epochs done. "
-            f"In {self.job.out}: {disk}"
+            f"stopped in phase {state.phase}, {state.epoch} of {self.phase.epochs} epochs done. "
+            f"In {out}: {disk}. Continue with: chipnet prune --resume {out}"
         )
 
+    def _took(self, seconds: float, steps: int) -> None:
+        self._add({"seconds": seconds})
+        self.pace = (self.pace[0] + steps, self.pace[1] + seconds)
 
-def run(job: Job, watcher: Watcher | None = None) -> dict[str, Any]:
+    def _add(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.state.totals[name] = self.state.totals.get(name, 0.0) + value
+
+    def _row(self, scores: dict[str, Any]) -> None:
+        names = (*LOSSES, "right", "images")
+        totals = sums([self.state.totals.get(name, 0.0) for name in names], self.fabric.device)
+        by_name = dict(zip(names, totals, strict=True))
+        images = max(by_name["images"], 1)
+        if self.metrics is None:
+            return
+        self.metrics.epoch(
+            phase=self.phase.name,
+            epoch=self.state.epoch + 1,
+            lr=self.phase.rate((self.state.epoch + 1) * len(self.train) - 1),
+            train_accuracy=100 * by_name["right"] / images,
+            seconds=self.state.totals["seconds"],
+            data_seconds=self.state.totals.get("data_seconds", 0.0),
+            **{f"{name}_loss": by_name[name] / images for name in LOSSES},
+            **scores,
+        )
+
+    def _check_finite(self, values: list[float], step: int) -> None:
+        for name, value in zip(LOSSES, values, strict=False):
+            if not math.isfinite(value):
+                what = "task loss (cross-entropy)" if name == "task" else f"{name} loss"
+                raise ChipNetError(
+                    f"the {what} is {value} in phase {self.phase.name}, epoch {self.state.epoch + 1}, step "
+                    f"{step}. Lower the learning rate (--lr), or look for images or weights that are not finite. "
+                    f"The last good state is in {self.job.out / _checkpoint.CHECKPOINT}."
+                )
+
+
+def run(job: Job, watcher: Watcher | None = None, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Train what `prepare` has prepared; returns what result.json holds.
 
     Args:
         job: made by `prepare`; its network is trained in place.
         watcher: is told how it goes.
+        stop: asked between steps; once it says True, the state is saved and the run stops.
 
     Returns:
         `model, data, method, seed, budget, dense, soft, hard, compact, verify, seconds`, and what it takes to
@@ -368,252 +492,70 @@ def run(job: Job, watcher: Watcher | None = None) -> dict[str, Any]:
         in seconds.
 
     Raises:
-        Interrupted: Ctrl-C. What had been finished is on disk.
-        ChipNetError: a loss is not finite, or the compact network is not what was planned.
+        Interrupted: `stop` said so, or Ctrl-C. A run that continues from the state ends with the same bits.
+        ChipNetError: a loss is not finite, the compact network is not what was planned, or a checkpoint can be
+            neither written nor read.
 
     Example:
         >>> job = prepare(Request("resnet8", "digits", {"macs": 0.25}, "runs/example"))  # doctest: +SKIP
         >>> run(job)["compact"]["accuracy"]  # doctest: +SKIP
         97.2
     """
-    _clear(job.out)
-    state = _Run(job, watcher or Silent())
+    if not job.resume and job.fabric.is_global_zero:
+        _clear(job.out)
+        write_config(job.out / CONFIG, job.request)
+        write_atomically(job.out / SPLIT, json.dumps(job.data.split()).encode())
+    current = Run(job, watcher or Silent(), stop)
     try:
-        with state.timed("total"):
-            result = _phases(state)
-        result["seconds"] = {k: round(v, 2) for k, v in state.seconds.items()}
-        write_json(job.out / RESULT, result)
-        return result
+        current.advance()
+    except Interrupted:
+        raise
     except KeyboardInterrupt:
-        raise Interrupted(state.came()) from None
+        raise Interrupted(current.came()) from None
+    finally:
+        if current.metrics is not None:
+            current.metrics.close()
+    result = _result(current)
+    if job.fabric.is_global_zero:
+        write_json(job.out / RESULT, result)
+        _checkpoint.remove(job.out)
+    return result
 
 
 def _clear(out: Path) -> None:
     """Files of an earlier run must not be taken for this one's. Its dense weights stay until ours come."""
-    for name in (RESULT, PLAN, MODEL, METRICS):
+    for name in (RESULT, PLAN, MASKS, SPLIT, MODEL, "report.html"):
         (out / name).unlink(missing_ok=True)
+    _checkpoint.remove(out)
 
 
-def _phases(run: _Run) -> dict[str, Any]:
-    job = run.job
-    network = job.network
-    seed_everything(job.request.seed)
-    with run.timed("train"):
-        _train(run, network)
-    with run.timed("evaluate"):
-        dense = evaluate(run.fabric.setup(network), run.test)
-    with run.timed("prune"):
-        soft, hard, soft_cost, plan, momenta = _prune(run, network)
-    with run.timed("compact"):
-        small, difference = _compact(run, network, plan)
-    with run.timed("finetune"):
-        _finetune(run, small, plan, momenta)
-    with run.timed("evaluate"):
-        final = evaluate(run.fabric.setup(small), run.test)
-    _check_counts(small, job.example.to(run.fabric.device), plan)
+def _result(run: Run) -> dict[str, Any]:
+    job, plan, known = run.job, run.plan, run.state.known
+    assert plan is not None
     asked = job.request
+    seconds = {**run.state.seconds, "total": sum(run.state.seconds.values())}
     return {
         "model": asked.model,
         "data": asked.data,
+        "input": job.data.to_json() | {"data_dir": asked.data_dir and os.path.abspath(asked.data_dir)},
         "method": asked.method,
         "seed": asked.seed,
         "budget": {k: v if isinstance(v, int) else float(v) for k, v in job.budget.targets},
         "limits": job.structure.limits(job.budget),
         "realisation": asked.realisation,
-        "dense": {"accuracy": dense, **plan.dense.to_json()},
-        "soft": {"accuracy": soft, **soft_cost},
-        "hard": {"accuracy": hard, **plan.compact.to_json()},
-        "compact": {"accuracy": final, **plan.compact.to_json()},
-        "verify": {"max_abs_difference": difference[0], "output_scale": difference[1]},
-        "seconds": {},
+        "dense": {"accuracy": known["dense"], **plan.dense.to_json()},
+        "soft": {"accuracy": known["soft"], **known["soft_cost"]},
+        "hard": {"accuracy": known["hard"], **plan.compact.to_json()},
+        "compact": {"accuracy": known["compact"], **plan.compact.to_json()},
+        "verify": {"max_abs_difference": known["verify"][0], "output_scale": known["verify"][1]},
+        "seconds": {k: round(v, 2) for k, v in seconds.items()},
         "images": {s: len(getattr(job.data, s)) for s in ("train", "validation", "test")},
         "recipe": dataclasses.asdict(job.recipe),
         "environment": _environment(run.fabric),
         "command": asked.command,
+        **({"latency": plan.latency} if plan.latency is not None else {}),
+        **({"masks": asked.masks} if asked.masks is not None else {}),
     }
-
-
-def _train(run: _Run, network: nn.Module) -> None:
-    """Dense training, or nothing where weights were given. Its last epoch is kept."""
-    recipe, job = run.recipe, run.job
-    if recipe.train:
-        model, optimizer = _setup(run, network, run.sgd(network, recipe.train_lr))
-        schedule = OneCycle(recipe.train_lr, warmup=recipe.warmup)
-        rates = run.rates(schedule, 0, recipe.train * len(run.train))
-        accuracy = math.nan
-        for epoch in run.epochs("train", recipe.train):
-            start = time.perf_counter()
-            done = run.one_epoch(model, optimizer, rates(epoch))
-            accuracy = evaluate(model, run.validation)
-            _row(run, epoch, done, start, validation_accuracy=accuracy, **job.dense.to_json())
-        run.watcher.end(f"{recipe.train} epochs, validation {accuracy:.2f} %")
-    run.save(DENSE, "dense weights", lambda path: save_weights(network, path))
-
-
-def _prune(run: _Run, network: nn.Module) -> tuple[float, float, dict[str, float], Plan, dict[str, Tensor]]:
-    """Soft pruning and hardening: test accuracies with soft and hard masks, soft costs, plan, momenta."""
-    recipe, job = run.recipe, run.job
-    network.to(run.fabric.device)
-    steps = recipe.prune * len(run.train)
-    paper = job.request.method == "chipnet-paper"
-    optimizer: torch.optim.Optimizer
-    if paper:
-        optimizer = torch.optim.AdamW(
-            network.parameters(), lr=recipe.adamw_lr, weight_decay=recipe.adamw_weight_decay
-        )
-        rates = run.rates(lambda progress: recipe.adamw_lr, 0, steps)
-    else:
-        optimizer = run.sgd(network, recipe.prune_lr)
-        rates = run.rates(OneCycle(recipe.prune_lr, warmup=recipe.warmup), 0, _cycle(run))
-    pruner = Pruner(
-        network, job.structure, job.budget, steps=steps, method=job.request.method, seed=job.request.seed
-    )
-    try:
-        model, optimizer = _setup(run, network, optimizer)
-        best: tuple[float, Any] | None = None
-        accuracy = math.nan
-        for epoch in run.epochs("prune", recipe.prune):
-            start = time.perf_counter()
-            done = run.one_epoch(model, optimizer, rates(epoch), pruner)
-            soft_accuracy = evaluate(model, run.validation)
-            with pruner.hardened() as mask:
-                accuracy = evaluate(model, run.validation)
-            if paper and (best is None or accuracy >= best[0]):
-                best = accuracy, copy.deepcopy((network.state_dict(), pruner.state_dict()))
-            _row(
-                run,
-                epoch,
-                done,
-                start,
-                validation_accuracy=soft_accuracy,
-                hard_validation_accuracy=accuracy,
-                **{f"soft_{k}": v for k, v in pruner.soft_cost().items()},
-                **pruner.structure.cost.exact(mask).to_json(),
-            )
-        if best is not None:
-            accuracy = best[0]
-            network.load_state_dict(best[1][0])
-            pruner.load_state_dict(best[1][1])
-        # Soft and hard on the same weights: their difference is what hardening alone costs.
-        soft = evaluate(model, run.test)
-        fractions = pruner.soft_cost()
-        plan = pruner.harden()
-        hard = evaluate(model, run.test)
-    finally:
-        pruner.detach()
-    run.watcher.end(f"{recipe.prune} epochs, validation with hard masks {accuracy:.2f} %")
-    soft_cost = {k: round(fractions[k] * plan.dense[k], 2) for k in KINDS}
-    return soft, hard, soft_cost, plan, {} if paper else _momenta(network, optimizer)
-
-
-def _compact(run: _Run, network: nn.Module, plan: Plan) -> tuple[nn.Module, tuple[float, float]]:
-    run.phase, run.epoch, run.total = "compact", 0, 0
-    small = chipnet.compact(network, plan)
-    example = run.job.example.to(run.fabric.device)
-    difference = chipnet.verify_compact(network, small, plan, (example,))
-    run.save(PLAN, "the plan", plan.save)
-    run.save(MODEL, "compact network, not fine-tuned", lambda path: chipnet.save(small, plan, path))
-    if run.recipe.recalibrate:
-        recalibrate(run.fabric.setup(small), run.train)
-    return small, difference
-
-
-def _finetune(run: _Run, small: nn.Module, plan: Plan, momenta: Mapping[str, Tensor]) -> None:
-    """Fine-tune in place; ends with the weights of the epoch that is best on the validation images."""
-    recipe = run.recipe
-    if not recipe.finetune:
-        return
-    optimizer: torch.optim.Optimizer = run.sgd(small, recipe.prune_lr)
-    schedule = OneCycle(recipe.prune_lr, warmup=recipe.warmup)
-    if momenta:
-        _carry(momenta, small, optimizer, plan)
-        pruned = recipe.prune * len(run.train)
-        rates = run.rates(schedule, pruned, _cycle(run))
-    else:
-        rates = run.rates(schedule, 0, recipe.finetune * len(run.train))
-    model, optimizer = _setup(run, small, optimizer)
-    best, state = evaluate(model, run.validation), copy.deepcopy(small.state_dict())
-    for epoch in run.epochs("finetune", recipe.finetune):
-        start = time.perf_counter()
-        done = run.one_epoch(model, optimizer, rates(epoch))
-        accuracy = evaluate(model, run.validation)
-        _row(run, epoch, done, start, validation_accuracy=accuracy, **plan.compact.to_json())
-        if accuracy >= best:  # of equals the later one, which a falling learning rate has settled more
-            best, state = accuracy, copy.deepcopy(small.state_dict())
-            run.save(
-                MODEL,
-                f"compact network, fine-tuned {epoch} epochs, validation {accuracy:.2f} %",
-                lambda path: chipnet.save(small, plan, path),
-            )
-    small.load_state_dict(state)
-    run.save(
-        MODEL,
-        f"compact network, best fine-tuned epoch, validation {best:.2f} %",
-        lambda path: chipnet.save(small, plan, path),
-    )
-    run.watcher.end(f"{recipe.finetune} epochs, best validation {best:.2f} %")
-
-
-def _setup(
-    run: _Run, network: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[nn.Module, torch.optim.Optimizer]:
-    model, wrapped = run.fabric.setup(network, optimizer)
-    return model, wrapped
-
-
-def _cycle(run: _Run) -> int:
-    """Steps of the one schedule that runs through pruning and fine-tuning."""
-    return (run.recipe.prune + run.recipe.finetune) * len(run.train)
-
-
-def _row(run: _Run, epoch: int, done: Epoch, start: float, **values: Any) -> None:
-    run.metrics.add(
-        phase=run.phase,
-        epoch=epoch,
-        lr=done.lr,
-        task_loss=done.task,
-        pruning_loss=done.pruning,
-        train_accuracy=done.accuracy,
-        seconds=time.perf_counter() - start,
-        **values,
-    )
-
-
-def _momenta(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """SGD's momentum by parameter name."""
-    buffers = {n: optimizer.state[p].get("momentum_buffer") for n, p in network.named_parameters()}
-    return {n: b for n, b in buffers.items() if b is not None}
-
-
-def _carry(
-    momenta: Mapping[str, Tensor], small: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan
-) -> None:
-    """Momentum through the cut: the kept rows and columns of every buffer."""
-    for name, parameter in small.named_parameters():
-        buffer = momenta.get(name)
-        if buffer is None:
-            continue
-        for axis, indices in plan.keep.get(name, {}).items():
-            buffer = buffer.index_select(axis, torch.tensor(indices, device=buffer.device))
-        if buffer.shape == parameter.shape:
-            optimizer.state[parameter]["momentum_buffer"] = buffer.clone()
-
-
-def _check_counts(small: nn.Module, example: Tensor, plan: Plan) -> None:
-    """The plan's numbers against the network's own: parameters by `numel`, MACs by PyTorch's counter."""
-    was = small.training
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        small.eval()(example)
-    small.train(was)
-    counted = {"params": sum(p.numel() for p in small.parameters()), "macs": counter.get_total_flops() // 2}
-    wrong = [
-        f"{k}: planned {plan.compact[k]:,}, counted {n:,}" for k, n in counted.items() if n != plan.compact[k]
-    ]
-    if wrong:
-        raise ChipNetError(
-            f"the compact network does not cost what the plan says: {'; '.join(wrong)}. This is a bug of "
-            "chipnet's; please report it with the network."
-        )
 
 
 def _environment(fabric: Fabric) -> dict[str, Any]:
@@ -626,5 +568,6 @@ def _environment(fabric: Fabric) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "device": f"{device.type}: {name}",
+        "processes": fabric.world_size,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from chipnet._errors import ConfigError
 from chipnet._lazy import optional_import
-from chipnet.data._images import stream_seed
+from chipnet.data._images import count_batches, stream_seed
 
 
 def read_image(path: str) -> Any:
@@ -93,20 +93,26 @@ class _Transformed(Dataset[tuple[Tensor, int]]):
 class _SeededBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (index, seed) pairs of the current epoch."""
 
-    def __init__(self, count: int, batch_size: int, shuffle: bool, seed: int) -> None:
-        self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
-        self.epoch = 0
+    def __init__(self, count: int, batch_size: int, shuffle: bool, seed: int, part: tuple[int, int]) -> None:
+        self.count, self.batch_size, self.shuffle, self.seed, self.part = (
+            count, batch_size, shuffle, seed, part,
+        )  # fmt: skip
+        self.epoch = self.start = 0
 
     def __len__(self) -> int:
-        full, rest = divmod(self.count, self.batch_size)
-        return full + (rest >= (2 if self.shuffle else 1))
+        return count_batches(self.count, self.batch_size, self.shuffle, self.part)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = self.epoch
-        self.epoch += 1
+        epoch, start = self.epoch, self.start
+        self.epoch, self.start = epoch + 1, 0
+        rank, world = self.part
         generator = torch.Generator().manual_seed(stream_seed(self.seed, epoch))
         order = torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
-        for indices in order.split(self.batch_size)[: len(self)]:
+        if not self.shuffle:
+            order = order.tensor_split(world)[rank]
+        for indices in order.split(self.batch_size)[start : len(self)]:
+            if self.shuffle:
+                indices = indices.tensor_split(world)[rank]
             yield [(i, stream_seed(self.seed, epoch, i)) for i in indices.tolist()]
 
 
@@ -124,6 +130,7 @@ class FolderBatches(DataLoader[Any]):
         seed: of the order and the augmentation.
         device: where batches are sent, None for the CPU.
         workers: processes that decode; None: one per core, at most 8.
+        part: (k, n): the k-th of n processes; see `Batches`.
 
     Yields:
         (images, labels): float32 [B, C, H, W] and int64 [B].
@@ -151,13 +158,14 @@ class FolderBatches(DataLoader[Any]):
         seed: int = 0,
         device: torch.device | str | None = None,
         workers: int | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
         if workers is None:
             workers = min(8, _cores())
         self._target = None if device is None else torch.device(device)
-        self._batches = _SeededBatches(len(images), batch_size, shuffle, seed)
+        self._batches = _SeededBatches(len(images), batch_size, shuffle, seed, part)
         super().__init__(
             _Transformed(images, transform),
             batch_sampler=self._batches,
@@ -172,9 +180,13 @@ class FolderBatches(DataLoader[Any]):
         """The epoch of the next loop."""
         return self._batches.epoch
 
-    def set_epoch(self, epoch: int) -> None:
-        """The next loop over the batches is epoch `epoch`."""
-        self._batches.epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """The next loop over the batches is epoch `epoch`, from batch `start` on."""
+        self._batches.epoch, self._batches.start = epoch, start
+
+    def size(self, batch: int) -> int:
+        """Images of training batch `batch`, over all processes."""
+        return min(self._batches.batch_size, self._batches.count - batch * self._batches.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
         for images, labels in super().__iter__():

@@ -168,6 +168,23 @@ def shift_and_flip(images: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
     return picked.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
 
 
+def count_batches(images: int, batch_size: int, shuffle: bool, part: tuple[int, int]) -> int:
+    """How many batches a loop gives; a last training batch too small for every process's norms is dropped.
+
+    >>> (
+    ...     count_batches(9, 4, True, (0, 1)),
+    ...     count_batches(9, 4, False, (0, 1)),
+    ...     count_batches(10, 4, True, (0, 2)),
+    ... )
+    (2, 3, 2)
+    """
+    rank, world = part
+    if not shuffle:
+        return -(-(images // world + (rank < images % world)) // batch_size)
+    full, rest = divmod(images, batch_size)
+    return full + (rest >= 2 * world)
+
+
 class Batches:
     """Normalised batches of in-memory images, in an order that only (seed, epoch) decide.
 
@@ -175,8 +192,8 @@ class Batches:
     every time; `set_epoch` says which epoch comes next, for a run that resumes. The order and the
     augmentation are drawn on the CPU and are the same on every device.
 
-    When shuffled, a last batch of a single image is dropped (unless `batch_size` is 1): batch norm cannot
-    train on it.
+    When shuffled, a last batch of a single image for a process is dropped (unless `batch_size` is 1): batch
+    norm cannot train on it.
 
     Args:
         images: the images.
@@ -188,6 +205,8 @@ class Batches:
         std: per channel, in units of full scale; divided by.
         device: where the batches are made. The images are moved there once, as uint8.
         generator: a CPU generator to draw from instead of (seed, epoch); its state is then yours to keep.
+        part: (k, n): the k-th of n processes, counted from 0. Shuffled, each has its part of every batch;
+            otherwise its part of the images. All parts together are what one process has.
 
     Yields:
         (images, labels): float32 [B, C, H, W] and int64 [B].
@@ -214,6 +233,7 @@ class Batches:
         std: tuple[float, ...] | None = None,
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         channels = images.images.shape[1]
         mean = (0.0,) * channels if mean is None else mean
@@ -232,6 +252,8 @@ class Batches:
         self.seed = seed
         self.augment = augment
         self.epoch = 0
+        self.start = 0
+        self.part = part
         self._generator = generator
         # (value / 255 − mean) / std as one multiply-add
         deviation = torch.tensor(std, dtype=torch.float64)
@@ -241,12 +263,15 @@ class Batches:
         )
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self._images), self.batch_size)
-        return full + (rest >= (2 if self.shuffle else 1))
+        return count_batches(len(self._images), self.batch_size, self.shuffle, self.part)
 
-    def set_epoch(self, epoch: int) -> None:
-        """The next loop over the batches is epoch `epoch`."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """The next loop over the batches is epoch `epoch`, from batch `start` on."""
+        self.epoch, self.start = epoch, start
+
+    def size(self, batch: int) -> int:
+        """Images of training batch `batch`, over all processes."""
+        return min(self.batch_size, len(self._images) - batch * self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # Not itself a generator: the epoch must count from the moment of iter(), not from the first next().
@@ -254,21 +279,33 @@ class Batches:
         if generator is None:
             generator = torch.Generator().manual_seed(stream_seed(self.seed, self.epoch))
         self.epoch += 1
-        return self._run(generator)
+        start, self.start = self.start, 0
+        return self._run(generator, start)
 
-    def _run(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def _run(self, generator: torch.Generator, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         N, device = len(self._images), self._images.device
+        rank, world = self.part
         order = torch.randperm(N, generator=generator) if self.shuffle else torch.arange(N)
-        for index in order.split(self.batch_size)[: len(self)]:
+        if not self.shuffle:
+            order = order.tensor_split(world)[rank]
+        for number, whole in enumerate(order.split(self.batch_size)[: len(self)]):
+            if self.augment is not None:
+                pad = self.augment.pad
+                shift = torch.randint(-pad, pad + 1, (len(whole), 2), generator=generator)
+                # Drawn even where no image is mirrored, so that the shifts do not depend on `flip`.
+                flip = torch.rand(len(whole), generator=generator) < (0.5 if self.augment.flip else 0.0)
+            if number < start:  # drawn for, all the same: what follows does not depend on where a run began
+                continue
+            index = whole.tensor_split(world)[rank] if self.shuffle else whole
             # Without a shuffle the batch is a slice, which costs no copy of the images.
             at: Tensor | slice = (
                 index.to(device) if self.shuffle else slice(int(index[0]), int(index[-1]) + 1)
             )
             images, labels = self._images[at], self._labels[at]
             if self.augment is not None:
-                pad = self.augment.pad
-                shift = torch.randint(-pad, pad + 1, (len(index), 2), generator=generator)
-                # Drawn even where no image is mirrored, so that the shifts do not depend on `flip`.
-                flip = torch.rand(len(index), generator=generator) < (0.5 if self.augment.flip else 0.0)
-                images = shift_and_flip(images, shift.to(device), flip.to(device))
+                mine = slice(None)
+                if self.shuffle:
+                    first = sum(len(p) for p in whole.tensor_split(world)[:rank])
+                    mine = slice(first, first + len(index))
+                images = shift_and_flip(images, shift[mine].to(device), flip[mine].to(device))
             yield torch.addcmul(self._offset, images.float(), self._scale), labels.clone()

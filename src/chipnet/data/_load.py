@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from chipnet._errors import ConfigError
 from chipnet._lazy import accepted, call_user, import_callable
@@ -54,6 +55,9 @@ class Data:
         class_names: one name per label.
         augment: how `loader(..., train=True)` varies images in memory. Image files have transforms of their
             own.
+        held_out: indices of `validation` in the official training set, ascending; None where it has files of its
+            own, or was not split here.
+        chosen: likewise of `train`, where a limit left some out.
     """
 
     name: str
@@ -67,6 +71,40 @@ class Data:
     std: tuple[float, ...]
     class_names: tuple[str, ...]
     augment: Augment | None = None
+    held_out: Tensor | None = None
+    chosen: Tensor | None = None
+
+    def split(self) -> dict[str, Any]:
+        """Who is in which split, as plain JSON values: what must be stored with a run to tell its split again.
+
+        Example:
+            >>> load_data("digits", limit=20, seed=1).split()["validation"]
+            [84, 745]
+        """
+
+        def listed(indices: Tensor | None) -> list[int] | None:
+            return None if indices is None else indices.tolist()
+
+        counts = {split: len(getattr(self, split)) for split in ("train", "validation", "test")}
+        chosen = {"validation": listed(self.held_out), "train": listed(self.chosen)}
+        return {"data": self.name, "counts": counts, **chosen}
+
+    def to_json(self) -> dict[str, object]:
+        """What a network for these images must know, as plain JSON values: sizes, normalisation, labels.
+
+        Example:
+            >>> facts = load_data("digits").to_json()
+            >>> facts["image_size"], facts["in_channels"], facts["class_names"][:3]
+            (8, 1, ['0', '1', '2'])
+        """
+        return {
+            "num_classes": self.num_classes,
+            "in_channels": self.in_channels,
+            "image_size": self.image_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "class_names": list(self.class_names),
+        }
 
     def loader(
         self,
@@ -77,6 +115,7 @@ class Data:
         *,
         device: torch.device | str | None = None,
         workers: int | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> Batches | FolderBatches:
         """Batches of one split, normalised by `mean` and `std`.
 
@@ -90,6 +129,7 @@ class Data:
             device: where the batches are; None: the CPU.
             workers: processes that decode image files (None: one per core, at most 8); unused for images in
                 memory.
+            part: (k, n): the k-th of n processes that train together; see `Batches`.
 
         Returns:
             An iterable with `len()` and `set_epoch()`, of float32 [B, C, H, W] and int64 [B].
@@ -109,7 +149,14 @@ class Data:
         if isinstance(images, FolderImages):
             transform = folder_transform(self.image_size, self.mean, self.std, train)
             return FolderBatches(
-                images, batch_size, transform, shuffle=train, seed=seed, device=device, workers=workers
+                images,
+                batch_size,
+                transform,
+                shuffle=train,
+                seed=seed,
+                device=device,
+                workers=workers,
+                part=part,
             )
         return Batches(
             images,
@@ -120,6 +167,7 @@ class Data:
             mean=self.mean,
             std=self.std,
             device=device,
+            part=part,
         )
 
 
@@ -233,6 +281,8 @@ def _split(
     image_size: int,
 ) -> Data:
     train, held_out, test = source.train, source.validation, source.test
+    out: Tensor | None = None
+    rest: Tensor | None = None
     if held_out is None:
         total = len(train)
         count = max(1, round(validation * total))
@@ -240,17 +290,23 @@ def _split(
             raise ConfigError(
                 f"{name} has {total} training images: too few to hold out {validation:g} of them."
             )
-        chosen, others = stratified_choice(train.labels, count, seed)
-        held_out, train = train.subset(chosen), train.subset(others)
+        out, rest = stratified_choice(train.labels, count, seed)
+        held_out, train = train.subset(out), train.subset(rest)
         if limit is not None and limit < len(train):
             keep = max(1, round(limit * len(held_out) / len(train)))
+            out = out[stratified_choice(held_out.labels, keep, seed)[0]]
             held_out = _reduce(held_out, keep, seed)
+    chosen = None
+    if limit is not None and limit < len(train):
+        kept = stratified_choice(train.labels, limit, seed)[0]
+        chosen = kept if rest is None else rest[kept]
     train = _reduce(train, limit, seed)
     test = _reduce(test, limit_test, seed)
     for part, images, least in (("training", train, 2), ("validation", held_out, 1), ("test", test, 1)):
         if len(images) < least:
             raise ConfigError(f"{name} has {len(images)} {part} images; it takes at least {least}.")
-    return _finish(name, source, train, held_out, test, image_size)
+    data = _finish(name, source, train, held_out, test, image_size)
+    return replace(data, held_out=out, chosen=chosen)
 
 
 def _finish(

@@ -1,15 +1,16 @@
-"""What a method is, and the frame that all but the paper's share: a binary forward and a shrinking budget."""
+"""What a method is, and the frame that most share: a binary forward and a shrinking budget."""
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from chipnet._cost import KINDS
+from chipnet._errors import ConfigError
 from chipnet._harden import Hardener
 from chipnet._structure import Structure
 from chipnet.schedules import Cubic
@@ -25,9 +26,16 @@ class Method(ABC):
         steps: optimiser steps of the whole pruning phase.
         seed: of everything random.
         device: where gate values are needed.
+        options: other values for this method's ``settings()``, by name.
+
+    Raises:
+        ConfigError: an option that is no setting of this method.
     """
 
     name: ClassVar[str]
+    distills: ClassVar[tuple[float, float] | None] = None
+    """(temperature, weight) where the dense network's logits are part of the method's task loss:
+    ``(1 - weight) CE + weight * distillation_loss(., ., temperature)``. The loop owns the teacher."""
 
     def __init__(
         self,
@@ -38,22 +46,64 @@ class Method(ABC):
         steps: int,
         seed: int,
         device: torch.device,
+        options: Mapping[str, float] | None = None,
     ) -> None:
+        for option, value in self.checked(options or {}).items():
+            setattr(self, option, value)
         self.model, self.structure, self.limits = model, structure, dict(limits)
         self.steps, self.device = steps, device
         self.generator = torch.Generator().manual_seed(seed)
-        self.kinds = torch.tensor([KINDS.index(k) for k in limits], device=device)
-        dense = structure.cost.dense
+        self.handles: list[Any] = []
+        """Of hooks on the model, for ``detach``."""
+        self.group: Any = None
+        """The processes that train together, set by the pruner: for what does not pass through dL/dz."""
+        self.kinds = torch.tensor([structure.cost.kinds.index(k) for k in limits], device=device)
+        dense = structure.cost.whole
         self.dense = torch.tensor([dense[k] for k in limits], dtype=torch.float64, device=device)
         self.target = torch.tensor([min(limits[k] / dense[k], 1.0) for k in limits], device=device)
+
+    @classmethod
+    def settings(cls) -> dict[str, float]:
+        """The numbers that ``options`` may change, with their defaults: the public class attributes."""
+        found = {n: v for c in reversed(cls.__mro__) for n, v in vars(c).items() if not n.startswith("_")}
+        return {n: v for n, v in found.items() if isinstance(v, (int, float))}
+
+    @classmethod
+    def checked(cls, options: Mapping[str, float]) -> dict[str, float]:
+        """``options``, each of its setting's type.
+
+        Raises:
+            ConfigError: see the class.
+        """
+        known, problems = cls.settings(), []
+        for option in options:
+            if option not in known:
+                close = difflib.get_close_matches(option, known, n=1)
+                meant = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known) or 'none'}"
+                problems.append(f"{cls.name} has no setting {option!r}; {meant}")
+        if problems:
+            raise ConfigError("; ".join(problems))
+        return {option: type(known[option])(value) for option, value in options.items()}
 
     @abstractmethod
     def values(self, progress: float) -> Tensor:
         """Gate values ``[gates]`` of this step's forward, differentiable in what the method learns."""
 
+    def relaxed(self, progress: float) -> Tensor:
+        """Gate values in [0, 1] as they are learnt ``[gates]``: what becomes crisp; by default the forward's."""
+        return self.values(progress)
+
     def loss(self, progress: float) -> Tensor:
         """The method's own part of the loss (a scalar); zero for methods that learn nothing."""
         return torch.zeros((), device=self.device)
+
+    def losses(self, progress: float) -> dict[str, Tensor]:
+        """`loss` by part, for methods that have several."""
+        return {"pruning": self.loss(progress)}
+
+    def learnt(self) -> list[nn.Parameter]:
+        """What gradients change."""
+        return [p for p in vars(self).values() if isinstance(p, nn.Parameter)]
 
     @abstractmethod
     def step(self, before: float, after: float) -> None:
@@ -62,6 +112,16 @@ class Method(ABC):
     @abstractmethod
     def mask(self) -> Tensor:
         """Boolean gates ``[gates]`` that meet the budget exactly, from what is known now."""
+
+    def detach(self) -> None:
+        """Let go of the model: remove what the method hung on it."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+    def settle(self, solve: Callable[[], Tensor]) -> Tensor:
+        """The mask that ships: ``solve`` gives one for ``limits``. `Pruner` puts a landing by measurement here."""
+        return solve()
 
     def cost_fraction(self, gates: Tensor) -> Tensor:
         """Costs of the budget's kinds as fractions of the dense ones, for gate values ``[gates]``."""
@@ -109,7 +169,7 @@ class Gradual(Method):
         if self.final:
             return
         if after >= self.freeze:
-            self._set(self._solve(1.0, full=True))
+            self._set(self.settle(lambda: self._solve(1.0, full=True)))
             self.final = True
         elif int(after * self.refreshes) > int(before * self.refreshes):
             self._set(self._solve(after, full=False))
@@ -118,7 +178,7 @@ class Gradual(Method):
         return self.current if self.final else self._solve(1.0, full=True)
 
     def _solve(self, progress: float, full: bool) -> Tensor:
-        dense = self.structure.cost.dense
+        dense = self.structure.cost.whole
         limits = {
             k: v if full else max(v, int(Cubic(dense[k], v, until=self.shrink)(progress)))
             for k, v in self.limits.items()
@@ -137,6 +197,56 @@ class Gradual(Method):
         self.final = state["final"]
 
 
+class Sensing(Gradual):
+    """A gradual method that looks at dL/dz as the task's gradient passes, until masks are final.
+
+    ``square`` is the running mean of (dL/dz)^2 per gate, of batch means: the channel's (empirical) Fisher
+    information, up to the size of a batch.
+    """
+
+    memory: float = 0.98
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.square = torch.zeros(self.structure.gates, device=self.device)
+        self.seen = 0
+
+    def values(self, progress: float) -> Tensor:
+        hard = super().values(progress)
+        if not torch.is_grad_enabled() or self.final:
+            return hard
+        leaf = hard.detach().clone().requires_grad_()
+        leaf.register_hook(self._observe)
+        return leaf
+
+    @torch.no_grad()
+    def _observe(self, grad: Tensor) -> Tensor:
+        self.learn(self.sensed(grad.detach().float()))
+        return grad
+
+    def sensed(self, grad: Tensor) -> Tensor:
+        """What one batch says of each gate ``[gates]``, given dL/dz."""
+        return grad.square()
+
+    def learn(self, sample: Tensor) -> None:
+        """Add one batch's numbers ``[gates]`` to the running mean; a batch with an infinity says nothing."""
+        if torch.isfinite(sample).all():
+            self.seen += 1
+            self.square.lerp_(sample, 1 - self.memory)
+
+    def sensitivity(self) -> Tensor:
+        """The running mean, free of its start at zero."""
+        return self.square / (1 - self.memory ** max(self.seen, 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "square": self.square.clone(), "seen": self.seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.square.copy_(state["square"])
+        self.seen = state["seen"]
+
+
 def per_site_mean(structure: Structure, values: Tensor) -> Tensor:
     """The mean of ``values`` ``[gates]`` over each gate's site: ``[gates]``."""
     site = structure.site_of_gate.to(values.device)
@@ -147,3 +257,38 @@ def per_site_mean(structure: Structure, values: Tensor) -> Tensor:
 def per_site(structure: Structure, values: Tensor) -> Tensor:
     """``values`` ``[gates]`` relative to their site's mean, so that layers compare."""
     return values / per_site_mean(structure, values).clamp(min=1e-12)
+
+
+@torch.no_grad()
+def by_gate(model: nn.Module, structure: Structure, size: Callable[[Tensor], Tensor]) -> Tensor:
+    """The mean over a gate's channels of ``size(weight)``: ``[gates]``, float64, on the CPU.
+
+    ``size`` is given a site's affine weight, channels first ``[channels, ...]``; it returns ``[channels]``. Where a
+    gate multiplies the output of a module without such weights, those of the layers that write its channels count.
+    """
+    total, count = torch.zeros(2, structure.gates, dtype=torch.float64)
+    root = torch.from_numpy(structure.liveness.root)
+    written = torch.zeros(len(root), dtype=torch.float64)
+    for site in sorted(structure.sites, key=lambda s: not s.host.is_layer):
+        gated, classes = torch.from_numpy(site.gates >= 0), root[torch.from_numpy(site.slots)]
+        if site.host.is_layer:
+            weight = getattr(model.get_submodule(site.host.module), site.host.weight.rpartition(".")[2])
+            value = size(weight.detach().double().cpu().movedim(site.host.axis, 0))
+            written.index_add_(0, classes, value)
+        else:
+            value = written[classes]
+        gates = torch.from_numpy(site.gates)[gated]
+        total.index_add_(0, gates, value[gated])
+        count.index_add_(0, gates, torch.ones(len(gates), dtype=torch.float64))
+    return total / count.clamp(min=1)
+
+
+def price(method: Method) -> Tensor:
+    """What one more channel costs at the dense network, the mean of each site: ``[gates]``.
+
+    The derivative of ``cost_fraction``, summed over the budget's kinds.
+    """
+    ones = torch.ones(method.structure.gates, dtype=torch.float64, device=method.device, requires_grad=True)
+    with torch.enable_grad():
+        (marginal,) = torch.autograd.grad(method.cost_fraction(ones).sum(), ones)
+    return per_site_mean(method.structure, marginal.float())

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from chipnet.losses import budget_loss, crispness
-from chipnet.methods._base import Gradual, per_site, per_site_mean
+from chipnet.methods._base import Sensing, per_site, price
 from chipnet.projections import project, sharpen
 from chipnet.schedules import Continuation, Cubic, Exponential, Linear
 
 
-class ChipNet(Gradual):
+class ChipNet(Sensing):
     """Masks learnt through logistic, Heaviside, crispness and budget, forward always binary.
 
     Every step minimises over psi
@@ -37,7 +37,6 @@ class ChipNet(Gradual):
     travel = 8.0
     crispness_weight = 1.0
     budget_weight = 30.0
-    memory = 0.98
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -46,51 +45,34 @@ class ChipNet(Gradual):
         self.continuation = Continuation(
             beta=Linear(1.0, 2.0), gamma=Exponential(2.0, 16.0), s=Linear(10.0, 30.0)
         )
-        gates = self.structure.gates
-        self.square = torch.zeros(gates, device=self.device)
-        self.seen = 0
-        ones = torch.ones(gates, dtype=torch.float64, device=self.device, requires_grad=True)
-        with torch.enable_grad():
-            (marginal,) = torch.autograd.grad(self.cost_fraction(ones).sum(), ones)
-        price = per_site_mean(self.structure, marginal.float())
-        self.price = (price / price.mean().clamp(min=1e-12)).sqrt()
+        cost = price(self)
+        self.price = (cost / cost.mean().clamp(min=1e-12)).sqrt()
 
-    def values(self, progress: float) -> Tensor:
-        hard = super().values(progress)
-        if not torch.is_grad_enabled() or self.final:
-            return hard
-        leaf = hard.detach().clone().requires_grad_()
-        leaf.register_hook(self._observe)
-        return leaf
-
-    @torch.no_grad()
-    def _observe(self, grad: Tensor) -> Tensor:
-        """Running mean square of dL/dz, as the task's gradient passes."""
-        g = grad.detach().float()
-        if torch.isfinite(g).all():
-            self.seen += 1
-            self.square.lerp_(g.square(), 1 - self.memory)
-        return grad
+    def relaxed(self, progress: float) -> Tensor:
+        at = self.continuation(progress)
+        return project(self.psi, at.beta, at.gamma)[1]
 
     @torch.no_grad()
     def benefit(self) -> Tensor:
         """How much the task depends on each channel, relative to its site's mean, times its site's price."""
-        fisher = self.square / (1 - self.memory ** max(self.seen, 1))
-        return per_site(self.structure, fisher.sqrt()) * self.price
+        return per_site(self.structure, self.sensitivity().sqrt()) * self.price
 
     def loss(self, progress: float) -> Tensor:
+        return sum(self.losses(progress).values(), torch.zeros((), device=self.device))
+
+    def losses(self, progress: float) -> dict[str, Tensor]:
         if self.final or self.seen == 0:
-            return torch.zeros((), device=self.device)
+            return {}
         at = self.continuation(progress)
         z_tilde, z = project(self.psi, at.beta, at.gamma)
         shrinking = Cubic(1.0, 0.0, until=self.shrink)(progress)
         target = self.target + (1 - self.target) * shrinking
         cost = self.cost_fraction(sharpen(z, at.s))
-        return (
-            -(self.benefit() * z).mean()
-            + self.crispness_weight * crispness(z_tilde, z)
-            + self.budget_weight * budget_loss(cost, target)
-        )
+        return {
+            "benefit": -(self.benefit() * z).mean(),
+            "crispness": self.crispness_weight * crispness(z_tilde, z),
+            "budget": self.budget_weight * budget_loss(cost, target),
+        }
 
     def step(self, before: float, after: float) -> None:
         if self.psi.grad is not None and not self.final:
@@ -105,12 +87,9 @@ class ChipNet(Gradual):
         return self.psi.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        own = {k: getattr(self, k).detach().clone() for k in ("psi", "square")}
-        return {**super().state_dict(), **own, "seen": self.seen}
+        return {**super().state_dict(), "psi": self.psi.detach().clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         with torch.no_grad():
-            for k in ("psi", "square"):
-                getattr(self, k).copy_(state[k])
-        self.seen = state["seen"]
+            self.psi.copy_(state["psi"])

@@ -40,12 +40,16 @@ class ChipNetPaper(Method):
         return project(self.psi, at.beta, at.gamma)[1]
 
     def loss(self, progress: float) -> Tensor:
+        return sum(self.losses(progress).values(), torch.zeros((), device=self.device))
+
+    def losses(self, progress: float) -> dict[str, Tensor]:
         at = self.continuation(progress)
         z_tilde, z = project(self.psi, at.beta, at.gamma)
         cost = self.cost_fraction(sharpen(z, at.s))
-        return self.crispness_weight * crispness(z_tilde, z) + self.budget_weight * budget_loss(
-            cost, self.target
-        )
+        return {
+            "crispness": self.crispness_weight * crispness(z_tilde, z),
+            "budget": self.budget_weight * budget_loss(cost, self.target),
+        }
 
     def step(self, before: float, after: float) -> None:
         self.optimizer.step()

@@ -1,0 +1,99 @@
+"""Data sets made from Fashion-MNIST for benchmarks, as `module:callable` of `--data` and of bench configurations.
+
+| callable | what |
+|---|---|
+| `padded` | 32×32 in three equal channels, as the networks of the CIFAR family see CIFAR |
+| `first_half`, `second_half` | classes 0 to 4, classes 5 to 9: two tasks for one architecture |
+| `pairs` | two garments side by side, each squeezed to half its width: 100 classes |
+
+Each takes `data_dir`, `seed`, `validation`, `limit` and `limit_test` as `chipnet.data.load_data` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chipnet.data import Augment, Data, load_data
+from chipnet.data._images import TensorImages, channel_statistics
+from chipnet.data._split import stratified_choice
+
+Change = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""Images and labels of one split, and a seed, to those of the new data set."""
+
+
+def _pad(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    return F.pad(images, (2, 2, 2, 2)).expand(-1, 3, -1, -1).contiguous(), labels
+
+
+def _half(first: int) -> Change:
+    def change(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        chosen = ((labels >= first) & (labels < first + 5)).nonzero().squeeze(1)
+        return images[chosen], labels[chosen] - first
+
+    return change
+
+
+def _side_by_side(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    partner = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    narrow = F.avg_pool2d(images.float(), (1, 2)).round().to(torch.uint8)
+    return torch.cat([narrow, narrow[partner]], dim=3), 10 * labels + labels[partner]
+
+
+def _task(
+    name: str, change: Change, names: Callable[[Sequence[str]], Sequence[str]], flip: bool = True
+) -> Callable[..., Data]:
+    """A loader of Fashion-MNIST with every split changed; `names` makes the classes of its classes."""
+
+    def load(
+        data_dir: str,
+        seed: int = 0,
+        validation: float = 0.1,
+        limit: int | None = None,
+        limit_test: int | None = None,
+    ) -> Data:
+        data = load_data("fashion-mnist", data_dir, seed=seed, validation=validation)
+        held = None if limit is None else max(1, round(limit * validation / (1 - validation)))
+        parts = {}
+        for split, count in (("train", limit), ("validation", held), ("test", limit_test)):
+            source = getattr(data, split)
+            # Test images are the same whatever the seed.
+            images, labels = change(source.images, source.labels, 0 if split == "test" else seed)
+            if count is not None and count < len(labels):
+                chosen = stratified_choice(labels, count, seed)[0]
+                images, labels = images[chosen], labels[chosen]
+            parts[split] = TensorImages(images, labels)
+        mean, std = channel_statistics(parts["train"].images)
+        classes = tuple(names(data.class_names))
+        return dataclasses.replace(
+            data,
+            name=name,
+            **parts,
+            num_classes=len(classes),
+            in_channels=parts["train"].images.shape[1],
+            image_size=parts["train"].images.shape[2],
+            mean=mean,
+            std=std,
+            class_names=classes,
+            augment=Augment(pad=2, flip=flip),
+            held_out=None,
+            chosen=None,
+        )
+
+    return load
+
+
+padded = _task("fashion-mnist padded", _pad, tuple)
+first_half = _task("fashion-mnist 0-4", _half(0), lambda names: names[:5])
+second_half = _task("fashion-mnist 5-9", _half(5), lambda names: names[5:])
+# Mirrored, the right garment would be the left one.
+pairs = _task(
+    "fashion-mnist pairs",
+    _side_by_side,
+    lambda names: [f"{a} | {b}" for a in names for b in names],
+    flip=False,
+)

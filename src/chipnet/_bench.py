@@ -1,0 +1,469 @@
+"""`chipnet bench CONFIG.yaml`: a grid of runs (networks, data, budgets, methods, seeds), resumed where it stopped.
+
+Every run is one of `chipnet.train`, in a folder of its own; what is done is what has a result there. For each
+network, data set and seed one *dense* run comes first: all methods start from its weights, see the images in the
+same order and have the same epochs. An entry of `methods` is
+
+==========================  ===============================================================================
+``chipnet:floor=0``         a method, as `chipnet.Pruner` takes it
+``scratch(chipnet)``        the masks of that method's run, trained from new weights for as many epochs in all
+``transfer(chipnet, D)``    masks that the method learnt on the data set D, on the dense network of this one
+``package.module:rival``    a function of somebody's own that does a whole run, as `chipnet.train.run` does
+==========================  ===============================================================================
+
+A dense run is a transfer of masks that keep everything, and ``scratch`` one of a run's own: there is one loop.
+
+Failures of a run are results too: they are written down and the grid goes on. `results.csv` has a row a run and is
+written anew after each; tables and plots are made from it by `chipnet._bench_report`.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import difflib
+import io
+import json
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chipnet._budget import KINDS, Budget
+from chipnet._checkpoint import CHECKPOINT
+from chipnet._errors import ChipNetError, ConfigError
+from chipnet._io import write_atomically, write_json
+from chipnet._lazy import import_callable
+
+if TYPE_CHECKING:
+    from chipnet._config import Recipe, Request
+    from chipnet.train import Watcher
+
+RESULTS, ERROR, SETTINGS = "results.csv", "error.json", "settings.json"
+MASKS = "masks.json"
+RECOVERY = (0, 1, 2, 5, 10)
+"""Epochs of fine-tuning after which the accuracy is reported."""
+DENSE = "dense"
+
+_FIXED = (
+    "model", "data", "budget", "method", "seed", "out", "weights", "masks", "data_dir", "overwrite",
+    "recipe", "quick",
+)  # fmt: skip
+"""Options of a run that the grid decides."""
+_RIVAL = re.compile(r"\w+\.[\w.]+:\w+")
+_CALL = re.compile(r"(scratch|transfer)\(\s*([^,()]+(?:,[^()]*)?)\s*\)")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a configuration asks for.
+
+    Attributes:
+        models, data, budgets, methods, seeds: the axes; every combination is a run.
+        recipe: changes to each data set's default recipe, by field of `chipnet.train.Recipe`.
+        request: other options of every run, by field of `chipnet.train.Request`.
+        out: folder of all runs.
+        about: what the grid is for.
+    """
+
+    models: tuple[str, ...]
+    data: tuple[str, ...]
+    budgets: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    recipe: Mapping[str, Any]
+    request: Mapping[str, Any]
+    out: Path
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the grid. ``source``: the run whose masks it is given."""
+
+    model: str
+    data: str
+    budget: str
+    method: str
+    seed: int
+    source: Run | None = None
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder, the same for the same run in every grid of one folder."""
+        parts = (self.model, self.data, self.budget, self.method, f"seed{self.seed}")
+        return "_".join(re.sub(r"[^\w=.,-]+", "-", p).strip("-") for p in parts if p)
+
+    @property
+    def dense(self) -> Run:
+        """The run that trains its dense network."""
+        return Run(self.model, self.data, "", DENSE, self.seed)
+
+
+# -- reading ----------------------------------------------------------------------------------------------
+
+
+def read_grid(path: str | Path, out: str | Path | None = None) -> Grid:
+    """Read and check a configuration.
+
+    Raises:
+        ConfigError: all that is wrong: keys that do not exist, with the one that was probably meant; values of
+            another kind; methods and budgets that cannot be read.
+    """
+    from chipnet._config import read_config
+
+    path = Path(path)
+    found = read_config(path)
+    return grid_from(found, str(path), out or Path("runs") / path.stem)
+
+
+def grid_from(found: Mapping[str, Any], name: str, out: str | Path) -> Grid:
+    """A grid from plain values; ``name`` is what errors call them, ``out`` the folder where none is given.
+
+    Raises:
+        ConfigError: see `read_grid`.
+    """
+    problems: list[str] = []
+    axes: dict[str, Any] = {}
+    known = [f.name for f in dataclasses.fields(Grid)]
+    for key in (str(k) for k in found if k not in known):
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        meant = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+        problems.append(f"there is no key '{key}'; {meant}")
+    for axis, kind in (("models", str), ("data", str), ("budgets", str), ("methods", str), ("seeds", int)):
+        values = found.get(axis, [0] if axis == "seeds" else None)
+        values = [values] if isinstance(values, (str, int)) else values
+        if not isinstance(values, list) or not values or not all(type(v) is kind for v in values):
+            what = "whole numbers" if kind is int else "texts"
+            problems.append(f"{axis} must be a list of {what}, not {found.get(axis)!r}")
+            values = []
+        if len(set(values)) < len(values):
+            problems.append(f"{axis} names something twice: {values}")
+        axes[axis] = tuple(values)
+    parts: dict[str, Any] = {"recipe": found.get("recipe") or {}, "request": found.get("request") or {}}
+    problems += [f"{k} must be a mapping, not {v!r}" for k, v in parts.items() if not isinstance(v, Mapping)]
+    parts = {k: v if isinstance(v, Mapping) else {} for k, v in parts.items()}
+    problems += [
+        f"request.{k} is what the grid decides; leave it out" for k in parts["request"] if k in _FIXED
+    ]
+    grid = Grid(**axes, **parts, out=Path(found.get("out") or out), about=str(found.get("about", "")).strip())
+    checks: list[Callable[[], object]] = [lambda b=b: Budget.parse(b) for b in grid.budgets]  # type: ignore[misc]
+    checks += [lambda m=m: _method(m, grid.data) for m in grid.methods]  # type: ignore[misc]
+    checks += [lambda d=d: _asked(grid, d) for d in grid.data or ("digits",)]  # type: ignore[misc]
+    for check in checks:
+        try:
+            check()
+        except ChipNetError as error:
+            lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+            problems += lines[1:] if lines[0].endswith(":") and len(lines) > 1 else [" ".join(lines)]
+    problems = list(dict.fromkeys(problems))  # what is wrong for all data sets is said once
+    if problems:
+        raise ConfigError(f"cannot use {name}:\n" + "\n".join(f"  - {p}" for p in problems))
+    return grid
+
+
+def _method(text: str, data: Sequence[str]) -> tuple[str, str, str]:
+    """(kind, method, source data) of an entry of ``methods``; the kind is prune, scratch, transfer or rival."""
+    from chipnet.methods import read_method
+
+    match = _CALL.fullmatch(text.strip())
+    if match is None and _RIVAL.fullmatch(text):
+        return "rival", text, ""
+    if match is None:
+        read_method(text)
+        return "prune", text, ""
+    kind, inside = match.groups()
+    method, source = inside.strip(), ""
+    if kind == "transfer":
+        method, comma, source = (part.strip() for part in inside.rpartition(","))
+        if not comma or not method or not source:
+            raise ConfigError(
+                f"{text!r}: write transfer(METHOD, DATA), with the data that masks are learnt on"
+            )
+        if source not in data:
+            raise ConfigError(f"{text!r}: {source!r} must be one of data: {', '.join(data)}")
+    read_method(method)
+    return kind, method, source
+
+
+def _asked(grid: Grid, data: str) -> Request:
+    """What all runs on a data set have in common."""
+    from chipnet._config import request_from
+
+    options = {k: v for k, v in grid.request.items() if k not in _FIXED}
+    return request_from({**options, "data": data, "recipe": grid.recipe}, source="the request and the recipe")
+
+
+def recipe_of(grid: Grid, data: str) -> Recipe:
+    """How a data set is trained in this grid."""
+    recipe = _asked(grid, data).recipe
+    assert recipe is not None
+    return recipe
+
+
+def smoke(grid: Grid) -> Grid:
+    """The same grid, as short as can be: does everything in it run? First seed, first budget, one epoch a phase."""
+    short = {"train": 1, "prune": 1, "finetune": 1, "batch_size": 16, "limit": 64, "limit_test": 64}
+    return dataclasses.replace(
+        grid,
+        budgets=grid.budgets[:1],
+        seeds=grid.seeds[:1],
+        recipe={**grid.recipe, **short},
+        out=grid.out.with_name(grid.out.name + "-smoke"),
+    )
+
+
+def data_dir(text: str, data: Sequence[str]) -> tuple[str, str]:
+    """(data set, folder) of ``NAME=DIR``, or ("", DIR) for all data sets.
+
+    Raises:
+        ConfigError: the name is none of the grid's.
+
+    Examples:
+        >>> data_dir("svhn=/data/svhn", ["svhn", "cifar10"]), data_dir("/data", ["svhn"])
+        (('svhn', '/data/svhn'), ('', '/data'))
+    """
+    name, equals, folder = text.partition("=")
+    if not equals or "/" in name:
+        return "", text
+    if name not in data:
+        raise ConfigError(f"--data-dir {text}: {name!r} is none of the data sets: {', '.join(data)}")
+    return name, folder
+
+
+# -- the runs ---------------------------------------------------------------------------------------------
+
+
+def runs_of(grid: Grid) -> list[Run]:
+    """Every run, in an order in which each comes after those that it needs. Seeds are the outermost loop: after the
+    first, all of the grid has been seen once."""
+    found: dict[Run, None] = {}
+
+    def add(run: Run) -> None:
+        if run.source is not None:
+            add(run.source)
+        if run.method != DENSE:
+            add(run.dense)
+        found.setdefault(run)
+
+    for seed in grid.seeds:
+        for model in grid.models:
+            for data in grid.data:
+                for budget in grid.budgets:
+                    for text in grid.methods:
+                        kind, method, source = _method(text, grid.data)
+                        if source == data:
+                            continue  # nothing to carry: the method's own run on this data set is that
+                        run = Run(model, data, budget, text, seed)
+                        learnt = Run(model, source or data, budget, method, seed)
+                        add(run if kind in ("prune", "rival") else dataclasses.replace(run, source=learnt))
+    return list(found)
+
+
+def request_of(grid: Grid, run: Run, data_dirs: Mapping[str, str], command: str) -> Request:
+    """The request of one run; those that it needs have been made."""
+    recipe = recipe_of(grid, run.data)
+    masks = weights = None
+    if run.method == DENSE:
+        masks = str(grid.out / run.folder / "whole.json")
+        # All epochs of a recipe go into a transfer: here those of dense training.
+        recipe = dataclasses.replace(recipe, train=max(recipe.train - 1, 0), prune=1, finetune=0)
+    else:
+        if run.source is not None:
+            masks = str(grid.out / run.source.folder / MASKS)
+        if not run.method.startswith("scratch"):
+            weights = str(grid.out / run.dense.folder / "model.safetensors")
+    return dataclasses.replace(
+        _asked(grid, run.data),
+        model=run.model,
+        budget=run.budget or "channels=1.0",
+        out=grid.out / run.folder,
+        recipe=recipe,
+        data_dir=data_dirs.get(run.data, None if run.data == "digits" else data_dirs.get("")),
+        weights=weights,
+        # Dense runs, masks that are given and rivals ask no method of ours for anything.
+        method=run.method if run.source is None and run.method != DENSE and not _rival(run) else "uniform",
+        masks=masks,
+        seed=run.seed,
+        overwrite=True,
+        command=command,
+    )
+
+
+def status(grid: Grid, run: Run) -> str:
+    """``done``, ``failed`` or ``open``."""
+    folder = grid.out / run.folder
+    return "done" if (folder / "result.json").exists() else "failed" if (folder / ERROR).exists() else "open"
+
+
+def bench(
+    grid: Grid,
+    data_dirs: Mapping[str, str],
+    *,
+    command: str = "",
+    retry: bool = False,
+    watcher: Watcher | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    told: Callable[[int, int, Run, str], None] = lambda number, total, run, text: None,
+) -> list[dict[str, Any]]:
+    """Run what is not done yet; returns the rows of results.csv.
+
+    Args:
+        grid: from `read_grid`.
+        data_dirs: data set -> its folder; "" for all that are not named.
+        command: how it was started, for result.json.
+        retry: run those that failed again.
+        watcher, stop: of each run, as `chipnet.train.run` takes them.
+        told: called before and after each run with its number, how many there are, the run and how it stands.
+
+    Raises:
+        Interrupted: it was stopped; the next call goes on, from the middle of the run too.
+    """
+    todo = runs_of(grid)
+    _same_settings(grid)
+    for number, run in enumerate(todo, 1):
+        was = status(grid, run)
+        if was == "done" or (was == "failed" and not retry):
+            told(number, len(todo), run, f"{was} before")
+            continue
+        told(number, len(todo), run, "starts")
+        told(number, len(todo), run, _one(grid, run, data_dirs, command, watcher, stop))
+        write_results(grid)
+    return write_results(grid)
+
+
+def _same_settings(grid: Grid) -> None:
+    """Runs of other settings must not be taken for this grid's. New networks, data sets, methods, seeds may come.
+
+    Raises:
+        ConfigError: the folder's runs were trained otherwise.
+    """
+    recipes = {d: dataclasses.asdict(recipe_of(grid, d)) for d in grid.data}
+    now = {"recipe": recipes, "request": dict(grid.request)}
+    path = grid.out / SETTINGS
+    grid.out.mkdir(parents=True, exist_ok=True)
+    was = json.loads(path.read_text()) if path.exists() else {"recipe": {}, "request": now["request"]}
+    changed = [
+        f"recipe.{k} of {d} was {was['recipe'][d][k]!r}, is {v!r}"
+        for d, recipe in recipes.items()
+        for k, v in recipe.items()
+        if d in was["recipe"] and was["recipe"][d].get(k, v) != v
+    ]
+    if was["request"] != now["request"]:
+        changed.append(f"request was {was['request']}, is {now['request']}")
+    if changed:
+        raise ConfigError(
+            f"the runs in {grid.out} were made with other settings: {'; '.join(changed)}. "
+            "Give another folder (out)."
+        )
+    write_json(path, {"recipe": {**was["recipe"], **recipes}, "request": now["request"]})
+
+
+def _one(
+    grid: Grid,
+    run: Run,
+    data_dirs: Mapping[str, str],
+    command: str,
+    watcher: Watcher | None,
+    stop: Callable[[], bool],
+) -> str:
+    """Run one; how it went, as text."""
+    from chipnet import train
+
+    folder = grid.out / run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ERROR).unlink(missing_ok=True)
+    try:
+        for needed in (run.dense if run.method != DENSE else None, run.source):
+            if needed is not None and status(grid, needed) != "done":
+                raise ConfigError(f"it needs the run {needed.folder}, which failed")
+        request = request_of(grid, run, data_dirs, command)
+        if run.method == DENSE:
+            _whole(request)
+        job = train.prepare(request, resume=(folder / CHECKPOINT).exists())
+        result = import_callable(run.method)(job, watcher) if _rival(run) else train.run(job, watcher, stop)
+    except Exception as error:  # a benchmark's finding, not its end
+        said = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        write_json(folder / ERROR, said)
+        return "failed: " + " ".join(said["error"].split())
+    return f"done: {result['compact']['accuracy']:.2f} % in {result['seconds']['total']:.0f} s"
+
+
+def _rival(run: Run) -> bool:
+    return _RIVAL.fullmatch(run.method) is not None
+
+
+def _whole(request: Request) -> None:
+    """Masks that keep everything, where the dense run will look for them."""
+    import torch
+
+    from chipnet import Masks, Structure
+    from chipnet._job import example_images
+    from chipnet.data import load_data
+    from chipnet.models import get_model
+
+    assert request.masks is not None
+    data = load_data(request.data, request.data_dir, seed=request.seed)
+    structure = Structure(
+        get_model(request.model, data.num_classes, data.in_channels),
+        example_images(data),
+        realisation=request.realisation,
+        ignore=request.ignore,
+        only=request.only,
+        min_channels=request.min_channels,
+        round_to=request.round_to,
+    )
+    Masks.of(structure, torch.ones(structure.gates, dtype=torch.bool)).save(request.masks)
+
+
+# -- results ----------------------------------------------------------------------------------------------
+
+COLUMNS = (
+    "model", "data", "budget", "method", "seed", "status", "dense", "soft", "hard", "final",
+    *KINDS, *(f"after_{n}" for n in RECOVERY), "epochs", "seconds", "folder", "error",
+)  # fmt: skip
+"""Of results.csv: accuracies in percent on the test images (`hard` as cut, `final` after fine-tuning), what remains
+of each cost as a fraction, validation accuracies after so many epochs of fine-tuning."""
+
+
+def write_results(grid: Grid) -> list[dict[str, Any]]:
+    """Write results.csv anew from the run folders; returns its rows. Runs that are still open have none."""
+    rows = [row(grid, run) for run in runs_of(grid) if status(grid, run) != "open"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()} for r in rows)
+    write_atomically(grid.out / RESULTS, text.getvalue().encode())
+    return rows
+
+
+def row(grid: Grid, run: Run) -> dict[str, Any]:
+    """One row of results.csv, from the run's folder."""
+    folder = grid.out / run.folder
+    values: dict[str, Any] = {c: "" for c in COLUMNS}
+    values |= {k: getattr(run, k) for k in ("model", "data", "budget", "method", "seed", "folder")}
+    values["status"] = status(grid, run)
+    if values["status"] == "failed":
+        values["error"] = " ".join(json.loads((folder / ERROR).read_text())["error"].split())
+        return values
+    result = json.loads((folder / "result.json").read_text())
+    for name, part in (("dense", "dense"), ("soft", "soft"), ("hard", "hard"), ("final", "compact")):
+        values[name] = result[part]["accuracy"]
+    if run.method == DENSE or run.method.startswith("scratch"):  # they begin with new weights
+        values |= {"dense": "", "soft": "", "hard": ""}
+    values |= {k: result["compact"][k] / max(result["dense"][k], 1) for k in KINDS}
+    tuned = {int(r["epoch"]): r for r in metrics(folder) if r["phase"] == "finetune"}
+    for epoch in RECOVERY:
+        if epoch in tuned:
+            values[f"after_{epoch}"] = float(tuned[epoch]["validation_accuracy"])
+    values["epochs"] = sum(1 for r in metrics(folder) if int(r["epoch"]) > 0)
+    values["seconds"] = result["seconds"]["total"]
+    return values
+
+
+def metrics(folder: Path) -> Iterator[dict[str, str]]:
+    """Rows of a run's metrics.csv."""
+    with open(folder / "metrics.csv", newline="") as file:
+        yield from csv.DictReader(file)

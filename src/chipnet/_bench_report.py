@@ -1,0 +1,243 @@
+"""Tables and plots of a grid of runs, from results.csv's rows and the run folders."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from chipnet._bench import DENSE, MASKS, RECOVERY, Grid, metrics
+from chipnet._budget import KINDS, Budget
+from chipnet._errors import ConfigError
+from chipnet._io import write_atomically
+
+TABLES = "tables.md"
+Rows = Sequence[dict[str, Any]]
+
+
+def write_tables(grid: Grid, rows: Rows) -> Path:
+    """Write tables.md; returns its path."""
+    path = grid.out / TABLES
+    write_atomically(path, tables(rows).encode())
+    return path
+
+
+def tables(rows: Rows) -> str:
+    """Markdown: per network and data set, accuracies and recovery; then every failure.
+
+    Means over seeds; a spread is max - min. A cell without numbers is empty.
+
+    Example:
+        >>> row = dict(
+        ...     model="net", data="digits", budget="macs=0.25", status="done", error="", soft=90.0, macs=0.25
+        ... )
+        >>> row |= {"params": 0.3, "volume": 0.4, "channels": 0.4, "after_0": 89.0, "folder": "a"}
+        >>> rows = [dict(row, method="random", seed=s, hard=90.0, final=95.0 + s) for s in (0, 1)]
+        >>> print(tables(rows).splitlines()[4])
+        | macs=0.25 | random | 2 | 90.0 | 95.5 | 1.0 | 25.00 % | 0.0 | 0 |
+    """
+    parts = []
+    for model, data in dict.fromkeys((r["model"], r["data"]) for r in rows):
+        mine = [r for r in rows if (r["model"], r["data"]) == (model, data)]
+        dense = [r["final"] for r in mine if r["method"] == DENSE and r["status"] == "done"]
+        said = f"; dense {_mean(dense)}, spread {_spread(dense)}, {len(dense)} seeds" if dense else ""
+        parts.append(f"### {model} on {data}{said}\n")
+        cells = list(_cells(mine))
+        parts.append(
+            "| budget | method | seeds | as cut | fine-tuned | spread | remains | largest soft − hard | failed |\n"
+            "|---|---|---|---|---|---|---|---|---|\n"
+            + "".join(_accuracy_row(budget, method, runs) for budget, method, runs in cells)
+        )
+        known = [n for n in RECOVERY if any(r.get(f"after_{n}", "") != "" for r in mine)]
+        parts.append(
+            "Validation accuracy after so many epochs of fine-tuning (mean ± half of the spread):\n\n"
+            + f"| budget | method | {' | '.join(map(str, known))} |\n|---|---|{'---|' * len(known)}\n"
+            + "".join(
+                f"| {budget} | {method} | {' | '.join(_plus_minus(runs, f'after_{n}') for n in known)} |\n"
+                for budget, method, runs in cells
+            )
+        )
+    failed = [r for r in rows if r["status"] == "failed"]
+    parts.append(
+        f"{len(failed)} of {len(rows)} runs failed.\n"
+        + "".join(f"* {r['folder']}: {r['error']}\n" for r in failed)
+    )
+    return "\n".join(parts)
+
+
+def _cells(rows: Rows) -> Iterator[tuple[str, str, Rows]]:
+    for budget, method in dict.fromkeys((r["budget"], r["method"]) for r in rows if r["method"] != DENSE):
+        yield budget, method, [r for r in rows if (r["budget"], r["method"]) == (budget, method)]
+
+
+def _accuracy_row(budget: str, method: str, runs: Rows) -> str:
+    done = [r for r in runs if r["status"] == "done"]
+    final, hard = [r["final"] for r in done], [r["hard"] for r in done if r["hard"] != ""]
+    gap = [abs(r["soft"] - r["hard"]) for r in done if r["hard"] != ""]
+    kinds = _counted(budget)
+    remains = ", ".join(f"{100 * max(r[k] for r in done):.2f} %" for k in kinds) if done else ""
+    return (
+        f"| {budget} | {method} | {len(done)} | {_mean(hard)} | {_mean(final)} | {_spread(final)} | {remains} | "
+        f"{f'{max(gap):.1f}' if gap else ''} | {len(runs) - len(done)} |\n"
+    )
+
+
+def _counted(budget: str) -> tuple[str, ...]:
+    """The budget's kinds that are counts; times are not comparable between runs."""
+    return tuple(kind for kind in Budget.parse(budget).kinds if kind in KINDS)
+
+
+def _numbers(runs: Rows, column: str) -> list[float]:
+    return [r[column] for r in runs if r.get(column, "") != ""]
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.1f}" if values else ""
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{max(values) - min(values):.1f}" if values else ""
+
+
+def _plus_minus(runs: Rows, column: str) -> str:
+    values = _numbers(runs, column)
+    return f"{_mean(values)} ± {(max(values) - min(values)) / 2:.1f}" if values else ""
+
+
+# -- plots ------------------------------------------------------------------------------------------------
+
+
+def write_plots(grid: Grid, rows: Rows) -> list[Path]:
+    """Write plots/*.png; returns their paths.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ConfigError("plots need matplotlib: pip install 'chipnet[report]'") from error
+    matplotlib.use("Agg")
+    folder = grid.out / "plots"
+    folder.mkdir(parents=True, exist_ok=True)
+    done = [r for r in rows if r["status"] == "done"]
+    paths = []
+    for model, data in dict.fromkeys((r["model"], r["data"]) for r in done):
+        mine = [r for r in done if (r["model"], r["data"]) == (model, data) and r["method"] != DENSE]
+        dense = [r["final"] for r in done if (r["model"], r["data"], r["method"]) == (model, data, DENSE)]
+        kinds = dict.fromkeys(_counted(r["budget"]) for r in mine)
+        for kind in (k[0] for k in kinds if len(k) == 1):
+            chosen = [r for r in mine if _counted(r["budget"]) == (kind,)]
+            paths.append(_accuracy(folder, f"{model} on {data}", kind, chosen, dense))
+        for budget in dict.fromkeys(r["budget"] for r in mine):
+            chosen = [r for r in mine if r["budget"] == budget]
+            title = f"{model} on {data}, {budget}"
+            paths.append(_recovery(folder, title, chosen))
+            first = [r for r in chosen if r["seed"] == min(c["seed"] for c in chosen)]
+            own = [r for r in first if not r["method"].startswith(("scratch(", "transfer("))]
+            own = [r for r in own if (grid.out / r["folder"] / MASKS).exists()]
+            paths += [_layers(grid, folder, title, own)] if own else []
+            paths += _histograms(grid, folder, title, first)
+    return paths
+
+
+def _figure(width: float = 6.4, height: float = 4.2, columns: int = 1) -> tuple[Any, Any]:
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(1, columns, figsize=(width, height), squeeze=False, layout="constrained")
+
+
+def _saved(figure: Any, folder: Path, name: str) -> Path:
+    import matplotlib.pyplot as plt
+
+    path = folder / (re.sub(r"[^\w=.]+", "-", name).strip("-") + ".png")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def _accuracy(folder: Path, title: str, kind: str, rows: Rows, dense: Sequence[float]) -> Path:
+    """Accuracy against what remains: mean and spread over seeds."""
+    figure, axes = _figure()
+    axis = axes[0, 0]
+    for method in dict.fromkeys(r["method"] for r in rows):
+        points = []
+        for budget in dict.fromkeys(r["budget"] for r in rows):
+            runs = [r for r in rows if (r["method"], r["budget"]) == (method, budget)]
+            if runs:
+                final = [r["final"] for r in runs]
+                points.append(
+                    (
+                        100 * statistics.mean(r[kind] for r in runs),
+                        statistics.mean(final),
+                        min(final),
+                        max(final),
+                    )
+                )
+        x, mean, low, high = zip(*sorted(points), strict=True)
+        (line,) = axis.plot(x, mean, marker="o", markersize=3, label=method)
+        axis.fill_between(x, low, high, alpha=0.15, color=line.get_color())
+    if dense:
+        axis.axhline(statistics.mean(dense), color="black", linestyle=":", linewidth=1, label=DENSE)
+    axis.set(xscale="log", xlabel=f"{kind} left, %", ylabel="test accuracy, %", title=title)
+    axis.legend(fontsize=7)
+    return _saved(figure, folder, f"accuracy {title} {kind}")
+
+
+def _recovery(folder: Path, title: str, rows: Rows) -> Path:
+    """Validation accuracy by epochs of fine-tuning."""
+    figure, axes = _figure()
+    axis = axes[0, 0]
+    for method in dict.fromkeys(r["method"] for r in rows):
+        runs = [r for r in rows if r["method"] == method]
+        known = [(n, v) for n in RECOVERY if (v := _numbers(runs, f"after_{n}"))]
+        x = [n for n, _ in known]
+        (line,) = axis.plot(x, [statistics.mean(v) for _, v in known], marker="o", markersize=3, label=method)
+        low, high = [min(v) for _, v in known], [max(v) for _, v in known]
+        axis.fill_between(x, low, high, alpha=0.15, color=line.get_color())
+    axis.set(xlabel="epochs of fine-tuning", ylabel="validation accuracy, %", title=title)
+    axis.legend(fontsize=7)
+    return _saved(figure, folder, f"recovery {title}")
+
+
+def _layers(grid: Grid, folder: Path, title: str, rows: Rows) -> Path:
+    """Part of the channels that is kept, by site where gates act, one seed."""
+    figure, axes = _figure(width=9.0)
+    axis = axes[0, 0]
+    names: list[str] = []
+    for row in rows:
+        sites = json.loads((grid.out / row["folder"] / MASKS).read_text())["sites"]
+        names = list(sites)
+        kept = [100 * len(site["kept"]) / site["channels"] for site in sites.values()]
+        axis.plot(range(len(sites)), kept, marker=".", linewidth=1, label=row["method"])
+    axis.set(ylabel="channels kept, %", title=title, ylim=(0, 105))
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=5)
+    axis.legend(fontsize=7)
+    return _saved(figure, folder, f"layers {title}")
+
+
+def _histograms(grid: Grid, folder: Path, title: str, rows: Rows) -> list[Path]:
+    """How gate values spread over [0, 1] as pruning goes on, one seed: a panel a method."""
+    panels = []
+    for row in rows:
+        texts = [r["gates"] for r in metrics(grid.out / row["folder"]) if r["phase"] == "prune"]
+        if texts:
+            panels.append((row["method"], [[int(n) for n in text.split()] for text in texts]))
+    if not panels:
+        return []
+    figure, axes = _figure(width=2.4 * len(panels) + 1, height=3.0, columns=len(panels))
+    for axis, (method, counts) in zip(axes[0], panels, strict=True):
+        shares = [[n / max(sum(c), 1) for n in c] for c in counts]
+        image = axis.imshow(
+            list(zip(*shares, strict=True)), origin="lower", aspect="auto", vmin=0, vmax=1,
+            extent=(0.5, len(shares) + 0.5, 0, 1), cmap="viridis",
+        )  # fmt: skip
+        axis.set_title(method, fontsize=8)
+        axis.set_xlabel("epoch of pruning")
+    axes[0, 0].set_ylabel("gate value")
+    figure.colorbar(image, ax=list(axes[0]), label="part of all gates")
+    figure.suptitle(title, fontsize=9)
+    return [_saved(figure, folder, f"masks {title}")]

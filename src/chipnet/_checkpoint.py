@@ -1,0 +1,99 @@
+"""A run's state on disk: one file, read without running code from it, and the one before it.
+
+`write` puts the new file in place whole or not at all, and keeps the last one as `checkpoint-before.pt`: a
+disk that is full, or a file that is cut off later, costs some minutes of training and not the run.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from chipnet._errors import ChipNetError, LoadError
+from chipnet._io import write_atomically
+
+CHECKPOINT, BEFORE = "checkpoint.pt", "checkpoint-before.pt"
+FORMAT = 1
+
+
+def write(out: Path, state: dict[str, Any]) -> None:
+    """Put `state` (tensors and plain values) at OUT/checkpoint.pt.
+
+    Raises:
+        ChipNetError: the file could not be written; the checkpoint before is as it was.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    path = out / CHECKPOINT
+    try:
+        if path.exists():
+            # A link, so that there is a checkpoint under its name at every moment.
+            spare = out / f".{BEFORE}.tmp"
+            spare.unlink(missing_ok=True)
+            spare.hardlink_to(path)
+            spare.replace(out / BEFORE)
+        write_atomically(path, buffer.getbuffer())
+    except OSError as error:
+        raise ChipNetError(
+            f"cannot write the checkpoint {path} ({error.strerror or error}). The last one is intact: make room, "
+            f"then continue with: chipnet prune --resume {out}"
+        ) from error
+
+
+def read(out: Path) -> dict[str, Any] | None:
+    """The newest state that can be read; None where none was written yet.
+
+    Raises:
+        LoadError: neither checkpoint can be read, with what is wrong with each.
+    """
+    problems = []
+    for path in (out / CHECKPOINT, out / BEFORE):
+        if not path.exists():
+            continue
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            why = (str(error) or type(error).__name__).splitlines()[0][:100]
+            problems.append(f"{path} is truncated or damaged ({why})")
+            continue
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            problems.append(f"{path} was not written by this version of chipnet")
+            continue
+        return state
+    if problems:
+        raise LoadError("; ".join(problems) + f". Start anew with: chipnet prune --config {out}/config.yaml")
+    return None
+
+
+def remove(out: Path) -> None:
+    """Delete the checkpoints."""
+    for name in (CHECKPOINT, BEFORE):
+        (out / name).unlink(missing_ok=True)
+
+
+def generators() -> dict[str, Any]:
+    """States of Python's, NumPy's and PyTorch's global generators."""
+    numpy: Any = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:]),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_generators(states: dict[str, Any]) -> None:
+    """Continue where `generators` was called."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,0 +1,409 @@
+"""A run's options: what there is, with defaults and types, and how they are read and written.
+
+`Request` and its `Recipe` are the only list of options: flags of `chipnet prune`, keys of a YAML file and
+config.yaml of a run are all made from their fields. This file reads values; whether a network, a folder or a
+device can be used is `chipnet._job`'s question.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import math
+import os
+import shlex
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from chipnet._errors import ConfigError
+from chipnet._io import write_atomically
+
+CONFIG = "config.yaml"
+"""The resolved options of a run, in its folder."""
+
+
+def option(default: Any, help: str) -> Any:
+    """A field with its line of help: the text of its flag."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. The same for every method and network; only data sets differ, in length and batch size.
+
+    Dense training is SGD under one schedule (one-cycle). Soft pruning and fine-tuning are SGD under a second
+    one that runs through both: the cut happens on its way down, and momentum goes through the cut. The method
+    `chipnet-paper` prunes with AdamW at a constant rate, keeps its best epoch, and has a schedule for
+    fine-tuning alone.
+
+    Attributes: see the text of each field, which is its help on the command line.
+
+    Raises:
+        ConfigError: values that cannot be used, all of them.
+
+    Example:
+        >>> Recipe(train=20, prune=15, finetune=10).epochs
+        (20, 15, 10)
+        >>> Recipe(1, 0, 1, batch_size=1)
+        Traceback (most recent call last):
+        ...
+        chipnet._errors.ConfigError: prune must be at least 1, not 0; batch_size must be at least 2, not 1.
+    """
+
+    train: int
+    prune: int
+    finetune: int
+    batch_size: int = option(
+        128, "images per optimiser step, over all devices; the rates scale with it unless they are given"
+    )
+    accumulate: int = option(1, "pieces that each device's part of a batch is cut into, to save memory")
+    clip: float | None = option(None, "largest norm of the gradient")
+    train_lr: float = option(0.1, "peak learning rate of dense training")
+    prune_lr: float = option(0.1, "peak learning rate of pruning and fine-tuning")
+    schedule: Literal["one-cycle", "cosine", "step"] = option(
+        "one-cycle", "of the learning rates of SGD: one-cycle, cosine, or step (a tenth at 50 and at 75 %)"
+    )
+    warmup: float = option(0.2, "part of a one-cycle schedule in which the rate rises")
+    momentum: float = option(0.9, "of SGD")
+    nesterov: bool = option(True, "Nesterov's momentum")
+    weight_decay: float = option(5e-4, "of SGD")
+    label_smoothing: float = option(0.0, "of the cross-entropy, in [0, 1)")
+    mixup: float = option(0.0, "alpha of mixup; 0: images are not mixed")
+    distill: float = option(
+        0.0, "weight of what the dense network says, in pruning and fine-tuning; 0: the method's own"
+    )
+    temperature: float = option(4.0, "of distillation")
+    adamw_lr: float = option(1e-3, "of the soft pruning of chipnet-paper")
+    adamw_weight_decay: float = option(1e-3, "of the soft pruning of chipnet-paper")
+    recalibrate: bool = option(False, "measure batch norm statistics anew after the cut")
+    limit: int | None = option(None, "keep only so many training images")
+    limit_test: int | None = option(None, "keep only so many test images")
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{n} must be at least {least}, not {getattr(self, n)}"
+            for n, least in (
+                ("train", 0),
+                ("prune", 1),
+                ("finetune", 0),
+                ("batch_size", 2),
+                ("accumulate", 1),
+            )
+            if getattr(self, n) < least
+        ]
+        wrong += [
+            f"{n} must be above 0 and finite, not {getattr(self, n)}"
+            for n in ("train_lr", "prune_lr", "adamw_lr")
+            if not 0 < getattr(self, n) < math.inf
+        ]
+        wrong += [
+            f"{n} must be in [0, 1), not {getattr(self, n)}"
+            for n in ("momentum", "label_smoothing")
+            if not 0 <= getattr(self, n) < 1
+        ]
+        wrong += [
+            f"{n} must be at least 0 and finite, not {getattr(self, n)}"
+            for n in ("weight_decay", "adamw_weight_decay", "mixup")
+            if not 0 <= getattr(self, n) < math.inf
+        ]
+        if not 0 <= self.distill <= 1:
+            wrong.append(f"distill is a part of the task's loss, in [0, 1], not {self.distill}")
+        if not 0 < self.temperature < math.inf:
+            wrong.append(f"temperature must be above 0 and finite, not {self.temperature}")
+        if self.schedule not in ("one-cycle", "cosine", "step"):
+            wrong.append(f"schedule must be 'one-cycle', 'cosine' or 'step', not {self.schedule!r}")
+        if self.clip is not None and not self.clip > 0:
+            wrong.append(f"clip must be above 0, not {self.clip}")
+        if not 0 < self.warmup < 1:
+            wrong.append(f"warmup is a part of the schedule, in (0, 1), not {self.warmup}")
+        if wrong:
+            raise ConfigError("; ".join(wrong) + ".")
+
+    @property
+    def epochs(self) -> tuple[int, int, int]:
+        """Epochs of training, pruning and fine-tuning."""
+        return self.train, self.prune, self.finetune
+
+    def changed(self, changes: Mapping[str, Any]) -> Recipe:
+        """This recipe with `changes`; a new batch size scales the rates of SGD that are not changed too.
+
+        The noise of SGD stays the same where rate and batch size change together.
+
+        >>> Recipe(1, 1, 1, batch_size=32, train_lr=0.5).changed({"batch_size": 64}).train_lr
+        1.0
+        """
+        changes = dict(changes)
+        if (size := changes.get("batch_size")) is not None:
+            if size < 2:
+                raise ConfigError(f"batch_size must be at least 2, not {size}.")
+            for rate in ("train_lr", "prune_lr"):
+                changes.setdefault(rate, getattr(self, rate) * size / self.batch_size)
+        return dataclasses.replace(self, **changes)
+
+
+_GREY = Recipe(30, 20, 20)
+_SMALL = Recipe(100, 20, 60)
+_RECIPES: dict[str, Recipe] = {
+    "digits": Recipe(20, 15, 10, batch_size=32, train_lr=0.05, prune_lr=0.05),
+    "mnist": dataclasses.replace(_GREY, train=10, prune=10, finetune=10),
+    "fashion-mnist": _GREY,
+    "svhn": dataclasses.replace(_SMALL, train=40, finetune=40),
+}
+_QUICK: dict[str, dict[str, Any]] = {
+    "digits": {"train": 10, "prune": 8, "finetune": 5},
+    "image-folder": {"train": 2, "prune": 2, "finetune": 2, "limit": 8000, "limit_test": 2000},
+}
+_QUICK_ELSEWHERE: dict[str, Any] = {"train": 6, "prune": 5, "finetune": 5, "batch_size": 64, "limit": 6000}
+
+
+def recipe_for(data: str, quick: bool = False) -> Recipe:
+    """The default recipe of a data set.
+
+    Args:
+        data: its name as in `load_data`.
+        quick: a first look, in minutes on two cores: 6,000 training images and few epochs.
+
+    Example:
+        >>> recipe_for("digits").epochs
+        (20, 15, 10)
+        >>> recipe_for("fashion-mnist", quick=True).limit
+        6000
+    """
+    name = data.strip().lower().replace("_", "-")
+    recipe = _RECIPES.get(name, _SMALL)
+    return dataclasses.replace(recipe, **_QUICK.get(name, _QUICK_ELSEWHERE)) if quick else recipe
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run, in the user's words. `chipnet.train.prepare` reads it.
+
+    Attributes: see the text of each field, which is its help on the command line. `recipe` None is
+    `recipe_for(data)`. `command` says how the run was started, for result.json.
+    """
+
+    model: str = option(
+        "resnet8", "a name (`chipnet models`; torchvision's and timm's too), or module:callable"
+    )
+    data: str = option("digits", "digits, fashion-mnist, cifar10, image-folder and more, or module:callable")
+    budget: Any = option("macs=0.25", "what remains: macs=0.25, params=2M, latency=3ms; repeatable")
+    out: str | os.PathLike[str] = option("", "run folder; made if missing")
+    recipe: Recipe | None = None
+    data_dir: str | None = option(None, "folder of the data set; nothing is ever downloaded")
+    weights: str | None = option(None, "trained dense weights; the training phase is then left out")
+    method: str = option(
+        "chipnet",
+        "chipnet, chipnet-paper, bar, slimming, taylor, fisher, ...; with settings: chipnet:floor=0",
+    )
+    masks: str | None = option(
+        None, "a file of masks: nothing is pruned, what they leave is trained for all epochs of the recipe"
+    )
+    realisation: Literal["plain", "indexed"] = option(
+        "plain", "plain: dense layers only; indexed: layers may read or write a part of a tensor by index"
+    )
+    ignore: tuple[str, ...] = option(
+        (), "modules that keep all channels: names ('layer1.*') or types ('type:Linear'); repeatable"
+    )
+    only: tuple[str, ...] = option((), "the only modules that are pruned, as for --ignore; repeatable")
+    min_channels: int = option(0, "channels that every layer keeps at least")
+    round_to: int = option(1, "widths are multiples of this (8 suits most hardware), or whole")
+    seed: int = option(0, "of everything random")
+    validation: float = option(0.1, "part of the training images that chooses epochs")
+    threads: int | None = option(None, "CPU threads [default: PyTorch's]")
+    accelerator: str = option("auto", "auto, cpu, cuda or mps")
+    devices: int = option(
+        1, "processes on each machine, one a GPU; -1 for all GPUs. Under torchrun: torchrun's"
+    )
+    num_nodes: int = option(1, "machines")
+    strategy: str = option(
+        "auto", "auto, ddp, or ddp_find_unused_parameters_true for parts that not always run"
+    )
+    precision: str = option("32-true", "32-true, bf16-mixed or 16-mixed")
+    compile: bool = option(False, "torch.compile the training step's network")
+    channels_last: bool = option(False, "images and convolutions with the channels last")
+    sync_batch_norm: bool = option(False, "batch norm over the batches of all GPUs together")
+    workers: int | None = option(None, "processes that decode image files [default: one a core, at most 8]")
+    checkpoint_seconds: float = option(60.0, "time between two saved states")
+    checkpoint_steps: int | None = option(None, "steps between two saved states, if sooner")
+    tensorboard: bool = option(False, "write TensorBoard's event files, too")
+    overwrite: bool = option(False, "replace an earlier run in --out")
+    command: str = field(default_factory=lambda: shlex.join(["chipnet", *sys.argv[1:]]))
+
+
+NOT_OPTIONS = {"recipe", "command"}
+"""Fields of `Request` that are no option by themselves."""
+EPOCHS = ("train", "prune", "finetune")
+
+
+def options(cls: type) -> dict[str, tuple[Any, str, Any]]:
+    """Name -> (type, help, default) of every option of `Request` or `Recipe`."""
+    types_ = typing.get_type_hints(cls)
+    return {
+        f.name: (types_[f.name], f.metadata.get("help", ""), f.default)
+        for f in dataclasses.fields(cls)
+        if f.name not in NOT_OPTIONS
+    }
+
+
+# -- from and to plain values -----------------------------------------------------------------------------
+
+
+def request_from(*layers: Mapping[str, Any], source: str = "the config") -> Request:
+    """A request from plain values, as YAML has them; later layers win.
+
+    Args:
+        layers: option -> value, with `recipe` a mapping of its own, and `quick: true` for `recipe_for`'s short
+            one. What no layer has is the default: for the recipe, the data set's.
+        source: what to call the layers in errors.
+
+    Raises:
+        ConfigError: keys that do not exist (with the one that was probably meant) and values of a wrong type,
+            all of them.
+
+    Example:
+        >>> request_from({"data": "digits", "recipe": {"prune": 3}}, {"seed": 4}).recipe.epochs
+        (20, 3, 10)
+        >>> request_from({"sede": 4})
+        Traceback (most recent call last):
+        ...
+        chipnet._errors.ConfigError: cannot use the config:
+          - there is no option 'sede'; did you mean 'seed'?
+    """
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    recipes: list[dict[str, Any]] = []
+    for layer in layers:
+        top = {k: v for k, v in layer.items() if k not in ("recipe", "quick")}
+        values |= _fitted(Request, top, "", problems, extra=("recipe", "quick"))
+        recipe = layer.get("recipe") or {}
+        if isinstance(recipe, Mapping):
+            recipes.append(_fitted(Recipe, recipe, "recipe.", problems))
+        else:
+            problems.append(f"recipe must be a mapping of options, not {recipe!r}")
+    quick = next((layer["quick"] for layer in reversed(layers) if layer.get("quick") is not None), False)
+    if problems:
+        raise ConfigError(f"cannot use {source}:\n" + "\n".join(f"  - {p}" for p in problems))
+    made = recipe_for(values.get("data", Request.data), bool(quick))
+    for changes in recipes:
+        made = made.changed(changes)
+    return Request(**values, recipe=made)
+
+
+def plain(request: Request) -> dict[str, Any]:
+    """The inverse of `request_from`: values that YAML and JSON have."""
+
+    def values(of: Any) -> dict[str, Any]:
+        found = {name: getattr(of, name) for name in options(type(of))}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+
+    top = values(request) | {"budget": _budget(request.budget), "out": os.fspath(request.out)}
+    del top["overwrite"]  # a repeated run must not replace its original
+    return top | {"recipe": values(request.recipe) if request.recipe else {}}
+
+
+def _budget(budget: Any) -> str:
+    from chipnet._budget import Budget
+
+    return str(Budget.parse(budget))
+
+
+def write_config(path: str | os.PathLike[str], request: Request) -> None:
+    """Write the options of a run as YAML, all or nothing."""
+    import yaml
+
+    text = yaml.safe_dump(plain(request), sort_keys=False, allow_unicode=True)
+    write_atomically(path, text.encode())
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A layer for `request_from` from a YAML file, such as a run's config.yaml.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML, or holds no mapping.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no config file {path}.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the config file {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"the config file {path} holds a {type(values).__name__}, not options such as 'seed: 1'."
+        )
+    return values
+
+
+def unused(out: str | os.PathLike[str]) -> Path:
+    """The first of OUT, OUT-2, OUT-3, ... that does not exist: a repeated run replaces nothing."""
+    path = Path(out).expanduser()
+    names = itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in itertools.count(2)))
+    return next(p for p in names if not p.exists())
+
+
+def _fitted(
+    cls: type, values: Mapping[Any, Any], prefix: str, problems: list[str], extra: Iterable[str] = ()
+) -> dict[str, Any]:
+    known = options(cls)
+    fitted = {}
+    for name, value in values.items():
+        if name not in known:
+            problems.append(_unknown(str(name), prefix, [*known, *extra]))
+            continue
+        try:
+            fitted[name] = _fit(value, known[name][0])
+        except ValueError as error:
+            problems.append(f"{prefix}{name} must be {error}, not {value!r}")
+    return fitted
+
+
+def _unknown(name: str, prefix: str, known: list[str]) -> str:
+    elsewhere = list(options(Request if prefix else Recipe))
+    if name in elsewhere:
+        where = "outside of recipe" if prefix else "inside of recipe"
+        return f"there is no option '{prefix}{name}'; it belongs {where}"
+    close = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.5)
+    meant = f"did you mean '{prefix}{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
+    return f"there is no option '{prefix}{name}'; {meant}"
+
+
+def _fit(value: Any, wanted: Any) -> Any:
+    """`value` as the type `wanted`; ValueError with what would do."""
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if wanted is Any:
+        return value
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ValueError(" or ".join(map(repr, arguments)))
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _fit(value, arguments[0])
+    if origin is tuple:
+        if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+        raise ValueError("a list of texts")
+    if wanted is bool and not isinstance(value, bool):
+        raise ValueError("true or false")
+    if wanted is int and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ValueError("a whole number")
+    if wanted is float:
+        try:
+            if not isinstance(value, bool):
+                return float(value)  # YAML reads 1e-3 as a text
+        except (TypeError, ValueError):
+            pass
+        raise ValueError("a number")
+    if wanted is str and not isinstance(value, (str, os.PathLike)):
+        raise ValueError("a text")
+    return value

@@ -1,0 +1,104 @@
+"""`chipnet transfer`: masks of one run on another network of the same architecture, trained there.
+
+The data set, its number of classes and its input channels may differ; sites may not. Nothing is pruned: the compact
+network that the masks leave is trained for all the epochs of the recipe, which is the effort that learning masks
+on the target takes. It starts from new weights, or from dense ones of the target. With the data of the run itself
+and new weights this is the usual control: *the same architecture trained from scratch*.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chipnet._budget import Budget
+from chipnet._errors import BudgetError, ConfigError, LoadError
+from chipnet._masks import Masks
+
+if TYPE_CHECKING:
+    from chipnet._job import Job, Request
+
+FILE = "masks.json"
+
+
+def request_for(
+    source: str, data: str, *, model: str | None = None, budget: Sequence[str] | None = None, **options: Any
+) -> Request:
+    """The request of a transfer. What is not given is as in the run that the masks come from.
+
+    Args:
+        source: a run folder, or a file of masks.
+        data: the data set to train on.
+        model: the architecture; needed where ``source`` is a file.
+        budget: as for a run; only compared with, since masks are given. By default the run's own.
+        options: other fields of `chipnet.train.Request`; None is the default.
+
+    Raises:
+        ConfigError, LoadError: the source cannot be used.
+    """
+    from chipnet._job import Request
+
+    path = Path(source).expanduser()
+    result: dict[str, Any] = {}
+    if path.is_dir():
+        result, path = _result(path), path / FILE
+    masks = Masks.load(path)
+    model = model or result.get("model")
+    if model is None:
+        raise ConfigError(f"{path} does not say how to build the network. Give --model.")
+    given = {k: v for k, v in options.items() if v is not None}
+    # A hand-made mask has no budget of its own; every network is within all of its channels.
+    asked = list(budget or ()) or masks.budget or "channels=1.0"
+    defaults = {"realisation": masks.realisation, "method": result.get("method", "chipnet")}
+    return Request(model=model, data=data, budget=asked, masks=str(path), **{**defaults, **given})
+
+
+def prepare(request: Request, strict: bool) -> Job:
+    """`chipnet.train.prepare`, and the budget checked on the target.
+
+    Args:
+        strict: refuse masks that cost more than the budget. (The same masks are another fraction of a network
+            with another output layer: a run's budget, missed by a little, is not asked for here by anybody.)
+
+    Raises:
+        PlanError: the masks do not fit, with all reasons.
+        BudgetError: ``strict``, and they cost too much.
+    """
+    from chipnet import _job
+
+    job = _job.prepare(request)
+    assert job.mask is not None
+    cost, dense, limits = job.structure.cost.exact(job.mask), job.dense, job.structure.limits(job.budget)
+    above = [
+        f"{k}: {cost[k]:,} ({cost[k] / dense[k]:.2%} of {dense[k]:,}), asked {limit:,}"
+        for k, limit in limits.items()
+        if cost[k] > limit
+    ]
+    if strict and above:
+        raise BudgetError(
+            f"on {request.data} the masks cost more than the budget: {'; '.join(above)}. Ask for more, or learn "
+            f"masks with a smaller budget. Without --budget they are taken as they are."
+        )
+    return job
+
+
+def _result(run: Path) -> dict[str, Any]:
+    if not (run / FILE).exists():
+        raise LoadError(f"{run} holds no {FILE}: give a finished run of `chipnet prune`, or a file of masks.")
+    try:
+        found = json.loads((run / "result.json").read_text())
+    except OSError:
+        return {}  # stopped while fine-tuning: the masks are final
+    except json.JSONDecodeError as error:
+        raise LoadError(f"cannot read {run / 'result.json'}: {error}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def reached(job: Job) -> str:
+    """What the masks cost on the target, for people."""
+    assert job.mask is not None
+    cost = job.structure.cost.exact(job.mask)
+    parts = [f"{k} {cost[k]:,} ({cost[k] / job.dense[k]:.2%})" for k in Budget.parse(job.budget).kinds]
+    return ", ".join(parts)

@@ -1,0 +1,88 @@
+"""What two processes do together: runs as `chipnet prune` makes them, and a loop of a user's own.
+
+    python -m torch.distributed.run --standalone --nproc-per-node 2 tests/ranks.py FOLDER MODEL,MODEL ARGUMENTS
+
+Leaves FOLDER/MODEL-RANK-PHASE.pt (state of the network, masks and plan at the end of every phase), a run folder
+FOLDER/MODEL, and FOLDER/loop-RANK.pt.
+"""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from test_train import tiny_net  # noqa: F401 (a model by name)
+from torch import nn
+
+import chipnet
+from chipnet import _phases, cli
+from chipnet.methods import METHODS
+
+
+def conv_net(num_classes, in_channels):
+    """No batch statistics: what two processes compute is what one computes."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 11, 3, padding=1), nn.ReLU(), nn.Conv2d(11, 13, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(13, num_classes),
+    )  # fmt: skip
+
+
+def note(phase_class, place):
+    finish = phase_class.finish
+
+    def noting(self, run):
+        found = {"weights": dict(self.network.state_dict())}
+        if self.pruner is not None:
+            found["pruner"] = self.pruner.state_dict()
+            found["mask"] = self.pruner.mask
+        following = finish(self, run)
+        found["plan"] = run.plan.to_json() if run.plan else None
+        found["known"] = {k: v for k, v in run.state.known.items() if k != "verify"}
+        torch.save(found, f"{place()}-{self.name}.pt")
+        return following
+
+    phase_class.finish = noting
+
+
+def own_loop(method, rank=0, world=1):
+    """Forty images a step, the method's masks and what it learnt: with DistributedDataParallel, or alone."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 23), nn.ReLU(), nn.Linear(23, 17), nn.ReLU(), nn.Linear(17, 3))
+    pruner = chipnet.Pruner(net, torch.zeros(1, 6), "macs=0.4", steps=40, method=method)
+    model = nn.parallel.DistributedDataParallel(net) if world > 1 else net
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(40):
+        x = torch.randn(40, 6, generator=generator)
+        y = (x[:, :3] * x[:, 3:]).argmax(1)
+        mine = slice(rank * 40 // world, (rank + 1) * 40 // world)
+        loss = F.cross_entropy(model(x[mine]), y[mine]) + pruner.loss()
+        loss.backward()
+        optimizer.step()
+        pruner.step()
+        optimizer.zero_grad()
+    return {"mask": pruner.mask, "pruner": pruner.state_dict()["method"], "weights": dict(net.state_dict())}
+
+
+def main():
+    torch.set_num_threads(1)
+    folder, models, *arguments = sys.argv[1:]
+    rank = int(os.environ["RANK"])
+    current = [""]
+    for phase_class in _phases.PHASES.values():
+        note(phase_class, lambda: f"{folder}/{current[0]}-{rank}")
+    for name in models.split(","):
+        current[0] = name
+        out = str(Path(folder) / name)
+        cli.app(["prune", "--model", f"ranks:{name}", "--out", out, *arguments], standalone_mode=False)
+    loops = {method: own_loop(method, rank, 2) for method in METHODS}
+    torch.save(loops, f"{folder}/loop-{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main()

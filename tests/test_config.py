@@ -1,0 +1,111 @@
+"""Options: one list of them, read from plain values, written and read back; every mistake is named."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from chipnet import ConfigError
+from chipnet._config import (
+    Recipe,
+    Request,
+    options,
+    plain,
+    read_config,
+    recipe_for,
+    request_from,
+    unused,
+    write_config,
+)
+
+
+def test_every_option_has_a_help_text_and_a_type_that_values_are_checked_against():
+    for cls in (Request, Recipe):
+        for name, (_, text, default) in options(cls).items():
+            assert text or name in ("train", "prune", "finetune"), name
+            assert default is not None or "None" in str(options(cls)[name][0]), name
+
+
+def test_a_request_survives_yaml(tmp_path):
+    recipe = dataclasses.replace(recipe_for("digits"), nesterov=False, limit=100, adamw_lr=1e-5)
+    request = Request(
+        "m:f", "digits", ["macs=0.3", "params=2M"], tmp_path, recipe, ignore=("a*", "type:Linear"), seed=7
+    )
+    write_config(tmp_path / "c.yaml", request)
+    again = request_from(read_config(tmp_path / "c.yaml"))
+    assert plain(again) == plain(request)
+    assert (again.recipe, again.ignore, again.seed) == (recipe, request.ignore, 7)
+    assert set(plain(request)) == set(options(Request)) - {"overwrite"} | {"recipe"}
+
+
+def test_later_layers_win_and_a_batch_size_scales_the_rates_of_its_layer():
+    layers = {"seed": 1, "recipe": {"train_lr": 0.2, "prune": 4}}, {"recipe": {"batch_size": 64}}
+    made = request_from(*layers)
+    assert (made.seed, made.recipe.prune, made.recipe.train_lr, made.recipe.prune_lr) == (1, 4, 0.4, 0.1)
+    assert request_from({"recipe": {"batch_size": 64, "train_lr": 0.2}}).recipe.train_lr == 0.2
+    assert request_from({"data": "mnist", "quick": True}).recipe == recipe_for("mnist", quick=True)
+
+
+def test_numbers_as_yaml_reads_them():
+    values = yaml.safe_load("{validation: 1e-1, recipe: {weight_decay: 1e-3, train_lr: 1}}")
+    made = request_from(values)
+    assert (made.validation, made.recipe.weight_decay, made.recipe.train_lr) == (0.1, 1e-3, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"sede": 1}, "there is no option 'sede'; did you mean 'seed'?"),
+        ({"round-tow": 8}, "did you mean 'round_to'?"),
+        (
+            {"recipe": {"label_smooting": 0.1}},
+            "no option 'recipe.label_smooting'; did you mean 'recipe.label_sm",
+        ),
+        ({"train_lr": 0.1}, "there is no option 'train_lr'; it belongs inside of recipe"),
+        ({"recipe": {"seed": 1}}, "there is no option 'recipe.seed'; it belongs outside of recipe"),
+        ({"zzzz": 1}, "there is no option 'zzzz'; known: "),
+        ({"seed": "one"}, "seed must be a whole number, not 'one'"),
+        ({"seed": True}, "seed must be a whole number, not True"),
+        ({"validation": "much"}, "validation must be a number, not 'much'"),
+        ({"recipe": {"nesterov": 1}}, "recipe.nesterov must be true or false, not 1"),
+        ({"recipe": 5}, "recipe must be a mapping of options, not 5"),
+        ({"ignore": "layer1"}, "ignore must be a list of texts, not 'layer1'"),
+        ({"realisation": "sparse"}, "realisation must be 'plain' or 'indexed', not 'sparse'"),
+        ({"model": 5}, "model must be a text, not 5"),
+        ({"recipe": {"limit": "all"}}, "recipe.limit must be a whole number, not 'all'"),
+    ],
+    ids=lambda v: str(v)[:40] if isinstance(v, dict) else "",
+)
+def test_mistakes_are_named_with_the_fix(values, text):
+    with pytest.raises(ConfigError) as caught:
+        request_from(values, source="c.yaml")
+    assert text in str(caught.value)
+    assert str(caught.value).startswith("cannot use c.yaml:\n  - ")
+
+
+def test_all_mistakes_are_named_at_once():
+    with pytest.raises(ConfigError) as caught:
+        request_from({"sede": 1, "recipe": {"momentun": 0.5, "warmup": "x"}})
+    assert str(caught.value).count("\n  - ") == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"- a\n- b", "holds a list, not options"),
+        (b"", "holds a NoneType, not options"),
+        (b"seed: [1", "cannot read the config file"),
+        (b"\xff\xfe\x00", "cannot read the config file"),
+    ],
+)
+def test_files_that_are_no_config(tmp_path, content, text):
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=text):
+        read_config(tmp_path / "c.yaml")
+
+
+def test_a_repeated_run_gets_a_new_folder(tmp_path):
+    assert unused(tmp_path / "run") == tmp_path / "run"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run-2").mkdir()
+    assert unused(tmp_path / "run") == tmp_path / "run-3"

@@ -1,0 +1,150 @@
+"""Runs that are stopped or killed: the bits they end with, and what damaged checkpoints say."""
+
+import errno
+import os
+import random
+
+import killing
+import pytest
+import torch
+from test_train import TINY, request_for  # noqa: F401 (a fixture)
+from typer.testing import CliRunner
+
+from chipnet import ChipNetError, LoadError, _checkpoint, cli
+from chipnet import train as loop
+from chipnet.train import prepare, run
+
+ARGUMENTS = (
+    "--model", "test_train:tiny_net", "--data", "digits", "--budget", "macs=0.5", "--epochs", "2,4,10",
+    "--limit", "320", "--limit-test", "60", "--accelerator", "cpu", "--checkpoint-steps", "3", "--quiet",
+)  # fmt: skip
+
+
+def test_killed_twice_a_run_ends_with_the_same_bits(tmp_path, monkeypatch):
+    """The second kill hits the continued run. Twenty kills: `python -m benchmarks.kill`."""
+    monkeypatch.syspath_prepend(str(__file__).rpartition("/")[0])
+    generator = random.Random(5)
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    for phase in ("prune", "finetune"):
+        assert killing.killed(out, phase, generator, *ARGUMENTS, "--out", str(out))
+        assert not (out / "result.json").exists()
+    # In this process, whose first run it is: nothing of the killed ones is left here.
+    for arguments in (("--resume", out, "--quiet"), (*ARGUMENTS, "--out", whole)):
+        assert CliRunner().invoke(cli.app, ["prune", *map(str, arguments)]).exit_code == 0
+    assert killing.fingerprint(out) == killing.fingerprint(whole)
+    assert not (out / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("method", ["chipnet-paper", "magnitude", "random"])
+def test_stopped_at_every_pause_a_run_ends_with_the_same_bits(request_for, tmp_path, method):  # noqa: F811
+    run(prepare(request_for(out=tmp_path / "whole", method=method)))
+    at = random.Random(1)
+    stopped, resume = 0, False
+    while True:
+        left = at.randrange(1, 6)
+
+        def stop():
+            nonlocal left
+            left -= 1
+            return left <= 0
+
+        try:
+            run(prepare(request_for(method=method), resume=resume), stop=stop)
+            break
+        except loop.Interrupted:
+            stopped, resume = stopped + 1, True
+    assert stopped >= 8
+    assert killing.fingerprint(tmp_path / "run") == killing.fingerprint(tmp_path / "whole")
+
+
+def stopped_run(make):
+    calls = []
+
+    def stop():
+        calls.append(1)
+        return len(calls) == 8
+
+    with pytest.raises(loop.Interrupted):
+        run(prepare(make(checkpoint_steps=2)), stop=stop)
+
+
+def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(request_for, tmp_path):  # noqa: F811
+    run(prepare(request_for(out=tmp_path / "whole")))
+    stopped_run(request_for)
+    out = tmp_path / "run"
+    whole = (out / "checkpoint.pt").read_bytes()
+    newest = _checkpoint.read(out)["state"]
+    (out / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+    before = _checkpoint.read(out)["state"]
+    assert (before["phase"], before["step"]) != (newest["phase"], newest["step"])
+    run(prepare(request_for(), resume=True))
+    assert killing.fingerprint(out) == killing.fingerprint(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"not a checkpoint at all"])
+def test_when_no_checkpoint_can_be_read_both_are_named(request_for, tmp_path, content):  # noqa: F811
+    stopped_run(request_for)
+    out = tmp_path / "run"
+    for name in ("checkpoint.pt", "checkpoint-before.pt"):
+        (out / name).write_bytes(content)
+    with pytest.raises(LoadError) as caught:
+        run(prepare(request_for(), resume=True))
+    text = str(caught.value)
+    assert f"{out / 'checkpoint.pt'} is truncated or damaged" in text
+    assert f"{out / 'checkpoint-before.pt'} is truncated or damaged" in text
+    assert f"Start anew with: chipnet prune --config {out}/config.yaml" in text
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "boom"),)
+
+    torch.save({"format": 1, "state": Bomb()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(LoadError, match="truncated or damaged"):
+        _checkpoint.read(tmp_path)
+    assert not (tmp_path / "boom").exists()
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(request_for, tmp_path, monkeypatch):  # noqa: F811
+    real, calls = os.fsync, []
+
+    def full(descriptor):
+        calls.append(1)
+        if len(calls) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        ChipNetError, match=r"cannot write the checkpoint .*No space left.*--resume"
+    ) as caught:
+        run(prepare(request_for(checkpoint_steps=2)))
+    monkeypatch.undo()
+    assert str(tmp_path / "run") in str(caught.value)
+    assert not [p for p in (tmp_path / "run").iterdir() if p.name.endswith(".tmp")]
+    monkeypatch.syspath_prepend(str(__file__).rpartition("/")[0])
+    run(prepare(request_for(), resume=True))
+    run(prepare(request_for(out=tmp_path / "whole")))
+    assert killing.fingerprint(tmp_path / "run") == killing.fingerprint(tmp_path / "whole")
+
+
+def test_dropout_continues_with_its_random_numbers(request_for, tmp_path):  # noqa: F811
+    import test_resume
+
+    assert test_resume.TINY is TINY
+    options = {"model": "test_resume:dropping", "recipe": TINY}
+    run(prepare(request_for(out=tmp_path / "whole", **options)))
+    with pytest.raises(loop.Interrupted):
+        calls = []
+        run(prepare(request_for(**options)), stop=lambda: calls.append(1) or len(calls) == 3)
+    run(prepare(request_for(**options), resume=True))
+    assert killing.fingerprint(tmp_path / "run") == killing.fingerprint(tmp_path / "whole")
+
+
+def dropping(num_classes, in_channels):
+    nn = torch.nn
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 11, 3), nn.BatchNorm2d(11), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(),
+        nn.Linear(11 * 36, num_classes),
+    )  # fmt: skip
