@@ -135,7 +135,7 @@ def main() -> None:
     name = torch.cuda.get_device_name() if a.device == "cuda" else f"{platform.machine()}, 1 thread"
     options = f"{'compiled, ' if a.compile else ''}{'bf16, ' if a.bf16 else ''}batch {a.batch_size}"
     print(
-        f"{name}, torch {torch.__version__}, {options}, {date.today().isoformat()}; quartiles of {a.blocks} pairs"
+        f"{name}, torch {torch.__version__}, {options}, {date.today().isoformat()}; {a.blocks} pairs of blocks"
     )
 
 
