@@ -191,11 +191,12 @@ class Request:
     model: str = option(
         "resnet8", "a name (`chipnet models`; torchvision's and timm's too), or module:callable"
     )
-    data: str = option("digits", "digits, fashion-mnist, cifar10, image-folder and more, or module:callable")
+    data: str = option("digits", "digits, cifar10, image-folder, hf, tv/NAME and more, or module:callable")
     budget: Any = option("macs=0.25", "what remains: macs=0.25, params=2M, latency=3ms; repeatable")
     out: str | os.PathLike[str] = option("", "run folder; made if missing")
     recipe: Recipe | None = None
     data_dir: str | None = option(None, "folder of the data set; nothing is ever downloaded")
+    image_size: int | None = option(None, "of images that are decoded while training [default: 224]")
     weights: str | None = option(None, "trained dense weights; the training phase is then left out")
     method: str = option(
         "chipnet",

@@ -117,6 +117,7 @@ def prepare(request: Request, resume: bool = False) -> Job:
         validation=request.validation,
         limit=recipe.limit,
         limit_test=recipe.limit_test,
+        image_size=request.image_size,
     )
     if recipe.batch_size > len(data.train):
         raise ConfigError(

@@ -143,7 +143,12 @@ class Pruner:
         return min(self.taken / self.steps, 1.0)
 
     def loss(self) -> Tensor:
-        """The method's loss (crispness, budget): add it to the task's. A scalar on the model's device."""
+        """The method's loss (crispness, budget): add it to the task's. A scalar on the model's device.
+
+        Under ``torch.compile`` call it before the model: it makes the step's gate values, and a forward that finds
+        them made is one graph.
+        """
+        self._make_values()
         return self.method.loss(self.progress)
 
     def backward(self) -> None:
@@ -159,6 +164,7 @@ class Pruner:
 
     def losses(self) -> dict[str, Tensor]:
         """``loss()`` by part: add their sum instead, and show them."""
+        self._make_values()
         return self.method.losses(self.progress)
 
     def step(self, loss_scale: float = 1.0) -> None:
@@ -251,6 +257,10 @@ class Pruner:
         self.method.load_state_dict(state["method"])
         self.landing = Landing(**state["landing"]) if "landing" in state else None
         self._leaf = self._values = None
+
+    def _make_values(self) -> None:
+        if torch.is_grad_enabled() and self._handles:
+            self._channel_values()
 
     def _channel_values(self) -> Tensor:
         """Gate values of every channel of every site, computed once a step.

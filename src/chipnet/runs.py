@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet._config import CONFIG as OPTIONS
+from chipnet._config import read_config
 from chipnet._errors import ConfigError, LoadError
 from chipnet._io import load, write_atomically, write_json
 from chipnet._plan import Plan
@@ -108,13 +110,15 @@ class Run:
         Args:
             data_dir: where it is now, if it is no longer where the run found it.
         """
-        recipe = self.result["recipe"]
+        recipe, config = self.result["recipe"], self.folder / OPTIONS
+        size = read_config(config).get("image_size") if config.exists() else None
         return load_data(
             self.result["data"],
             data_dir or self._input()["data_dir"],
             seed=self.result["seed"],
             limit=recipe["limit"],
             limit_test=recipe["limit_test"],
+            image_size=size,
         )
 
     def images(self, count: int, data_dir: str | None = None) -> Tensor:

@@ -53,6 +53,45 @@ class FolderImages(Dataset[tuple[Any, int]]):
         return FolderImages(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices])
 
 
+@dataclass(frozen=True, eq=False)
+class SampleImages(Dataset[tuple[Any, int]]):
+    """Images of a map-style data set of somebody else's, decoded when they are asked for.
+
+    Args:
+        samples: gives (image, label) for an index; images are PIL's, arrays or tensors [C, H, W].
+        labels: int64 [N], of the samples at `indices`.
+        indices: int64 [N], which samples.
+
+    Example:
+        >>> import numpy as np
+        >>> samples = [(np.zeros((8, 8, 3), np.uint8), 0), (np.ones((8, 8, 3), np.uint8), 1)]
+        >>> images = SampleImages(samples, torch.tensor([1]), torch.tensor([1]))
+        >>> image, label = images[0]
+        >>> image.size, image.mode, label
+        ((8, 8), 'RGB', 1)
+    """
+
+    samples: Any
+    labels: Tensor
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = self.samples[int(self.indices[index])][0]
+        if not hasattr(image, "convert"):
+            functional = optional_import(
+                "torchvision.transforms.v2.functional", needed_for="Images in arrays", install="torchvision"
+            )
+            image = functional.to_pil_image(image)
+        return image.convert("RGB"), int(self.labels[index])
+
+    def subset(self, indices: Tensor) -> SampleImages:
+        """The samples at `indices` (int64 [M]) of these, in that order."""
+        return SampleImages(self.samples, self.labels[indices], self.indices[indices])
+
+
 def folder_transform(
     image_size: int, mean: tuple[float, ...], std: tuple[float, ...], train: bool
 ) -> Callable[[Any], Tensor]:
@@ -74,7 +113,7 @@ def folder_transform(
 class _Transformed(Dataset[tuple[Tensor, int]]):
     """Takes (index, seed) pairs: what becomes of an image depends on its pair, not on the worker it meets."""
 
-    def __init__(self, images: FolderImages, transform: Callable[[Any], Tensor]) -> None:
+    def __init__(self, images: FolderImages | SampleImages, transform: Callable[[Any], Tensor]) -> None:
         self.images = images
         self.transform = transform
 
@@ -150,7 +189,7 @@ class FolderBatches(DataLoader[Any]):
 
     def __init__(
         self,
-        images: FolderImages,
+        images: FolderImages | SampleImages,
         batch_size: int,
         transform: Callable[[Any], Tensor],
         *,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,9 @@ from chipnet._errors import ConfigError
 from chipnet._lazy import accepted, call_user, import_callable
 from chipnet.data import _sources
 from chipnet.data._folders import FolderBatches, FolderImages, folder_transform
+from chipnet.data._foreign import from_mapping, hugging_face, torchvision_set
 from chipnet.data._images import Augment, Batches, TensorImages, channel_statistics
-from chipnet.data._sources import Source
+from chipnet.data._sources import Images, Source
 from chipnet.data._split import stratified_choice
 
 Split = Literal["train", "validation", "test"]
@@ -33,6 +34,7 @@ _SOURCES: dict[str, Callable[[str | Path | None], Source]] = {
     "svhn": _sources.svhn,
     "tiny-imagenet": _sources.tiny_imagenet,
     "image-folder": _sources.image_folder,
+    "hf": hugging_face,
 }
 _ALIASES = {"fashionmnist": "fashion-mnist", "cifar-10": "cifar10", "cifar-100": "cifar100"}
 
@@ -43,7 +45,8 @@ class Data:
 
     Attributes:
         name: as given to `load_data`.
-        train: training images, in memory (`TensorImages`) or as files (`FolderImages`).
+        train: training images: in memory (`TensorImages`), as files (`FolderImages`), or as a data set of somebody
+            else's gives them (`SampleImages`).
         validation: images held out of the training set; choose epochs and settings by these.
         test: the official test images; for the final number only.
         num_classes: classes.
@@ -61,9 +64,9 @@ class Data:
     """
 
     name: str
-    train: TensorImages | FolderImages
-    validation: TensorImages | FolderImages
-    test: TensorImages | FolderImages
+    train: Images
+    validation: Images
+    test: Images
     num_classes: int
     in_channels: int
     image_size: int
@@ -145,8 +148,8 @@ class Data:
         """
         if split not in ("train", "validation", "test"):
             raise ConfigError(f"There is no split {split!r}: it is 'train', 'validation' or 'test'.")
-        images: TensorImages | FolderImages = getattr(self, split)
-        if isinstance(images, FolderImages):
+        images: Images = getattr(self, split)
+        if not isinstance(images, TensorImages):
             transform = folder_transform(self.image_size, self.mean, self.std, train)
             return FolderBatches(
                 images,
@@ -201,11 +204,14 @@ def load_data(
     | `svhn` | holds `train_32x32.mat` and `test_32x32.mat` | 3x32x32 |
     | `tiny-imagenet` | `tiny-imagenet-200`; its validation set is the test set | 3x64x64, 1.3 GB in memory |
     | `image-folder` | `train/CLASS/` and `val/CLASS/` or `test/CLASS/` | files, decoded while training |
-    | `module:callable` | as the callable likes | it returns a `Data` |
+    | `hf` | a `datasets.DatasetDict`, as `save_to_disk` wrote it | decoded while training |
+    | `tv/NAME` | as the torchvision data set NAME likes | decoded while training |
+    | `module:callable` | as the callable likes | it returns a `Data`, or a mapping of data sets |
 
     The validation set is a stratified part of the training set, chosen by `seed`; an image folder that has
     both `val` and `test` uses `val`. A `module:callable` is called with those of `data_dir`, `seed`,
-    `validation`, `limit`, `limit_test` and `image_size` that it takes.
+    `validation`, `limit`, `limit_test` and `image_size` that it takes. It returns a `Data`, or a mapping with the
+    map-style data sets `train`, `test` and perhaps `validation`, of (image, label).
 
     Args:
         name: which data set; case does not matter, `_` is `-`.
@@ -215,7 +221,7 @@ def load_data(
         limit: keep only this many training images, stratified; the validation set, where it was held out of
             the training set, shrinks in proportion.
         limit_test: keep only this many test images, stratified.
-        image_size: of image folders: height and width after the transforms, by default 224.
+        image_size: of images decoded while training: height and width after the transforms, by default 224.
 
     Returns:
         The data; the three splits share no image.
@@ -234,6 +240,9 @@ def load_data(
     _check_options(seed, validation, limit, limit_test, image_size)
     if ":" in name:
         return _from_callable(name, data_dir, seed, validation, limit, limit_test, image_size)
+    if name.startswith("tv/"):
+        source = torchvision_set(name[3:], data_dir)
+        return _split(name, source, seed, validation, limit, limit_test, image_size or 224)
     asked = name.strip().lower().replace("_", "-")
     key = _ALIASES.get(asked, asked)
     if key not in list_data():
@@ -244,8 +253,10 @@ def load_data(
             + f"Known: {', '.join(list_data())}; module:callable, for example mypackage.data:load, gives "
             f"your own."
         )
-    if image_size is not None and key != "image-folder":
-        raise ConfigError(f"image_size is an option of image-folder; the images of {key} have one size.")
+    if image_size is not None and key not in ("image-folder", "hf"):
+        raise ConfigError(
+            f"image_size is an option of image-folder, hf and tv/NAME; the images of {key} have one size."
+        )
     if key == "digits" and data_dir is not None:
         raise ConfigError("digits is part of scikit-learn and takes no data_dir; leave it out.")
     source = _sources.digits() if key == "digits" else _SOURCES[key](data_dir)
@@ -312,9 +323,9 @@ def _split(
 def _finish(
     name: str,
     source: Source,
-    train: TensorImages | FolderImages,
-    held_out: TensorImages | FolderImages,
-    test: TensorImages | FolderImages,
+    train: Images,
+    held_out: Images,
+    test: Images,
     image_size: int,
 ) -> Data:
     if name == "tiny-imagenet":
@@ -343,7 +354,7 @@ def _finish(
     )
 
 
-def _reduce(images: TensorImages | FolderImages, count: int | None, seed: int) -> TensorImages | FolderImages:
+def _reduce(images: Images, count: int | None, seed: int) -> Images:
     if count is None or count >= len(images):
         return images
     return images.subset(stratified_choice(images.labels, count, seed)[0])
@@ -365,13 +376,20 @@ def _from_callable(
     taken = accepted(build, options)
     # Defaults may be left unread, but what the user asked for must not be dropped in silence.
     ignored = [key for key in asked if key in options and key not in taken]
+    data = None if "data_dir" in ignored else call_user(reference, build, taken)
+    if isinstance(data, Mapping):  # split, limited and sized here, unless the callable has
+        source, rest = from_mapping(reference, data), set(ignored)
+        keep, keep_test = (
+            n if k in rest else None for k, n in (("limit", limit), ("limit_test", limit_test))
+        )
+        return _split(reference, source, seed, validation, keep, keep_test, image_size or 224)
     if ignored:
         raise ConfigError(
             f"{reference!r} takes no {' and no '.join(ignored)}: leave it out or add the parameter."
         )
-    data = call_user(reference, build, taken)
     if not isinstance(data, Data):
         raise ConfigError(
-            f"{reference!r} returned a {type(data).__name__}; it must return a chipnet.data.Data."
+            f"{reference!r} returned a {type(data).__name__}; it must return a chipnet.data.Data, or a mapping "
+            "with the data sets train and test (and validation)."
         )
     return data

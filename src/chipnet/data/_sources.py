@@ -19,12 +19,12 @@ from torch import Tensor
 
 from chipnet._errors import ConfigError
 from chipnet._lazy import optional_import
-from chipnet.data._folders import FolderImages, read_image
+from chipnet.data._folders import FolderImages, SampleImages, read_image
 from chipnet.data._idx import read_idx
 from chipnet.data._images import Augment, TensorImages
 from chipnet.data._split import stratified_choice
 
-Images = TensorImages | FolderImages
+Images = TensorImages | FolderImages | SampleImages
 
 _DIGITS = tuple("0123456789")
 _CLOTHES = (

@@ -1,0 +1,227 @@
+"""Bad inputs and what they say: `docs/errors.md` is made from this table and compared with it.
+
+UPDATE=1 pytest tests/test_errors.py     # writes docs/errors.md anew
+"""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import TINY, TinyNet
+from torch import nn
+
+import chipnet
+from chipnet import BudgetError, CaptureError, ChipNetError, ConfigError, LoadError, PlanError
+from chipnet._config import read_config, request_from
+from chipnet.data import Batches, TensorImages, load_data
+from chipnet.models import get_model, load_weights
+from chipnet.schedules import Linear
+from chipnet.train import Recipe, Request, evaluate, prepare
+
+DOC = Path(__file__).resolve().parents[1] / "docs" / "errors.md"
+
+
+def run(**changes):
+    fields = {"model": "test_train:tiny_net", "data": "digits", "budget": "macs=0.5", "out": "RUN",
+              "recipe": TINY, "accelerator": "cpu"}  # fmt: skip
+    return lambda: prepare(Request(**{**fields, **changes}))
+
+
+def config(**values):
+    return lambda: request_from(values, source="my.yaml")
+
+
+def recipe(**values):
+    return lambda: Recipe(**{"train": 1, "prune": 1, "finetune": 1, **values})
+
+
+def pruner(budget="macs=0.5", steps=5, example=None, **options):
+    return lambda: chipnet.Pruner(
+        TinyNet(10, 1),
+        torch.zeros(1, 1, 8, 8) if example is None else example,
+        budget,
+        steps=steps,
+        **options,
+    )
+
+
+def file(name, content=b""):
+    def write():
+        Path(name).write_bytes(content)
+        return name
+
+    return write
+
+
+def loading(write):
+    return lambda: chipnet.load(lambda: TinyNet(10, 1), write())
+
+
+def other_network():
+    model = TinyNet(10, 1)
+    plan = chipnet.Pruner(model, torch.zeros(1, 1, 8, 8), "macs=0.5", steps=1).harden()
+    chipnet.save(chipnet.compact(model, plan), plan, "small.safetensors")
+    chipnet.load(lambda: TinyNet(7, 1), "small.safetensors")
+
+
+def plan_of_another():
+    plan = chipnet.Pruner(TinyNet(10, 1), torch.zeros(1, 1, 8, 8), "macs=0.5", steps=1).harden()
+    chipnet.compact(TinyNet(10, 3), plan)
+
+
+def images(**changes):
+    fields = {
+        "images": torch.zeros(4, 1, 8, 8, dtype=torch.uint8),
+        "labels": torch.zeros(4, dtype=torch.int64),
+    }
+    return lambda: TensorImages(**{**fields, **changes})
+
+
+CASES = [
+    # what is wrong, how, the error, a part of its text
+    ("a network that does not exist", run(model="resnet9000"), ConfigError, "There is no network 'resnet9000'"),
+    ("a module that does not exist", run(model="nowhere:net"), ConfigError, "there is no module 'nowhere'"),
+    ("a function that the module has not", run(model="test_train:nett"), ConfigError, "'nett'"),
+    ("a network that cannot be captured", run(model="test_train:not_exportable"), CaptureError,
+     "could not be captured"),
+    ("a network that returns no logits", run(model="test_train:features"), ConfigError, "needs logits [1, 10]"),
+    ("a data set that does not exist", run(data="digitz"), ConfigError, "Close names: digits"),
+    ("a data set without its folder", run(data="cifar10"), ConfigError, "cifar10 needs data_dir"),
+    ("a data folder that does not exist", run(data="cifar10", data_dir="/nowhere"), ConfigError, "does not exist"),
+    ("a data folder that is empty", lambda: (os.mkdir("E"), run(data="mnist", data_dir="E")()), ConfigError,
+     "E is empty"),
+    ("an image folder without classes", lambda: (os.makedirs("F/train"), os.mkdir("F/val"),
+     run(data="image-folder", data_dir="F")()), ConfigError, "has no class folders"),
+    ("a limit on no images", run(recipe=Recipe(1, 1, 1, limit=1)), ConfigError, "limit must be at least 2, not 1"),
+    ("a validation part of all images", run(validation=1.0), ConfigError, "validation is a fraction"),
+    ("a budget of nothing", run(budget="macs=0"), BudgetError, "nothing would remain"),
+    ("a budget above everything", run(budget="macs=1.5"), BudgetError, "above 1"),
+    ("a budget of an unknown kind", run(budget="watts=0.5"), BudgetError, "unknown kind 'watts'"),
+    ("a budget without a kind", run(budget="0.5"), BudgetError, "does not say what it limits"),
+    ("a budget that is no number", run(budget="macs=half"), BudgetError, "not a number"),
+    ("a budget that no network meets", run(budget="macs=0.0001"), BudgetError, "smallest reachable"),
+    ("a method that does not exist", run(method="chip"), ConfigError, "unknown method 'chip'"),
+    ("a setting that the method has not", run(method="chipnet:flor=0"), ConfigError, "did you mean 'floor'?"),
+    ("no training and no weights", run(recipe=recipe(train=0)()), ConfigError, "there is nothing to prune"),
+    ("weights that do not exist", run(weights="/nowhere.pt"), ConfigError, "/nowhere.pt does not exist"),
+    ("weights of another network", lambda: (chipnet._io.save_weights(TinyNet(7, 1), "w.safetensors"),
+     run(weights="w.safetensors")()), ConfigError, "do not fit this TinyNet"),
+    ("an unknown realisation", run(realisation="sparse"), ConfigError, "'plain' or 'indexed', got 'sparse'"),
+    ("a pattern that matches nothing", run(ignore=("layer9*",)), CaptureError, "matches no module"),
+    ("a negative seed", run(seed=-1), ConfigError, "the seed must be at least 0"),
+    ("no threads", run(threads=0), ConfigError, "threads must be at least 1, not 0"),
+    ("no run folder", run(out=""), ConfigError, "there is no run folder"),
+    ("a run folder that is a file", lambda: run(out=file("f")())(), ConfigError, "is a file. Give a folder"),
+    ("a run folder that cannot be made", lambda: run(out=file("g")() + "/run")(), ConfigError,
+     "cannot write to the output folder"),
+    ("a finished run", lambda: (os.mkdir("D"), file("D/result.json", b"{}")(), run(out="D")()), ConfigError,
+     "holds a finished run"),
+    ("a stopped run", lambda: (os.mkdir("S"), file("S/checkpoint.pt")(), run(out="S")()), ConfigError,
+     "Continue it with: chipnet prune --resume S"),
+    ("an unknown accelerator", run(accelerator="abacus"), ConfigError, "unknown accelerator 'abacus'"),
+    ("an unknown precision", run(precision="8-true"), ConfigError, "unknown precision '8-true'"),
+    ("float16 on a CPU", run(precision="16-mixed"), ConfigError, "16-mixed needs a CUDA device"),
+    ("a strategy that cuts up weights", run(strategy="fsdp"), ConfigError, "no whole channels to prune"),
+    ("all of no GPUs", run(devices=-1), ConfigError, "devices -1 takes all GPUs, and there is none"),
+    ("synchronised norms on a CPU", run(sync_batch_norm=True), ConfigError, "sync_batch_norm needs CUDA"),
+    ("a batch larger than the data", run(recipe=recipe(batch_size=512, limit=160)()), ConfigError,
+     "a batch of 512 is more than the 160 training images"),
+    ("checkpoints every 0 steps", run(checkpoint_steps=0), ConfigError, "checkpoint_steps must be at least 1"),
+    ("a misspelt option", config(sede=1), ConfigError, "did you mean 'seed'?"),
+    ("a misspelt key of the recipe", config(recipe={"label_smooting": 0.1}), ConfigError,
+     "did you mean 'recipe.label_smoothing'?"),
+    ("a key of the recipe outside of it", config(train_lr=0.1), ConfigError, "it belongs inside of recipe"),
+    ("an option of a wrong type", config(seed="one"), ConfigError, "seed must be a whole number, not 'one'"),
+    ("a config file that does not exist", lambda: read_config("no.yaml"), ConfigError, "there is no config file"),
+    ("a config file that is a list", lambda: read_config(file("l.yaml", b"- a")()), ConfigError, "holds a list"),
+    ("a batch of one image", recipe(batch_size=1), ConfigError, "batch_size must be at least 2, not 1"),
+    ("a learning rate that is not finite", recipe(train_lr=float("nan")), ConfigError,
+     "train_lr must be above 0"),
+    ("label smoothing of everything", recipe(label_smoothing=1.0), ConfigError,
+     "label_smoothing must be in [0, 1)"),
+    ("distillation beyond the loss", recipe(distill=2.0), ConfigError, "distill is a part of the task's loss"),
+    ("a temperature of 0", recipe(temperature=0.0), ConfigError, "temperature must be above 0"),
+    ("gradients clipped to nothing", recipe(clip=0.0), ConfigError, "clip must be above 0"),
+    ("a schedule that does not exist", recipe(schedule="linear"), ConfigError, "'one-cycle', 'cosine' or 'step'"),
+    ("a pruner without steps", pruner(steps=0), ConfigError, "steps must be at least 1, got 0"),
+    ("example inputs of a wrong shape", pruner(example=torch.zeros(1, 3, 8, 8)), CaptureError,
+     "could not be captured"),
+    ("a network with nothing to prune",
+     lambda: chipnet.Pruner(nn.Linear(3, 2), torch.zeros(1, 3), "macs=0.5", steps=1), CaptureError,
+     "can be pruned"),
+    ("a plan for another network", plan_of_another, PlanError, "this plan was made for another network"),
+    ("a compact file that does not exist", lambda: chipnet.load(nn.Identity, "no.safetensors"), LoadError,
+     "does not exist"),
+    ("a compact file that is empty", loading(file("e.safetensors")), LoadError, "is empty"),
+    ("a compact file that is something else", loading(file("x.safetensors", b"hello, world")), LoadError,
+     "is not a safetensors file"),
+    ("a compact file of another network", other_network, LoadError, "was saved from a TinyNet"),
+    ("a factory that is a network", lambda: chipnet.load(TinyNet(10, 1), loading_file()), LoadError,
+     "give a callable that builds the dense network"),
+    ("images that are no bytes", images(images=torch.zeros(4, 1, 8, 8)), ConfigError, "images must be uint8"),
+    ("more labels than images", images(labels=torch.zeros(5, dtype=torch.int64)), ConfigError,
+     "there are 4 images and 5 labels"),
+    ("negative labels", images(labels=torch.full((4,), -1)), ConfigError, "labels start at 0, not -1"),
+    ("means that do not fit the channels", lambda: Batches(images()(), 2, shuffle=False, mean=(0.5, 0.5)),
+     ConfigError, "have 1 channels, but there are 2 means"),
+    ("a split that does not exist", lambda: load_data("digits").loader("dev", 8), ConfigError, "no split 'dev'"),
+    ("an evaluation without images", lambda: evaluate(nn.Linear(2, 2), []), ChipNetError, "there are no images"),
+    ("progress in steps", lambda: Linear(0.0, 1.0)(17), ConfigError, "pass step / total_steps"),
+    ("weights that are no weights", lambda: load_weights(get_model("resnet8", 10, 1), file("t.pt", b"text")()),
+     ConfigError, "t.pt"),
+]  # fmt: skip
+
+
+def loading_file():
+    model = TinyNet(10, 1)
+    plan = chipnet.Pruner(model, torch.zeros(1, 1, 8, 8), "macs=0.5", steps=1).harden()
+    chipnet.save(chipnet.compact(model, plan), plan, "ok.safetensors")
+    return "ok.safetensors"
+
+
+SAID: dict[str, str] = {}
+
+
+@pytest.mark.parametrize(("what", "call", "error", "text"), CASES, ids=[case[0] for case in CASES])
+def test_bad_inputs(what, call, error, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    with pytest.raises(error) as caught:
+        call()
+    assert type(caught.value) is error
+    message = str(caught.value)
+    assert text in message
+    SAID[what] = f"| {what} | `{error.__name__}` | {_shown(message.replace(str(tmp_path), '...'))} |"
+
+
+def test_the_table_in_the_docs_is_this_one():
+    """By input, type and the asserted text: the rest of a message may differ between versions of PyTorch."""
+    assert len(CASES) == len({case[0] for case in CASES}) >= 40
+    if os.environ.get("UPDATE"):
+        DOC.write_text(
+            "\n".join([HEAD, "| input | error | what it says |", "|---|---|---|", *SAID.values(), ""])
+        )
+    rows = [line.split(" | ", 2) for line in DOC.read_text().splitlines() if line.startswith("| ")][1:]
+    assert [(r[0][2:], r[1]) for r in rows] == [(what, f"`{error.__name__}`") for what, _, error, _ in CASES]
+    for (*_, said), (what, _, _, text) in zip(rows, CASES, strict=True):
+        assert _shown(text) in said, (
+            f"{what}: write docs/errors.md anew: UPDATE=1 pytest tests/test_errors.py"
+        )
+
+
+HEAD = """# Errors
+
+Every error that chipnet raises on purpose is a `ChipNetError`; bad values are a `ValueError` as well. The command
+line prints one line and exits with 2 before any training, with 1 during it. This table is made by
+`tests/test_errors.py`, which asserts the type and the text of each; long messages are cut here.
+"""
+
+
+def _shown(text: str) -> str:
+    """The message, short enough for a table, without what differs between machines."""
+    text = " ".join(text.split())
+    text = re.sub(r"(/tmp|/private|/var)[^ ,;)']*", "...", text)
+    text = text if len(text) <= 220 else text[:217] + "..."
+    return text.replace("|", "\\|").replace("<", "&lt;")
