@@ -135,7 +135,7 @@ def _one(run: Run) -> dict[str, Any]:
         )
     if "latency" in result:
         took = Landing(**result["latency"])
-        note = f"{took.compact / 1e6:.3g} of {took.dense / 1e6:.3g} ms on {took.device}, {took.threads} thread(s)"
+        note = f"shortest {took.compact / 1e6:.3g} of {took.dense / 1e6:.3g} ms; {took.device}"
         met = took.measured <= took.asked
         tiles.append(_Tile("latency left", _percent(took.left), note, "good" if met else "bad"))
     tiles.append(
