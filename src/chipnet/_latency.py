@@ -316,7 +316,7 @@ class Landing:
 
     @property
     def left(self) -> float:
-        """The compact network's time as a part of the dense one's: of the shortest times, or the median if larger."""
+        """Part of the dense time that is left: the ratio of the shortest times, or the median if larger."""
         return max(self.compact / self.dense, self.median)
 
     @property
@@ -330,8 +330,8 @@ class Landing:
 
     def __str__(self) -> str:
         return (
-            f"latency: {self.left:.1%} of the dense time; asked {_asked(self.asked)}. Shortest {_ms(self.compact)} of "
-            f"{_ms(self.dense)}, {self.compact / self.dense:.1%}; median of the rounds {self.median:.1%} "
+            f"latency: {self.left:.1%} of the dense time; asked {_asked(self.asked)}. Shortest {_ms(self.compact)} "
+            f"of {_ms(self.dense)}, {self.compact / self.dense:.1%}; median of the rounds {self.median:.1%} "
             f"({self.low:.1%} to {self.high:.1%}); {self.device}, {self.threads} thread(s)"
         )
 
