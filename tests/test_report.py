@@ -109,6 +109,20 @@ def test_a_comparison_shows_the_front_and_links_to_reports(folders, comparison):
     assert "one/report.html" in seen.attributes("href")
 
 
+def test_runs_with_nothing_but_a_latency_budget(folders, tmp_path):
+    took = {"asked": 3_500_000, "dense": 6e6, "compact": 3e6, "median": 0.5, "low": 0.4, "high": 0.6}
+    took |= {"spread": 0.1, "threads": 1, "device": "cpu", "networks": 2}
+    for name in ("a", "b"):
+        shutil.copytree(folders[0], tmp_path / name)
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        result |= {"budget": {"latency": 3_500_000}, "limits": {"latency": 3_400_000}, "latency": took}
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    text = Parsed(report.report(tmp_path / "a").read_text()).text
+    assert "to a budget of latency 3.5 ms" in text
+    assert "latency left50.00 %shortest 3 of 6 ms" in text
+    assert "Accuracy against MACs left" in report.report(tmp_path / "a", tmp_path / "b").read_text()
+
+
 def test_runs_of_one_name_are_told_apart(folders, tmp_path):
     for parent in "ab":
         shutil.copytree(folders[0], tmp_path / parent / "run")

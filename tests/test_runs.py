@@ -78,8 +78,8 @@ def test_ls_lists_and_sorts(run_folder, tmp_path):
     assert done.exit_code == 0, done.output
     lines = [line.split() for line in done.stdout.splitlines()]
     assert [line[0].rpartition("/")[2] for line in lines[1:]] == ["one", "two"]
-    assert lines[1][1:5] == ["resnet8", "digits", "chipnet", "macs=0.25"]
-    assert lines[1][6] == "50.00"
+    assert lines[1][1:6] == ["resnet8", "digits", "chipnet", "macs", "0.25"]
+    assert lines[1][7] == "50.00"
     best = json.loads(chipnet_("ls", tmp_path, "--sort", "accuracy", "--json").stdout)
     assert [run["compact"]["accuracy"] for run in best] == [70.0, 50.0]
     refused = chipnet_("ls", tmp_path, "--sort", "size")
