@@ -135,6 +135,25 @@ def test_the_fifth_cost_is_there_when_asked_for_and_never_falls_with_open_gates(
         structure.check("latency=0.0001")
 
 
+def test_a_network_without_layer_modules_has_the_rest_alone():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = (
+                nn.Parameter(torch.randn(*shape)) for shape in ((64, 3, 3, 3), (5, 64, 3, 3))
+            )
+
+        def forward(self, x):
+            return torch.conv2d(torch.relu(torch.conv2d(x, self.first)), self.second)
+
+    network = Functional()
+    structure = Structure(network, X)
+    structure.time(network)
+    assert len(structure.cost.latency.table) == 0
+    mask = structure.harden(torch.rand(structure.gates), "latency=0.5")
+    assert 0 < mask.sum() < 64
+
+
 # -- budgets ----------------------------------------------------------------------------------------------
 
 
