@@ -128,6 +128,9 @@ def test_runs_of_one_name_are_told_apart(folders, tmp_path):
         shutil.copytree(folders[0], tmp_path / parent / "run")
     out = report.report(tmp_path / "a" / "run", tmp_path / "b" / "run", path=tmp_path / "c.html")
     assert "a/run, b/run" in out.read_text()
+    (tmp_path / "a").rename(tmp_path / "<b>$\\x$")
+    out = report.report(tmp_path / "<b>$\\x$" / "run", tmp_path / "b" / "run", path=tmp_path / "c.html")
+    assert "<b>$" not in out.read_text()
 
 
 def test_what_the_user_typed_is_text(folders, tmp_path):
@@ -165,6 +168,8 @@ def test_the_command_writes_and_a_broken_report_harms_no_run(folders, tmp_path, 
     done = chipnet_("report", *folders, "--output", tmp_path / "page.html")
     assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "page.html"))
     assert chipnet_("report", tmp_path).exit_code == 2
+    refused = chipnet_("report", folders[0], "--output", tmp_path / "nowhere" / "page.html")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
 
     def broken(folder):
         raise OSError("disk full")

@@ -132,7 +132,10 @@ def report(
     with _refusals():
         from chipnet.report import report as write
 
-        path = write(*runs, path=output)
+        try:
+            path = write(*runs, path=output)
+        except OSError as error:
+            raise _config_error(f"cannot write the report: {error}. Give another --output.") from error
     print(path)
 
 
