@@ -230,6 +230,7 @@ def test_the_command_refuses_in_one_line(run_folder, tmp_path):
         assert said in done.stderr
 
 
+@pytest.mark.filterwarnings("ignore")  # executorch warns about itself when it is imported
 def test_executorch(run_folder, tmp_path):
     arguments = ("export", run_folder, "--format", "executorch", "--output", tmp_path / "small.pte")
     try:
