@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := test
-.PHONY: demo test lint types unit format clean
+.PHONY: demo test lint types docs unit format clean
 # `test` ends with pytest's summary line, also under `make -j`.
 .NOTPARALLEL:
 
@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/chipnet prune --data digits --model resnet8 --budget macs=0.25 --seed 0 --out runs/demo --overwrite
 
-test: lint types unit
+test: lint types docs unit
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -34,6 +34,11 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+# The site, in build/site: from the same docs and docstrings; a warning is an error.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --quiet
 
 # One thread per worker: the networks of the tests are tiny, and workers that share cores only wait for each other.
 unit: export OMP_NUM_THREADS := 1

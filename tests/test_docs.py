@@ -1,12 +1,18 @@
-"""Every Python block of the README and the docs runs; blocks of one file share one namespace."""
+"""Every Python block of README and docs runs (those of one file share a namespace); commands can be read."""
 
 import re
+import runpy
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
+
+from chipnet import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMANDS = typer.main.get_command(cli.app)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
@@ -20,6 +26,28 @@ def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+def test_commands_exist_with_their_options(path: Path) -> None:
+    """Every `chipnet ...` line of a shell block is read by the command line, and not run."""
+    for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("chipnet "):
+                _, name, *arguments = shlex.split(line.split(" > ")[0], comments=True)
+                command = COMMANDS.get_command(None, name)
+                assert command is not None, line
+                given = [a for a in arguments if a != "..."] + (["--out", "x"] if "..." in arguments else [])
+                command.make_context(name, given)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_links_to_files_of_the_repository_exist(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text()):
         assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_examples_run(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [str(path), "--epochs", "1", "--images", "200"])
+    runpy.run_path(str(path), run_name="__main__")
+    assert "fine-tuned: " in capsys.readouterr().out

@@ -6,6 +6,7 @@ import json
 import onnx
 import onnxruntime
 import pytest
+import timm
 import torch
 from test_cli import chipnet_
 from torch import nn
@@ -57,9 +58,20 @@ def test_norms_fold_where_that_is_exact_and_only_there():
     assert count == 3
     assert type(small) is Net
     kinds = [type(getattr(small, f"norm_{name}")) for name in ("a", "b", "c", "up")]
-    assert kinds == [nn.Identity, nn.Identity, nn.BatchNorm2d, nn.Identity]
+    assert kinds == [nn.Sequential, nn.Sequential, nn.BatchNorm2d, nn.Sequential]
     assert torch.allclose(small(x), network(x), rtol=1e-12, atol=1e-12)
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_norms_of_timm_leave_their_activation():
+    norm = timm.layers.BatchNormAct2d(5)
+    norm.running_mean.normal_()
+    network = nn.Sequential(nn.Conv2d(3, 5, 1, bias=False), norm).double().eval()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    small, count = folded(network, x)
+    assert count == 1
+    assert torch.allclose(small(x), network(x), rtol=1e-12, atol=1e-12)
+    assert (small(x) == 0).any()
 
 
 def test_a_convolution_that_is_called_twice_keeps_its_norms():
@@ -102,7 +114,7 @@ def test_compact_networks_go_through_every_format(tmp_path, realisation, format)
     torch.testing.assert_close(run(Inputs.of(other))[0], small(other), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["preresnet20", "mobilenetv2-cifar"])
+@pytest.mark.parametrize("name", ["preresnet20", "vgg11-bn-cifar"])
 def test_onnx_agrees_to_1e_4_for_compact_networks_of_the_zoo(tmp_path, name):
     network, x = get_model(name, 10, 3).eval(), torch.randn(3, 3, 32, 32)
     structure = chipnet.Structure(network, x[:1])
@@ -218,6 +230,7 @@ def test_the_command_refuses_in_one_line(run_folder, tmp_path):
         assert said in done.stderr
 
 
+@pytest.mark.filterwarnings("ignore")  # executorch warns about itself when it is imported
 def test_executorch(run_folder, tmp_path):
     arguments = ("export", run_folder, "--format", "executorch", "--output", tmp_path / "small.pte")
     try:

@@ -109,11 +109,28 @@ def test_a_comparison_shows_the_front_and_links_to_reports(folders, comparison):
     assert "one/report.html" in seen.attributes("href")
 
 
+def test_runs_with_nothing_but_a_latency_budget(folders, tmp_path):
+    took = {"asked": 3_500_000, "dense": 6e6, "compact": 3e6, "median": 0.5, "low": 0.4, "high": 0.6}
+    took |= {"spread": 0.1, "threads": 1, "device": "cpu", "networks": 2}
+    for name in ("a", "b"):
+        shutil.copytree(folders[0], tmp_path / name)
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        result |= {"budget": {"latency": 3_500_000}, "limits": {"latency": 3_400_000}, "latency": took}
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    text = Parsed(report.report(tmp_path / "a").read_text()).text
+    assert "to a budget of latency 3.5 ms" in text
+    assert "latency left50.00 %shortest 3 of 6 ms" in text
+    assert "Accuracy against MACs left" in report.report(tmp_path / "a", tmp_path / "b").read_text()
+
+
 def test_runs_of_one_name_are_told_apart(folders, tmp_path):
     for parent in "ab":
         shutil.copytree(folders[0], tmp_path / parent / "run")
     out = report.report(tmp_path / "a" / "run", tmp_path / "b" / "run", path=tmp_path / "c.html")
     assert "a/run, b/run" in out.read_text()
+    (tmp_path / "a").rename(tmp_path / "<b>$\\x$")
+    out = report.report(tmp_path / "<b>$\\x$" / "run", tmp_path / "b" / "run", path=tmp_path / "c.html")
+    assert "<b>$" not in out.read_text()
 
 
 def test_what_the_user_typed_is_text(folders, tmp_path):
@@ -151,6 +168,8 @@ def test_the_command_writes_and_a_broken_report_harms_no_run(folders, tmp_path, 
     done = chipnet_("report", *folders, "--output", tmp_path / "page.html")
     assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "page.html"))
     assert chipnet_("report", tmp_path).exit_code == 2
+    refused = chipnet_("report", folders[0], "--output", tmp_path / "nowhere" / "page.html")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
 
     def broken(folder):
         raise OSError("disk full")

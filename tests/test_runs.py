@@ -62,6 +62,19 @@ def test_what_is_missing_is_named(run_folder, tmp_path):
         Run.open(tmp_path).build()
 
 
+def test_no_code_runs_because_a_folder_names_it(run_folder, tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    Run.open(run_folder).save_pretrained(tmp_path / "hub")
+    shutil.copytree(run_folder, tmp_path / "run")
+    for file in (tmp_path / "hub" / "config.json", tmp_path / "run" / "result.json"):
+        content = json.loads(file.read_text()) | {"model": "evil:net"}
+        file.write_text(json.dumps(content))
+        with pytest.raises(LoadError, match=r"network of its maker's own, 'evil:net'.*Give a factory"):
+            from_pretrained(file.parent)
+        assert from_pretrained(file.parent, Run.open(run_folder).build)
+
+
 def test_runs_are_found_in_folders_of_folders(run_folder, tmp_path):
     for name in ("b/two", "a/one"):
         shutil.copytree(run_folder, tmp_path / name)
@@ -78,8 +91,8 @@ def test_ls_lists_and_sorts(run_folder, tmp_path):
     assert done.exit_code == 0, done.output
     lines = [line.split() for line in done.stdout.splitlines()]
     assert [line[0].rpartition("/")[2] for line in lines[1:]] == ["one", "two"]
-    assert lines[1][1:5] == ["resnet8", "digits", "chipnet", "macs=0.25"]
-    assert lines[1][6] == "50.00"
+    assert lines[1][1:6] == ["resnet8", "digits", "chipnet", "macs", "0.25"]
+    assert lines[1][7] == "50.00"
     best = json.loads(chipnet_("ls", tmp_path, "--sort", "accuracy", "--json").stdout)
     assert [run["compact"]["accuracy"] for run in best] == [70.0, 50.0]
     refused = chipnet_("ls", tmp_path, "--sort", "size")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import chipnet
-from chipnet import BudgetError, CaptureError, ChipNetError, ConfigError, _phases, _steps
+from chipnet import BudgetError, CaptureError, ChipNetError, ConfigError, _cost, _phases, _steps
 from chipnet import train as loop
 from chipnet._io import save_weights
 from chipnet._metrics import LOSSES
@@ -556,12 +556,12 @@ def test_the_best_epoch_is_chosen_on_validation_images(request_for, monkeypatch)
 
 
 def test_wrong_counts_are_an_error(request_for, monkeypatch):
-    class Lying(_phases.FlopCounterMode):
+    class Lying(_cost.FlopCounterMode):
         def get_total_flops(self):
             return super().get_total_flops() + 2
 
-    monkeypatch.setattr(_phases, "FlopCounterMode", Lying)
     job = prepare(request_for())
+    monkeypatch.setattr(_cost, "FlopCounterMode", Lying)
     with pytest.raises(
         ChipNetError, match=r"does not cost what the plan says: macs: planned [\d,]+, counted"
     ):

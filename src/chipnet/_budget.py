@@ -275,3 +275,19 @@ def _text(value: Fraction | int, kind: str) -> str:
         digits += 1
     scaled = str(value * 10**digits).rjust(digits + 1, "0")
     return f"{scaled[:-digits]}.{scaled[-digits:]}" if digits else f"{scaled}.0"
+
+
+def shown(targets: Mapping[str, float | int]) -> str:
+    """Targets as people read them, from what result.json holds of a budget.
+
+    Example:
+        >>> shown({"macs": 0.25, "params": 2000000, "latency": 3500000})
+        'macs 0.25, params 2,000,000, latency 3.5 ms'
+    """
+
+    def one(kind: str, value: float | int) -> str:
+        if isinstance(value, float):
+            return f"{kind} {value:.4g}"
+        return f"{kind} {value / 1e6:.4g} ms" if kind == LATENCY else f"{kind} {value:,}"
+
+    return ", ".join(one(kind, value) for kind, value in targets.items())

@@ -100,7 +100,14 @@ def front(
             [p[0] for p in points], [p[1] for p in points], color=colour, marker=marker, s=26, label=name
         )
         for px, py, label in points:
-            axes.annotate(label, (px, py), xytext=(4, 4), textcoords="offset points", color=INK, fontsize=7)
+            axes.annotate(
+                label.replace("$", r"\$"),
+                (px, py),
+                xytext=(4, 4),
+                textcoords="offset points",
+                color=INK,
+                fontsize=7,
+            )
     axes.margins(0.12)
     _legend(axes)
     return _svg(figure, title, alt)

@@ -132,7 +132,10 @@ def report(
     with _refusals():
         from chipnet.report import report as write
 
-        path = write(*runs, path=output)
+        try:
+            path = write(*runs, path=output)
+        except OSError as error:
+            raise _config_error(f"cannot write the report: {error}. Give another --output.") from error
     print(path)
 
 
@@ -152,6 +155,7 @@ def list_runs(
         **{k: lambda run, k=k: run.left(k) for k in ("params", "macs", "volume", "channels")},  # type: ignore[misc]
     }
     with _refusals():
+        from chipnet._budget import shown
         from chipnet.runs import find_runs
 
         if sort not in keys:
@@ -163,15 +167,12 @@ def list_runs(
     table = Table("run", "network", "data", "method", "budget", "dense", "compact", "params", "MACs", "date")
     for run in found:
         r = run.result
-        budget = ", ".join(
-            f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v:,}" for k, v in r["budget"].items()
-        )
         table.add_row(
             str(run.folder),
             r["model"],
             r["data"],
             r["method"],
-            budget,
+            shown(r["budget"]),
             *(f"{r[s]['accuracy']:.2f}" for s in ("dense", "compact")),
             *(f"{100 * run.left(k):.2f} %" for k in ("params", "macs")),
             r["environment"]["date"][:10],

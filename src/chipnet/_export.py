@@ -188,11 +188,7 @@ def fold_norms(model: nn.Module, program: torch.export.ExportedProgram) -> tuple
         ):
             continue
         conv, norm = modules.get(owner(conv_node.args[1]) or ""), modules.get(owner(node.args[3]) or "")
-        if (
-            isinstance(conv, _Conv)
-            and type(norm) in _PLAIN_NORMS
-            and conv._parameters.get("weight") is not None
-        ):
+        if isinstance(conv, _Conv) and _only_a_norm(norm) and conv._parameters.get("weight") is not None:
             _fold(conv, norm)
             count += 1
     return small, count
@@ -212,7 +208,18 @@ def _fold(conv: nn.modules.conv._ConvNd, norm: Any) -> None:
     conv.weight, conv.bias = weight, bias
     for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
         setattr(norm, name, None)
-    norm.__class__ = nn.Identity  # keeps its hooks: in the indexed realisation they are part of the network
+    # What is left: the modules in it, if any, and its hooks, which the indexed realisation needs.
+    norm.__class__ = nn.Sequential
+
+
+def _only_a_norm(module: nn.Module | None) -> bool:
+    """A batch norm and what it calls on its output: nothing, or timm's drop and activation."""
+    if type(module) in _PLAIN_NORMS:
+        return True
+    names = (
+        [type(module).__name__, *(name for name, _ in module.named_children())] if module is not None else []
+    )
+    return names == ["BatchNormAct2d", "drop", "act"]
 
 
 # -- formats ----------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ never cost less, which the solver needs. ``a`` and ``b`` stand for all that is n
 for the dense network and for the smallest one, both measured.
 
 A model is not a measurement: `land` builds the real compact network, measures it beside the dense one in turns,
-and moves the model's limit until what is measured fits. Everything is decided by the shortest time over all rounds:
-what else a machine does can only add to a time, and adds more to longer ones. Limits are integers of nanoseconds.
+and moves the model's limit until what is measured fits. What counts is the larger of two ratios: of the shortest
+times (what else a machine does can only add to a time, and adds more to longer ones) and the median over rounds
+(a shortest time may be luck). Limits are integers of nanoseconds.
 """
 
 from __future__ import annotations
@@ -209,8 +210,10 @@ class _Cache:
         self.new = False
 
     def __enter__(self) -> _Cache:
-        with contextlib.suppress(OSError, ValueError):  # no file yet, or a damaged one: measure anew
-            self.tables = json.loads(self.path.read_text())
+        with contextlib.suppress(
+            OSError, ValueError, TypeError
+        ):  # no file yet, or a damaged one: measure anew
+            self.tables = dict(json.loads(self.path.read_text()))
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -246,21 +249,21 @@ def measure_layer(module: nn.Module, shape: tuple[int, ...]) -> Table:
     rows, columns = _grid(full_rows, step), [full_columns] if many else _grid(full_columns, 1)
     if rows_axis == 1 and groups > 1:  # rare; groups of a transposed convolution stay
         rows, columns = [full_rows], [full_columns]
-    inputs, calls = {}, {}
-    for r in rows:
-        for c in columns:
-            small = _slim(module, rows_axis, r, c)
-            reads = small.in_features if isinstance(small, nn.Linear) else small.in_channels
-            axis = -1 if isinstance(small, nn.Linear) else 1
-            sizes = list(shape)
-            sizes[axis] = reads
-            inputs[r, c] = torch.randn(sizes, device=weight.device, dtype=weight.dtype)
-            calls[f"{r},{c}"] = lambda small=small, x=inputs[r, c]: small(x)
-    took = interleaved(calls, seconds=0.0, rounds=5, sync=_sync(weight.device))
-    grid = np.array([[1e9 * min(took[f"{r},{c}"]) for c in columns] for r in rows])
+    grid = np.array([[_shortest(_slim(module, rows_axis, r, c), shape) for c in columns] for r in rows])
     grid = np.maximum.accumulate(np.maximum.accumulate(grid, 0), 1)
     values = np.pad(grid, ((1, 0), (1, 0)))
     return Table((0, *rows), (0, *columns), tuple(tuple(map(float, row)) for row in values))
+
+
+def _shortest(layer: Any, shape: tuple[int, ...]) -> float:
+    """Nanoseconds of one call."""
+    sizes = list(shape)
+    if isinstance(layer, nn.Linear):
+        sizes[-1] = layer.in_features
+    else:
+        sizes[1] = layer.in_channels
+    x = torch.randn(sizes, device=layer.weight.device, dtype=layer.weight.dtype)
+    return 1e9 * min(interleaved({"": lambda: layer(x)}, seconds=0.0, rounds=5, sync=_sync(x.device))[""])
 
 
 def _grid(full: int, step: int) -> list[int]:
@@ -313,13 +316,13 @@ class Landing:
 
     @property
     def left(self) -> float:
-        """The compact network's time as a part of the dense one's."""
-        return self.compact / self.dense
+        """Part of the dense time that is left: the ratio of the shortest times, or the median if larger."""
+        return max(self.compact / self.dense, self.median)
 
     @property
     def measured(self) -> float:
-        """In the unit of what was asked."""
-        return self.left if isinstance(self.asked, float) else self.compact
+        """What counts, in the unit of what was asked."""
+        return self.left if isinstance(self.asked, float) else self.left * self.dense
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -327,9 +330,9 @@ class Landing:
 
     def __str__(self) -> str:
         return (
-            f"latency: {_ms(self.compact)} of {_ms(self.dense)}, {self.left:.1%}; asked {_asked(self.asked)}. "
-            f"Median of the rounds {self.median:.1%} ({self.low:.1%} to {self.high:.1%}); {self.device}, "
-            f"{self.threads} thread(s)"
+            f"latency: {self.left:.1%} of the dense time; asked {_asked(self.asked)}. Shortest {_ms(self.compact)} "
+            f"of {_ms(self.dense)}, {self.compact / self.dense:.1%}; median of the rounds {self.median:.1%} "
+            f"({self.low:.1%} to {self.high:.1%}); {self.device}, {self.threads} thread(s)"
         )
 
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import chipnet
 from chipnet import ChipNetError, Masks, Plan, Pruner
 from chipnet._budget import KINDS
 from chipnet._config import Recipe
+from chipnet._cost import counting
 from chipnet._distributed import same_buffers
 from chipnet._io import save_weights
 from chipnet._optim import cut_state, set_state
@@ -298,7 +298,7 @@ def cycle(run: Run) -> int:
 def check_counts(small: nn.Module, example: Tensor, plan: Plan) -> None:
     """The plan's numbers against the network's own: parameters by `numel`, MACs by PyTorch's counter."""
     was = small.training
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), counting() as counter:
         small.eval()(example)
     small.train(was)
     counted = {"params": sum(p.numel() for p in small.parameters()), "macs": counter.get_total_flops() // 2}

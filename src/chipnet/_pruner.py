@@ -125,6 +125,7 @@ class Pruner:
         self.method.group = group
         self.landing: Landing | None = None
         """With a latency budget, once final masks are known: what their compact network takes, as measured."""
+        self._landed: Tensor | None = None
         if LATENCY in self.budget.kinds:
             self.method.settle = self._settle  # type: ignore[method-assign]
         self.steps, self.taken = steps, 0
@@ -211,13 +212,16 @@ class Pruner:
 
     def harden(self, mask: Tensor | None = None) -> Plan:
         """The plan of the hard masks. The model keeps computing with them until ``detach()``."""
-        if mask is None and self.landing is None:
-            mask = self.method.settle(self.method.mask)
+        mask = self.method.settle(self.method.mask) if mask is None else mask
         plan = self.structure.plan(self._force(mask), self.budget)
-        return plan if self.landing is None else replace(plan, latency=self.landing.to_json())
+        if self.landing is None or self._landed is None or not torch.equal(mask, self._landed):
+            return plan
+        return replace(plan, latency=self.landing.to_json())
 
     def _settle(self, solve: Callable[[], Tensor]) -> Tensor:
         """The mask of ``solve`` whose compact network, as measured, is within the latency budget."""
+        if self._landed is not None and torch.equal(solve(), self._landed):
+            return self._landed
         limits = self.method.limits
 
         def within(tighter: Mapping[str, int]) -> Tensor:
@@ -229,8 +233,8 @@ class Pruner:
 
         value = dict(self.budget.targets)[LATENCY]
         asked = float(value) if isinstance(value, Fraction) else value
-        mask, self.landing = land(self.model, self.structure, limits, asked, within)
-        return mask
+        self._landed, self.landing = land(self.model, self.structure, limits, asked, within)
+        return self._landed
 
     def _force(self, mask: Tensor | None) -> Tensor:
         mask = self.mask if mask is None else mask
@@ -247,7 +251,11 @@ class Pruner:
     def state_dict(self) -> dict[str, Any]:
         """Progress and the method's state."""
         own = {"taken": self.taken, "steps": self.steps, "method": self.method.state_dict()}
-        return own if self.landing is None else {**own, "landing": self.landing.to_json()}
+        return (
+            own
+            if self.landing is None
+            else {**own, "landing": self.landing.to_json(), "landed": self._landed}
+        )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict()`` of a pruner of the same model, budget and method."""
@@ -256,6 +264,7 @@ class Pruner:
         self.taken = state["taken"]
         self.method.load_state_dict(state["method"])
         self.landing = Landing(**state["landing"]) if "landing" in state else None
+        self._landed = state.get("landed")
         self._leaf = self._values = None
 
     def _make_values(self) -> None:

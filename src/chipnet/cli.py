@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from chipnet import _cli_runs, _config
+from chipnet._budget import shown
 from chipnet._errors import ChipNetError, ConfigError
 
 app = typer.Typer(
@@ -586,10 +587,7 @@ def _show(console: Console, result: Mapping[str, Any], out: Path) -> None:
 
 def summary(result: Mapping[str, Any]) -> Table:
     """The table at the end of a run, from what result.json holds."""
-    budget = ", ".join(
-        f"{kind} {value:.4g}" if isinstance(value, float) else f"{kind} {value:,}"
-        for kind, value in result["budget"].items()
-    )
+    budget = shown(result["budget"])
     table = Table(
         title=f"{result['model']} on {result['data']}, {result['method']}, budget {budget}",
         title_justify="left",

@@ -408,10 +408,10 @@ def compare(
         for runtime in runtimes:
             try:
                 calls = {n: RUNTIMES[runtime](m, given, used) for n, m in copies.items()}
+                samples = interleaved(calls, seconds=seconds, rounds=rounds, sync=sync)
             except Exception as error:  # compilers and runtimes fail in their own ways: say which, go on
                 skipped[runtime] = _said(runtime, error)
                 continue
-            samples = interleaved(calls, seconds=seconds, rounds=rounds, sync=sync)
             timings[runtime] = {n: Timing.of(t) for n, t in samples.items()}
             both = Timing.of([b / a for a, b in zip(samples[first], samples[second], strict=True)])
             ratios[runtime] = (both.median, both.low, both.high)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from chipnet import _charts
-from chipnet._budget import KINDS
+from chipnet._budget import KINDS, shown
 from chipnet._errors import ChipNetError, ConfigError
 from chipnet._inputs import Inputs
 from chipnet._io import write_atomically
@@ -117,7 +117,7 @@ def _one(run: Run) -> dict[str, Any]:
     result = run.result
     dense, small = result["dense"], result["compact"]
     change = small["accuracy"] - dense["accuracy"]
-    kinds = [k for k in KINDS if k in result["limits"]]
+    kinds = _counted(result)
     tiles = [
         _Tile("accuracy, dense", f"{dense['accuracy']:.2f} %", "test images"),
         _Tile(
@@ -128,26 +128,29 @@ def _one(run: Run) -> dict[str, Any]:
         ),
     ]
     for kind in kinds:
-        met = small[kind] <= result["limits"][kind]
-        note = f"{_words(small[kind])} of {_words(dense[kind])}; asked {_words(result['limits'][kind])}"
+        limit = result["limits"].get(kind)
+        mood = "" if limit is None else "good" if small[kind] <= limit else "bad"
+        note = f"{_words(small[kind])} of {_words(dense[kind])}"
         tiles.append(
-            _Tile(f"{_NAMES[kind]} left", _percent(small[kind] / dense[kind]), note, "good" if met else "bad")
+            _Tile(
+                f"{_NAMES[kind]} left",
+                _percent(small[kind] / dense[kind]),
+                note if limit is None else f"{note}; asked {_words(limit)}",
+                mood,
+            )
         )
     if "latency" in result:
         took = Landing(**result["latency"])
-        note = f"{took.compact / 1e6:.3g} of {took.dense / 1e6:.3g} ms on {took.device}, {took.threads} thread(s)"
+        note = f"shortest {took.compact / 1e6:.3g} of {took.dense / 1e6:.3g} ms; {took.device}"
         met = took.measured <= took.asked
         tiles.append(_Tile("latency left", _percent(took.left), note, "good" if met else "bad"))
     tiles.append(
         _Tile("time of the run", _duration(result["seconds"]["total"]), result["environment"]["device"])
     )
     sections = [_states(result), _progress(run, kinds), *_channels(run), _whole(run), _conditions(run)]
-    budget = ", ".join(
-        f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v:,}" for k, v in result["budget"].items()
-    )
     return {
         "title": f"{result['model']} on {result['data']}: {run.name}",
-        "lead": f"Pruned with {result['method']} to a budget of {budget}, seed {result['seed']}, "
+        "lead": f"Pruned with {result['method']} to a budget of {shown(result['budget'])}, seed {result['seed']}, "
         f"realisation {result['realisation']}.",
         "tiles": tiles,
         "sections": sections,
@@ -202,19 +205,19 @@ def _progress(run: Run, kinds: Sequence[str]) -> _Section:
             costs["soft"] = (xs, [100 * y for y in ys])
         xs, ys = _series(rows, at, kind)
         costs["hard"] = (xs, [100 * y / total for y in ys])
-        left = 100 * limits[kind] / total
+        level = ("budget", 100 * limits[kind] / total) if kind in limits else None
+        asked = f"The budget is {level[1]:.4g} %, the" if level is not None else "The"
         charts.append(
             _chart(
                 _charts.lines,
                 f"{_NAMES[kind].capitalize()} against progress"
                 if kind != "macs"
                 else "MACs against progress",
-                f"As a part of the dense network's. The budget is {left:.4g} %, the shipped network has "
-                f"{_percent(run.left(kind))}.",
+                f"As a part of the dense network's. {asked} shipped network has {_percent(run.left(kind))}.",
                 costs,
                 x="epoch",
                 y="left, %",
-                level=("budget", left),
+                level=level,
                 spans=spans,
             )
         )
@@ -388,7 +391,7 @@ def _conditions(run: Run) -> _Section:
 
 def _several(runs: Sequence[Run], base: Path) -> dict[str, Any]:
     names = _distinct(runs)
-    kinds = [k for k in KINDS if any(k in run.result["limits"] for run in runs)]
+    kinds = [k for k in KINDS if any(k in _counted(run.result) for run in runs)]
     tasks = {(run.result["model"], run.result["data"]) for run in runs}
     texts = []
     if len(tasks) > 1:
@@ -452,6 +455,11 @@ def _several(runs: Sequence[Run], base: Path) -> dict[str, Any]:
             ),
         ],
     }
+
+
+def _counted(result: Mapping[str, Any]) -> list[str]:
+    """Kinds of cost that the budget limits; MACs where it limits nothing but latency, which is not counted."""
+    return [k for k in KINDS if k in result["limits"]] or ["macs"]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

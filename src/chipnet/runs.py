@@ -200,7 +200,8 @@ def from_pretrained(
         The network in eval mode on the CPU.
 
     Raises:
-        LoadError: a file is missing or damaged, or belongs to another network.
+        LoadError: a file is missing or damaged, belongs to another network, or names code (`module:callable`): no
+            code is imported because a folder says so.
         ConfigError: the network that is named cannot be built here.
 
     Example:
@@ -211,17 +212,25 @@ def from_pretrained(
         chipnet._errors.LoadError: nowhere/config.json does not exist. Give a folder that Run.save_pretrained ...
     """
     path = Path(folder).expanduser()
-    if factory is None:
-        if (path / RESULT).exists() and not (path / CONFIG).exists():
-            return Run.open(path).compact()
+    if factory is not None:
+        return load(factory, path / MODEL).eval()
+    if (path / RESULT).exists() and not (path / CONFIG).exists():
+        run = Run.open(path)
+        config = {"model": run.result["model"], **run._input()}
+    else:
         config = _json(path / CONFIG, "Give a folder that Run.save_pretrained wrote, or a run, or a factory.")
-        wanted = [k for k in ("model", "num_classes", "in_channels") if k not in config]
-        if wanted:
-            raise LoadError(
-                f"{path / CONFIG} lacks {', '.join(wanted)}. Give a factory that builds the dense network."
-            )
-        factory = lambda: get_model(config["model"], config["num_classes"], config["in_channels"])  # noqa: E731
-    return load(factory, path / MODEL).eval()
+    missing = [k for k in ("model", "num_classes", "in_channels") if k not in config]
+    if missing:
+        raise LoadError(
+            f"{path / CONFIG} lacks {', '.join(missing)}. Give a factory that builds the dense network."
+        )
+    name = str(config["model"])
+    if ":" in name:  # a folder may come from anywhere, and must not choose which code runs
+        raise LoadError(
+            f"{path} is of a network of its maker's own, {name!r}, whose code is not in the folder. Give a factory "
+            "that builds the dense network."
+        )
+    return load(lambda: get_model(name, config["num_classes"], config["in_channels"]), path / MODEL).eval()
 
 
 def find_runs(*folders: str | os.PathLike[str]) -> Iterator[Run]:
