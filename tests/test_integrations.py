@@ -1,6 +1,7 @@
 """Every example runs: trains, prunes, compacts, fine-tunes. The callbacks against a plain loop."""
 
 import importlib.util
+import runpy
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,14 @@ def test_examples(name, options, capsys):
     assert "%" in capsys.readouterr().out
 
 
+def test_own_loop(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["own_loop.py", "--epochs", "1", "--images", "200"])
+    runpy.run_path(str(EXAMPLES / "own_loop.py"), run_name="__main__")
+    assert "fine-tuned: " in capsys.readouterr().out
+
+
 def test_every_example_is_run_here():
-    run = {"classification", "segmentation", "detection", "regression"}
+    run = {"own_loop", "classification", "segmentation", "detection", "regression"}
     run |= {"accelerate_loop", "lightning_trainer", "transformers_trainer"}
     assert {p.stem for p in EXAMPLES.glob("*.py")} == run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 
 import pytest
@@ -74,9 +75,11 @@ def test_explain_says_costs_sites_and_reasons(chain_plan):
 
 
 def test_explain_names_ties_and_removed_modules():
-    _, _, s = made(RESIDUAL)
+    model, _, s = made(RESIDUAL)
     lines = s.plan(mask_of(s, {"bn1": ()})).explain().splitlines()
-    assert "bn0: 7 of 7, tied to bn2 (tied by aten.add.Tensor (toys.py:256))" in lines
+    source, first = inspect.getsourcelines(type(model).forward)
+    (at,) = [first + i for i, line in enumerate(source) if "x + self.bn2" in line]
+    assert f"bn0: 7 of 7, tied to bn2 (tied by aten.add.Tensor (toys.py:{at}))" in lines
     assert "bn1: 0 of 11" in lines
     assert "conv1: removed (dead)" in lines
     assert "bn2: removed (norm)" in lines

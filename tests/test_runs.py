@@ -22,7 +22,7 @@ def test_a_run_gives_back_what_it_made(run_folder):
         == run.result["compact"]["params"]
     )
     assert sum(p.numel() for p in dense.parameters()) == run.result["dense"]["params"]
-    assert [row["phase"] for row in run.metrics()] == ["train", "prune", "prune", "finetune"]
+    assert [row["phase"] for row in run.metrics()] == ["train", "prune", "prune", "finetune", "finetune"]
     data = run.data()
     assert [len(data.train), len(data.test)] == [run.result["images"]["train"], run.result["images"]["test"]]
     accuracy = chipnet.train.evaluate(small, data.loader("test", 60))
