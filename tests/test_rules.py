@@ -316,6 +316,7 @@ def test_group_norm_loses_whole_groups():
         (lambda: Normed(nn.GroupNorm(12, 12)), {"norm": 12, "b": 5}),  # every channel by itself
         (lambda: Normed(nn.GroupNorm(1, 12)), {"b": 5}),
         (lambda: Normed(nn.LayerNorm(12), last=True), {"b": 5}),
+        (lambda: Normed(nn.LayerNorm(12, elementwise_affine=False), last=True), {"b": 5}),
         (lambda: Normed(nn.RMSNorm(12), last=True), {"b": 5}),
         (lambda: Normed(nn.InstanceNorm2d(12, affine=True)), {"norm": 12, "b": 5}),
         (lambda: Normed(nn.InstanceNorm2d(12)), {"norm": 11, "b": 5}),  # no tensors: one channel stays
@@ -324,7 +325,16 @@ def test_group_norm_loses_whole_groups():
             {"norm": 3, "b": 5},
         ),  # no tensors: one group stays
     ],
-    ids=["group-per-channel", "one-group", "layer", "rms", "instance", "plain-instance", "plain-groups"],
+    ids=[
+        "group-per-channel",
+        "one-group",
+        "layer",
+        "plain-layer",
+        "rms",
+        "instance",
+        "plain-instance",
+        "plain-groups",
+    ],
 )
 def test_statistics_over_channels_keep_all_that_they_read(build, gates):
     gains(build, gates)
@@ -557,6 +567,46 @@ def test_a_module_called_twice_gets_no_gate_on_its_output():
     assert "a zero here is not zero where it is read" in reasons(s)
 
 
+class SigmoidAgain(nn.Module):
+    """One sigmoid, called once more while training, on another tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.act = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1), nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.act(self.a(x)))
+        return self.act(y) if self.training else y
+
+
+def test_a_module_called_again_in_training_gets_no_gate_on_its_output():
+    s = Structure(SigmoidAgain(), torch.randn(1, 3, 6, 6))
+    assert s.gates == 0
+    assert "a zero here is not zero where it is read" in reasons(s)
+
+
+class ZeroBranch(nn.Module):
+    """A branch that starts behind a scale of 0, and uses its width as a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 1)
+        self.scale, self.fc = nn.Parameter(torch.zeros(1)), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        y = F.relu(self.b(x))
+        return self.fc((x + self.scale * self.c(y * y.shape[1] ** -0.5)).mean((2, 3)))
+
+
+def test_a_scale_of_zero_hides_nothing_from_the_trials():
+    model = ZeroBranch().eval()
+    s = Structure(model, torch.randn(2, 3, 6, 6))
+    assert {site.name: site.free for site in s.sites if site.free} == {"a": 8, "c": 8}
+    assert "its width is used as a number" in reasons(s)
+    assert not model.scale.any()
+
+
 class ShiftedBranches(nn.Module):
     """Two shifted branches and a plain one meet in an addition; what one branch drops another may write."""
 
@@ -618,6 +668,16 @@ def test_a_mean_over_channels_that_only_scales_is_made_up_for(build, last):
         left = plan.shape("a.weight")[0]
         assert {scale.factor for scale in plan.scales} == ({12 / max(left, 1)} if left < 12 else set())
     assert any(small.norm.eps > 1e-2 for small, *_ in found if hasattr(small.norm, "eps"))
+
+
+def test_a_rescaled_weight_is_as_exact_as_its_type():
+    torch.manual_seed(0)
+    model = Normed(GRN(1e-2)).to(torch.bfloat16).eval()
+    s = Structure(model, torch.randn(2, 3, 6, 6, dtype=torch.bfloat16))
+    mask = torch.ones(s.gates, dtype=torch.bool)
+    mask[torch.from_numpy(s.sites[0].gates[5:])] = False
+    small = compact(model, s.plan(mask))
+    assert small.norm.weight.shape[1] == 5
 
 
 def test_a_mean_over_channels_with_a_literal_beside_it_is_kept_with_the_reason():

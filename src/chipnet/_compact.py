@@ -166,7 +166,7 @@ def compact(
     inputs = Inputs.of(example_inputs) if example_inputs is not None else plan.inputs
     if verify and inputs is not None:
         difference, scale = verify_compact(model, small, plan, inputs)
-        limit = 1e-9 if _is_double(small) else 1e-4
+        limit = _limit(small, plan)
         if not difference <= limit * max(scale, 1e-12):
             raise PlanError(
                 f"the compact network does not compute what the masked one does: outputs differ by "
@@ -208,7 +208,7 @@ def agree(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> boo
     if difference <= (1e-9 if _is_double(small) else 1e-5) * scale:
         return True
     difference, scale = verify_compact(model, small, plan, inputs)
-    return difference <= (1e-9 if _is_double(small) else 1e-4) * scale
+    return difference <= _limit(small, plan) * scale
 
 
 def verify_compact(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) -> tuple[float, float]:
@@ -244,6 +244,15 @@ def _difference(a: nn.Module, b: nn.Module, inputs: Inputs) -> tuple[float, floa
         if difference * scale >= worst * size:  # the worst output relative to its own scale
             worst, scale = difference, size
     return worst, scale
+
+
+def _limit(small: nn.Module, plan: Plan) -> float:
+    """How much outputs may differ, relative to their scale. Parameters that surgery multiplies are as exact as
+    their type can hold them."""
+    if _is_double(small):
+        return 1e-9
+    types = {p.dtype for p in small.parameters() if p.is_floating_point()} if plan.scales else set()
+    return max(1e-4, *(4 * torch.finfo(t).eps for t in types), 0.0)
 
 
 def _is_double(model: nn.Module) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import gc
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from fnmatch import fnmatch
 from typing import Any
@@ -106,8 +108,9 @@ class Structure:
         program, training = self._export(model)
         modes: dict[str, Mode] = {}
         self._read(model, program, modes, training)
+        shown = _without_zeros(model)
         while self.gates:  # ends: every round pins more
-            found = self._probe(model, training is not None)
+            found = self._probe(shown, training is not None)
             if found is None:
                 break
             modes.update(found)
@@ -138,8 +141,8 @@ class Structure:
         with _no_collection(), torch.random.fork_rng(devices=[]):  # rules ask operators, dropout too
             stuck = self._trace(model, program, modes, training)
             if self._outputs is None:
-                self._outputs = stuck
-                if stuck and (still := self._trace(model, program, modes, training)):
+                self._outputs = self._once(model, stuck)
+                if self._outputs and (still := self._trace(model, program, modes, training)):
                     self._outputs -= still  # where a gate does not help
                     self._trace(model, program, modes, training)
             self.sites: list[Site] = self.liveness.sites
@@ -170,9 +173,30 @@ class Structure:
         self.graph = trace(model, program, self.realisation, modes, training, self._outputs or frozenset())
         self._exclude()
         self.liveness = Liveness(self.graph, share=self.share, refused=self._refused, anchored=self._anchored)
+        hosts = (f.host for f in self.graph.facts if isinstance(f, (Mix, Norm)) and f.host is not None)
+        layers = {host.module for host in hosts if host.is_layer}  # their parameters can hold gates
         return frozenset(
-            node for node, (_, slots) in self.graph.outputs.items() if self.liveness.stuck(slots)
+            node
+            for node, (module, slots) in self.graph.outputs.items()
+            if module not in layers and self.liveness.stuck(slots)
         )
+
+    def _once(self, model: nn.Module, nodes: frozenset[str]) -> frozenset[str]:
+        """Of modules' outputs, those of modules that are not called more often in training than the graph shows."""
+        hosts = {n: self.graph.outputs[n][0] for n in nodes}
+        calls: Counter[str] = Counter()
+        if not nodes:
+            return nodes
+        try:
+            trained = copy.deepcopy(model).train()
+            for path in set(hosts.values()):
+                count = functools.partial(_count, calls, path)
+                trained.get_submodule(path).register_forward_hook(count)
+            with torch.no_grad():
+                self.inputs.twice().to(_device(model))(trained)
+        except Exception:  # it cannot be copied, or wants targets: nothing more is known
+            return nodes
+        return frozenset(n for n, host in hosts.items() if calls[host] <= 1)
 
     def _evaluate(self, name: str, formulas: Callable[[], list[int]], masks: Tensor) -> Tensor:
         """Values of formulas under ``masks``; they are compiled when first asked for."""
@@ -434,6 +458,26 @@ class Structure:
     def plan(self, mask: Tensor, budget: Budget | None = None) -> Plan:
         """What to cut for Boolean ``mask`` ``[gates]``."""
         return make_plan(self, mask, budget)
+
+
+def _count(calls: Counter[str], path: str, *call: Any) -> None:
+    calls[path] += 1
+
+
+def _without_zeros(model: nn.Module) -> nn.Module:
+    """A copy in which no parameter is all zeros, for trials: behind a scale of 0, as residual branches often start,
+    everything agrees with everything."""
+    if not any(p.is_floating_point() and not bool(p.any()) for p in model.parameters()):
+        return model
+    try:
+        shown = copy.deepcopy(model)
+    except Exception:  # then it is tried as it is
+        return model
+    generator = torch.Generator().manual_seed(0)
+    for p in shown.parameters():
+        if p.is_floating_point() and not bool(p.any()):
+            p.data.copy_(0.5 + torch.rand(p.shape, generator=generator))
+    return shown
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -592,8 +592,8 @@ class Tracer:
         for n in names:
             g.own(n, 0, dst)
         if not names and type(self.modules.get(self.module)) in STANDARD_NORM:  # no tensor tells its width
-            for name, _ in self.attributes(len(dst)):
-                g.number(Number(self.module, name, None, dst))
+            for name, index in self.attributes(len(dst)):
+                g.number(Number(self.module, name, index, dst))
             if groups:
                 self.number("num_groups", None, dst.reshape(groups, -1)[:, 0])
         g.facts.append(Norm(dst, src, self.host(weight, bias), groups, self.module))
