@@ -78,6 +78,10 @@ ONCE_BROKEN = {
         steps=(("depthwise", 0, 0, 12, 4), ("Shuffle", 0, 0, 2, 8))
     ),
     "a channel made of an input's": Recipe(steps=(("copies", 0, 0, 2, 8), ("Dense", 0, 0, 2, 0))),
+    "a single channel that is resized": Recipe(
+        steps=(("cbr", 0, 0, 2, 0), ("halves", 0, 0, 2, 1), ("UNet", 0, 0, 2, 0), ("Add", 0, 1, 2, 0)),
+        realisation="indexed",
+    ),
     "attention that nothing reads": Recipe(
         steps=(("cbr", 0, 0, 2, 0), ("transposed", 0, 0, 2, 2), ("Attention", 1, 0, 2, 0)),
     ),

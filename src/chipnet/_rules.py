@@ -289,7 +289,7 @@ def upsample(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     """Every channel by itself; refuses tensors without channels."""
     out = adaptive(t, x)
     assert isinstance(out, Labels)
-    if out.varying == [1]:
+    if out.varying in ([1], []):  # several channels, or one
         t.graph.pin(out.slots()[:1], t.why(f"'{t.node.name}' needs at least one channel"))
     return out
 
