@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from toys import (
     TOYS,
     Answer,
@@ -18,7 +18,7 @@ from toys import (
 )
 
 from chipnet import Cost, Structure, compact, masked
-from chipnet._cost import KINDS
+from chipnet._cost import KINDS, counting
 
 ANSWERS = [
     pytest.param(name, answer, realisation, id=f"{name}-{i}-{realisation}")
@@ -148,3 +148,22 @@ def test_transposed_convolution_counts_input_positions():
     small = compact(net, plan)
     assert plan.compact.macs == 25 * 9 * 3 * 3 + 25 * 9 * 3 * 2 + 121 * 2 * 5 == counted_macs(small, x)
     assert plan.compact.params == 3 * 3 * 9 + 3 + 3 * 2 * 9 + 2 + 2 * 5 + 5 == counted_params(small)
+
+
+class _ClassToken(nn.Module):
+    """A parameter's view passes from module to module, as in class-attention networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(1, 1, 4))
+        self.identity = nn.Identity()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.identity(self.token.expand(len(x), -1, -1)) + x)
+
+
+def test_a_parameters_view_is_counted_without_gradients() -> None:
+    with torch.no_grad(), counting() as counter:
+        _ClassToken().eval()(torch.ones(3, 5, 4))
+    assert counter.get_total_flops() == 2 * 3 * 5 * 4 * 2

@@ -52,6 +52,16 @@ class Cost:
         return {k: self[k] for k in KINDS}
 
 
+class _Everywhere(contextlib.nullcontext[None]):
+    """In place of the counter's bookkeeping by module, whose hooks want a graph of a parameter's view
+    (`cls_token.expand`) also where there is none."""
+
+    parents = ("Global",)
+
+    def __exit__(self, *_: object) -> None:  # the counter calls it bare
+        pass
+
+
 @contextlib.contextmanager
 def counting() -> Iterator[FlopCounterMode]:
     """PyTorch's counter around a forward. Attention counts as its two matrix products, whatever kernel would run:
@@ -59,7 +69,9 @@ def counting() -> Iterator[FlopCounterMode]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False)
+        counter.mod_tracker = _Everywhere()  # type: ignore[assignment]
+        with sdpa_kernel(SDPBackend.MATH), counter:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
