@@ -5,6 +5,7 @@
 | `padded` | 32×32 in three equal channels, as the networks of the CIFAR family see CIFAR |
 | `first_half`, `second_half` | classes 0 to 4, classes 5 to 9: two tasks for one architecture |
 | `pairs` | two garments side by side, each squeezed to half its width: 100 classes |
+| `small_pairs` | the same at 14×14: a quarter of the work, and harder |
 
 Each takes `data_dir`, `seed`, `validation`, `limit` and `limit_test` as `chipnet.data.load_data` does.
 """
@@ -44,8 +45,17 @@ def _side_by_side(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Te
     return torch.cat([narrow, narrow[partner]], dim=3), 10 * labels + labels[partner]
 
 
+def _small(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    images, labels = _side_by_side(images, labels, seed)
+    return F.avg_pool2d(images.float(), 2).round().to(torch.uint8), labels
+
+
 def _task(
-    name: str, change: Change, names: Callable[[Sequence[str]], Sequence[str]], flip: bool = True
+    name: str,
+    change: Change,
+    names: Callable[[Sequence[str]], Sequence[str]],
+    flip: bool = True,
+    pad: int = 2,
 ) -> Callable[..., Data]:
     """A loader of Fashion-MNIST with every split changed; `names` makes the classes of its classes."""
 
@@ -79,7 +89,7 @@ def _task(
             mean=mean,
             std=std,
             class_names=classes,
-            augment=Augment(pad=2, flip=flip),
+            augment=Augment(pad=pad, flip=flip),
             held_out=None,
             chosen=None,
         )
@@ -90,10 +100,12 @@ def _task(
 padded = _task("fashion-mnist padded", _pad, tuple)
 first_half = _task("fashion-mnist 0-4", _half(0), lambda names: names[:5])
 second_half = _task("fashion-mnist 5-9", _half(5), lambda names: names[5:])
+
+
+def _pairs(names: Sequence[str]) -> Sequence[str]:
+    return [f"{a} | {b}" for a in names for b in names]
+
+
 # Mirrored, the right garment would be the left one.
-pairs = _task(
-    "fashion-mnist pairs",
-    _side_by_side,
-    lambda names: [f"{a} | {b}" for a in names for b in names],
-    flip=False,
-)
+pairs = _task("fashion-mnist pairs", _side_by_side, _pairs, flip=False)
+small_pairs = _task("fashion-mnist pairs 14x14", _small, _pairs, flip=False, pad=1)

@@ -374,3 +374,50 @@ def test_any_arguments_and_outputs_are_taken():
         small.h.bias[0] += 1e-3
     difference, scale = verify_compact(model, small, plan, inputs)
     assert difference > 1e-5 * scale  # the dataclass was looked into
+
+
+class _Regions(nn.Module):
+    """Precision and gradients set for a part of forward, one region inside another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3)
+        self.second = nn.Conv2d(6, 5, 3)
+        self.third = nn.Conv2d(5, 4, 1)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        with torch.autocast(x.device.type, enabled=False):
+            y = self.second(y.to(self.second.weight.dtype)).relu()
+            twice = y * 2
+            with torch.set_grad_enabled(True):
+                y = self.third(y + twice)
+        with torch.set_grad_enabled(True):
+            y = y.mean((2, 3))
+        return self.head(y) + twice.sum((1, 2, 3))[:, None]
+
+
+def test_a_region_of_another_precision_hides_nothing() -> None:
+    s = exact_under_random_masks(_Regions().eval(), torch.randn(2, 3, 9, 9))
+    assert {site.name: site.free for site in s.sites if site.free} == {"first": 6, "second": 5, "third": 4}
+    assert not [site.reason for site in s.sites if "wrap" in site.reason]
+
+
+class _Positions(nn.Module):
+    """Adds positions counted over an inverted mask, as Fourier encodings do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        padded = torch.zeros(y.shape[0], *y.shape[2:], dtype=torch.bool)
+        rows = (~padded).cumsum(1, dtype=y.dtype)[:, None]
+        return self.second(y * rows)
+
+
+def test_a_mask_may_be_inverted() -> None:
+    s = exact_under_random_masks(_Positions().eval(), torch.randn(2, 3, 9, 9))
+    assert [site.name for site in s.sites if site.free] == ["first"]

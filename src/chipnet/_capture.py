@@ -20,6 +20,9 @@ from chipnet._inputs import Inputs, tensors
 from chipnet._rules import LAYERS, apply, operator_name
 from chipnet._trace import Labels, Mode, Realisation, Tracer
 
+wrap_with_autocast = torch.ops.higher_order.wrap_with_autocast
+wrap_with_set_grad_enabled = torch.ops.higher_order.wrap_with_set_grad_enabled
+
 
 def export(model: nn.Module, inputs: Inputs, train: bool = False) -> torch.export.ExportedProgram:
     """The model's forward in eval (or train) mode as an ATen graph. The model is left as it was."""
@@ -27,7 +30,9 @@ def export(model: nn.Module, inputs: Inputs, train: bool = False) -> torch.expor
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _plain_outputs(model):
             model.train(train)
-            return torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
+            program = torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
+            _inline(program.graph_module)
+            return program
     except Exception as e:
         said = str(e).strip().split("\n")[0]
         raise CaptureError(
@@ -41,6 +46,28 @@ def export(model: nn.Module, inputs: Inputs, train: bool = False) -> torch.expor
         model.train(training[model])  # for those who override it
         for module, flag in training.items():
             module.training = flag
+
+
+def _inline(module: torch.fx.GraphModule) -> None:
+    """Put the operators of ``with torch.autocast(...)`` and ``with torch.no_grad()`` where the region stands: what
+    it is for (precision, gradients) moves no channel, and a region seen as one operator keeps all of them."""
+    graph = module.graph
+    for node in graph.find_nodes(op="call_function", target=wrap_with_autocast) + graph.find_nodes(
+        op="call_function", target=wrap_with_set_grad_enabled
+    ):
+        settings = 4 if node.target is wrap_with_autocast else 1
+        region, *inputs = node.args[settings:]
+        inside = getattr(module, region.target)
+        _inline(inside)
+        placeholders = inside.graph.find_nodes(op="placeholder")
+        with graph.inserting_before(node):
+            outputs = graph.graph_copy(inside.graph, dict(zip(placeholders, inputs, strict=True)))
+        for user in list(node.users):  # each takes one output of the region
+            user.replace_all_uses_with(outputs[user.args[1]])  # type: ignore[index]
+            graph.erase_node(user)
+        graph.erase_node(node)
+        if not region.users:
+            graph.erase_node(region)
 
 
 @contextlib.contextmanager

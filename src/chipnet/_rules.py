@@ -115,7 +115,7 @@ def unary(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     if others:
         return t.barrier([x, *others], "another tensor decides on its values")
     x = t.labelled(x)
-    zero = t.node.target(torch.zeros(()), *args, **kwargs)  # type: ignore[operator]
+    zero = t.node.target(torch.zeros((), dtype=t.dtype), *args, **kwargs)  # type: ignore[operator]
     return Labels(x.core, x.shape) if float(zero) == 0.0 else t.map([x], "const")
 
 

@@ -164,6 +164,12 @@ class Tracer:
         val = val[0] if isinstance(val, (tuple, list)) else val
         return tuple(int(n) for n in val.shape)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the current node's first input."""
+        found = (n.meta.get("val") for n in self.node.all_input_nodes)
+        return next((v.dtype for v in found if isinstance(v, Tensor)), torch.get_default_dtype())
+
     # -- sizes kept as numbers ----------------------------------------------------------------------------
     @property
     def mode(self) -> Mode | None:
