@@ -129,14 +129,18 @@ class Pruner:
         if LATENCY in self.budget.kinds:
             self.method.settle = self._settle  # type: ignore[method-assign]
         self.steps, self.taken = steps, 0
-        gates = np.concatenate([s.gates for s in self.structure.sites])
+        self._gated = [(site.gates >= 0).any() for site in self.structure.sites]
+        sites = [site for site, gated in zip(self.structure.sites, self._gated, strict=True) if gated]
+        gates = np.concatenate([site.gates for site in sites])
         self._index = torch.from_numpy(np.where(gates < 0, self.structure.gates, gates)).to(device)
         self._values: Tensor | None = None
         self._leaf: Tensor | None = None
+        self._parts: tuple[Tensor, ...] = ()
         self._with_grad = False
         self._apart = False
-        self._forced: Tensor | None = None
-        self._handles = add_gates(model, self.structure.sites, self._channel_values)
+        self._forced: tuple[Tensor, ...] | None = None
+        self._sizes = [site.channels for site in sites]
+        self._handles = add_gates(model, sites, self._channel_values)
 
     @property
     def progress(self) -> float:
@@ -238,7 +242,9 @@ class Pruner:
 
     def _force(self, mask: Tensor | None) -> Tensor:
         mask = self.mask if mask is None else mask
-        self._forced = self.structure.open(mask).to(self._index.device, torch.float32)
+        opened = self.structure.open(mask).to(self._index.device, torch.float32)
+        parts = opened.split([site.channels for site in self.structure.sites])
+        self._forced = tuple(part for part, gated in zip(parts, self._gated, strict=True) if gated)
         return mask
 
     def detach(self) -> None:
@@ -266,16 +272,18 @@ class Pruner:
         self.landing = Landing(**state["landing"]) if "landing" in state else None
         self._landed = state.get("landed")
         self._leaf = self._values = None
+        self._parts = ()
 
     def _make_values(self) -> None:
         if torch.is_grad_enabled() and self._handles:
             self._channel_values()
 
-    def _channel_values(self) -> Tensor:
-        """Gate values of every channel of every site, computed once a step.
+    def _channel_values(self) -> tuple[Tensor, ...]:
+        """Gate values of every channel of every site with gates, by site, computed once a step.
 
         Forwards get a detached leaf, so any number of backward passes may run between two steps; ``step`` hands
-        the gradient that has gathered in it on to the method.
+        the gradient that has gathered in it on to the method. It is split here and not by every site for itself:
+        the gradient of a split is one concatenation, that of a slice a zero for every gate of the network.
         """
         if self._forced is not None:
             return self._forced
@@ -284,7 +292,8 @@ class Pruner:
             gates = self.method.values(self.progress)
             self._values = torch.cat([gates, gates.new_ones(1)]).index_select(0, self._index)
             self._leaf = self._values.detach().requires_grad_(self._values.requires_grad)
-        return self._leaf
+            self._parts = self._leaf.split(self._sizes)
+        return self._parts
 
     def _collect(self, loss_scale: float) -> None:
         """Hand the gradient of the gate values on to what the method learns.
@@ -313,3 +322,4 @@ class Pruner:
                     p.grad = None
         self._apart = False
         self._leaf = self._values = None
+        self._parts = ()
