@@ -16,7 +16,7 @@ from chipnet._errors import ChipNetError, LoadError
 from chipnet._io import write_atomically
 
 CHECKPOINT, BEFORE = "checkpoint.pt", "checkpoint-before.pt"
-FORMAT = 1
+FORMAT = 2
 
 
 def write(out: Path, state: dict[str, Any]) -> None:

@@ -232,8 +232,10 @@ class Run:
             scaler = getattr(self.fabric.strategy.precision, "scaler", None)
             if scaler is not None:
                 scaler.load_state_dict(saved["scaler"])
-            if len(saved["generators"]) == self.fabric.world_size:
-                set_generators(saved["generators"][self.fabric.global_rank])
+            if len(saved["processes"]) == self.fabric.world_size:
+                mine = saved["processes"][self.fabric.global_rank]
+                set_generators(mine["generators"])
+                self.state.totals = mine["totals"]
         else:
             phase.begin(self)
         self.clock = time.perf_counter()
@@ -402,7 +404,7 @@ class Run:
     def save_state(self) -> None:
         """Write down where the run stands."""
         self.charge(self.phase.name)
-        everyones = gathered(generators())
+        everyones = gathered({"generators": generators(), "totals": self.state.totals})
         if self.metrics is not None:  # the first process writes
             pruner, plan = self.phase.pruner, self.plan
             scaler = getattr(self.fabric.strategy.precision, "scaler", None)
@@ -415,7 +417,7 @@ class Run:
                     "pruner": pruner.state_dict() if pruner is not None else None,
                     "plan": plan.to_json() if plan is not None else None,
                     "scaler": scaler.state_dict() if scaler is not None else None,
-                    "generators": everyones,
+                    "processes": everyones,
                     "metrics": self.metrics.position,
                 },
             )
