@@ -134,8 +134,7 @@ class Pruner:
         gates = np.concatenate([site.gates for site in sites])
         self._index = torch.from_numpy(np.where(gates < 0, self.structure.gates, gates)).to(device)
         self._values: Tensor | None = None
-        self._leaf: Tensor | None = None
-        self._parts: tuple[Tensor, ...] = ()
+        self._leaves: tuple[Tensor, ...] = ()
         self._with_grad = False
         self._apart = False
         self._forced: tuple[Tensor, ...] | None = None
@@ -271,8 +270,7 @@ class Pruner:
         self.method.load_state_dict(state["method"])
         self.landing = Landing(**state["landing"]) if "landing" in state else None
         self._landed = state.get("landed")
-        self._leaf = self._values = None
-        self._parts = ()
+        self._values, self._leaves = None, ()
 
     def _make_values(self) -> None:
         if torch.is_grad_enabled() and self._handles:
@@ -281,19 +279,19 @@ class Pruner:
     def _channel_values(self) -> tuple[Tensor, ...]:
         """Gate values of every channel of every site with gates, by site, computed once a step.
 
-        Forwards get a detached leaf, so any number of backward passes may run between two steps; ``step`` hands
-        the gradient that has gathered in it on to the method. It is split here and not by every site for itself:
-        the gradient of a split is one concatenation, that of a slice a zero for every gate of the network.
+        Forwards get detached leaves, so any number of backward passes may run between two steps; ``step`` hands the
+        gradient that has gathered in them on to the method. One for every site: the gradient of a slice would be
+        a zero for every gate of the network.
         """
         if self._forced is not None:
             return self._forced
-        if self._leaf is None or (torch.is_grad_enabled() and not self._with_grad):
+        if not self._leaves or (torch.is_grad_enabled() and not self._with_grad):
             self._with_grad = torch.is_grad_enabled()
             gates = self.method.values(self.progress)
             self._values = torch.cat([gates, gates.new_ones(1)]).index_select(0, self._index)
-            self._leaf = self._values.detach().requires_grad_(self._values.requires_grad)
-            self._parts = self._leaf.split(self._sizes)
-        return self._parts
+            parts = self._values.detach().split(self._sizes)
+            self._leaves = tuple(part.requires_grad_(self._values.requires_grad) for part in parts)
+        return self._leaves
 
     def _collect(self, loss_scale: float) -> None:
         """Hand the gradient of the gate values on to what the method learns.
@@ -303,12 +301,15 @@ class Pruner:
         whole batch. Its own losses depend on nothing but its own state, which is then the same on every process.
         """
         learnt = self.method.learnt()
-        if self._leaf is not None and self._values is not None and self._values.requires_grad:
-            grad = self._leaf.grad
-            if grad is None and world(self.group) > 1:  # a process without a backward must still take part
-                grad = torch.zeros_like(self._leaf)
-            if grad is not None:
-                grad = mean_(grad, self.group)
+        if self._values is not None and self._values.requires_grad:
+            grads = [leaf.grad for leaf in self._leaves]
+            # A process without a backward must still take part.
+            if world(self.group) > 1 or any(grad is not None for grad in grads):
+                whole = [
+                    torch.zeros_like(leaf) if grad is None else grad
+                    for leaf, grad in zip(self._leaves, grads, strict=True)
+                ]
+                grad = mean_(torch.cat(whole), self.group)
                 if loss_scale != 1.0:
                     grad = grad / loss_scale
                     for p in learnt if not self._apart else []:
@@ -321,5 +322,4 @@ class Pruner:
                 if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
                     p.grad = None
         self._apart = False
-        self._leaf = self._values = None
-        self._parts = ()
+        self._values, self._leaves = None, ()
