@@ -6,7 +6,7 @@ Both kinds of step are taken in turns on the same network, blocks of a few steps
 both. Times are CPU seconds of the one thread that runs, on CUDA wall-clock seconds. Masks that are solved anew 60
 times in the phase cost a solve each, which is measured apart and spread over the phase's steps: the ratio counts
 both. Memory is the largest amount allocated in a step: on CUDA the allocator's, on the CPU PyTorch's profiler's.
-Operators are those that PyTorch's profiler counts in a step (not compiled): what they cost is noise, how many is not.
+Operators are those that PyTorch's profiler counts in a step (not compiled): a number without noise.
 """
 
 from __future__ import annotations
