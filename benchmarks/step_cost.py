@@ -6,6 +6,7 @@ Both kinds of step are taken in turns on the same network, blocks of a few steps
 both. Times are CPU seconds of the one thread that runs, on CUDA wall-clock seconds. Masks that are solved anew 60
 times in the phase cost a solve each, which is measured apart and spread over the phase's steps: the ratio counts
 both. Memory is the largest amount allocated in a step: on CUDA the allocator's, on the CPU PyTorch's profiler's.
+Operators are those that PyTorch's profiler counts in a step (not compiled): a number without noise.
 """
 
 from __future__ import annotations
@@ -86,6 +87,12 @@ class Steps:
                 most = max(most, now)
         return most + sum(p.numel() * p.element_size() for p in _tensors(self))
 
+    def operators(self) -> int:
+        """How many operators of PyTorch a step calls, those inside of others included."""
+        with profile(activities=[ProfilerActivity.CPU]) as trace:
+            self.step()
+        return sum(event.name.startswith("aten::") for event in trace.events() or [])
+
 
 def _tensors(steps: Steps) -> list[torch.Tensor]:
     state = [v for s in steps.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
@@ -113,8 +120,10 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true")
     a = parser.parse_args()
     torch.set_num_threads(1)
-    print("| network | method | dense step | pruning step + solves | ratio | quartiles | peak memory |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| network | method | dense step | pruning step + solves | ratio | quartiles | peak memory | operators |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for model in a.models.split(","):
         for method in a.methods.split(","):
             dense, soft = Steps(a, model, None), Steps(a, model, method)
@@ -128,7 +137,8 @@ def main() -> None:
             print(
                 f"| {model} | {method} | {1000 * one:.1f} ms | {1000 * two:.1f} ms + {1000 * solving:.2f} ms | "
                 f"{(two + solving) / one:.3f} | {ratios[0]:.3f} to {ratios[2]:.3f} | "
-                f"{peaks[1] / 2**20:.1f} of {peaks[0] / 2**20:.1f} MiB: {peaks[1] / peaks[0]:.3f} |",
+                f"{peaks[1] / 2**20:.1f} of {peaks[0] / 2**20:.1f} MiB: {peaks[1] / peaks[0]:.3f} | "
+                f"{dense.operators():,} + {soft.operators() - dense.operators():,} |",
                 flush=True,
             )
             del dense, soft

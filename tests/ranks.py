@@ -1,6 +1,6 @@
 """What two processes do together: runs as `chipnet prune` makes them, and a loop of a user's own.
 
-    python -m torch.distributed.run --standalone --nproc-per-node 2 tests/ranks.py FOLDER MODEL,MODEL ARGUMENTS
+    python -m torch.distributed.run --standalone --nproc-per-node 2 tests/ranks.py FOLDER
 
 Leaves FOLDER/MODEL-RANK-PHASE.pt (state of the network, masks and plan at the end of every phase), a run folder
 FOLDER/MODEL, and FOLDER/loop-RANK.pt.
@@ -14,12 +14,44 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from test_train import tiny_net  # noqa: F401 (a model by name)
+from test_train import tiny_net
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 import chipnet
 from chipnet import _phases, cli
+from chipnet.data import TensorImages, load_data
 from chipnet.methods import METHODS
+
+COMMON = (
+    "--budget",
+    "macs=0.5",
+    "--clip",
+    "1",
+    "--label-smoothing",
+    "0.1",
+    "--accelerator",
+    "cpu",
+    "--quiet",
+)
+DIGITS = (
+    "--data",
+    "digits",
+    "--epochs",
+    "1,2,1",
+    "--limit",
+    "171",
+    "--limit-test",
+    "61",
+    "--accumulate",
+    "2",
+)
+RUNS = {
+    "conv_net": (*DIGITS, *COMMON),
+    "tiny_net": (*DIGITS, *COMMON),
+    "dropping": ("--data", "ranks:loaders", "--epochs", "1,3,1", "--batch-size", "16", *COMMON),
+}
+"""Model -> how `chipnet prune` is called for it."""
 
 
 def conv_net(num_classes, in_channels):
@@ -28,6 +60,33 @@ def conv_net(num_classes, in_channels):
         nn.Conv2d(in_channels, 11, 3, padding=1), nn.ReLU(), nn.Conv2d(11, 13, 3, padding=1), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(13, num_classes),
     )  # fmt: skip
+
+
+def dropping(num_classes, in_channels):
+    """Random numbers in the forward, others on every process."""
+    return nn.Sequential(tiny_net(20, in_channels), nn.Dropout(0.3), nn.ReLU(), nn.Linear(20, num_classes))
+
+
+class Varied(Dataset):
+    """Digits, brighter or darker every time."""
+
+    def __init__(self, images: TensorImages):
+        self.images, self.classes = images, list(range(10))
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        image, label = self.images[i]
+        return image / 255 + torch.rand(()), label
+
+
+def loaders(batch_size):
+    digits = load_data("digits", limit=96, limit_test=61)
+    train = Varied(digits.train)
+    sampler = DistributedSampler(train) if dist.is_initialized() else None
+    test = DataLoader(Varied(digits.test), 32)
+    return DataLoader(train, batch_size, sampler=sampler), test
 
 
 def note(phase_class, place):
@@ -69,12 +128,12 @@ def own_loop(method, rank=0, world=1):
 
 def main():
     torch.set_num_threads(1)
-    folder, models, *arguments = sys.argv[1:]
+    (folder,) = sys.argv[1:]
     rank = int(os.environ["RANK"])
     current = [""]
     for phase_class in _phases.PHASES.values():
         note(phase_class, lambda: f"{folder}/{current[0]}-{rank}")
-    for name in models.split(","):
+    for name, arguments in RUNS.items():
         current[0] = name
         out = str(Path(folder) / name)
         cli.app(["prune", "--model", f"ranks:{name}", "--out", out, *arguments], standalone_mode=False)

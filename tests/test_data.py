@@ -507,7 +507,7 @@ def test_callable(tmp_path, monkeypatch):
     assert images.shape == (4, 2, 5, 5)
     with pytest.raises(ConfigError, match="takes no limit_test and no image_size"):
         load_data("my_data_for_test:load", limit_test=3, image_size=3)
-    with pytest.raises(ConfigError, match=r"returned a int; it must return a chipnet.data.Data"):
+    with pytest.raises(ConfigError, match=r"returned a int; it must return a mapping"):
         load_data("my_data_for_test:wrong")
     sys.modules.pop("my_data_for_test")
 

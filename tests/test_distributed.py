@@ -2,10 +2,13 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import killing
 import pytest
 import ranks
 import torch
@@ -30,23 +33,44 @@ RECIPE = Recipe(
     limit=171,
     limit_test=61,
 )
-ARGUMENTS = (
-    "--data", "digits", "--budget", "macs=0.5", "--epochs", "1,2,1", "--limit", "171", "--limit-test", "61",
-    "--clip", "1", "--accumulate", "2", "--label-smoothing", "0.1", "--accelerator", "cpu", "--quiet",
-)  # fmt: skip
+
+
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}",
+}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """One pair of processes for all tests here: two runs, then three loops of a user's own."""
+    """One pair of processes for all tests here: three runs, then loops of a user's own."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, str(ROOT / "tests" / "ranks.py"), str(folder), "conv_net,tiny_net", *ARGUMENTS]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    command = [*torchrun, str(ROOT / "tests" / "ranks.py"), str(folder)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
+
+
+def pair(*arguments):
+    """Two processes of `chipnet prune`, as torchrun starts them; without it between them and a signal."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"TORCHELASTIC_RUN_ID": "killed", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "chipnet.cli", "prune", *map(str, arguments)],
+            env={**ENVIRONMENT, **shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
 
 
 def same(a, b):
@@ -61,7 +85,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("phase", ["train", "prune", "finetune"])
-@pytest.mark.parametrize("model", ["conv_net", "tiny_net"])
+@pytest.mark.parametrize("model", ranks.RUNS)
 def test_both_processes_have_the_same_at_every_phases_end(folder, model, phase):
     zero, one = (torch.load(folder / f"{model}-{rank}-{phase}.pt") for rank in (0, 1))
     assert set(zero) >= {"weights", "plan", "known"} | ({"mask", "pruner"} if phase == "prune" else set())
@@ -90,6 +114,25 @@ def test_without_batch_statistics_two_processes_compute_what_one_does(folder, tm
     assert both["compact"]["accuracy"] * 61 / 100 == pytest.approx(
         round(both["compact"]["accuracy"] * 61 / 100)
     )
+
+
+def test_two_processes_that_are_killed_and_continued_end_with_the_same_bits(folder, tmp_path):
+    """Both at once, somewhere in soft pruning, with dropout on each and loaders of the user's own."""
+    out = tmp_path / "killed"
+    arguments = ("--model", "ranks:dropping", *ranks.RUNS["dropping"], "--checkpoint-steps", "1")
+    processes = pair("--out", out, *arguments)
+    lines = out / "metrics.jsonl"
+    while processes[0].poll() is None and not (lines.exists() and '"phase": "prune"' in lines.read_text()):
+        time.sleep(0.01)
+    for process in processes:
+        process.kill()
+        process.communicate()
+    at = torch.load(out / "checkpoint.pt")["state"]
+    assert at["phase"] == "prune" and not (out / "result.json").exists()
+    processes = pair("--quiet", "--resume", out)
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert killing.fingerprint(out) == killing.fingerprint(folder / "dropping")
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -5,6 +5,7 @@ UPDATE=1 pytest tests/test_errors.py     # writes docs/errors.md anew
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,23 @@ def run(**changes):
     fields = {"model": "test_train:tiny_net", "data": "digits", "budget": "macs=0.5", "out": "RUN",
               "recipe": TINY, "accelerator": "cpu"}  # fmt: skip
     return lambda: prepare(Request(**{**fields, **changes}))
+
+
+X, Y = torch.zeros(4, 1, 6, 6), torch.arange(4)
+BATCHES = [(X, Y)] * 2
+LOADERS = {}
+
+
+def given():
+    return LOADERS["now"]
+
+
+def loaders(train, validation=BATCHES, recipe=Recipe(1, 1, 1)):  # noqa: B008 (frozen)
+    def call():
+        sys.modules["test_errors"].LOADERS["now"] = train, validation
+        run(data="test_errors:given", recipe=recipe)()
+
+    return call
 
 
 def config(**values):
@@ -94,6 +112,19 @@ CASES = [
      "E is empty"),
     ("an image folder without classes", lambda: (os.makedirs("F/train"), os.mkdir("F/val"),
      run(data="image-folder", data_dir="F")()), ConfigError, "has no class folders"),
+    ("shards that are no shards", lambda: (os.mkdir("W"), file("W/train-0.tar", b"x")(),
+     run(data="wds", data_dir="W")()), ConfigError, "train-0.tar is not a readable .tar file"),
+    ("a loader that is used up", loaders(iter(BATCHES)), ConfigError, "which can be gone through once"),
+    ("a loader of unknown length", loaders(lambda epoch: BATCHES), ConfigError, "without len(), and the schedules"),
+    ("a loader of something else", loaders([{"images": X, "labels": Y}]), ConfigError,
+     "it is a dict, not (images, labels)"),
+    ("a loader of bytes", loaders([(X.byte(), Y)]), ConfigError, "images must be floating point [B, C, H, W]"),
+    ("images of another size", loaders(BATCHES, [(X[..., :5, :5], Y)]), ConfigError,
+     "images are [1, 5, 5], and those of the first training batch [1, 6, 6]"),
+    ("labels that no class has", loaders([(X, Y - 1)] * 2), ConfigError,
+     "labels run from -1 to 2, and they start at 0"),
+    ("loaders of other batches than the run's", loaders(BATCHES, recipe=Recipe(1, 1, 1, batch_size=32)),
+     ConfigError, "gives batches of 4 images, and the run's are 32"),
     ("a limit on no images", run(recipe=Recipe(1, 1, 1, limit=1)), ConfigError, "limit must be at least 2, not 1"),
     ("a validation part of all images", run(validation=1.0), ConfigError, "validation is a fraction"),
     ("a budget of nothing", run(budget="macs=0"), BudgetError, "nothing would remain"),

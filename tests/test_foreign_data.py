@@ -1,6 +1,10 @@
 """Data sets of other libraries and of the user's own: read, split, inferred, refused with the fix."""
 
+import gc
+import io
 import sys
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from test_train import TINY, rows
 
 from chipnet import ConfigError
 from chipnet.data import load_data
+from chipnet.data._shards import Shards
 from chipnet.train import Recipe, Request, prepare, run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -114,7 +119,10 @@ def test_torchvision_that_cannot_be_read(tmp_path, name, text):
     [
         ({"train": Squares()}, "has train; it takes train, and test or validation or both"),
         ({}, "has no parts"),
-        ({"train": Squares(), "test": iter([])}, "test is a list_iterator, without len() or [index]"),
+        (
+            {"train": Squares(), "test": iter([])},
+            "test is a list_iterator, without len() or [index]. Return data sets, or loaders",
+        ),
         ({"train": Squares(), "test": []}, "test is empty"),
         (
             {"train": Squares(), "test": Squares(first=1)},
@@ -169,6 +177,119 @@ def test_hugging_face_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match=r"hf.*pip install datasets"):
         load_data("hf", tmp_path)
+
+
+def write_shards(folder, part, count, first=0, **extra):
+    """True shards, as WebDataset's own writer makes them: nine samples in each."""
+    wds = pytest.importorskip("webdataset")
+    with wds.ShardWriter(str(folder / f"{part}-%06d.tar"), maxcount=9, verbose=0) as sink:
+        for i in range(count):
+            pixels = np.full((10, 12, 3), 60 * (i % 4), np.uint8)
+            sink.write(
+                {"__key__": f"a.b/{i:06d}", "png": pixels, "cls": i % 4 + first, "json": {"i": i}, **extra}
+            )
+
+
+def test_webdataset_shards(tmp_path):
+    for part, count in (("train", 40), ("val", 8), ("some-test", 12)):
+        write_shards(tmp_path, part, count)
+    assert len(list(tmp_path.glob("train-*.tar"))) == 5
+    data = load_data("wds", tmp_path, image_size=16)
+    assert (data.num_classes, data.in_channels, data.image_size, data.held_out) == (4, 3, 16, None)
+    assert data.counts() == {"train": 40, "validation": 8, "test": 12}
+    images, labels = next(iter(data.loader("test", 5, workers=0)))
+    assert (images.shape, labels.tolist()) == ((5, 3, 16, 16), [0, 1, 2, 3, 0])
+    assert images[0].mean() < images[1].mean() < images[2].mean()
+    # An image is found across shards, in any order, by workers too.
+    loader = data.loader("train", 8, train=True, seed=1, workers=2)
+    grey = [(x.mean((1, 2, 3)), y) for x, y in loader]
+    assert len(grey) == 5
+    for value, label in grey:
+        expected = (60 * label / 255 - torch.tensor(data.mean).mean()) / 0.226
+        torch.testing.assert_close(value, expected.float(), atol=0.1, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # its reader leaves shards open
+def test_webdataset_reads_the_same_samples(tmp_path):
+    """Against WebDataset's own reader."""
+    wds = pytest.importorskip("webdataset")
+    write_shards(tmp_path, "train", 20)
+    write_shards(tmp_path, "val", 4)
+    urls = sorted(map(str, tmp_path.glob("train-*.tar")))
+    theirs = list(wds.WebDataset(urls, shardshuffle=False).decode("rgb8").to_tuple("png", "cls"))
+    ours = (
+        load_data("webdataset", tmp_path, image_size=8, limit=18).test.samples,
+        Shards([Path(u) for u in urls]),
+    )
+    assert [len(part) for part in ours] == [4, 20] and len(theirs) == 20
+    for (picture, label), (pixels, number) in zip((ours[1][i] for i in range(20)), theirs, strict=True):
+        assert label == number and np.array_equal(np.asarray(picture), pixels)
+    gc.collect()
+
+
+def test_a_whole_run_on_shards(tmp_path):
+    write_shards(tmp_path, "train", 40)
+    write_shards(tmp_path, "val", 8)
+    request = Request(
+        "test_train:tiny_net", "wds", "macs=0.5", tmp_path / "run", Recipe(1, 1, 1, batch_size=8, limit=32),
+        data_dir=str(tmp_path), image_size=8, workers=0, accelerator="cpu",
+    )  # fmt: skip
+    assert run(prepare(request))["images"] == {"train": 32, "validation": 4, "test": 8}
+
+
+def add(path, name, content):
+    with tarfile.open(path, "a") as tar:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (
+            lambda d: (d / "train-000000.tar").write_bytes(b"no tar"),
+            "train-000000.tar is not a readable .tar file",
+        ),
+        (
+            lambda d: (d / "train-000000.tar").write_bytes((d / "train-000000.tar").read_bytes()[:1300]),
+            "train-000000.tar is not a readable .tar file",
+        ),
+        (
+            lambda d: add(d / "train-000000.tar", "x.png", b"?"),
+            "the sample 'x' has png; it needs an image (jpg, ",
+        ),
+        (lambda d: add(d / "train-000000.tar", "x.cls", b"1"), "the sample 'x' has cls; it needs an image"),
+        (
+            lambda d: add(d / "train-000000.tar", "x.cls", b"cat"),
+            "the class of the sample 'x' is b'cat'; cls holds",
+        ),
+        (
+            lambda d: write_shards(d, "val", 5, first=3),
+            "the labels of validation run from 3 to 6, and there are 4",
+        ),
+        (lambda d: write_shards(d, "more", 5), "more-000000.tar says no part: one of train, val and test"),
+        (lambda d: write_shards(d, "train-val", 5), "train-val-000000.tar says train and val: one of"),
+        (lambda d: [p.rename(p.with_suffix(".tgz")) for p in d.iterdir()], "holds no .tar file (compressed"),
+    ],
+)
+def test_shards_that_cannot_be_used(tmp_path, damage, text):
+    write_shards(tmp_path, "train", 9)
+    write_shards(tmp_path, "val", 5)
+    damage(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load_data("wds", tmp_path)
+    assert text in str(caught.value)
+
+
+def test_an_image_in_a_shard_that_is_broken(tmp_path):
+    write_shards(tmp_path, "train", 9)
+    write_shards(tmp_path, "val", 5)
+    add(tmp_path / "val-000000.tar", "x.png", b"?")
+    add(tmp_path / "val-000000.tar", "x.cls", b"1")
+    loader = load_data("wds", tmp_path, image_size=8).loader("test", 6, workers=0)
+    with pytest.raises(ConfigError, match=r"val-000000\.tar: the image at byte \d+ is not a readable image"):
+        list(loader)
 
 
 def test_augmentation_depends_on_seed_and_epoch_only():

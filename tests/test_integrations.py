@@ -177,3 +177,52 @@ def test_transformers(tmp_path):
     assert type(callback.compact) is made.ResNetForImageClassification
     assert sum(p.numel() for p in callback.compact.parameters()) == callback.plan.compact.params
     chipnet.save(callback.compact, callback.plan, tmp_path / "small.safetensors")
+
+
+def test_a_transformers_training_that_continues_ends_with_the_same_bits(tmp_path):
+    """From its last checkpoint, in a new trainer with a new callback; also where that lies in another folder."""
+    pytest.importorskip("transformers")
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from chipnet.integrations.transformers import FILE, PruningCallback
+
+    made = example("transformers_trainer")
+    data = made.Noise(64)
+    config = made.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=2
+    )
+
+    class Stopping(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 6
+
+    def train(folder, *others, resume=None, **options):
+        torch.manual_seed(0)
+        callback = PruningCallback("macs=0.5", {"pixel_values": data.x[:1]})
+        arguments = TrainingArguments(
+            str(tmp_path / folder), num_train_epochs=4, per_device_train_batch_size=16, learning_rate=1e-2,
+            report_to=[], disable_tqdm=True, use_cpu=True, logging_strategy="no", save_strategy="steps",
+            save_steps=3, **options,
+        )  # fmt: skip
+        model = made.ResNetForImageClassification(config)
+        trainer = Trainer(model, arguments, train_dataset=data, callbacks=[callback, *others])
+        trainer.train(resume_from_checkpoint=resume)
+        return callback
+
+    whole = train("whole")
+    with pytest.raises(ChipNetError, match="training stopped after 6 of the 16 steps"):
+        train("half", Stopping())
+    half = tmp_path / "half" / "checkpoint-6"
+    assert sorted(p.name for p in half.parent.iterdir()) == ["checkpoint-3", "checkpoint-6"]
+    for again in (
+        train("half", resume=True),
+        train("elsewhere", resume=str(half), resume_from_checkpoint=str(half)),
+    ):
+        assert again.plan == whole.plan
+        state, expected = again.compact.state_dict(), whole.compact.state_dict()
+        assert all(torch.equal(state[name], expected[name]) for name in expected)
+    with pytest.raises(ConfigError, match=r"the masks' state is not in .*nowhere.checkpoint-6"):
+        train("nowhere", resume=str(half))
+    (half / FILE).unlink()
+    with pytest.raises(ConfigError, match="must have been saved with this callback"):
+        train("half", resume=str(half))

@@ -148,3 +148,11 @@ def dropping(num_classes, in_channels):
         nn.Conv2d(in_channels, 11, 3), nn.BatchNorm2d(11), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(),
         nn.Linear(11 * 36, num_classes),
     )  # fmt: skip
+
+
+def dropping_small(num_classes, in_channels):
+    nn = torch.nn
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 11, 3), nn.BatchNorm2d(11), nn.ReLU(), nn.Dropout(0.3), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(11, num_classes),
+    )  # fmt: skip

@@ -7,18 +7,16 @@ disk that is full, or a file that is cut off later, costs some minutes of traini
 from __future__ import annotations
 
 import io
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from chipnet._errors import ChipNetError, LoadError
 from chipnet._io import write_atomically
 
 CHECKPOINT, BEFORE = "checkpoint.pt", "checkpoint-before.pt"
-FORMAT = 1
+FORMAT = 2
 
 
 def write(out: Path, state: dict[str, Any]) -> None:
@@ -74,25 +72,3 @@ def remove(out: Path) -> None:
     """Delete the checkpoints."""
     for name in (CHECKPOINT, BEFORE):
         (out / name).unlink(missing_ok=True)
-
-
-def generators() -> dict[str, Any]:
-    """States of Python's, NumPy's and PyTorch's global generators."""
-    numpy: Any = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:]),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-
-
-def set_generators(states: dict[str, Any]) -> None:
-    """Continue where `generators` was called."""
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])

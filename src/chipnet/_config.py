@@ -191,7 +191,9 @@ class Request:
     model: str = option(
         "resnet8", "a name (`chipnet models`; torchvision's and timm's too), or module:callable"
     )
-    data: str = option("digits", "digits, cifar10, image-folder, hf, tv/NAME and more, or module:callable")
+    data: str = option(
+        "digits", "digits, cifar10, image-folder, hf, wds, tv/NAME and more, or module:callable"
+    )
     budget: Any = option("macs=0.25", "what remains: macs=0.25, params=2M, latency=3ms; repeatable")
     out: str | os.PathLike[str] = option("", "run folder; made if missing")
     recipe: Recipe | None = None

@@ -8,7 +8,7 @@ its class, its forward and its state-dict keys, and the parameters the optimiser
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,12 +19,12 @@ from chipnet._liveness import Site
 class GateHook:
     """One hook object for a module's pre-forward (fold) and forward (restore) calls."""
 
-    def __init__(self, site: Site, values: Callable[[], Tensor], first: int) -> None:
-        self.values: Callable[[], Tensor] | None = values
+    def __init__(self, site: Site, values: Callable[[], Sequence[Tensor]], number: int) -> None:
+        self.values: Callable[[], Sequence[Tensor]] | None = values
         self.axis, self.output = site.host.axis, site.host.output
         self.weight = site.host.weight.rpartition(".")[2]
         self.bias = site.host.bias.rpartition(".")[2] if site.host.bias is not None else None
-        self.first, self.channels = first, site.channels
+        self.number = number
         self._saved: list[dict[str, nn.Parameter | None]] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GateHook:
@@ -37,7 +37,7 @@ class GateHook:
         """Where the weight is computed: the gates multiply the output."""
         if self.values is None or self.output is None:
             return output
-        z = self.values().narrow(0, self.first, self.channels).to(output.dtype)
+        z = self.values()[self.number].to(output.dtype)
         return output * z.reshape([-1] + [1] * (-1 - self.output))
 
     def fold(self, module: nn.Module, args: Any) -> None:
@@ -45,9 +45,10 @@ class GateHook:
             return
         weight = module._parameters[self.weight]
         assert weight is not None
-        z = self.values().narrow(0, self.first, self.channels).to(weight.dtype)
+        z = self.values()[self.number].to(weight.dtype)
         saved: dict[str, nn.Parameter | None] = {self.weight: weight}
-        folded = {self.weight: weight * z.reshape([-1 if a == self.axis else 1 for a in range(weight.dim())])}
+        shape = [-1 if a == self.axis else 1 for a in range(weight.dim())]
+        folded = {self.weight: weight * (z if len(shape) == 1 else z.reshape(shape))}
         bias = module._parameters[self.bias] if self.bias is not None else None
         if self.bias is not None and bias is not None:
             saved[self.bias] = bias
@@ -60,23 +61,22 @@ class GateHook:
             module._parameters.update(self._saved.pop())
 
 
-def add_gates(model: nn.Module, sites: list[Site], values: Callable[[], Tensor]) -> list[Any]:
+def add_gates(model: nn.Module, sites: list[Site], values: Callable[[], Sequence[Tensor]]) -> list[Any]:
     """Fold gate values into every gated site; returns handles that remove the gates again.
 
-    ``values()`` gives one value per channel of every site, in order (one for channels without a gate).
+    ``values()`` gives one tensor ``[channels]`` for every site, in order (one for channels without a gate).
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    handles, first = [], 0
-    for site in sites:
+    handles = []
+    for number, site in enumerate(sites):
         if (site.gates >= 0).any():
-            hook = GateHook(site, values, first)
+            hook = GateHook(site, values, number)
             module = modules[site.host.module]
             if site.host.output is not None:
                 handles.append(module.register_forward_hook(hook.multiply))
             else:
                 handles.append(module.register_forward_pre_hook(hook.fold))
                 handles.append(module.register_forward_hook(hook.restore, always_call=True))
-        first += site.channels
     return handles
 
 

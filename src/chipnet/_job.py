@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import random
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +17,8 @@ from chipnet._checkpoint import CHECKPOINT
 from chipnet._config import Recipe, Request, recipe_for
 from chipnet._io import write_atomically
 from chipnet._lazy import optional_import
-from chipnet.data import Data, load_data
+from chipnet._random import seed_everything
+from chipnet.data import Data, LoaderImages, load_data
 from chipnet.methods import read_method
 from chipnet.models import get_model, load_weights
 
@@ -118,12 +117,10 @@ def prepare(request: Request, resume: bool = False) -> Job:
         limit=recipe.limit,
         limit_test=recipe.limit_test,
         image_size=request.image_size,
+        batch_size=recipe.batch_size // processes,
+        part=(fabric.global_rank, processes),
     )
-    if recipe.batch_size > len(data.train):
-        raise ConfigError(
-            f"a batch of {recipe.batch_size} is more than the {len(data.train)} training images. "
-            "Give a smaller --batch-size."
-        )
+    _check_batch(data, recipe.batch_size, processes)
     seed_everything(request.seed)
     network = get_model(request.model, data.num_classes, data.in_channels)
     if request.weights is not None:
@@ -181,6 +178,22 @@ def example_images(data: Data) -> Tensor:
     """One image of noise, as the networks for this data set see images: float32 [1, C, H, W]."""
     shape = (1, data.in_channels, data.image_size, data.image_size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _check_batch(data: Data, batch_size: int, processes: int) -> None:
+    if not isinstance(data.train, LoaderImages):
+        if batch_size > len(data.train):
+            raise ConfigError(
+                f"a batch of {batch_size} is more than the {len(data.train)} training images. "
+                "Give a smaller --batch-size."
+            )
+    elif (given := data.train.batch_size * processes) != batch_size:
+        each = f" on each of {processes} processes" if processes > 1 else ""
+        raise ConfigError(
+            f"{data.train.name} gives batches of {data.train.batch_size} images{each}, and the run's are "
+            f"{batch_size}, which its learning rates are for. Give --batch-size {given}, or let the callable take "
+            "batch_size."
+        )
 
 
 def _check_unused(out: Path, overwrite: bool) -> None:
@@ -277,10 +290,3 @@ def _fabric(request: Request) -> Fabric:
         warnings.simplefilter("ignore")
         fabric.launch()
     return fabric
-
-
-def seed_everything(seed: int) -> None:
-    """Python's, NumPy's and PyTorch's global generators: for initial weights and networks' own randomness."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

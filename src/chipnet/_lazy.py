@@ -73,9 +73,9 @@ def import_callable(reference: str) -> Callable[..., Any]:
                     f"{reference!r}: there is no module {missing!r} on the import path. Run from the folder "
                     f"that holds it, or set PYTHONPATH."
                 ) from error
-            raise _blamed(f"importing {module_name}", error) from error
+            raise blamed(f"importing {module_name}", error) from error
         except Exception as error:
-            raise _blamed(f"importing {module_name}", error) from error
+            raise blamed(f"importing {module_name}", error) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             names = ", ".join(
@@ -105,10 +105,10 @@ def call_user(reference: str, function: Callable[..., Any], options: Mapping[str
         raise
     except Exception as error:
         given = ", ".join(options)
-        raise _blamed(f"calling {reference} (with those of {given} that it takes)", error) from error
+        raise blamed(f"calling {reference} (with those of {given} that it takes)", error) from error
 
 
-def _blamed(what: str, error: Exception) -> ConfigError:
+def blamed(what: str, error: Exception) -> ConfigError:
     """The user's own error in one line, with the place where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if f.filename != __file__ and not f.filename.startswith("<frozen")]

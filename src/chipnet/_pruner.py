@@ -129,14 +129,17 @@ class Pruner:
         if LATENCY in self.budget.kinds:
             self.method.settle = self._settle  # type: ignore[method-assign]
         self.steps, self.taken = steps, 0
-        gates = np.concatenate([s.gates for s in self.structure.sites])
+        self._gated = [(site.gates >= 0).any() for site in self.structure.sites]
+        sites = [site for site, gated in zip(self.structure.sites, self._gated, strict=True) if gated]
+        gates = np.concatenate([site.gates for site in sites])
         self._index = torch.from_numpy(np.where(gates < 0, self.structure.gates, gates)).to(device)
         self._values: Tensor | None = None
-        self._leaf: Tensor | None = None
+        self._leaves: tuple[Tensor, ...] = ()
         self._with_grad = False
         self._apart = False
-        self._forced: Tensor | None = None
-        self._handles = add_gates(model, self.structure.sites, self._channel_values)
+        self._forced: tuple[Tensor, ...] | None = None
+        self._sizes = [site.channels for site in sites]
+        self._handles = add_gates(model, sites, self._channel_values)
 
     @property
     def progress(self) -> float:
@@ -238,7 +241,9 @@ class Pruner:
 
     def _force(self, mask: Tensor | None) -> Tensor:
         mask = self.mask if mask is None else mask
-        self._forced = self.structure.open(mask).to(self._index.device, torch.float32)
+        opened = self.structure.open(mask).to(self._index.device, torch.float32)
+        parts = opened.split([site.channels for site in self.structure.sites])
+        self._forced = tuple(part for part, gated in zip(parts, self._gated, strict=True) if gated)
         return mask
 
     def detach(self) -> None:
@@ -265,26 +270,28 @@ class Pruner:
         self.method.load_state_dict(state["method"])
         self.landing = Landing(**state["landing"]) if "landing" in state else None
         self._landed = state.get("landed")
-        self._leaf = self._values = None
+        self._values, self._leaves = None, ()
 
     def _make_values(self) -> None:
         if torch.is_grad_enabled() and self._handles:
             self._channel_values()
 
-    def _channel_values(self) -> Tensor:
-        """Gate values of every channel of every site, computed once a step.
+    def _channel_values(self) -> tuple[Tensor, ...]:
+        """Gate values of every channel of every site with gates, by site, computed once a step.
 
-        Forwards get a detached leaf, so any number of backward passes may run between two steps; ``step`` hands
-        the gradient that has gathered in it on to the method.
+        Forwards get detached leaves, so any number of backward passes may run between two steps; ``step`` hands the
+        gradient that has gathered in them on to the method. One for every site: the gradient of a slice would be
+        a zero for every gate of the network.
         """
         if self._forced is not None:
             return self._forced
-        if self._leaf is None or (torch.is_grad_enabled() and not self._with_grad):
+        if not self._leaves or (torch.is_grad_enabled() and not self._with_grad):
             self._with_grad = torch.is_grad_enabled()
             gates = self.method.values(self.progress)
             self._values = torch.cat([gates, gates.new_ones(1)]).index_select(0, self._index)
-            self._leaf = self._values.detach().requires_grad_(self._values.requires_grad)
-        return self._leaf
+            parts = self._values.detach().split(self._sizes)
+            self._leaves = tuple(part.requires_grad_(self._values.requires_grad) for part in parts)
+        return self._leaves
 
     def _collect(self, loss_scale: float) -> None:
         """Hand the gradient of the gate values on to what the method learns.
@@ -294,12 +301,15 @@ class Pruner:
         whole batch. Its own losses depend on nothing but its own state, which is then the same on every process.
         """
         learnt = self.method.learnt()
-        if self._leaf is not None and self._values is not None and self._values.requires_grad:
-            grad = self._leaf.grad
-            if grad is None and world(self.group) > 1:  # a process without a backward must still take part
-                grad = torch.zeros_like(self._leaf)
-            if grad is not None:
-                grad = mean_(grad, self.group)
+        if self._values is not None and self._values.requires_grad:
+            grads = [leaf.grad for leaf in self._leaves]
+            # A process without a backward must still take part.
+            if world(self.group) > 1 or any(grad is not None for grad in grads):
+                whole = [
+                    torch.zeros_like(leaf) if grad is None else grad
+                    for leaf, grad in zip(self._leaves, grads, strict=True)
+                ]
+                grad = mean_(torch.cat(whole), self.group)
                 if loss_scale != 1.0:
                     grad = grad / loss_scale
                     for p in learnt if not self._apart else []:
@@ -312,4 +322,4 @@ class Pruner:
                 if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
                     p.grad = None
         self._apart = False
-        self._leaf = self._values = None
+        self._values, self._leaves = None, ()

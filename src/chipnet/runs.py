@@ -119,15 +119,17 @@ class Run:
             limit=recipe["limit"],
             limit_test=recipe["limit_test"],
             image_size=size,
+            batch_size=recipe["batch_size"],
         )
 
     def images(self, count: int, data_dir: str | None = None) -> Tensor:
-        """The first test images as the networks see them: float32 ``[count, C, H, W]``, or as many as there are."""
+        """The first test images as the networks see them: float32 ``[count, C, H, W]``, or as many as there are
+        (a loader of the user's: as many as its first batch has)."""
         try:
             images, _ = next(iter(self.data(data_dir).loader("test", count)))
         except ConfigError as error:
             raise ConfigError(f"{error} Give the folder of the run's data set with --data-dir.") from error
-        return images
+        return images[:count]
 
     def noise(self, count: int) -> Tensor:
         """Noise in the shape of images, the same every time: for times, which do not depend on what is seen."""

@@ -52,10 +52,11 @@ from chipnet._config import CONFIG, write_config
 from chipnet._distributed import gathered, same_buffers, sums
 from chipnet._gates import strip_gates
 from chipnet._io import write_atomically, write_json
-from chipnet._job import RESULT, Job, Recipe, Request, example_images, prepare, recipe_for, seed_everything
+from chipnet._job import RESULT, Job, Recipe, Request, example_images, prepare, recipe_for
 from chipnet._metrics import LOSSES, Metrics
 from chipnet._optim import States, cut_state, set_state
 from chipnet._phases import DENSE, MASKS, MODEL, PHASES, PLAN, Phase, Transfer
+from chipnet._random import generators, seed_everything, set_generators
 from chipnet._steps import Batch, Objective, evaluate, recalibrate, share, train_step
 from chipnet.data._images import stream_seed
 from chipnet.methods import read_method
@@ -231,8 +232,10 @@ class Run:
             scaler = getattr(self.fabric.strategy.precision, "scaler", None)
             if scaler is not None:
                 scaler.load_state_dict(saved["scaler"])
-            if len(saved["generators"]) == self.fabric.world_size:
-                _checkpoint.set_generators(saved["generators"][self.fabric.global_rank])
+            if len(saved["processes"]) == self.fabric.world_size:
+                mine = saved["processes"][self.fabric.global_rank]
+                set_generators(mine["generators"])
+                self.state.totals = mine["totals"]
         else:
             phase.begin(self)
         self.clock = time.perf_counter()
@@ -401,7 +404,7 @@ class Run:
     def save_state(self) -> None:
         """Write down where the run stands."""
         self.charge(self.phase.name)
-        generators = gathered(_checkpoint.generators())
+        everyones = gathered({"generators": generators(), "totals": self.state.totals})
         if self.metrics is not None:  # the first process writes
             pruner, plan = self.phase.pruner, self.plan
             scaler = getattr(self.fabric.strategy.precision, "scaler", None)
@@ -414,7 +417,7 @@ class Run:
                     "pruner": pruner.state_dict() if pruner is not None else None,
                     "plan": plan.to_json() if plan is not None else None,
                     "scaler": scaler.state_dict() if scaler is not None else None,
-                    "generators": generators,
+                    "processes": everyones,
                     "metrics": self.metrics.position,
                 },
             )
@@ -549,7 +552,7 @@ def _result(run: Run) -> dict[str, Any]:
         "compact": {"accuracy": known["compact"], **plan.compact.to_json()},
         "verify": {"max_abs_difference": known["verify"][0], "output_scale": known["verify"][1]},
         "seconds": {k: round(v, 2) for k, v in seconds.items()},
-        "images": {s: len(getattr(job.data, s)) for s in ("train", "validation", "test")},
+        "images": job.data.counts(),
         "recipe": dataclasses.asdict(job.recipe),
         "environment": _environment(run.fabric),
         "command": asked.command,

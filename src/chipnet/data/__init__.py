@@ -9,6 +9,7 @@
 from chipnet.data._folders import FolderBatches, FolderImages
 from chipnet.data._images import Augment, Batches, TensorImages, shift_and_flip
 from chipnet.data._load import Data, list_data, load_data
+from chipnet.data._loaders import LoaderBatches, LoaderImages, Loaders
 
 __all__ = [
     "Augment",
@@ -16,6 +17,9 @@ __all__ = [
     "Data",
     "FolderBatches",
     "FolderImages",
+    "LoaderBatches",
+    "LoaderImages",
+    "Loaders",
     "TensorImages",
     "list_data",
     "load_data",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -16,14 +16,16 @@ from chipnet._lazy import optional_import
 from chipnet.data._images import count_batches, stream_seed
 
 
-def read_image(path: str) -> Any:
-    """The image at `path` as a PIL image in RGB; ConfigError when it is not a readable image."""
+def read_image(source: str | IO[bytes], name: str | None = None) -> Any:
+    """The image in a file, open or not, as a PIL image in RGB; ConfigError when it is not a readable image."""
     image = optional_import("PIL.Image", needed_for="Reading image files", install="pillow")
     try:
-        with image.open(path) as opened:
+        with image.open(source) as opened:
             return opened.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:  # PIL reports broken PNG chunks as SyntaxError
-        raise ConfigError(f"{path} is not a readable image ({error}). Replace or delete it.") from error
+        raise ConfigError(
+            f"{name or source} is not a readable image ({error}). Replace or delete it."
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)

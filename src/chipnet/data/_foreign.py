@@ -114,8 +114,8 @@ def from_mapping(name: str, parts: Mapping[str, Any]) -> Source:
         samples = parts[part]
         if not hasattr(samples, "__getitem__") or not hasattr(samples, "__len__"):
             raise ConfigError(
-                f"{name}: {part} is a {type(samples).__name__}, without len() or [index]. Streams and loaders have "
-                "no order to repeat: train in a loop of your own (docs/integrations.md), or return data sets."
+                f"{name}: {part} is a {type(samples).__name__}, without len() or [index]. Return data sets, or "
+                "loaders of batches as a tuple (train, validation, test) or chipnet.data.Loaders."
             )
         labels = _labels(name, part, samples)
         images[part] = SampleImages(samples, labels, torch.arange(len(labels)))

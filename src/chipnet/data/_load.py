@@ -14,10 +14,13 @@ from torch import Tensor
 
 from chipnet._errors import ConfigError
 from chipnet._lazy import accepted, call_user, import_callable
+from chipnet._random import Apart
 from chipnet.data import _sources
 from chipnet.data._folders import FolderBatches, FolderImages, folder_transform
 from chipnet.data._foreign import from_mapping, hugging_face, torchvision_set
 from chipnet.data._images import Augment, Batches, TensorImages, channel_statistics
+from chipnet.data._loaders import LoaderBatches, LoaderImages, Loaders, read_loaders
+from chipnet.data._shards import web_dataset
 from chipnet.data._sources import Images, Source
 from chipnet.data._split import stratified_choice
 
@@ -35,8 +38,12 @@ _SOURCES: dict[str, Callable[[str | Path | None], Source]] = {
     "tiny-imagenet": _sources.tiny_imagenet,
     "image-folder": _sources.image_folder,
     "hf": hugging_face,
+    "wds": web_dataset,
 }
-_ALIASES = {"fashionmnist": "fashion-mnist", "cifar-10": "cifar10", "cifar-100": "cifar100"}
+_ALIASES = {
+    "fashionmnist": "fashion-mnist", "cifar-10": "cifar10", "cifar-100": "cifar100", "webdataset": "wds",
+}  # fmt: skip
+_DECODED = ("image-folder", "hf", "wds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +52,8 @@ class Data:
 
     Attributes:
         name: as given to `load_data`.
-        train: training images: in memory (`TensorImages`), as files (`FolderImages`), or as a data set of somebody
-            else's gives them (`SampleImages`).
+        train: training images: in memory (`TensorImages`), as files (`FolderImages`), as a data set of somebody
+            else's gives them (`SampleImages`), or in a loader's batches (`LoaderImages`).
         validation: images held out of the training set; choose epochs and settings by these.
         test: the official test images; for the final number only.
         num_classes: classes.
@@ -64,9 +71,9 @@ class Data:
     """
 
     name: str
-    train: Images
-    validation: Images
-    test: Images
+    train: Images | LoaderImages
+    validation: Images | LoaderImages
+    test: Images | LoaderImages
     num_classes: int
     in_channels: int
     image_size: int
@@ -88,9 +95,18 @@ class Data:
         def listed(indices: Tensor | None) -> list[int] | None:
             return None if indices is None else indices.tolist()
 
-        counts = {split: len(getattr(self, split)) for split in ("train", "validation", "test")}
         chosen = {"validation": listed(self.held_out), "train": listed(self.chosen)}
-        return {"data": self.name, "counts": counts, **chosen}
+        return {"data": self.name, "counts": self.counts(), **chosen}
+
+    def counts(self) -> dict[str, int | None]:
+        """Images of each split; None where a loader cannot tell.
+
+        Example:
+            >>> load_data("digits").counts()
+            {'train': 1294, 'validation': 144, 'test': 359}
+        """
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {k: v.count() if isinstance(v, LoaderImages) else len(v) for k, v in parts.items()}
 
     def to_json(self) -> dict[str, object]:
         """What a network for these images must know, as plain JSON values: sizes, normalisation, labels.
@@ -119,13 +135,13 @@ class Data:
         device: torch.device | str | None = None,
         workers: int | None = None,
         part: tuple[int, int] = (0, 1),
-    ) -> Batches | FolderBatches:
+    ) -> Batches | FolderBatches | LoaderBatches:
         """Batches of one split, normalised by `mean` and `std`.
 
         Args:
             split: "train", "validation" or "test".
             batch_size: images per batch; the last batch may be smaller. A single left-over image is dropped
-                in training.
+                in training. A loader of somebody else's has batches of its own.
             train: shuffle and augment. Otherwise the order is fixed and images are not varied.
             seed: with the epoch, decides order and augmentation. Each loop is one epoch; `set_epoch(n)` sets
                 the next.
@@ -148,7 +164,9 @@ class Data:
         """
         if split not in ("train", "validation", "test"):
             raise ConfigError(f"There is no split {split!r}: it is 'train', 'validation' or 'test'.")
-        images: Images = getattr(self, split)
+        images: Images | LoaderImages = getattr(self, split)
+        if isinstance(images, LoaderImages):
+            return LoaderBatches(images, seed=seed, device=device, part=part)
         if not isinstance(images, TensorImages):
             transform = folder_transform(self.image_size, self.mean, self.std, train)
             return FolderBatches(
@@ -193,6 +211,8 @@ def load_data(
     limit: int | None = None,
     limit_test: int | None = None,
     image_size: int | None = None,
+    batch_size: int | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Data:
     """Load a data set from disk. Nothing is ever downloaded.
 
@@ -205,13 +225,15 @@ def load_data(
     | `tiny-imagenet` | `tiny-imagenet-200`; its validation set is the test set | 3x64x64, 1.3 GB in memory |
     | `image-folder` | `train/CLASS/` and `val/CLASS/` or `test/CLASS/` | files, decoded while training |
     | `hf` | a `datasets.DatasetDict`, as `save_to_disk` wrote it | decoded while training |
+    | `wds` | WebDataset shards: `train-000000.tar`, `val-000000.tar`, ... | decoded while training |
     | `tv/NAME` | as the torchvision data set NAME likes | decoded while training |
-    | `module:callable` | as the callable likes | it returns a `Data`, or a mapping of data sets |
+    | `module:callable` | as the callable likes | it returns a `Data`, a mapping of data sets, or loaders |
 
     The validation set is a stratified part of the training set, chosen by `seed`; an image folder that has
     both `val` and `test` uses `val`. A `module:callable` is called with those of `data_dir`, `seed`,
-    `validation`, `limit`, `limit_test` and `image_size` that it takes. It returns a `Data`, or a mapping with the
-    map-style data sets `train`, `test` and perhaps `validation`, of (image, label).
+    `validation`, `limit`, `limit_test`, `image_size`, `batch_size` and `part` that it takes, and with random
+    generators seeded by `seed`. It returns a `Data`; a mapping with the map-style data sets `train`, `test` and
+    perhaps `validation`, of (image, label); or loaders: `Loaders`, or a tuple (train, validation[, test]).
 
     Args:
         name: which data set; case does not matter, `_` is `-`.
@@ -222,6 +244,8 @@ def load_data(
             the training set, shrinks in proportion.
         limit_test: keep only this many test images, stratified.
         image_size: of images decoded while training: height and width after the transforms, by default 224.
+        batch_size: for a callable that takes it: images of one batch of its training loader, in each process.
+        part: for a callable that takes it: (k, n), the k-th of n processes that train together.
 
     Returns:
         The data; the three splits share no image.
@@ -239,7 +263,9 @@ def load_data(
     """
     _check_options(seed, validation, limit, limit_test, image_size)
     if ":" in name:
-        return _from_callable(name, data_dir, seed, validation, limit, limit_test, image_size)
+        given = {"seed": seed, "validation": validation, "batch_size": batch_size, "part": part}
+        wanted = {"data_dir": data_dir, "limit": limit, "limit_test": limit_test, "image_size": image_size}
+        return _from_callable(name, given, wanted)
     if name.startswith("tv/"):
         source = torchvision_set(name[3:], data_dir)
         return _split(name, source, seed, validation, limit, limit_test, image_size or 224)
@@ -253,9 +279,9 @@ def load_data(
             + f"Known: {', '.join(list_data())}; module:callable, for example mypackage.data:load, gives "
             f"your own."
         )
-    if image_size is not None and key not in ("image-folder", "hf"):
+    if image_size is not None and key not in _DECODED:
         raise ConfigError(
-            f"image_size is an option of image-folder, hf and tv/NAME; the images of {key} have one size."
+            f"image_size is an option of {', '.join(_DECODED)} and tv/NAME; the images of {key} have one size."
         )
     if key == "digits" and data_dir is not None:
         raise ConfigError("digits is part of scikit-learn and takes no data_dir; leave it out.")
@@ -360,36 +386,56 @@ def _reduce(images: Images, count: int | None, seed: int) -> Images:
     return images.subset(stratified_choice(images.labels, count, seed)[0])
 
 
-def _from_callable(
-    reference: str,
-    data_dir: str | Path | None,
-    seed: int,
-    validation: float,
-    limit: int | None,
-    limit_test: int | None,
-    image_size: int | None,
-) -> Data:
+def _from_callable(reference: str, options: dict[str, Any], asked: dict[str, Any]) -> Data:
     build = import_callable(reference)
-    asked = {"data_dir": data_dir, "limit": limit, "limit_test": limit_test, "image_size": image_size}
-    options: dict[str, object] = {key: value for key, value in asked.items() if value is not None}
-    options |= {"seed": seed, "validation": validation}
+    asked = {key: value for key, value in asked.items() if value is not None}
+    options = asked | {key: value for key, value in options.items() if value is not None}
     taken = accepted(build, options)
     # Defaults may be left unread, but what the user asked for must not be dropped in silence.
-    ignored = [key for key in asked if key in options and key not in taken]
-    data = None if "data_dir" in ignored else call_user(reference, build, taken)
+    ignored = [key for key in asked if key not in taken]
+    data = None
+    if "data_dir" not in ignored:
+        with Apart(options["seed"]):
+            data = call_user(reference, build, taken)
     if isinstance(data, Mapping):  # split, limited and sized here, unless the callable has
-        source, rest = from_mapping(reference, data), set(ignored)
-        keep, keep_test = (
-            n if k in rest else None for k, n in (("limit", limit), ("limit_test", limit_test))
+        source, rest = from_mapping(reference, data), {key: asked[key] for key in ignored}
+        return _split(
+            reference,
+            source,
+            options["seed"],
+            options["validation"],
+            rest.get("limit"),
+            rest.get("limit_test"),
+            asked.get("image_size", 224),
         )
-        return _split(reference, source, seed, validation, keep, keep_test, image_size or 224)
     if ignored:
         raise ConfigError(
             f"{reference!r} takes no {' and no '.join(ignored)}: leave it out or add the parameter."
         )
+    if isinstance(data, (tuple, list)) and len(data) in (2, 3):
+        data = Loaders(*data)
+    if isinstance(data, Loaders):
+        return _from_loaders(reference, data, options["part"], "part" in taken)
     if not isinstance(data, Data):
         raise ConfigError(
-            f"{reference!r} returned a {type(data).__name__}; it must return a chipnet.data.Data, or a mapping "
-            "with the data sets train and test (and validation)."
+            f"{reference!r} returned a {type(data).__name__}; it must return a mapping with the data sets train "
+            "and test (and validation), a tuple of loaders (train, validation, test), or a chipnet.data.Data."
         )
     return data
+
+
+def _from_loaders(name: str, loaders: Loaders, part: tuple[int, int], shares: bool) -> Data:
+    parts, names = read_loaders(name, loaders, part[1], shares)
+    channels, height, _ = parts["train"].shape
+    return Data(
+        name=name,
+        train=parts["train"],
+        validation=parts["validation"],
+        test=parts["test"],
+        num_classes=len(names),
+        in_channels=channels,
+        image_size=height,
+        mean=tuple(loaders.mean or (0.0,) * channels),
+        std=tuple(loaders.std or (1.0,) * channels),
+        class_names=names,
+    )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from chipnet import Plan
+from chipnet import ConfigError, Plan
 from chipnet.integrations._pruning import Pruning
 
 FILE = "chipnet.pt"
@@ -20,7 +20,8 @@ class PruningCallback(TrainerCallback):
     """Prunes a model softly while a `transformers.Trainer` trains it; at the end it is cut.
 
     The trainer computes its loss as always: the losses of the method get backward passes of their own. Checkpoints
-    of the trainer hold the state of the masks, and `resume_from_checkpoint` continues.
+    of the trainer hold the state of the masks, and `resume_from_checkpoint` continues. A checkpoint outside of
+    `output_dir` is named in `TrainingArguments(resume_from_checkpoint=...)` too.
 
     Args:
         budget: what remains; see `chipnet.Budget`.
@@ -30,6 +31,10 @@ class PruningCallback(TrainerCallback):
     Attributes:
         plan: what was cut, after the training.
         compact: the compact model, for a trainer that fine-tunes it; the same class and configuration.
+
+    Raises:
+        ConfigError: training continues from a checkpoint without the masks' state.
+        ChipNetError: training stopped before its last step.
 
     Example:
         >>> callback = PruningCallback("macs=0.5", {"pixel_values": images[:1]})  # doctest: +SKIP
@@ -52,9 +57,20 @@ class PruningCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        saved = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / FILE
-        if state.global_step and saved.exists():
-            self.pruning.saved = torch.load(saved, weights_only=True)
+        if state.global_step and self.plan is None:
+            # A callback is not told where the trainer continues from.
+            here = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / FILE
+            given = args.resume_from_checkpoint
+            saved = [here, Path(given) / FILE] if isinstance(given, str) else [here]
+            found = [path for path in saved if path.exists()]
+            if not found:
+                raise ConfigError(
+                    f"training continues at step {state.global_step}, and the masks' state is not in "
+                    f"{' or '.join(map(str, saved))}. Name the checkpoint in TrainingArguments too "
+                    "(resume_from_checkpoint=FOLDER), where it is not in output_dir; it must have been saved with "
+                    "this callback."
+                )
+            self.pruning.saved = torch.load(found[-1], weights_only=True)
         self.pruning.begin(kwargs["model"], state.max_steps, [])
 
     def on_pre_optimizer_step(
