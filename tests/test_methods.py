@@ -147,7 +147,7 @@ def test_every_method_names_its_source(method):
 def test_settings_come_with_the_name():
     pruner, *_ = fresh("chipnet: floor=0, refreshes=7", {"macs": 0.5})
     assert (pruner.method.floor, pruner.method.refreshes) == (0.0, 7)
-    assert METHODS["chipnet"].floor == 0.1
+    assert METHODS["chipnet"].floor == 0.05
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from chipnet.losses import budget_loss, crispness
-from chipnet.methods._base import Sensing, per_site, price
+from chipnet.methods._base import Sensing, per_site_mean
 from chipnet.projections import project, sharpen
 from chipnet.schedules import Continuation, Cubic, Exponential, Linear
 
@@ -19,24 +19,31 @@ class ChipNet(Sensing):
 
     Every step minimises over psi
 
-        - mean(benefit * z) + a1 crispness(z~, z) + a2 (V(z^) - V_t)^2
+        - sum over sites of w log(sum(benefit * z) / sum(benefit)) + a1 crispness(z~, z) + a2 (V(z^) - V_t)^2
 
-    where V_t is the shrinking budget, and ``benefit`` is a running estimate of how much the task depends on the
+    where V_t is the shrinking budget and ``benefit`` a running estimate of how much the task depends on the
     channel: the root mean square of dL/dz at the binary mask (the root of its Fisher information; Theis et al.
-    2018, Faster gaze prediction with dense networks and Fisher pruning), relative to the layer's mean. At a
-    trained optimum dL/dz itself, the paper's signal, averages to zero for open channels and says nothing of them;
-    its square does not. A shut channel still sees a gradient and can return while the budget shrinks.
+    2018, Faster gaze prediction with dense networks and Fisher pruning). At a trained optimum dL/dz itself, the
+    paper's signal, averages to zero for open channels and says nothing of them; its square does not.
 
-    Layers compare by the root of what a channel costs: a plain knapsack (benefit per cost) empties the layers
-    that are dear per channel, equal fractions everywhere ignore the cost.
+    *Diminishing returns*: what a site has lost counts by its logarithm, so what remains of a thin site is dear and
+    no site dies early. A site's weight ``w`` is its number of gates times the root of the number of layers that
+    share them: a residual stream loses a channel for all of its layers.
 
-    Hard masks are the exact solution at the current V_t by psi. See ``docs/method.md``.
+    *Even pressure*: the budget's gradient is brought to the same mean in every site. V says how much must go,
+    benefits say where; otherwise sites whose channels are dear are emptied first.
+
+    Hard masks are the exact solution at the current V_t by psi. A shut channel still sees a gradient and can return
+    while the budget shrinks. See ``docs/method.md``.
     """
 
     name = "chipnet"
+    floor = 0.05
     travel = 8.0
     crispness_weight = 1.0
     budget_weight = 30.0
+    shared = 0.5
+    """Exponent of the number of layers that share a gate in their site's weight."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -45,17 +52,15 @@ class ChipNet(Sensing):
         self.continuation = Continuation(
             beta=Linear(1.0, 2.0), gamma=Exponential(2.0, 16.0), s=Linear(10.0, 30.0)
         )
-        cost = price(self)
-        self.price = (cost / cost.mean().clamp(min=1e-12)).sqrt()
+        writers = torch.zeros(self.structure.gates)
+        for site in self.structure.sites:
+            writers[torch.from_numpy(site.gates[site.gates >= 0]).unique()] += 1
+        weight = writers**self.shared
+        self.weight = (weight / weight.mean()).to(self.device)
 
     def relaxed(self, progress: float) -> Tensor:
         at = self.continuation(progress)
         return project(self.psi, at.beta, at.gamma)[1]
-
-    @torch.no_grad()
-    def benefit(self) -> Tensor:
-        """How much the task depends on each channel, relative to its site's mean, times its site's price."""
-        return per_site(self.structure, self.sensitivity().sqrt()) * self.price
 
     def loss(self, progress: float) -> Tensor:
         return sum(self.losses(progress).values(), torch.zeros((), device=self.device))
@@ -67,12 +72,25 @@ class ChipNet(Sensing):
         z_tilde, z = project(self.psi, at.beta, at.gamma)
         shrinking = Cubic(1.0, 0.0, until=self.shrink)(progress)
         target = self.target + (1 - self.target) * shrinking
-        cost = self.cost_fraction(sharpen(z, at.s))
+        z_hat = sharpen(z, at.s)
+        if z_hat.requires_grad:
+            z_hat.register_hook(self._evenly)
         return {
-            "benefit": -(self.benefit() * z).mean(),
+            "benefit": -(self.weight * self._kept(z).log()).mean(),
             "crispness": self.crispness_weight * crispness(z_tilde, z),
-            "budget": self.budget_weight * budget_loss(cost, target),
+            "budget": self.budget_weight * budget_loss(self.cost_fraction(z_hat), target),
         }
+
+    def _kept(self, z: Tensor) -> Tensor:
+        """What remains of the benefit of each gate's site, in (0, 1]: ``[gates]``."""
+        benefit = self.sensitivity().sqrt()
+        whole = per_site_mean(self.structure, benefit).clamp(min=1e-20)
+        return (per_site_mean(self.structure, benefit * z) / whole).clamp(min=1e-6)
+
+    def _evenly(self, gradient: Tensor) -> Tensor:
+        """The gradient with the same mean size in every site."""
+        size = gradient.abs()
+        return gradient / per_site_mean(self.structure, size).clamp(min=1e-20) * size.mean()
 
     def step(self, before: float, after: float) -> None:
         if self.psi.grad is not None and not self.final:
