@@ -55,12 +55,15 @@ def lines(
 def bars(
     before: Sequence[float], after: Sequence[float], names: Sequence[str], *, title: str, alt: str, y: str
 ) -> str:
-    """One bar a layer: what it had, and in front of it what is left."""
-    figure, axes = _axes("layer, in the order of the network", y, width=max(_WIDTH, 0.11 * len(names)))
+    """One bar a layer: what it had, and in front of it what is left. Of many layers not all are named."""
+    height = _HEIGHT + 0.05 * max(map(len, names), default=0)
+    figure, axes = _axes("", y, width=max(_WIDTH, 0.11 * len(names)), height=height)
     at = range(len(names))
     axes.bar(at, before, width=0.9, facecolor="none", edgecolor=SOFT, linewidth=0.8, label="dense")
     axes.bar(at, after, width=0.9, color=A, label="compact")
     axes.set_xlim(-0.7, len(names) - 0.3)
+    named = range(0, len(names), 1 + (len(names) - 1) // 60)
+    axes.set_xticks(named, [names[i] for i in named], rotation=90, fontsize=6)
     _legend(axes)
     return _svg(figure, title, alt)
 
@@ -113,10 +116,10 @@ def front(
     return _svg(figure, title, alt)
 
 
-def _axes(x: str, y: str, width: float = _WIDTH) -> tuple[Any, Any]:
+def _axes(x: str, y: str, width: float = _WIDTH, height: float = _HEIGHT) -> tuple[Any, Any]:
     module = optional_import("matplotlib.figure", needed_for="A report", install="chipnet[report]")
     ticker = optional_import("matplotlib.ticker", needed_for="A report", install="chipnet[report]")
-    figure = module.Figure(figsize=(width, _HEIGHT), layout="constrained")
+    figure = module.Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)

@@ -228,9 +228,10 @@ def _progress(run: Run, kinds: Sequence[str]) -> _Section:
         charts.append(
             _chart(
                 _charts.shares,
-                "Masks becoming crisp",
+                "Masks becoming crisp" if len(columns) > 1 else "Values of the gates",
                 f"Share of the {sum(columns[0]):,} gates by value, epoch by epoch. In the lowest or highest tenth: "
-                f"{first:.0f} % after the first epoch of pruning, {final:.0f} % after the last.",
+                + (f"{first:.0f} % after the first epoch of pruning, " if len(columns) > 1 else "")
+                + f"{final:.0f} % after the last.",
                 columns,
                 x="epoch of pruning",
                 y="value of the gate",
@@ -337,8 +338,8 @@ def _saved(run: Run, dense: nn.Module, small: nn.Module) -> _Section:
         ]
         for n, a, b in both
     ]
-    columns = [("layer", False), ("kind", False), ("width", True), ("MACs", True), ("left", True)]
-    columns += [("parameters", True), ("left", True), ("µs", True), ("now", True)]
+    columns = [("layer", False), ("kind", False), ("width", True), ("MACs", True), ("MACs left", True)]
+    columns += [("parameters", True), ("parameters left", True), ("µs", True), ("µs, compact", True)]
     return _Section(
         "Where it was saved",
         [
