@@ -318,7 +318,8 @@ _HEAD = """
 What happens to real networks, from one command (`benchmarks/zoo.py` says how each column is checked):
 
 ```sh
-python -m benchmarks.zoo --set torchvision --set timm --tools chipnet torch-pruning --markdown docs/coverage.md
+python -m benchmarks.zoo --set torchvision --set torchvision-detection --set timm --set torchvision-attention \
+    --set timm-attention --tools chipnet torch-pruning --markdown docs/coverage.md
 ```
 
 {date}, {machine}, Python {python}, torch {torch}, torchvision {torchvision}, timm {timm}, seed {seed}; random
@@ -330,7 +331,11 @@ channel fits, outputs equal those of the masked network in float64 to 1e-9, and 
 runs. *s*: seconds, for chipnet from the model to the compact network (export, trial, solving and surgery); for
 Torch-Pruning, which has no solver, 50 steps of its iterative pruning until the target is reached
 (`benchmarks/_torch_pruning.py`). Its *not exact* means that the pruned network is not the dense one with those
-channels set to zero: by nature so where norms mix channels.
+channels set to zero: by nature so where norms mix channels. Empty cells were not run.
+
+Detectors are their backbone and dense head: boxes are selected by value, which `torch.export` refuses. In networks
+of attention what attention reads stays whole; where that alone costs more than the target, half of the free
+channels are cut instead, and *above* says so.
 """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from typing import Any
 
 import torch
@@ -276,9 +276,8 @@ def apply_plan(model: nn.Module, plan: Plan) -> None:
 
 def freeze(model: nn.Module, plan: Plan) -> None:
     """Put plain layers, with the weight as it is now, in the place of those that compute it."""
-    for f in plan.frozen:
-        old = model.get_submodule(f.module)
-        _put(model, old, plain_layer(old, f))
+    layers = [(model.get_submodule(f.module), f) for f in plan.frozen]
+    _put(model, [(layer, plain_layer(layer, f)) for layer, f in layers])
 
 
 def plain_layer(layer: nn.Module, frozen: Frozen) -> nn.Module:
@@ -363,8 +362,7 @@ def _cut(model: nn.Module, plan: Plan) -> None:
             value.data.mul_(scale.factor)
         else:
             setattr(modules[scale.module], scale.name, value * scale.factor)
-    for stand_in in plan.stand_ins:
-        _replace(model, modules, stand_in)
+    _put(model, [(modules[s.module], _stand_in(modules[s.module], s)) for s in plan.stand_ins])
     modules = dict(model.named_modules(remove_duplicate=False))
     for remap in plan.remaps:
         _add_remap(modules[remap.module], remap)
@@ -409,16 +407,16 @@ def _set_size(module: nn.Module, size: Size) -> None:
         setattr(module, size.name, type(getattr(module, size.name))(values))
 
 
-def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """``new`` in the place of ``old``, under all of its names."""
-    for path, module in list(model.named_modules(remove_duplicate=False)):
-        if module is old:
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, new)
+def _put(model: nn.Module, places: Iterable[tuple[nn.Module, nn.Module]]) -> None:
+    """Of each pair the second in the place of the first, under all of its names."""
+    new = {id(old): module for old, module in places}
+    for parent in list(model.modules()):
+        for name, module in parent._modules.items():
+            if id(module) in new:
+                setattr(parent, name, new[id(module)])
 
 
-def _replace(model: nn.Module, modules: dict[str, nn.Module], s: StandIn) -> None:
-    old = modules[s.module]
+def _stand_in(old: nn.Module, s: StandIn) -> nn.Module:
     new: nn.Module
     if s.kind == "pool":
         new = EmptyPool(old)
@@ -426,7 +424,7 @@ def _replace(model: nn.Module, modules: dict[str, nn.Module], s: StandIn) -> Non
         new = Zeros()
     else:
         new = Constant(old, s.channels, old._parameters["bias"] if s.kind == "constant" else None)
-    _put(model, old, new.train(old.training))
+    return new.train(old.training)
 
 
 def _add_remap(module: nn.Module, remap: Remap) -> None:
