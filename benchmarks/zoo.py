@@ -318,7 +318,7 @@ _HEAD = """
 What happens to real networks, from one command (`benchmarks/zoo.py` says how each column is checked):
 
 ```sh
-python -m benchmarks.zoo --set torchvision --set torchvision-detection --set timm --set torchvision-attention \
+python -m benchmarks.zoo --set torchvision --set torchvision-detection --set timm --set torchvision-attention \\
     --set timm-attention --tools chipnet torch-pruning --markdown docs/coverage.md
 ```
 
