@@ -15,6 +15,7 @@ from chipnet import BudgetError, CaptureError, ChipNetError, ConfigError, _cost,
 from chipnet import train as loop
 from chipnet._io import save_weights
 from chipnet._metrics import LOSSES
+from chipnet._optim import cut_state, set_state
 from chipnet.data import load_data
 from chipnet.models import get_model, load_weights
 from chipnet.train import (
@@ -426,6 +427,40 @@ def test_momentum_goes_through_the_cut(request_for, monkeypatch):
     monkeypatch.setattr(_phases.Finetune, "begin", begun)
     run(prepare(request_for()))
     assert found["b.weight"].abs().sum() > 0
+
+
+def test_momentum_goes_through_a_cut_that_takes_a_whole_branch():
+    branch = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1, bias=False))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.branch, self.head = nn.Conv2d(3, 2, 1), branch, nn.Conv2d(2, 3, 1)
+
+        def forward(self, x):
+            x = self.stem(x).relu()
+            return self.head(x + self.branch(x))
+
+    net, x = Net(), torch.randn(2, 3, 4, 4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    net(x).square().sum().backward()
+    optimizer.step()
+    s = chipnet.Structure(net, x)
+    (site,) = (i for i, site in enumerate(s.sites) if site.name == "branch.0")
+    mask = torch.ones(s.gates, dtype=torch.bool)
+    mask[s.site_gates[site]] = False
+    plan = s.plan(mask)
+    assert () in plan.keep["branch.0.weight"].values()  # nothing of it is left
+    small, states = chipnet.compact(net, plan), cut_state(optimizer, net, plan)
+    again = torch.optim.SGD(small.parameters(), lr=0.1, momentum=0.9)
+    set_state(again, small, states)
+    kept = {
+        n: again.state[p]["momentum_buffer"].shape for n, p in small.named_parameters() if p in again.state
+    }
+    assert kept == {n: p.shape for n, p in small.named_parameters()}
+    assert torch.equal(
+        again.state[small.stem.weight]["momentum_buffer"], states["stem.weight"]["momentum_buffer"]
+    )
 
 
 def weights(out):

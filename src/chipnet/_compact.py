@@ -265,7 +265,7 @@ def _zero(model: nn.Module, plan: Plan, skip: Set[str] = frozenset()) -> None:
     for name in plan.zero.keys() - skip:
         axis, indices = plan.zero[name]
         p = tensors[name]
-        p.index_fill_(axis, torch.tensor(indices, device=p.device), 0)
+        p.index_fill_(axis, torch.tensor(indices, dtype=torch.int64, device=p.device), 0)
 
 
 def apply_plan(model: nn.Module, plan: Plan) -> None:

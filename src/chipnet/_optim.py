@@ -54,5 +54,5 @@ def _cut(value: Any, parameter: Tensor, keep: Mapping[int, tuple[int, ...]]) -> 
     if not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     for axis, indices in keep.items():
-        value = value.index_select(axis, torch.tensor(indices, device=value.device))
+        value = value.index_select(axis, torch.tensor(indices, dtype=torch.int64, device=value.device))
     return value.clone()
