@@ -20,8 +20,11 @@ from chipnet._inputs import Inputs, tensors
 from chipnet._rules import LAYERS, apply, operator_name
 from chipnet._trace import Labels, Mode, Realisation, Tracer
 
-wrap_with_autocast = torch.ops.higher_order.wrap_with_autocast
-wrap_with_set_grad_enabled = torch.ops.higher_order.wrap_with_set_grad_enabled
+_REGIONS = {
+    torch.ops.higher_order.wrap_with_autocast: 4,
+    torch.ops.higher_order.wrap_with_set_grad_enabled: 1,
+}
+"""Operators that hold others: how many settings stand before the graph inside and its inputs."""
 
 
 def export(model: nn.Module, inputs: Inputs, train: bool = False) -> torch.export.ExportedProgram:
@@ -52,11 +55,8 @@ def _inline(module: torch.fx.GraphModule) -> None:
     """Put the operators of ``with torch.autocast(...)`` and ``with torch.no_grad()`` where the region stands: what
     it is for (precision, gradients) moves no channel, and a region seen as one operator keeps all of them."""
     graph = module.graph
-    for node in graph.find_nodes(op="call_function", target=wrap_with_autocast) + graph.find_nodes(
-        op="call_function", target=wrap_with_set_grad_enabled
-    ):
-        settings = 4 if node.target is wrap_with_autocast else 1
-        region, *inputs = node.args[settings:]
+    for node in [n for n in graph.nodes if n.op == "call_function" and n.target in _REGIONS]:
+        region, *inputs = node.args[_REGIONS[node.target] :]
         inside = getattr(module, region.target)
         _inline(inside)
         placeholders = inside.graph.find_nodes(op="placeholder")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -341,12 +341,7 @@ def _cut(model: nn.Module, plan: Plan) -> None:
                     continue
                 name = f"{path}.{key}" if path else key
                 if name in plan.keep and id(tensor) not in done:
-                    cut = tensor.detach()
-                    for axis, indices in plan.keep[name].items():
-                        cut = cut.index_select(
-                            axis, torch.tensor(indices, dtype=torch.int64, device=cut.device)
-                        )
-                    cut = cut.contiguous()
+                    cut = kept(tensor.detach(), plan.keep[name]).contiguous()
                     new = nn.Parameter(cut, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cut
                     done[id(tensor)] = new
                     done[id(new)] = new
@@ -366,6 +361,13 @@ def _cut(model: nn.Module, plan: Plan) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     for remap in plan.remaps:
         _add_remap(modules[remap.module], remap)
+
+
+def kept(tensor: Tensor, keep: Mapping[int, Sequence[int]]) -> Tensor:
+    """What a plan leaves of a tensor: of every axis the indices named, of the others all."""
+    for axis, indices in keep.items():
+        tensor = tensor.index_select(axis, torch.tensor(indices, dtype=torch.int64, device=tensor.device))
+    return tensor
 
 
 def _fit_attributes(module: nn.Module) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet._compact import kept
 from chipnet._plan import Plan
 
 States = dict[str, dict[str, Any]]
@@ -53,6 +54,4 @@ def set_state(optimizer: torch.optim.Optimizer, network: nn.Module, states: Mapp
 def _cut(value: Any, parameter: Tensor, keep: Mapping[int, tuple[int, ...]]) -> Any:
     if not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
-    for axis, indices in keep.items():
-        value = value.index_select(axis, torch.tensor(indices, dtype=torch.int64, device=value.device))
-    return value.clone()
+    return kept(value, keep).clone()
