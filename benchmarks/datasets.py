@@ -6,6 +6,7 @@
 | `first_half`, `second_half` | classes 0 to 4, classes 5 to 9: two tasks for one architecture |
 | `pairs` | two garments side by side, each squeezed to half its width: 100 classes |
 | `small_pairs` | the same at 14×14: a quarter of the work, and harder |
+| `small_pairs_development` | the same training and validation images; tested on validation images that `small_pairs` leaves unused, so that a method's form can be chosen without its test images |
 
 Each takes `data_dir`, `seed`, `validation`, `limit` and `limit_test` as `chipnet.data.load_data` does.
 """
@@ -56,8 +57,12 @@ def _task(
     names: Callable[[Sequence[str]], Sequence[str]],
     flip: bool = True,
     pad: int = 2,
+    development: bool = False,
 ) -> Callable[..., Data]:
-    """A loader of Fashion-MNIST with every split changed; `names` makes the classes of its classes."""
+    """A loader of Fashion-MNIST with every split changed; `names` makes the classes of its classes.
+
+    ``development``: test on what is left of the validation split.
+    """
 
     def load(
         data_dir: str,
@@ -68,15 +73,18 @@ def _task(
     ) -> Data:
         data = load_data("fashion-mnist", data_dir, seed=seed, validation=validation)
         held = None if limit is None else max(1, round(limit * validation / (1 - validation)))
-        parts = {}
+        parts: dict[str, TensorImages] = {}
         for split, count in (("train", limit), ("validation", held), ("test", limit_test)):
             source = getattr(data, split)
             # Test images are the same whatever the seed.
             images, labels = change(source.images, source.labels, 0 if split == "test" else seed)
-            if count is not None and count < len(labels):
-                chosen = stratified_choice(labels, count, seed)[0]
-                images, labels = images[chosen], labels[chosen]
-            parts[split] = TensorImages(images, labels)
+            count = len(labels) if count is None else min(count, len(labels))
+            chosen, rest = stratified_choice(labels, count, seed)
+            parts[split] = TensorImages(images[chosen], labels[chosen])
+            if development and split == "validation":
+                unused = TensorImages(images[rest], labels[rest])
+        if development:
+            parts["test"] = unused
         mean, std = channel_statistics(parts["train"].images)
         classes = tuple(names(data.class_names))
         return dataclasses.replace(
@@ -109,3 +117,6 @@ def _pairs(names: Sequence[str]) -> Sequence[str]:
 # Mirrored, the right garment would be the left one.
 pairs = _task("fashion-mnist pairs", _side_by_side, _pairs, flip=False)
 small_pairs = _task("fashion-mnist pairs 14x14", _small, _pairs, flip=False, pad=1)
+small_pairs_development = _task(
+    "fashion-mnist pairs 14x14, development", _small, _pairs, flip=False, pad=1, development=True
+)

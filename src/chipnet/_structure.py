@@ -7,7 +7,7 @@ import copy
 import functools
 import gc
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from fnmatch import fnmatch
 from typing import Any
 
@@ -231,10 +231,10 @@ class Structure:
         an operator that refuses a tensor without channels, shows only when a pruned copy runs. The error's line
         tells which reshape or split is to blame; failing that, each site is tried by itself.
         """
-        error = next(
-            (e for mask, same in self._trials() if (e := self._error(model, mask, same, trains))), None
+        trial, error = next(
+            ((t, e) for t in self._trials() if (e := self._error(model, *t, trains))), (None, None)
         )
-        if error is None:
+        if trial is None or error is None:
             return None
         risky = self.graph.risky
         for line, around in _lines_of(error):
@@ -244,7 +244,7 @@ class Structure:
             if any(r.attributes and r.line in around for r in risky.values()):
                 return {n: "attribute" for n, r in risky.items() if r.attributes and r.line in around}
         known, before = len(self._broken) + len(self._anchored), dict(self._broken)
-        self._blame(model, trains)
+        self._blame(model, trains, *trial)
         fixed = self._fixed(error, self._broken.keys() - before)
         if fixed:
             self._broken = before
@@ -311,31 +311,54 @@ class Structure:
             return error
         return None
 
-    def _blame(self, model: nn.Module, trains: bool) -> None:
-        """Find the sites that break the forward at half of their gates, at one, at none: by halves, as few do."""
+    def _blame(self, model: nn.Module, trains: bool, trial: Tensor, same: bool) -> None:
+        """Find the sites that break the forward at half of their gates, at one, at none, else as in ``trial``.
 
-        def search(sites: list[int], kept: Callable[[Tensor], Tensor]) -> Iterator[tuple[int, Exception]]:
+        By halves, as few do. Where no site does it alone (a literal width of a stream that two layers write), the
+        last of the shortest run of sites that do it together.
+        """
+
+        def tried(
+            sites: Sequence[int], kept: Callable[[Tensor], Tensor], same: bool
+        ) -> tuple[bool, Exception | None]:
             mask = torch.ones(self.gates, dtype=torch.bool)
             for i in sites:
-                mask[self.site_gates[i]] = kept(torch.arange(len(self.site_gates[i])))
+                mask[self.site_gates[i]] = kept(self.site_gates[i])
             connected = self.connected(mask)
-            error = self._error(model, mask, True, trains) if connected else None
-            if len(sites) == 1 and error is not None:
-                yield sites[0], error
-            elif len(sites) > 1 and (error is not None or not connected):
-                yield from search(sites[: len(sites) // 2], kept)
-                yield from search(sites[len(sites) // 2 :], kept)
+            return connected, self._error(model, mask, same, trains) if connected else None
 
-        todo = [i for i, gates in enumerate(self.site_gates) if len(gates)]
-        for kept in (lambda k: k % 2 == 0, lambda k: k == 0):
-            for i, error in search(todo, kept):
+        def search(
+            sites: Sequence[int], kept: Callable[[Tensor], Tensor], same: bool = True
+        ) -> list[tuple[int, Exception]]:
+            connected, error = tried(sites, kept, same)
+            if len(sites) == 1 or (connected and error is None):
+                return [(i, error) for i in sites if error is not None]
+            middle = len(sites) // 2
+            found = search(sites[:middle], kept, same) + search(sites[middle:], kept, same)
+            if not found and error is not None:
+                good, bad = middle, len(sites)
+                while bad - good > 1:
+                    end = (good + bad) // 2
+                    good, bad = (good, end) if tried(sites[:end], kept, same)[1] is not None else (end, bad)
+                found = [(sites[bad - 1], error)]
+            return found
+
+        def note(found: list[tuple[int, Exception]]) -> None:
+            for i, error in found:
                 said = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
                 if isinstance(error, PlanError):
                     said = "outputs change; its width is used as a number"
                 self._broken[self.sites[i].host.weight] = f"pruning it breaks the forward: {said}"
+
+        before = len(self._broken) + len(self._anchored)
+        todo = [i for i, gates in enumerate(self.site_gates) if len(gates)]
+        for kept in (lambda gates: torch.arange(len(gates)) % 2 == 0, lambda gates: gates == gates[0]):
+            note(search(todo, kept))
             todo = [i for i in todo if self.sites[i].host.weight not in self._broken]
-        for i, _ in search(todo, lambda k: k < 0):
+        for i, _ in search(todo, lambda gates: torch.zeros(len(gates), dtype=torch.bool)):
             self._anchored.add(self.sites[i].host.weight)
+        if len(self._broken) + len(self._anchored) == before:
+            note(search(todo, lambda gates: trial[gates], same))
 
     def report(self) -> list[dict[str, Any]]:
         """What may be pruned and what not, site by site, as plain JSON values.
