@@ -85,6 +85,12 @@ ONCE_BROKEN = {
     "attention that nothing reads": Recipe(
         steps=(("cbr", 0, 0, 2, 0), ("transposed", 0, 0, 2, 2), ("Attention", 1, 0, 2, 0)),
     ),
+    "nothing left to blame at fewer channels": Recipe(
+        steps=(
+            ("cbr", 0, 0, 2, 0), ("Concat", 0, 0, 2, 0), ("Inplace", 0, 0, 2, 0), ("Gate", 3, 0, 2, 0),
+            ("Mixer", 1, 0, 2, 0),
+        )
+    ),
     "a width as a number, wrong only where two sites of its stream are narrow": Recipe(
         steps=(("conv", 0, 0, 2, 0), ("scalar", 0, 0, 2, 6), ("Residual", 0, 0, 2, 0)), realisation="indexed"
     ),

@@ -331,7 +331,7 @@ class Structure:
             sites: Sequence[int], kept: Callable[[Tensor], Tensor], same: bool = True
         ) -> list[tuple[int, Exception]]:
             connected, error = tried(sites, kept, same)
-            if len(sites) == 1 or (connected and error is None):
+            if len(sites) < 2 or (connected and error is None):
                 return [(i, error) for i in sites if error is not None]
             middle = len(sites) // 2
             found = search(sites[:middle], kept, same) + search(sites[middle:], kept, same)
