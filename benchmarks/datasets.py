@@ -4,9 +4,10 @@
 |---|---|
 | `padded` | 32×32 in three equal channels, as the networks of the CIFAR family see CIFAR |
 | `first_half`, `second_half` | classes 0 to 4, classes 5 to 9: two tasks for one architecture |
+| `small`, `small_first_half`, `small_second_half` | all classes and the halves at 14×14 |
 | `pairs` | two garments side by side, each squeezed to half its width: 100 classes |
 | `small_pairs` | the same at 14×14: a quarter of the work, and harder |
-| `small_pairs_development` | the same training and validation images; tested on validation images that `small_pairs` leaves unused, so that a method's form can be chosen without its test images |
+| `small_pairs_development` | the same, tested on validation images that it leaves unused: to choose methods by |
 
 Each takes `data_dir`, `seed`, `validation`, `limit` and `limit_test` as `chipnet.data.load_data` does.
 """
@@ -46,9 +47,18 @@ def _side_by_side(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Te
     return torch.cat([narrow, narrow[partner]], dim=3), 10 * labels + labels[partner]
 
 
-def _small(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    images, labels = _side_by_side(images, labels, seed)
-    return F.avg_pool2d(images.float(), 2).round().to(torch.uint8), labels
+def _same(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    return images, labels
+
+
+def _small(change: Change) -> Change:
+    """At half the height and half the width."""
+
+    def smaller(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        images, labels = change(images, labels, seed)
+        return F.avg_pool2d(images.float(), 2).round().to(torch.uint8), labels
+
+    return smaller
 
 
 def _task(
@@ -108,6 +118,9 @@ def _task(
 padded = _task("fashion-mnist padded", _pad, tuple)
 first_half = _task("fashion-mnist 0-4", _half(0), lambda names: names[:5])
 second_half = _task("fashion-mnist 5-9", _half(5), lambda names: names[5:])
+small = _task("fashion-mnist 14x14", _small(_same), tuple, pad=1)
+small_first_half = _task("fashion-mnist 0-4 14x14", _small(_half(0)), lambda names: names[:5], pad=1)
+small_second_half = _task("fashion-mnist 5-9 14x14", _small(_half(5)), lambda names: names[5:], pad=1)
 
 
 def _pairs(names: Sequence[str]) -> Sequence[str]:
@@ -116,7 +129,12 @@ def _pairs(names: Sequence[str]) -> Sequence[str]:
 
 # Mirrored, the right garment would be the left one.
 pairs = _task("fashion-mnist pairs", _side_by_side, _pairs, flip=False)
-small_pairs = _task("fashion-mnist pairs 14x14", _small, _pairs, flip=False, pad=1)
+small_pairs = _task("fashion-mnist pairs 14x14", _small(_side_by_side), _pairs, flip=False, pad=1)
 small_pairs_development = _task(
-    "fashion-mnist pairs 14x14, development", _small, _pairs, flip=False, pad=1, development=True
+    "fashion-mnist pairs 14x14, development",
+    _small(_side_by_side),
+    _pairs,
+    flip=False,
+    pad=1,
+    development=True,
 )

@@ -257,8 +257,8 @@ def test_tables_and_plots(finished):
     grid, rows = finished
     text = write_tables(grid, rows).read_text()
     assert "### test_train:tiny_net on digits; dense" in text
-    assert "| macs=0.5 | random | 1 |" in text
-    assert "| budget | method | 0 | 1 | 2 | 5 |" in text
+    assert "| random | 1 |" in text
+    assert "| validation after 0 / 1 / 2 / 5 epochs |" in text
     assert "0 of 4 runs failed." in text
     pytest.importorskip("matplotlib")
     paths = write_plots(grid, rows)
@@ -291,8 +291,9 @@ def test_means_and_spreads_by_hand():
         },
     ]
     text = tables(rows)
-    assert "| macs=0.25 | x | 2 | 78.5 | 91.5 | 3.0 | 24.99 % | 2.0 | 1 |" in text
-    assert "| macs=0.25 | x | 72.0 ± 2.0 |" in text
+    assert "#### macs=0.25\n" in text
+    assert "| validation after 0 epochs | failed |\n" in text
+    assert "| x | 2 | 91.5 | 3.0 | 78.5 | 2.0 | 24.99 % | 72.0 | 1 |" in text
     assert "1 of 3 runs failed.\n* f: BudgetError: no" in text
 
 
@@ -381,7 +382,7 @@ def test_the_command(tmp_path):
     assert not (tmp_path / "out").exists()
     done = RUNNER.invoke(cli.app, ["bench", str(config), "--out", str(tmp_path / "out"), "--smoke"])
     assert done.exit_code == 0, done.output
-    assert "2/2" in done.stdout and "| macs=0.5 | uniform | 1 |" in done.stdout
+    assert "2/2" in done.stdout and "| uniform | 1 |" in done.stdout
     assert (tmp_path / "out-smoke" / "results.csv").exists()
 
 
@@ -391,6 +392,24 @@ def test_the_command_refuses_in_one_line(tmp_path):
     assert done.exit_code == 2
     assert "did you mean 'models'?" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+# -- the results in the documentation ---------------------------------------------------------------------
+
+
+def test_tables_in_the_documentation_are_what_their_rows_say(finished, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.results import DOCS, filled
+
+    page = (DOCS / "results.md").read_text()
+    assert filled(page, DOCS / "results") == page, "run python -m benchmarks.results"
+
+    grid, rows = finished
+    (tmp_path / "a.csv").write_text((grid.out / "results.csv").read_text())
+    made = filled("before\n<!-- a.csv -->\nold\n<!-- end -->\nafter\n", tmp_path)
+    assert (
+        tables(rows) in made and made.startswith("before") and made.endswith("after\n") and "old" not in made
+    )
 
 
 # -- data sets made for it --------------------------------------------------------------------------------
@@ -418,6 +437,13 @@ def test_tasks_made_of_fashion_mnist(tmp_path, monkeypatch):
     size = whole.image_size
     assert (pairs.num_classes, pairs.test.images.shape[2:]) == (100, (size, size))
     assert torch.equal(pairs.test.labels, again.test.labels)  # the test set does not depend on the seed
+
+    chosen = datasets.small_pairs(tmp_path, limit=9)
+    development = datasets.small_pairs_development(tmp_path, limit=9)
+    assert torch.equal(chosen.validation.images, development.validation.images)
+    held = datasets.small_pairs(tmp_path).validation
+    assert len(development.test) + len(development.validation) == len(held)
+    assert datasets.small(tmp_path).image_size == whole.image_size // 2
     left = torch.nn.functional.avg_pool2d(whole.test.images.float(), (1, 2)).round()
     assert torch.equal(pairs.test.images[..., : size // 2].float(), left)
     assert torch.equal(pairs.test.labels // 10, whole.test.labels)

@@ -439,6 +439,16 @@ def write_results(grid: Grid) -> list[dict[str, Any]]:
     return rows
 
 
+def read_results(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a results.csv, numbers as numbers."""
+    texts = {"model", "data", "budget", "method", "status", "folder", "error"}
+    with open(path, newline="") as file:
+        return [
+            {k: v if k in texts or v == "" else int(v) if k == "seed" else float(v) for k, v in r.items()}
+            for r in csv.DictReader(file)
+        ]
+
+
 def row(grid: Grid, run: Run) -> dict[str, Any]:
     """One row of results.csv, from the run's folder."""
     folder = grid.out / run.folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def write_tables(grid: Grid, rows: Rows) -> Path:
 
 
 def tables(rows: Rows) -> str:
-    """Markdown: per network and data set, accuracies and recovery; then every failure.
+    """Markdown: per network, data set and budget, the methods by accuracy, with recovery; then every failure.
 
     Means over seeds; a spread is max - min. A cell without numbers is empty.
 
@@ -36,8 +36,8 @@ def tables(rows: Rows) -> str:
         ... )
         >>> row |= {"params": 0.3, "volume": 0.4, "channels": 0.4, "after_0": 89.0, "folder": "a"}
         >>> rows = [dict(row, method="random", seed=s, hard=90.0, final=95.0 + s) for s in (0, 1)]
-        >>> print(tables(rows).splitlines()[4])
-        | macs=0.25 | random | 2 | 90.0 | 95.5 | 1.0 | 25.00 % | 0.0 | 0 |
+        >>> print(tables(rows).splitlines()[6])
+        | random | 2 | 95.5 | 1.0 | 90.0 | 0.0 | 25.00 % | 89.0 | 0 |
     """
     parts = []
     for model, data in dict.fromkeys((r["model"], r["data"]) for r in rows):
@@ -45,21 +45,8 @@ def tables(rows: Rows) -> str:
         dense = [r["final"] for r in mine if r["method"] == DENSE and r["status"] == "done"]
         said = f"; dense {_mean(dense)}, spread {_spread(dense)}, {len(dense)} seeds" if dense else ""
         parts.append(f"### {model} on {data}{said}\n")
-        cells = list(_cells(mine))
-        parts.append(
-            "| budget | method | seeds | as cut | fine-tuned | spread | remains | largest soft − hard | failed |\n"
-            "|---|---|---|---|---|---|---|---|---|\n"
-            + "".join(_accuracy_row(budget, method, runs) for budget, method, runs in cells)
-        )
-        known = [n for n in RECOVERY if any(r.get(f"after_{n}", "") != "" for r in mine)]
-        parts.append(
-            "Validation accuracy after so many epochs of fine-tuning (mean ± half of the spread):\n\n"
-            + f"| budget | method | {' | '.join(map(str, known))} |\n|---|---|{'---|' * len(known)}\n"
-            + "".join(
-                f"| {budget} | {method} | {' | '.join(_plus_minus(runs, f'after_{n}') for n in known)} |\n"
-                for budget, method, runs in cells
-            )
-        )
+        for budget in dict.fromkeys(r["budget"] for r in mine if r["method"] != DENSE):
+            parts.append(f"#### {budget}\n\n{_table([r for r in mine if r['budget'] == budget])}")
     failed = [r for r in rows if r["status"] == "failed"]
     parts.append(
         f"{len(failed)} of {len(rows)} runs failed.\n"
@@ -68,21 +55,33 @@ def tables(rows: Rows) -> str:
     return "\n".join(parts)
 
 
-def _cells(rows: Rows) -> Iterator[tuple[str, str, Rows]]:
-    for budget, method in dict.fromkeys((r["budget"], r["method"]) for r in rows if r["method"] != DENSE):
-        yield budget, method, [r for r in rows if (r["budget"], r["method"]) == (budget, method)]
+def _table(rows: Rows) -> str:
+    """The methods of one network, data set and budget."""
+    known = [n for n in RECOVERY if any(r.get(f"after_{n}", "") != "" for r in rows)]
+    cells = [[r for r in rows if r["method"] == m] for m in dict.fromkeys(r["method"] for r in rows)]
+    cells.sort(key=lambda runs: -statistics.mean(_numbers(runs, "final") or [0.0]))
+    recovery = f"validation after {' / '.join(map(str, known))} epochs | " if known else ""
+    head = f"| method | seeds | fine-tuned | spread | as cut | largest soft − hard | remains | {recovery}failed |\n"
+    return head + "|---" * (head.count("|") - 1) + "|\n" + "".join(_row(runs, known) for runs in cells)
 
 
-def _accuracy_row(budget: str, method: str, runs: Rows) -> str:
+def _row(runs: Rows, known: Sequence[int]) -> str:
     done = [r for r in runs if r["status"] == "done"]
-    final, hard = [r["final"] for r in done], [r["hard"] for r in done if r["hard"] != ""]
-    gap = [abs(r["soft"] - r["hard"]) for r in done if r["hard"] != ""]
-    kinds = _counted(budget)
-    remains = ", ".join(f"{100 * max(r[k] for r in done):.2f} %" for k in kinds) if done else ""
-    return (
-        f"| {budget} | {method} | {len(done)} | {_mean(hard)} | {_mean(final)} | {_spread(final)} | {remains} | "
-        f"{f'{max(gap):.1f}' if gap else ''} | {len(runs) - len(done)} |\n"
-    )
+    final, gap = _numbers(done, "final"), [abs(r["soft"] - r["hard"]) for r in done if r["hard"] != ""]
+    kinds = _counted(runs[0]["budget"])
+    recovery = " / ".join(_mean(_numbers(done, f"after_{n}")) or "–" for n in known)
+    cells = [
+        runs[0]["method"],
+        str(len(done)),
+        _mean(final),
+        _spread(final),
+        _mean(_numbers(done, "hard")),
+        f"{max(gap):.1f}" if gap else "",
+        ", ".join(f"{100 * max(r[k] for r in done):.2f} %" for k in kinds) if done else "",
+        *([recovery] if known else []),
+        str(len(runs) - len(done)),
+    ]
+    return f"| {' | '.join(cells)} |\n"
 
 
 def _counted(budget: str) -> tuple[str, ...]:
@@ -100,11 +99,6 @@ def _mean(values: Sequence[float]) -> str:
 
 def _spread(values: Sequence[float]) -> str:
     return f"{max(values) - min(values):.1f}" if values else ""
-
-
-def _plus_minus(runs: Rows, column: str) -> str:
-    values = _numbers(runs, column)
-    return f"{_mean(values)} ± {(max(values) - min(values)) / 2:.1f}" if values else ""
 
 
 # -- plots ------------------------------------------------------------------------------------------------

@@ -1,0 +1,54 @@
+"""The tables of docs/results.md, made from the rows in docs/results/*.csv.
+
+    cp runs/extreme-budgets-small/results.csv docs/results/extreme-budgets-small.csv
+    python -m benchmarks.results            # writes the tables anew
+    python -m benchmarks.results --check    # exit code 1 where they are not what the rows say
+
+A table stands between `<!-- NAME.csv -->` and `<!-- end -->`; what is between is written over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from chipnet._bench import read_results
+from chipnet._bench_report import tables
+from chipnet._io import write_atomically
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+_BLOCK = re.compile(r"(<!-- ([\w.-]+\.csv) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def filled(text: str, folder: Path) -> str:
+    """``text`` with every table made from its rows in ``folder``.
+
+    Raises:
+        FileNotFoundError: a table's rows are missing.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{tables(read_results(folder / match[2]))}\n{match[3]}"
+
+    return _BLOCK.sub(table, text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail where a table is not its rows'"
+    )
+    check = parser.parse_args().check
+    page = DOCS / "results.md"
+    was = page.read_text()
+    now = filled(was, DOCS / "results")
+    if now != was and not check:
+        write_atomically(page, now.encode())
+    return int(check and now != was)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
