@@ -149,6 +149,7 @@ class Structure:
             self.gates = self.liveness.gates
             self.cost = CostModel(self.liveness, model)
             self._programs: dict[str, Program] = {}
+            self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.aliases = canonical_names(model)
         self.shapes = {n: tuple(t.shape) for n, t in model.state_dict(keep_vars=True).items()}
         self._tied = self._ties()
@@ -407,6 +408,13 @@ class Structure:
             )
             for site in self.sites
         }
+
+    def sites_of_gates(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Each gate's site ``[gates]`` and each site's number of gates (at least one) ``[sites]``, on a device."""
+        if device not in self._on:
+            sizes = torch.tensor([max(len(gates), 1) for gates in self.site_gates])
+            self._on[device] = self.site_of_gate.to(device), sizes.to(device)
+        return self._on[device]
 
     # -- questions about masks ----------------------------------------------------------------------------
     def useful(self, masks: Tensor) -> Tensor:

@@ -249,9 +249,9 @@ class Sensing(Gradual):
 
 def per_site_mean(structure: Structure, values: Tensor) -> Tensor:
     """The mean of ``values`` ``[gates]`` over each gate's site: ``[gates]``."""
-    site = structure.site_of_gate.to(values.device)
-    count = torch.bincount(site, minlength=len(structure.sites)).clamp(min=1).to(values.dtype)
-    return (torch.zeros_like(count).index_add(0, site, values) / count)[site]
+    site, sizes = structure.sites_of_gates(values.device)
+    total = values.new_zeros(len(sizes)).index_add(0, site, values)
+    return (total / sizes)[site]
 
 
 def per_site(structure: Structure, values: Tensor) -> Tensor:

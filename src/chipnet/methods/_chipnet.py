@@ -27,11 +27,14 @@ class ChipNet(Sensing):
     paper's signal, averages to zero for open channels and says nothing of them; its square does not.
 
     *Diminishing returns*: what a site has lost counts by its logarithm, so what remains of a thin site is dear and
-    no site dies early. A site's weight ``w`` is its number of gates times the root of the number of layers that
-    share them: a residual stream loses a channel for all of its layers.
+    no site dies early. A site's weight ``w`` is its number of gates times the number of layers that share them: a
+    residual stream loses a channel for all of its layers.
 
     *Even pressure*: the budget's gradient is brought to the same mean in every site. V says how much must go,
     benefits say where; otherwise sites whose channels are dear are emptied first.
+
+    *Forgetting*: psi decays (the weight decay of the paper's optimiser, stronger), so that it says what gradients
+    asked for lately, not since the dense network.
 
     Hard masks are the exact solution at the current V_t by psi. A shut channel still sees a gradient and can return
     while the budget shrinks. See ``docs/method.md``.
@@ -39,10 +42,13 @@ class ChipNet(Sensing):
 
     name = "chipnet"
     floor = 0.05
-    travel = 8.0
+    travel = 24.0
+    """Way of psi over the phase, in root mean squares of its gradient."""
+    decay = 10.0
+    """Part of psi that is forgotten per phase: after a tenth of it, psi is down to 1/e."""
     crispness_weight = 1.0
     budget_weight = 30.0
-    shared = 0.5
+    shared = 1.0
     """Exponent of the number of layers that share a gate in their site's weight."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -97,7 +103,8 @@ class ChipNet(Sensing):
             with torch.no_grad():
                 g = self.psi.grad
                 g = g / g.square().mean().sqrt().clamp(min=1e-12)
-                self.psi.sub_(g, alpha=self.travel / max(self.steps, 1))
+                self.psi.mul_(max(1 - self.decay / self.steps, 0.0))
+                self.psi.sub_(g, alpha=self.travel / self.steps)
             self.psi.grad = None
         super().step(before, after)
 
