@@ -85,6 +85,27 @@ ONCE_BROKEN = {
     "attention that nothing reads": Recipe(
         steps=(("cbr", 0, 0, 2, 0), ("transposed", 0, 0, 2, 2), ("Attention", 1, 0, 2, 0)),
     ),
+    "a width as a number, read only where whole sites are dead": Recipe(
+        steps=(("conv", 0, 0, 2, 0), ("scalar", 0, 0, 2, 7), ("Film", 0, 0, 2, 0))
+    ),
+    "a width as a number, halved by the one channel that no trial closed": Recipe(
+        steps=(
+            ("SharedWeight", 0, 0, 2, 0), ("scalar", 0, 0, 2, 6), ("over_positions", 0, 0, 2, 0),
+            ("LiteralSplit", 2, 1, 8, 4), ("TwiceCalled", 0, 4, 8, 9), ("to_vector", 3, 4, 11, 0),
+        )
+    ),
+    "a width as a number, where one of two channels is shut by a ReLU": Recipe(
+        steps=(
+            ("conv", 0, 0, 2, 1), ("scalar", 0, 0, 2, 6), ("Film", 0, 0, 3, 5), ("preactivation", 0, 2, 2, 0),
+        ),
+        heads=(("map", 0),),
+    ),
+    "a width as a number, behind activations that are shut on the example": Recipe(
+        steps=(
+            ("conv", 0, 0, 4, 2), ("scalar", 0, 0, 2, 6), ("Film", 0, 0, 7, 0), ("TwiceCalled", 0, 0, 8, 6),
+            ("Attention", 0, 1, 3, 10),
+        ),
+    ),
     "nothing left to blame at fewer channels": Recipe(
         steps=(
             ("cbr", 0, 0, 2, 0), ("Concat", 0, 0, 2, 0), ("Inplace", 0, 0, 2, 0), ("Gate", 3, 0, 2, 0),

@@ -21,7 +21,7 @@ from chipnet._capture import canonical_names, export, trace
 from chipnet._compact import agree, compact
 from chipnet._cost import CostModel
 from chipnet._errors import BudgetError, CaptureError, ConfigError, PlanError
-from chipnet._formula import Program
+from chipnet._formula import FALSE, Program
 from chipnet._gates import has_gates
 from chipnet._graph import Host, Mix, Norm, Pin
 from chipnet._harden import Hardener
@@ -108,7 +108,7 @@ class Structure:
         program, training = self._export(model)
         modes: dict[str, Mode] = {}
         self._read(model, program, modes, training)
-        shown = _without_zeros(model)
+        shown = _lively(model)
         while self.gates:  # ends: every round pins more
             found = self._probe(shown, training is not None)
             if found is None:
@@ -233,7 +233,7 @@ class Structure:
         tells which reshape or split is to blame; failing that, each site is tried by itself.
         """
         trial, error = next(
-            ((t, e) for t in self._trials() if (e := self._error(model, *t, trains))), (None, None)
+            ((mask, e) for mask in self._trials() if (e := self._error(model, mask, trains))), (None, None)
         )
         if trial is None or error is None:
             return None
@@ -245,7 +245,7 @@ class Structure:
             if any(r.attributes and r.line in around for r in risky.values()):
                 return {n: "attribute" for n, r in risky.items() if r.attributes and r.line in around}
         known, before = len(self._broken) + len(self._anchored), dict(self._broken)
-        self._blame(model, trains, *trial)
+        self._blame(model, trains, trial)
         fixed = self._fixed(error, self._broken.keys() - before)
         if fixed:
             self._broken = before
@@ -275,17 +275,18 @@ class Structure:
             )
         ]
 
-    def _trials(self) -> Iterator[tuple[Tensor, bool]]:
-        """Masks to try, and whether outputs are compared: half of each site, one gate a site; each beside as many
-        dead sites as can be (a width is then read by few)."""
+    def _trials(self) -> Iterator[Tensor]:
+        """Masks to try: half of each site, its other half, one gate a site, some beside as many dead sites as can
+        be; then others, until every layer's width has been narrowed in one, if it can be: it may be somebody's
+        number."""
         generator = torch.Generator().manual_seed(0)
-        half, one = (torch.zeros(self.gates, dtype=torch.bool) for _ in range(2))
+        half, other, one = (torch.zeros(self.gates, dtype=torch.bool) for _ in range(3))
         for gates in self.site_gates:
-            half[gates[torch.randperm(len(gates), generator=generator)[: (len(gates) + 1) // 2]]] = True
+            drawn, middle = torch.randperm(len(gates), generator=generator), (len(gates) + 1) // 2
+            half[gates[drawn[:middle]]] = True
+            other[gates[drawn[-middle:]]] = True
             one[gates[:1]] = True
-        for mask in (half, one):
-            if self.connected(mask) and not bool(mask.all()):
-                yield self.canonical(mask), True
+        tried = [mask for mask in (half, other, one) if self.connected(mask)]
         for sites, part in ((self.site_gates, half), (self.site_gates[::-1], one)):
             mask = torch.ones(self.gates, dtype=torch.bool)
             for gates in sites:
@@ -293,54 +294,78 @@ class Structure:
                 trial[gates] = False
                 if self.connected(trial):
                     mask = trial
-            if not bool(mask.all()):
-                yield self.canonical(mask & part if self.connected(mask & part) else mask), False
+            tried.append(mask & part if self.connected(mask & part) else mask)
+        tried = [self.canonical(mask) for mask in tried if not bool(mask.all())]
+        yield from tried
+        more = self._drawn(64, generator)
+        narrowed = self._narrowed(torch.stack([*tried, *more]))
+        news = narrowed[len(tried) :] & ~narrowed[: len(tried)].any(0)
+        news &= self._evaluate("connected", lambda: [self.liveness.connected()], more) > 0.5
+        while bool(news.any()):
+            best = int(news.sum(1).argmax())
+            yield self.canonical(more[best])
+            news &= ~news[best]
 
-    def _error(self, model: nn.Module, mask: Tensor, same: bool, trains: bool) -> Exception | None:
-        """What goes wrong with a copy pruned by ``mask``. ``same``: compare outputs too."""
+    def _drawn(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random masks ``[count, gates]``: half of each site, and none of a few, more and more sites."""
+        dead = torch.zeros(count, len(self.sites), dtype=torch.bool)
+        for k in range(count):
+            likely = (0.0, 1 / len(self.sites), 4 / len(self.sites), 0.5)[k % 4]
+            dead[k] = torch.rand(len(self.sites), generator=generator) < likely
+        masks = torch.rand(count, self.gates, generator=generator) < 0.5
+        for i, gates in enumerate(self.site_gates):
+            masks[:, gates[:1]] |= ~masks[:, gates].any(1, keepdim=True)
+            masks[:, gates] &= ~dead[:, i : i + 1]
+        return masks
+
+    def _narrowed(self, masks: Tensor) -> Tensor:
+        """Per site: has it lost channels, but not all? ``[..., sites]``."""
+        exists = [self.liveness.present(site.slots) for site in self.sites]
+        known = self._evaluate("widths", lambda: np.concatenate(exists).tolist(), masks)
+        lengths = [len(e) for e in exists]
+        left = torch.stack([part.sum(-1) for part in known.split(lengths, -1)], -1)
+        whole = torch.tensor([int((e != FALSE).sum()) for e in exists])
+        return (left > 0) & (left < whole)
+
+    def _error(self, model: nn.Module, mask: Tensor, trains: bool) -> Exception | None:
+        """What goes wrong with a copy pruned by ``mask``: it does not run, or computes something else."""
         try:
             plan = self.plan(mask)
             small = compact(model, plan, verify=False)
-            if same and not agree(model, small, plan, self.inputs):
+            if not agree(model, small, plan, self.inputs):
                 raise PlanError("outputs change")
-            with torch.no_grad():
-                if not same:
-                    self.inputs.to(_device(model))(small.eval())
-                if trains:
+            if trains:
+                with torch.no_grad():
                     self.inputs.twice().to(_device(model))(small.train())
         except Exception as error:
             return error
         return None
 
-    def _blame(self, model: nn.Module, trains: bool, trial: Tensor, same: bool) -> None:
+    def _blame(self, model: nn.Module, trains: bool, trial: Tensor) -> None:
         """Find the sites that break the forward at half of their gates, at one, at none, else as in ``trial``.
 
         By halves, as few do. Where no site does it alone (a literal width of a stream that two layers write), the
         last of the shortest run of sites that do it together.
         """
 
-        def tried(
-            sites: Sequence[int], kept: Callable[[Tensor], Tensor], same: bool
-        ) -> tuple[bool, Exception | None]:
+        def tried(sites: Sequence[int], kept: Callable[[Tensor], Tensor]) -> tuple[bool, Exception | None]:
             mask = torch.ones(self.gates, dtype=torch.bool)
             for i in sites:
                 mask[self.site_gates[i]] = kept(self.site_gates[i])
             connected = self.connected(mask)
-            return connected, self._error(model, mask, same, trains) if connected else None
+            return connected, self._error(model, mask, trains) if connected else None
 
-        def search(
-            sites: Sequence[int], kept: Callable[[Tensor], Tensor], same: bool = True
-        ) -> list[tuple[int, Exception]]:
-            connected, error = tried(sites, kept, same)
+        def search(sites: Sequence[int], kept: Callable[[Tensor], Tensor]) -> list[tuple[int, Exception]]:
+            connected, error = tried(sites, kept)
             if len(sites) < 2 or (connected and error is None):
                 return [(i, error) for i in sites if error is not None]
             middle = len(sites) // 2
-            found = search(sites[:middle], kept, same) + search(sites[middle:], kept, same)
+            found = search(sites[:middle], kept) + search(sites[middle:], kept)
             if not found and error is not None:
                 good, bad = middle, len(sites)
                 while bad - good > 1:
                     end = (good + bad) // 2
-                    good, bad = (good, end) if tried(sites[:end], kept, same)[1] is not None else (end, bad)
+                    good, bad = (good, end) if tried(sites[:end], kept)[1] is not None else (end, bad)
                 found = [(sites[bad - 1], error)]
             return found
 
@@ -359,7 +384,7 @@ class Structure:
         for i, _ in search(todo, lambda gates: torch.zeros(len(gates), dtype=torch.bool)):
             self._anchored.add(self.sites[i].host.weight)
         if len(self._broken) + len(self._anchored) == before:
-            note(search(todo, lambda gates: trial[gates], same))
+            note(search(todo, lambda gates: trial[gates]))
 
     def report(self) -> list[dict[str, Any]]:
         """What may be pruned and what not, site by site, as plain JSON values.
@@ -495,18 +520,21 @@ def _count(calls: Counter[str], path: str, *call: Any) -> None:
     calls[path] += 1
 
 
-def _without_zeros(model: nn.Module) -> nn.Module:
-    """A copy in which no parameter is all zeros, for trials: behind a scale of 0, as residual branches often start,
-    everything agrees with everything."""
-    if not any(p.is_floating_point() and not bool(p.any()) for p in model.parameters()):
-        return model
+def _lively(model: nn.Module) -> nn.Module:
+    """A copy for trials in which signals pass: behind a scale of 0, as residual branches often start, and behind
+    activations that are shut on the example, everything agrees with everything. No parameter is all zeros, and
+    vectors (shifts, scales) are positive."""
     try:
         shown = copy.deepcopy(model)
     except Exception:  # then it is tried as it is
         return model
     generator = torch.Generator().manual_seed(0)
     for p in shown.parameters():
-        if p.is_floating_point() and not bool(p.any()):
+        if not p.is_floating_point():
+            continue
+        if p.dim() == 1:
+            p.data.abs_().add_(0.5)
+        elif not bool(p.any()):
             p.data.copy_(0.5 + torch.rand(p.shape, generator=generator))
     return shown
 
