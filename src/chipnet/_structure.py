@@ -7,7 +7,7 @@ import copy
 import functools
 import gc
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from typing import Any
 
@@ -18,10 +18,9 @@ from torch.export import ExportedProgram
 
 from chipnet._budget import LATENCY, Budget
 from chipnet._capture import canonical_names, export, trace
-from chipnet._compact import agree, compact
 from chipnet._cost import CostModel
-from chipnet._errors import BudgetError, CaptureError, ConfigError, PlanError
-from chipnet._formula import FALSE, Program
+from chipnet._errors import BudgetError, CaptureError, ConfigError
+from chipnet._formula import Program
 from chipnet._gates import has_gates
 from chipnet._graph import Host, Mix, Norm, Pin
 from chipnet._harden import Hardener
@@ -29,6 +28,7 @@ from chipnet._inputs import Inputs
 from chipnet._liveness import Liveness, Site
 from chipnet._plan import Plan, make_plan
 from chipnet._trace import Mode, Realisation
+from chipnet._trials import Trials
 
 Pattern = str | type[nn.Module]
 
@@ -108,9 +108,9 @@ class Structure:
         program, training = self._export(model)
         modes: dict[str, Mode] = {}
         self._read(model, program, modes, training)
-        shown = _lively(model)
+        trials = Trials(self, model, training is not None, self._broken, self._anchored)
         while self.gates:  # ends: every round pins more
-            found = self._probe(shown, training is not None)
+            found = trials.findings()
             if found is None:
                 break
             modes.update(found)
@@ -224,168 +224,6 @@ class Structure:
         """Why a layer gets no gates, or nothing."""
         return self._broken.get(host.weight, "")
 
-    # -- does a pruned copy run? --------------------------------------------------------------------------
-    def _probe(self, model: nn.Module, trains: bool) -> dict[str, Mode] | None:
-        """Prune copies, run them, and pin what breaks; None where nothing does.
-
-        The graph shows sizes as numbers, not where they came from: a width that forward keeps as a literal, or
-        an operator that refuses a tensor without channels, shows only when a pruned copy runs. The error's line
-        tells which reshape or split is to blame; failing that, each site is tried by itself.
-        """
-        trial, error = next(
-            ((mask, e) for mask in self._trials() if (e := self._error(model, mask, trains))), (None, None)
-        )
-        if trial is None or error is None:
-            return None
-        risky = self.graph.risky
-        for line, around in _lines_of(error):
-            if any(r.line == line for r in risky.values()):
-                found = {n: r for n, r in risky.items() if r.line == line}
-                return {n: "attribute" if r.attributes else "literal" for n, r in found.items()}
-            if any(r.attributes and r.line in around for r in risky.values()):
-                return {n: "attribute" for n, r in risky.items() if r.attributes and r.line in around}
-        known, before = len(self._broken) + len(self._anchored), dict(self._broken)
-        self._blame(model, trains, trial)
-        fixed = self._fixed(error, self._broken.keys() - before)
-        if fixed:
-            self._broken = before
-            return {n: "attribute" if self.graph.risky[n].attributes else "literal" for n in fixed}
-        if len(self._broken) + len(self._anchored) > known:
-            return {}
-        if self.graph.risky:
-            return dict.fromkeys(self.graph.risky, "literal")
-        raise CaptureError(
-            f"a pruned copy of {self._name} does not run or computes something else, and no single layer is to "
-            f"blame: {type(error).__name__}: {error}. Exclude the part concerned with ignore=[...]."
-        )
-
-    def _fixed(self, error: Exception, broken: Set[str]) -> list[str]:
-        """Reshapes and splits of the channels of ``broken`` sites, in functions that the error went through. Where
-        nothing failed but outputs changed: those whose sizes may stand in attributes."""
-        sites = [site.slots for site in self.sites if site.host.weight in broken]
-        classes = set(self.graph.classes(np.concatenate(sites)).tolist()) if sites else set()
-        return [
-            n
-            for n, r in self.graph.risky.items()
-            if not classes.isdisjoint(self.graph.classes(r.slots).tolist())
-            and (
-                r.attributes
-                if isinstance(error, PlanError)
-                else any(r.line in around for _, around in _lines_of(error))
-            )
-        ]
-
-    def _trials(self) -> Iterator[Tensor]:
-        """Masks to try: half of each site, its other half, one gate a site, some beside as many dead sites as can
-        be; then others, until every layer's width has been narrowed in one, if it can be: it may be somebody's
-        number."""
-        generator = torch.Generator().manual_seed(0)
-        half, other, one = (torch.zeros(self.gates, dtype=torch.bool) for _ in range(3))
-        for gates in self.site_gates:
-            drawn, middle = torch.randperm(len(gates), generator=generator), (len(gates) + 1) // 2
-            half[gates[drawn[:middle]]] = True
-            other[gates[drawn[-middle:]]] = True
-            one[gates[:1]] = True
-        tried = [mask for mask in (half, other, one) if self.connected(mask)]
-        for sites, part in ((self.site_gates, half), (self.site_gates[::-1], one)):
-            mask = torch.ones(self.gates, dtype=torch.bool)
-            for gates in sites:
-                trial = mask.clone()
-                trial[gates] = False
-                if self.connected(trial):
-                    mask = trial
-            tried.append(mask & part if self.connected(mask & part) else mask)
-        tried = [self.canonical(mask) for mask in tried if not bool(mask.all())]
-        yield from tried
-        more = self._drawn(64, generator)
-        narrowed = self._narrowed(torch.stack([*tried, *more]))
-        news = narrowed[len(tried) :] & ~narrowed[: len(tried)].any(0)
-        news &= self._evaluate("connected", lambda: [self.liveness.connected()], more) > 0.5
-        while bool(news.any()):
-            best = int(news.sum(1).argmax())
-            yield self.canonical(more[best])
-            news &= ~news[best]
-
-    def _drawn(self, count: int, generator: torch.Generator) -> Tensor:
-        """Random masks ``[count, gates]``: half of each site, and none of a few, more and more sites."""
-        dead = torch.zeros(count, len(self.sites), dtype=torch.bool)
-        for k in range(count):
-            likely = (0.0, 1 / len(self.sites), 4 / len(self.sites), 0.5)[k % 4]
-            dead[k] = torch.rand(len(self.sites), generator=generator) < likely
-        masks = torch.rand(count, self.gates, generator=generator) < 0.5
-        for i, gates in enumerate(self.site_gates):
-            masks[:, gates[:1]] |= ~masks[:, gates].any(1, keepdim=True)
-            masks[:, gates] &= ~dead[:, i : i + 1]
-        return masks
-
-    def _narrowed(self, masks: Tensor) -> Tensor:
-        """Per site: has it lost channels, but not all? ``[..., sites]``."""
-        exists = [self.liveness.present(site.slots) for site in self.sites]
-        known = self._evaluate("widths", lambda: np.concatenate(exists).tolist(), masks)
-        lengths = [len(e) for e in exists]
-        left = torch.stack([part.sum(-1) for part in known.split(lengths, -1)], -1)
-        whole = torch.tensor([int((e != FALSE).sum()) for e in exists])
-        return (left > 0) & (left < whole)
-
-    def _error(self, model: nn.Module, mask: Tensor, trains: bool) -> Exception | None:
-        """What goes wrong with a copy pruned by ``mask``: it does not run, or computes something else."""
-        try:
-            plan = self.plan(mask)
-            small = compact(model, plan, verify=False)
-            if not agree(model, small, plan, self.inputs):
-                raise PlanError("outputs change")
-            if trains:
-                with torch.no_grad():
-                    self.inputs.twice().to(_device(model))(small.train())
-        except Exception as error:
-            return error
-        return None
-
-    def _blame(self, model: nn.Module, trains: bool, trial: Tensor) -> None:
-        """Find the sites that break the forward at half of their gates, at one, at none, else as in ``trial``.
-
-        By halves, as few do. Where no site does it alone (a literal width of a stream that two layers write), the
-        last of the shortest run of sites that do it together.
-        """
-
-        def tried(sites: Sequence[int], kept: Callable[[Tensor], Tensor]) -> tuple[bool, Exception | None]:
-            mask = torch.ones(self.gates, dtype=torch.bool)
-            for i in sites:
-                mask[self.site_gates[i]] = kept(self.site_gates[i])
-            connected = self.connected(mask)
-            return connected, self._error(model, mask, trains) if connected else None
-
-        def search(sites: Sequence[int], kept: Callable[[Tensor], Tensor]) -> list[tuple[int, Exception]]:
-            connected, error = tried(sites, kept)
-            if len(sites) < 2 or (connected and error is None):
-                return [(i, error) for i in sites if error is not None]
-            middle = len(sites) // 2
-            found = search(sites[:middle], kept) + search(sites[middle:], kept)
-            if not found and error is not None:
-                good, bad = middle, len(sites)
-                while bad - good > 1:
-                    end = (good + bad) // 2
-                    good, bad = (good, end) if tried(sites[:end], kept)[1] is not None else (end, bad)
-                found = [(sites[bad - 1], error)]
-            return found
-
-        def note(found: list[tuple[int, Exception]]) -> None:
-            for i, error in found:
-                said = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
-                if isinstance(error, PlanError):
-                    said = "outputs change; its width is used as a number"
-                self._broken[self.sites[i].host.weight] = f"pruning it breaks the forward: {said}"
-
-        before = len(self._broken) + len(self._anchored)
-        todo = [i for i, gates in enumerate(self.site_gates) if len(gates)]
-        for kept in (lambda gates: torch.arange(len(gates)) % 2 == 0, lambda gates: gates == gates[0]):
-            note(search(todo, kept))
-            todo = [i for i in todo if self.sites[i].host.weight not in self._broken]
-        for i, _ in search(todo, lambda gates: torch.zeros(len(gates), dtype=torch.bool)):
-            self._anchored.add(self.sites[i].host.weight)
-        if len(self._broken) + len(self._anchored) == before:
-            note(search(todo, lambda gates: trial[gates]))
-
     def report(self) -> list[dict[str, Any]]:
         """What may be pruned and what not, site by site, as plain JSON values.
 
@@ -463,6 +301,14 @@ class Structure:
         return self._evaluate("exists", lambda: [exists[r] for r in sorted(exists)], mask)
 
     @torch.no_grad()
+    def widths(self, masks: Tensor) -> Tensor:
+        """Per site: how many of its channels exist physically? ``[..., sites]``."""
+        present = [self.liveness.present(site.slots) for site in self.sites]
+        exists = self._evaluate("widths", lambda: np.concatenate(present).tolist(), masks)
+        site = torch.arange(len(present)).repeat_interleave(torch.tensor([len(p) for p in present]))
+        return exists.new_zeros(*masks.shape[:-1], len(present)).index_add(-1, site, exists)
+
+    @torch.no_grad()
     def alive(self, mask: Tensor) -> Tensor:
         """Per module in ``graph.owners``: is anything that it writes live and needed?"""
         owners = self.graph.owners.values()
@@ -520,25 +366,6 @@ def _count(calls: Counter[str], path: str, *call: Any) -> None:
     calls[path] += 1
 
 
-def _lively(model: nn.Module) -> nn.Module:
-    """A copy for trials in which signals pass: behind a scale of 0, as residual branches often start, and behind
-    activations that are shut on the example, everything agrees with everything. No parameter is all zeros, and
-    vectors (shifts, scales) are positive."""
-    try:
-        shown = copy.deepcopy(model)
-    except Exception:  # then it is tried as it is
-        return model
-    generator = torch.Generator().manual_seed(0)
-    for p in shown.parameters():
-        if not p.is_floating_point():
-            continue
-        if p.dim() == 1:
-            p.data.abs_().add_(0.5)
-        elif not bool(p.any()):
-            p.data.copy_(0.5 + torch.rand(p.shape, generator=generator))
-    return shown
-
-
 def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
@@ -591,18 +418,3 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _lines_of(error: BaseException) -> list[tuple[str, set[str]]]:
-    """Lines of the forward that an error passed through, the innermost first, each with those of its function."""
-    lines = []
-    current: BaseException | None = error
-    while current is not None:
-        tb = current.__traceback__
-        while tb is not None:
-            code = tb.tb_frame.f_code
-            file = code.co_filename.rsplit("/", 1)[-1]
-            lines.append((f"{file}:{tb.tb_lineno}", {f"{file}:{n}" for *_, n in code.co_lines()}))
-            tb = tb.tb_next
-        current = current.__cause__
-    return lines[::-1]
