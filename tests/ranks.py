@@ -107,14 +107,17 @@ def note(phase_class, place):
 
 
 def own_loop(method, rank=0, world=1):
-    """Forty images a step, the method's masks and what it learnt: with DistributedDataParallel, or alone."""
+    """Forty images a step, the method's masks and what it learnt, at the end and in the middle: with
+    DistributedDataParallel, or alone."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 23), nn.ReLU(), nn.Linear(23, 17), nn.ReLU(), nn.Linear(17, 3))
     pruner = chipnet.Pruner(net, torch.zeros(1, 6), "macs=0.4", steps=40, method=method)
     model = nn.parallel.DistributedDataParallel(net) if world > 1 else net
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     generator = torch.Generator().manual_seed(1)
-    for _ in range(40):
+    for step in range(40):
+        if step == 20:
+            middle = pruner.state_dict()["method"]
         x = torch.randn(40, 6, generator=generator)
         y = (x[:, :3] * x[:, 3:]).argmax(1)
         mine = slice(rank * 40 // world, (rank + 1) * 40 // world)
@@ -123,7 +126,8 @@ def own_loop(method, rank=0, world=1):
         optimizer.step()
         pruner.step()
         optimizer.zero_grad()
-    return {"mask": pruner.mask, "pruner": pruner.state_dict()["method"], "weights": dict(net.state_dict())}
+    end = {"mask": pruner.mask, "pruner": pruner.state_dict()["method"], "weights": dict(net.state_dict())}
+    return {**end, "middle": middle}
 
 
 def main():
