@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from chipnet._errors import PlanError
 from chipnet._gates import strip_gates
 from chipnet._graph import Frozen
-from chipnet._inputs import Inputs, tensors
+from chipnet._inputs import Inputs, device_of, tensors
 from chipnet._plan import Plan, Remap, Size, StandIn
 from chipnet._rules import LAYERS
 from chipnet._trace import STANDARD_MIX
@@ -203,7 +203,7 @@ class _Shut:
 def agree(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> bool:
     """Do masked and compact networks compute the same? In the model's dtype, which is fast; where that leaves a
     doubt, in float64. Raises what their forwards raise."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     difference, scale = _difference(masked(model, plan), small, inputs.to(device))
     if difference <= (1e-9 if _is_double(small) else 1e-5) * scale:
         return True
@@ -216,7 +216,7 @@ def verify_compact(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) 
 
     Runs in eval mode and in float64 where both networks do.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     inputs = Inputs.of(inputs)
     try:
         big, other = masked(model, plan).double(), copy.deepcopy(small).double()

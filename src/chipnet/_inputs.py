@@ -114,3 +114,8 @@ def tensors(out: Any) -> Iterator[Tensor]:
     elif hasattr(out, "__dict__") and not isinstance(out, (nn.Module, type)):
         for value in vars(out).values():
             yield from tensors(value)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a network's first parameter is; the CPU where it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -36,6 +36,7 @@ from chipnet._budget import LATENCY
 from chipnet._compact import _fit_attributes, compact
 from chipnet._errors import BudgetError
 from chipnet._gates import strip_gates
+from chipnet._inputs import device_of
 from chipnet._io import write_atomically
 from chipnet.latency import Timing, device_name, interleaved
 
@@ -120,7 +121,7 @@ def _cell(x: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
 def measured(model: nn.Module, structure: Structure) -> LatencyModel:
     """The latency model of a network on the device that it is on."""
     network = strip_gates(copy.deepcopy(model)).eval()
-    device = _device(network)
+    device = device_of(network)
     cost = structure.cost
     shapes = _input_shapes(network, structure)
     modules = dict(network.named_modules(remove_duplicate=False))
@@ -165,7 +166,7 @@ def _networks(model: nn.Module, structure: Structure, mask: Tensor) -> tuple[nn.
 @torch.no_grad()
 def _side_by_side(dense: nn.Module, small: nn.Module, structure: Structure) -> dict[str, Timing]:
     """Timings of both, and of their ratio round by round."""
-    device = _device(dense)
+    device = device_of(dense)
     inputs = structure.inputs.to(device)
     calls = {
         "dense": lambda: dense(*inputs.args, **inputs.kwargs),
@@ -186,7 +187,7 @@ def _input_shapes(network: nn.Module, structure: Structure) -> dict[str, list[tu
     layers = {n: m for n, m in network.named_modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))}
     handles = [m.register_forward_pre_hook(seen(n)) for n, m in layers.items()]
     with torch.no_grad():
-        structure.inputs.to(_device(network))(network)
+        structure.inputs.to(device_of(network))(network)
     for handle in handles:
         handle.remove()
     return found
@@ -401,7 +402,7 @@ def _measured(
         high=ratio.high,
         spread=took["compact"].spread,
         threads=torch.get_num_threads(),
-        device=device_name(_device(dense)),
+        device=device_name(device_of(dense)),
         networks=count,
     )
 
@@ -412,10 +413,6 @@ def _asked(asked: int | float) -> str:
 
 def _ms(nanoseconds: float) -> str:
     return f"{nanoseconds / 1e6:.3g} ms"
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _sync(device: torch.device) -> Callable[[], None]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from chipnet import ChipNetError, Pruner
 from chipnet._distributed import sums, world
+from chipnet._inputs import device_of
 from chipnet._metrics import LOSSES
 from chipnet.losses import distillation
 
@@ -144,7 +145,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], fabric: Fabric | None =
     """
     was = model.training
     model.eval()
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     seen = 0
     try:

@@ -24,7 +24,7 @@ from chipnet._formula import Program
 from chipnet._gates import has_gates
 from chipnet._graph import Host, Mix, Norm, Pin
 from chipnet._harden import Hardener
-from chipnet._inputs import Inputs
+from chipnet._inputs import Inputs, device_of
 from chipnet._liveness import Liveness, Site
 from chipnet._plan import Plan, make_plan
 from chipnet._trace import Mode, Realisation
@@ -194,7 +194,7 @@ class Structure:
                 count = functools.partial(_count, calls, path)
                 trained.get_submodule(path).register_forward_hook(count)
             with torch.no_grad():
-                self.inputs.twice().to(_device(model))(trained)
+                self.inputs.twice().to(device_of(model))(trained)
         except Exception:  # it cannot be copied, or wants targets: nothing more is known
             return nodes
         return frozenset(n for n, host in hosts.items() if calls[host] <= 1)
@@ -364,10 +364,6 @@ class Structure:
 
 def _count(calls: Counter[str], path: str, *call: Any) -> None:
     calls[path] += 1
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _where(pin: Pin) -> dict[str, str]:

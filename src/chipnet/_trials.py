@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, MutableMapping, MutableSet, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from chipnet._compact import agree, compact
 from chipnet._errors import CaptureError, PlanError
+from chipnet._inputs import device_of
 
 if TYPE_CHECKING:
     from chipnet._structure import Structure
@@ -40,8 +41,8 @@ class Trials:
         structure: Structure,
         model: nn.Module,
         trains: bool,
-        broken: MutableMapping[str, str],
-        anchored: MutableSet[str],
+        broken: dict[str, str],
+        anchored: set[str],
     ) -> None:
         self.structure, self.model, self.trains = structure, _lively(model), trains
         self.broken, self.anchored = broken, anchored
@@ -61,19 +62,16 @@ class Trials:
             return None
         risky = self.structure.graph.risky
         for line, around in _lines_of(error):
-            if any(r.line == line for r in risky.values()):
-                found = {n: r for n, r in risky.items() if r.line == line}
-                return {n: "attribute" if r.attributes else "literal" for n, r in found.items()}
-            if any(r.attributes and r.line in around for r in risky.values()):
-                return {n: "attribute" for n, r in risky.items() if r.attributes and r.line in around}
-        known, before = len(self.broken) + len(self.anchored), set(self.broken)
-        self._blame(trial)
-        new = self.broken.keys() - before
-        if fixed := self._fixed(error, new):
-            for weight in new:
-                del self.broken[weight]
-            return {n: "attribute" if risky[n].attributes else "literal" for n in fixed}
-        if len(self.broken) + len(self.anchored) > known:
+            at = [n for n, r in risky.items() if r.line == line]
+            near = [n for n, r in risky.items() if r.attributes and r.line in around]
+            if at or near:
+                return self._modes(at or near)
+        broken, anchored = self._blame(trial)
+        self.anchored |= anchored
+        if fixed := self._fixed(error, broken.keys()):
+            return self._modes(fixed)
+        self.broken |= broken
+        if broken or anchored:
             return {}
         if risky:
             return dict.fromkeys(risky, "literal")
@@ -81,6 +79,11 @@ class Trials:
             f"a pruned copy of {self.name} does not run or computes something else, and no single layer is to "
             f"blame: {type(error).__name__}: {error}. Exclude the part concerned with ignore=[...]."
         )
+
+    def _modes(self, nodes: Iterable[str]) -> dict[str, Mode]:
+        """How these reshapes and splits are to be read."""
+        risky = self.structure.graph.risky
+        return {n: "attribute" if risky[n].attributes else "literal" for n in nodes}
 
     def _fixed(self, error: Exception, broken: Set[str]) -> list[str]:
         """Reshapes and splits of the channels of ``broken`` sites, in functions that the error went through. Where
@@ -122,8 +125,8 @@ class Trials:
         tried = [s.canonical(mask) for mask in tried if not bool(mask.all())]
         yield from tried
         more = self._drawn(64, generator)
-        widths, whole = s.widths(torch.stack([*tried, *more])), s.widths(torch.ones(s.gates))
-        narrowed = (widths > 0) & (widths < whole)
+        whole, *widths = s.widths(torch.stack([torch.ones(s.gates, dtype=torch.bool), *tried, *more]))
+        narrowed = torch.stack([(w > 0) & (w < whole) for w in widths])
         news = narrowed[len(tried) :] & ~narrowed[: len(tried)].any(0)
         while bool(news.any()):
             best = int(news.sum(1).argmax())
@@ -154,9 +157,8 @@ class Trials:
             if not agree(self.model, small, plan, inputs):
                 raise PlanError("outputs change")
             if self.trains:
-                device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
                 with torch.no_grad():
-                    inputs.twice().to(device)(small.train())
+                    inputs.twice().to(device_of(self.model))(small.train())
         except Exception as error:
             return error
         return None
@@ -185,25 +187,27 @@ class Trials:
             found = [(sites[bad - 1], error)]
         return found
 
-    def _blame(self, trial: Tensor) -> None:
-        """Note the sites that break the forward at half of their gates, at one, at none, else as in ``trial``."""
-        before = len(self.broken) + len(self.anchored)
+    def _blame(self, trial: Tensor) -> tuple[dict[str, str], set[str]]:
+        """Weights of the sites that break the forward at half of their gates or at one, with what was said, and of
+        those that break it at none; where there are neither, of those that break it as in ``trial``. New ones."""
         weights = [site.host.weight for site in self.structure.sites]
         todo = [i for i, gates in enumerate(self.structure.site_gates) if len(gates)]
+        broken: dict[str, str] = {}
 
         def note(found: list[tuple[int, Exception]]) -> None:
             for i, error in found:
                 said = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
                 if isinstance(error, PlanError):
                     said = "outputs change; its width is used as a number"
-                self.broken[weights[i]] = f"pruning it breaks the forward: {said}"
+                broken[weights[i]] = f"pruning it breaks the forward: {said}"
 
         for kept in (lambda gates: torch.arange(len(gates)) % 2 == 0, lambda gates: gates == gates[0]):
             note(self._search(todo, kept))
-            todo = [i for i in todo if weights[i] not in self.broken]
-        self.anchored |= {weights[i] for i, _ in self._search(todo, lambda gates: gates < 0)}
-        if len(self.broken) + len(self.anchored) == before:
+            todo = [i for i in todo if weights[i] not in broken]
+        anchored = {weights[i] for i, _ in self._search(todo, lambda gates: gates < 0)} - self.anchored
+        if not broken and not anchored:
             note(self._search(todo, lambda gates: trial[gates]))
+        return {w: said for w, said in broken.items() if w not in self.broken}, anchored
 
 
 def _lively(model: nn.Module) -> nn.Module:

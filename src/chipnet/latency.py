@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from chipnet._errors import ChipNetError, ConfigError
 from chipnet._export import export
-from chipnet._inputs import Inputs, tensors
+from chipnet._inputs import Inputs, device_of, tensors
 from chipnet._lazy import optional_import
 
 SAMPLE = 0.002
@@ -400,7 +400,7 @@ def compare(
     given = Inputs.of(inputs)
     copies = {n: copy.deepcopy(m).eval() for n, m in networks.items()}
     first, second = copies
-    device = next((p.device for p in copies[first].parameters()), torch.device("cpu"))
+    device = device_of(copies[first])
     sync = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     timings: dict[str, dict[str, Timing]] = {}
     ratios, skipped = {}, {}
