@@ -144,6 +144,30 @@ def test_every_method_names_its_source(method):
 # -- options ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("method", ["chipnet:floor=0", "random:floor=0"])
+def test_once_masks_are_final_what_is_trained_is_what_ships(method):
+    """Also behind a branch that died, where the stream's gates are open and a norm would emit its constant."""
+    run, net, optimizer = fresh(method, {"macs": 0.5}, steps=STEPS)
+    x = made()[2]
+    mask = torch.ones(run.structure.gates, dtype=torch.bool)
+    branch = next(i for i, s in enumerate(run.structure.sites) if s.host.module == "norm_a")
+    mask[run.structure.site_gates[branch]] = False
+    run.method._solve = lambda *args, **kwargs: mask
+    with torch.no_grad():
+        net.norm_b.bias.fill_(1.0)
+    train(run, net, optimizer, STEPS)
+    assert run.method.final and not run.structure.existing(mask).all()
+    net.eval()
+    with torch.no_grad():
+        trained = net(x)
+        with run.hardened():
+            shipped = net(x)
+        plan = run.harden()
+        run.detach()
+        assert torch.equal(trained, shipped)
+        assert torch.allclose(chipnet.compact(net, plan)(x), trained, atol=1e-5)
+
+
 def test_settings_come_with_the_name():
     pruner, *_ = fresh("chipnet: floor=0, refreshes=7", {"macs": 0.5})
     assert (pruner.method.floor, pruner.method.refreshes) == (0.0, 7)

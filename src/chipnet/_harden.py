@@ -163,7 +163,8 @@ class Hardener:
         """Boolean mask ``[gates]``: the gates of highest score within the limits.
 
         Args:
-            floor: fraction of every site that is kept before scores decide, where the limits allow it.
+            floor: fraction of every site that is kept before scores decide, where that takes at most half of the
+                limits.
             full: spend what is left of the budget gate by gate. Without it only free gates are opened.
 
         Raises:
@@ -199,7 +200,7 @@ class Hardener:
                     kept[mine[best]] = True
             if not units.connected(kept):
                 kept |= self._skeleton(order.flip(0))
-            if bool(self.fits(kept)):
+            if bool((2 * units.cost(kept) <= self.limits).all()):
                 return kept
         kept = self._skeleton(order.flip(0))
         if not bool(self.fits(kept)):

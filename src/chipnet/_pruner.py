@@ -240,6 +240,8 @@ class Pruner:
         return self._landed
 
     def _force(self, mask: Tensor | None) -> Tensor:
+        """Compute with a mask as its compact network does: an open gate that the input does not reach, such as
+        that of a residual stream behind a dead branch, is shut, where a norm would emit a constant."""
         mask = self.mask if mask is None else mask
         opened = self.structure.open(mask).to(self._index.device, torch.float32)
         parts = opened.split([site.channels for site in self.structure.sites])
@@ -270,7 +272,7 @@ class Pruner:
         self.method.load_state_dict(state["method"])
         self.landing = Landing(**state["landing"]) if "landing" in state else None
         self._landed = state.get("landed")
-        self._values, self._leaves = None, ()
+        self._values, self._leaves, self._forced = None, (), None
 
     def _make_values(self) -> None:
         if torch.is_grad_enabled() and self._handles:
@@ -283,6 +285,8 @@ class Pruner:
         gradient that has gathered in them on to the method. One for every site: the gradient of a slice would be
         a zero for every gate of the network.
         """
+        if self._forced is None and self.method.final:
+            self._force(None)
         if self._forced is not None:
             return self._forced
         if not self._leaves or (torch.is_grad_enabled() and not self._with_grad):

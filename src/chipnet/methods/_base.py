@@ -53,6 +53,8 @@ class Method(ABC):
         self.model, self.structure, self.limits = model, structure, dict(limits)
         self.steps, self.device = steps, device
         self.generator = torch.Generator().manual_seed(seed)
+        self.final = False
+        """Masks are decided: from now on the model computes what will be shipped."""
         self.handles: list[Any] = []
         """Of hooks on the model, for ``detach``."""
         self.group: Any = None
@@ -147,13 +149,13 @@ class Gradual(Method):
     shrink: float = 0.6
     freeze: float = 0.75
     refreshes: int = 60
-    floor: float = 0.1
-    """Part of every site that scores cannot take away, where the budget allows it: no stage dies early."""
+    floor: float = 0.05
+    """Part of every site that scores cannot take away, where all of that takes at most half of the budget: no stage
+    dies early, and an extreme budget is not spent on it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.current = torch.ones(self.structure.gates, dtype=torch.bool)
-        self.final = False
         self._on_device: Tensor | None = None
 
     @abstractmethod

@@ -41,7 +41,6 @@ class ChipNet(Sensing):
     """
 
     name = "chipnet"
-    floor = 0.05
     travel = 24.0
     """Way of psi over the phase, in root mean squares of its gradient."""
     decay = 10.0
