@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 
 import pytest
 import torch
@@ -166,6 +167,41 @@ def test_once_masks_are_final_what_is_trained_is_what_ships(method):
         run.detach()
         assert torch.equal(trained, shipped)
         assert torch.allclose(chipnet.compact(net, plan)(x), trained, atol=1e-5)
+
+
+def test_the_floor_of_chipnet_takes_at_most_half_of_the_budget():
+    """A twentieth of 31, 23 and 37 channels: 2, 1 and 2 of them."""
+    _, structure, *_ = made()
+    least = torch.zeros(structure.gates, dtype=torch.bool)
+    for gates in structure.site_gates:
+        least[gates[: {31: 2, 23: 1, 37: 2}.get(len(gates), 0)]] = True
+    cost = structure.cost.exact(least).macs
+    assert fresh("chipnet", {"macs": 2 * cost})[0].method.floor == 0.05
+    assert fresh("chipnet", {"macs": 2 * cost - 1})[0].method.floor == 0.0
+
+
+def test_a_branch_may_be_lost_at_a_finite_price():
+    """Without the inside of the branch the input still arrives; without the stream or the last layer it does not."""
+    pruner, *_ = fresh("chipnet", {"macs": 0.5})
+    bypassed = {
+        site.host.module: pruner.method.bypassed[site.gates].unique().tolist()
+        for site in pruner.structure.sites
+        if (site.gates >= 0).any()
+    }
+    assert bypassed == {"norm": [0.0], "norm_a": [1.0], "norm_b": [0.0], "last": [0.0]}
+    method, sites = pruner.method, pruner.structure.site_gates
+    method.learn(torch.ones(pruner.structure.gates))
+    lost = []
+    for gates in (g for g in sites if len(g)):
+        z = torch.ones(pruner.structure.gates)
+        z[gates] = 0.0
+        lost.append((len(gates), float(method._lost(z))))
+    # benefits alike: sum of w log(1 / 0.000001) or 23 log(1.05 / 0.05), over the sum of weights
+    total = 31 * 2**0.75 + 23 + 37
+    by_size = dict(lost)
+    assert by_size[31] == pytest.approx(31 * 2**0.75 * math.log(1e6) / total, rel=1e-4)
+    assert by_size[23] == pytest.approx(23 * math.log(21) / total, rel=1e-3)
+    assert by_size[37] == pytest.approx(37 * math.log(1e6) / total, rel=1e-4)
 
 
 def test_settings_come_with_the_name():

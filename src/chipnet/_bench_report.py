@@ -222,7 +222,7 @@ def _histograms(grid: Grid, folder: Path, title: str, rows: Rows) -> list[Path]:
             panels.append((row["method"], [[int(n) for n in text.split()] for text in texts]))
     if not panels:
         return []
-    figure, axes = _figure(width=2.4 * len(panels) + 1, height=3.0, columns=len(panels))
+    figure, axes = _figure(width=max(2.4 * len(panels) + 1, 6.0), height=3.0, columns=len(panels))
     for axis, (method, counts) in zip(axes[0], panels, strict=True):
         shares = [[n / max(sum(c), 1) for n in c] for c in counts]
         image = axis.imshow(

@@ -163,8 +163,7 @@ class Hardener:
         """Boolean mask ``[gates]``: the gates of highest score within the limits.
 
         Args:
-            floor: fraction of every site that is kept before scores decide, where that takes at most half of the
-                limits.
+            floor: fraction of every site that is kept before scores decide, where the limits allow it.
             full: spend what is left of the budget gate by gate. Without it only free gates are opened.
 
         Raises:
@@ -200,7 +199,7 @@ class Hardener:
                     kept[mine[best]] = True
             if not units.connected(kept):
                 kept |= self._skeleton(order.flip(0))
-            if bool((2 * units.cost(kept) <= self.limits).all()):
+            if bool(self.fits(kept)):
                 return kept
         kept = self._skeleton(order.flip(0))
         if not bool(self.fits(kept)):

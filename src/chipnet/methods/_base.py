@@ -149,9 +149,8 @@ class Gradual(Method):
     shrink: float = 0.6
     freeze: float = 0.75
     refreshes: int = 60
-    floor: float = 0.05
-    """Part of every site that scores cannot take away, where all of that takes at most half of the budget: no stage
-    dies early, and an extreme budget is not spent on it."""
+    floor: float = 0.1
+    """Part of every site that scores cannot take away, where the budget allows it: no stage dies early."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

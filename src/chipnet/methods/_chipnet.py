@@ -19,16 +19,21 @@ class ChipNet(Sensing):
 
     Every step minimises over psi
 
-        - sum over sites of w log(sum(benefit * z) / sum(benefit)) + a1 crispness(z~, z) + a2 (V(z^) - V_t)^2
+        - sum over sites of w log((e + k) / (e + 1)) + a1 crispness(z~, z) + a2 (V(z^) - V_t)^2
 
-    where V_t is the shrinking budget and ``benefit`` a running estimate of how much the task depends on the
-    channel: the root mean square of dL/dz at the binary mask (the root of its Fisher information; Theis et al.
-    2018, Faster gaze prediction with dense networks and Fisher pruning). At a trained optimum dL/dz itself, the
-    paper's signal, averages to zero for open channels and says nothing of them; its square does not.
+    where V_t is the shrinking budget, ``k = sum(benefit * z) / sum(benefit)`` is what a site keeps and ``benefit`` a
+    running estimate of how much the task depends on the channel: the root mean square of dL/dz at the binary mask
+    (the root of its Fisher information; Theis et al. 2018, Faster gaze prediction with dense networks and Fisher
+    pruning). At a trained optimum dL/dz itself, the paper's signal, averages to zero for open channels and says
+    nothing of them; its square does not.
 
-    *Diminishing returns*: what a site has lost counts by its logarithm, so what remains of a thin site is dear and
-    no site dies early. A site's weight ``w`` is its number of gates times the number of layers that share them: a
-    residual stream loses a channel for all of its layers.
+    *Diminishing returns*: what a site has lost counts by its logarithm, so what remains of a thin site is dear. A
+    site whose death cuts the network has e = 0: losing all of it costs infinitely much. One that the input can
+    bypass, such as the inside of a residual branch, may be lost at a finite price: e = ``bypass``.
+
+    *Weights*: ``w`` is a site's number of gates times l^``shared``, l the number of layers that share them: a residual
+    stream loses a channel for all of its layers. For sites that can be bypassed it is also times the root of their
+    mean benefit, relative to the mean of such sites: branches on whose channels the task depends keep more.
 
     *Even pressure*: the budget's gradient is brought to the same mean in every site. V says how much must go,
     benefits say where; otherwise sites whose channels are dear are emptied first.
@@ -41,14 +46,20 @@ class ChipNet(Sensing):
     """
 
     name = "chipnet"
+    floor = 0.05
+    """As in all methods, but only where it takes at most half of the budget: an extreme one is not spent on it."""
     travel = 24.0
     """Way of psi over the phase, in root mean squares of its gradient."""
     decay = 10.0
     """Part of psi that is forgotten per phase: after a tenth of it, psi is down to 1/e."""
     crispness_weight = 1.0
     budget_weight = 30.0
-    shared = 1.0
+    shared = 0.75
     """Exponent of the number of layers that share a gate in their site's weight."""
+    dependence = 0.5
+    """Exponent of the mean benefit in the weight of a site that can be bypassed."""
+    bypass = 0.05
+    """What a site counts as having, beside what it keeps, where the input reaches the output without it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -57,11 +68,20 @@ class ChipNet(Sensing):
         self.continuation = Continuation(
             beta=Linear(1.0, 2.0), gamma=Exponential(2.0, 16.0), s=Linear(10.0, 30.0)
         )
-        writers = torch.zeros(self.structure.gates)
+        writers, bypassed = torch.zeros(2, self.structure.gates)
         for site in self.structure.sites:
             writers[torch.from_numpy(site.gates[site.gates >= 0]).unique()] += 1
-        weight = writers**self.shared
-        self.weight = (weight / weight.mean()).to(self.device)
+        least = torch.zeros(self.structure.gates, dtype=torch.bool)
+        for gates in self.structure.site_gates:
+            without = torch.ones(self.structure.gates, dtype=torch.bool)
+            without[gates] = False
+            bypassed[gates] = float(self.structure.connected(without))
+            least[gates[: max(1, round(self.floor * len(gates)))]] = True
+        costs = dict(zip(self.structure.cost.kinds, self.structure.cost(least.double()).tolist(), strict=True))
+        if any(2 * costs[kind] > limit for kind, limit in self.limits.items()):
+            self.floor = 0.0
+        self.layers = (writers**self.shared).to(self.device)
+        self.bypassed = bypassed.to(self.device)
 
     def relaxed(self, progress: float) -> Tensor:
         at = self.continuation(progress)
@@ -81,16 +101,21 @@ class ChipNet(Sensing):
         if z_hat.requires_grad:
             z_hat.register_hook(self._evenly)
         return {
-            "benefit": -(self.weight * self._kept(z).log()).mean(),
+            "benefit": self._lost(z),
             "crispness": self.crispness_weight * crispness(z_tilde, z),
             "budget": self.budget_weight * budget_loss(self.cost_fraction(z_hat), target),
         }
 
-    def _kept(self, z: Tensor) -> Tensor:
-        """What remains of the benefit of each gate's site, in (0, 1]: ``[gates]``."""
+    def _lost(self, z: Tensor) -> Tensor:
+        """The weighted mean over gates of what their sites have lost, by its logarithm: a scalar, at least 0."""
         benefit = self.sensitivity().sqrt()
         whole = per_site_mean(self.structure, benefit).clamp(min=1e-20)
-        return (per_site_mean(self.structure, benefit * z) / whole).clamp(min=1e-6)
+        kept = (per_site_mean(self.structure, benefit * z) / whole).clamp(min=1e-6)
+        typical = (self.bypassed * whole).sum() / self.bypassed.sum().clamp(min=1)
+        depends = (whole / typical.clamp(min=1e-20)) ** (self.dependence * self.bypassed)
+        weight, besides = self.layers * depends, self.bypass * self.bypassed
+        lost = torch.log((besides + 1) / (besides + kept))
+        return (weight * lost).mean() / weight.mean()
 
     def _evenly(self, gradient: Tensor) -> Tensor:
         """The gradient with the same mean size in every site."""
