@@ -182,7 +182,7 @@ def test_the_floor_of_chipnet_takes_at_most_half_of_the_budget():
 
 def test_a_branch_may_be_lost_at_a_finite_price():
     """Without the inside of the branch the input still arrives; without the stream or the last layer it does not."""
-    pruner, *_ = fresh("chipnet", {"macs": 0.5})
+    pruner, *_ = fresh("chipnet:thrift=0,shared=0.75", {"macs": 0.5})
     bypassed = {
         site.host.module: pruner.method.bypassed[site.gates].unique().tolist()
         for site in pruner.structure.sites
@@ -202,6 +202,20 @@ def test_a_branch_may_be_lost_at_a_finite_price():
     assert by_size[31] == pytest.approx(31 * 2**0.75 * math.log(1e6) / total, rel=1e-4)
     assert by_size[23] == pytest.approx(23 * math.log(21) / total, rel=1e-3)
     assert by_size[37] == pytest.approx(37 * math.log(1e6) / total, rel=1e-4)
+
+
+def test_the_weight_of_a_site_falls_with_the_root_of_its_cost():
+    """Parameters of the dense network that go with a site, by hand; the stream (31) is written by two layers."""
+    pruner, *_ = fresh("chipnet", {"params": 0.5})
+    costs = {
+        31: 31 * (27 + 2 + 23 * 9 + 23 * 9 + 2 + 37),  # stem, its norm, read by a, written by b, norm, read by last
+        23: 23 * (31 * 9 + 2 + 31 * 9),
+        37: 37 * (31 + 1 + 2),
+    }
+    worth = {len(g): float(pruner.method.worth[g[0]]) for g in pruner.structure.site_gates if len(g)}
+    expected = {n: (2**1.25 if n == 31 else 1.0) / cost**0.5 for n, cost in costs.items()}
+    for n in (31, 37):
+        assert worth[n] / worth[23] == pytest.approx(expected[n] / expected[23], rel=1e-5)
 
 
 def test_settings_come_with_the_name():

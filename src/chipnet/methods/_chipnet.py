@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from chipnet.losses import budget_loss, crispness
-from chipnet.methods._base import Sensing, per_site_mean
+from chipnet.methods._base import Sensing, per_site_mean, price
 from chipnet.projections import project, sharpen
 from chipnet.schedules import Continuation, Cubic, Exponential, Linear
 
@@ -31,8 +31,9 @@ class ChipNet(Sensing):
     site whose death cuts the network has e = 0: losing all of it costs infinitely much. One that the input can
     bypass, such as the inside of a residual branch, may be lost at a finite price: e = ``bypass``.
 
-    *Weights*: ``w`` is a site's number of gates times l^``shared``, l the number of layers that share them: a residual
-    stream loses a channel for all of its layers. For sites that can be bypassed it is also times the root of their
+    *Weights*: ``w`` is a site's number of gates times l^``shared``, l the number of layers that share them (a residual
+    stream loses a channel for all of its layers), over the root of what the whole site costs, counted as the budget
+    does: channels are kept where they are cheap. For sites that can be bypassed it is also times the root of their
     mean benefit, relative to the mean of such sites: branches on whose channels the task depends keep more.
 
     *Even pressure*: the budget's gradient is brought to the same mean in every site. V says how much must go,
@@ -54,8 +55,10 @@ class ChipNet(Sensing):
     """Part of psi that is forgotten per phase: after a tenth of it, psi is down to 1/e."""
     crispness_weight = 1.0
     budget_weight = 30.0
-    shared = 0.75
+    shared = 1.25
     """Exponent of the number of layers that share a gate in their site's weight."""
+    thrift = 0.5
+    """Exponent of a site's cost, by which its weight falls."""
     dependence = 0.5
     """Exponent of the mean benefit in the weight of a site that can be bypassed."""
     bypass = 0.05
@@ -80,7 +83,10 @@ class ChipNet(Sensing):
         costs = dict(zip(self.structure.cost.kinds, self.structure.cost(least.double()).tolist(), strict=True))
         if any(2 * costs[kind] > limit for kind, limit in self.limits.items()):
             self.floor = 0.0
-        self.layers = (writers**self.shared).to(self.device)
+        site, sizes = self.structure.sites_of_gates(self.device)
+        whole = price(self) * sizes[site]
+        whole = whole.clamp(min=1e-3 * float(whole.mean()))
+        self.worth = writers.to(self.device) ** self.shared / whole**self.thrift
         self.bypassed = bypassed.to(self.device)
 
     def relaxed(self, progress: float) -> Tensor:
@@ -113,7 +119,7 @@ class ChipNet(Sensing):
         kept = (per_site_mean(self.structure, benefit * z) / whole).clamp(min=1e-6)
         typical = (self.bypassed * whole).sum() / self.bypassed.sum().clamp(min=1)
         depends = (whole / typical.clamp(min=1e-20)) ** (self.dependence * self.bypassed)
-        weight, besides = self.layers * depends, self.bypass * self.bypassed
+        weight, besides = self.worth * depends, self.bypass * self.bypassed
         lost = torch.log((besides + 1) / (besides + kept))
         return (weight * lost).mean() / weight.mean()
 
