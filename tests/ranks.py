@@ -107,7 +107,7 @@ def note(phase_class, place):
 
 
 def own_loop(method, rank=0, world=1):
-    """Forty images a step, the method's masks and what it learnt, at the end and in the middle: with
+    """Forty images a step, the method's masks and what it learnt, at the end and early: with
     DistributedDataParallel, or alone."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 23), nn.ReLU(), nn.Linear(23, 17), nn.ReLU(), nn.Linear(17, 3))
@@ -116,8 +116,8 @@ def own_loop(method, rank=0, world=1):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     generator = torch.Generator().manual_seed(1)
     for step in range(40):
-        if step == 20:
-            middle = pruner.state_dict()["method"]
+        if step == 12:
+            early = pruner.state_dict()["method"]
         x = torch.randn(40, 6, generator=generator)
         y = (x[:, :3] * x[:, 3:]).argmax(1)
         mine = slice(rank * 40 // world, (rank + 1) * 40 // world)
@@ -127,7 +127,7 @@ def own_loop(method, rank=0, world=1):
         pruner.step()
         optimizer.zero_grad()
     end = {"mask": pruner.mask, "pruner": pruner.state_dict()["method"], "weights": dict(net.state_dict())}
-    return {**end, "middle": middle}
+    return {**end, "early": early}
 
 
 def main():

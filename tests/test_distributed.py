@@ -149,9 +149,9 @@ def test_a_loop_of_the_users_own_with_ddp(folder, method):
         torch.testing.assert_close(zero["pruner"]["square"], alone["pruner"]["square"], rtol=1e-3, atol=0)
     if method == "chipnet":  # what the gates' gradients said
         torch.testing.assert_close(zero["pruner"]["square"], alone["pruner"]["square"], rtol=1e-4, atol=0)
-        # Later, where benefit and budget balance, a normalised gradient's steps follow rounding: one process alone,
-        # its inputs changed by 1e-6, ends with a psi as far away.
-        torch.testing.assert_close(zero["middle"]["psi"], alone["middle"]["psi"], rtol=0, atol=0.05)
+        # Early: a normalised gradient's steps follow rounding. One process alone, its inputs changed by 1e-6, has a
+        # psi (of up to 4) 0.001 away at this step, 0.1 away eight steps later and 3 where benefit and budget balance.
+        torch.testing.assert_close(zero["early"]["psi"], alone["early"]["psi"], rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("train", [True, False])
