@@ -297,6 +297,39 @@ def test_means_and_spreads_by_hand():
     assert "1 of 3 runs failed.\n* f: BudgetError: no" in text
 
 
+def test_the_overview_has_a_row_a_method_and_a_column_a_budget():
+    def row(method, budget, seed, final):
+        known = {
+            "soft": 1.0,
+            "hard": 1.0,
+            "macs": 0.1,
+            "params": 0.1,
+            "status": "done",
+            "error": "",
+            "folder": "f",
+        }
+        return {
+            "model": "m",
+            "data": "d",
+            "method": method,
+            "budget": budget,
+            "seed": seed,
+            "final": final,
+            **known,
+        }
+
+    rows = [row("a", "macs=0.2", s, 50.0 + s) for s in (0, 1)] + [row("b", "macs=0.2", 0, 60.0)]
+    rows += [row("a", "macs=0.1", 0, 40.0), row("c", "macs=0.1", 0, 39.0), row("a", "macs=0.1", 1, 44.0)]
+    lines = tables(rows).splitlines()
+    start = lines.index("| method | macs=0.2 | macs=0.1 |")
+    assert lines[start + 2 : start + 5] == [
+        "| a | 50.5 (1.0) | **42.0** (4.0) |",  # what has every budget comes first
+        "| b | **60.0** (0.0) |  |",
+        "| c |  | 39.0 (0.0) |",
+    ]
+    assert "| method | macs" not in tables([r for r in rows if r["budget"] == "macs=0.2"])
+
+
 def test_failures_are_written_down_and_the_grid_goes_on(tmp_path, monkeypatch):
     grid = made(tmp_path, methods=["random", "uniform", "scratch(random)"])
     asked = []

@@ -149,8 +149,8 @@ def test_a_loop_of_the_users_own_with_ddp(folder, method):
         torch.testing.assert_close(zero["pruner"]["square"], alone["pruner"]["square"], rtol=1e-3, atol=0)
     if method == "chipnet":  # what the gates' gradients said
         torch.testing.assert_close(zero["pruner"]["square"], alone["pruner"]["square"], rtol=1e-4, atol=0)
-        # Early: a normalised gradient's steps follow rounding. One process alone, its inputs changed by 1e-6, has a
-        # psi (of up to 4) 0.001 away at this step, 0.1 away eight steps later and 3 where benefit and budget balance.
+        # Early: a normalised gradient's steps follow rounding. One process alone, its inputs changed by 1e-6, has
+        # a psi (of up to 4) 0.001 away at this step, 0.1 eight steps later and 3 where benefit and budget balance.
         torch.testing.assert_close(zero["early"]["psi"], alone["early"]["psi"], rtol=0, atol=0.01)
 
 

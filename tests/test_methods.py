@@ -181,7 +181,7 @@ def test_the_floor_of_chipnet_takes_at_most_half_of_the_budget():
 
 
 def test_a_branch_may_be_lost_at_a_finite_price():
-    """Without the inside of the branch the input still arrives; without the stream or the last layer it does not."""
+    """Without the inside of the branch the input still arrives; without the stream or the last layer not."""
     pruner, *_ = fresh("chipnet:thrift=0,shared=0.75", {"macs": 0.5})
     bypassed = {
         site.host.module: pruner.method.bypassed[site.gates].unique().tolist()
@@ -208,7 +208,8 @@ def test_the_weight_of_a_site_falls_with_the_root_of_its_cost():
     """Parameters of the dense network that go with a site, by hand; the stream (31) is written by two layers."""
     pruner, *_ = fresh("chipnet", {"params": 0.5})
     costs = {
-        31: 31 * (27 + 2 + 23 * 9 + 23 * 9 + 2 + 37),  # stem, its norm, read by a, written by b, norm, read by last
+        31: 31
+        * (27 + 2 + 23 * 9 + 23 * 9 + 2 + 37),  # stem, its norm, read by a, written by b, norm, read by last
         23: 23 * (31 * 9 + 2 + 31 * 9),
         37: 37 * (31 + 1 + 2),
     }

@@ -26,7 +26,8 @@ def write_tables(grid: Grid, rows: Rows) -> Path:
 
 
 def tables(rows: Rows) -> str:
-    """Markdown: per network, data set and budget, the methods by accuracy, with recovery; then every failure.
+    """Markdown: per network and data set what every method reaches at every budget; per budget the methods by
+    accuracy, with recovery; then every failure.
 
     Means over seeds; a spread is max - min. A cell without numbers is empty.
 
@@ -45,7 +46,10 @@ def tables(rows: Rows) -> str:
         dense = [r["final"] for r in mine if r["method"] == DENSE and r["status"] == "done"]
         said = f"; dense {_mean(dense)}, spread {_spread(dense)}, {len(dense)} seeds" if dense else ""
         parts.append(f"### {model} on {data}{said}\n")
-        for budget in dict.fromkeys(r["budget"] for r in mine if r["method"] != DENSE):
+        budgets = list(dict.fromkeys(r["budget"] for r in mine if r["method"] != DENSE))
+        if len(budgets) > 1:
+            parts.append(_overview(mine, budgets))
+        for budget in budgets:
             parts.append(f"#### {budget}\n\n{_table([r for r in mine if r['budget'] == budget])}")
     failed = [r for r in rows if r["status"] == "failed"]
     parts.append(
@@ -53,6 +57,32 @@ def tables(rows: Rows) -> str:
         + "".join(f"* {r['folder']}: {r['error']}\n" for r in failed)
     )
     return "\n".join(parts)
+
+
+def _overview(rows: Rows, budgets: Sequence[str]) -> str:
+    """Accuracy after fine-tuning (spread), a row a method, a column a budget; the best of each is bold."""
+    methods = list(dict.fromkeys(r["method"] for r in rows if r["method"] != DENSE))
+    found = {
+        (m, b): _numbers([r for r in rows if (r["method"], r["budget"]) == (m, b)], "final")
+        for m in methods
+        for b in budgets
+    }
+    best = {b: max((_mean(found[m, b]) for m in methods), key=lambda v: float(v or 0)) for b in budgets}
+
+    def cell(values: Sequence[float], budget: str) -> str:
+        mean = _mean(values)
+        shown = f"**{mean}**" if mean and mean == best[budget] else mean
+        return f"{shown} ({_spread(values)})" if values else ""
+
+    methods.sort(
+        key=lambda m: (
+            sum(not found[m, b] for b in budgets),
+            -sum(statistics.mean(found[m, b] or [0.0]) for b in budgets),
+        )
+    )
+    lines = ["| method | " + " | ".join(budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
+    lines += ["| " + " | ".join([m, *(cell(found[m, b], b) for b in budgets)]) + " |" for m in methods]
+    return "\n".join(lines) + "\n"
 
 
 def _table(rows: Rows) -> str:

@@ -21,8 +21,8 @@ class ChipNet(Sensing):
 
         - sum over sites of w log((e + k) / (e + 1)) + a1 crispness(z~, z) + a2 (V(z^) - V_t)^2
 
-    where V_t is the shrinking budget, ``k = sum(benefit * z) / sum(benefit)`` is what a site keeps and ``benefit`` a
-    running estimate of how much the task depends on the channel: the root mean square of dL/dz at the binary mask
+    where V_t is the shrinking budget, ``k = sum(benefit * z) / sum(benefit)`` is what a site keeps and ``benefit``
+    a running estimate of how much the task depends on the channel: the root mean square of dL/dz at the binary mask
     (the root of its Fisher information; Theis et al. 2018, Faster gaze prediction with dense networks and Fisher
     pruning). At a trained optimum dL/dz itself, the paper's signal, averages to zero for open channels and says
     nothing of them; its square does not.
@@ -31,10 +31,11 @@ class ChipNet(Sensing):
     site whose death cuts the network has e = 0: losing all of it costs infinitely much. One that the input can
     bypass, such as the inside of a residual branch, may be lost at a finite price: e = ``bypass``.
 
-    *Weights*: ``w`` is a site's number of gates times l^``shared``, l the number of layers that share them (a residual
-    stream loses a channel for all of its layers), over the root of what the whole site costs, counted as the budget
-    does: channels are kept where they are cheap. For sites that can be bypassed it is also times the root of their
-    mean benefit, relative to the mean of such sites: branches on whose channels the task depends keep more.
+    *Weights*: ``w`` is a site's number of gates times l^``shared``, l the number of layers that share them (a
+    residual stream loses a channel for all of its layers), over the root of what the whole site costs, counted as
+    the budget does: channels are kept where they are cheap. For sites that can be bypassed it is also times the
+    root of their mean benefit, relative to the mean of such sites: branches on whose channels the task depends keep
+    more.
 
     *Even pressure*: the budget's gradient is brought to the same mean in every site. V says how much must go,
     benefits say where; otherwise sites whose channels are dear are emptied first.
@@ -80,7 +81,9 @@ class ChipNet(Sensing):
             without[gates] = False
             bypassed[gates] = float(self.structure.connected(without))
             least[gates[: max(1, round(self.floor * len(gates)))]] = True
-        costs = dict(zip(self.structure.cost.kinds, self.structure.cost(least.double()).tolist(), strict=True))
+        costs = dict(
+            zip(self.structure.cost.kinds, self.structure.cost(least.double()).tolist(), strict=True)
+        )
         if any(2 * costs[kind] > limit for kind, limit in self.limits.items()):
             self.floor = 0.0
         site, sizes = self.structure.sites_of_gates(self.device)
