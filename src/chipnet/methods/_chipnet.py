@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet._structure import Structure
 from chipnet.losses import budget_loss, crispness
 from chipnet.methods._base import Sensing, per_site_mean, price
 from chipnet.projections import project, sharpen
@@ -72,25 +73,21 @@ class ChipNet(Sensing):
         self.continuation = Continuation(
             beta=Linear(1.0, 2.0), gamma=Exponential(2.0, 16.0), s=Linear(10.0, 30.0)
         )
-        writers, bypassed = torch.zeros(2, self.structure.gates)
-        for site in self.structure.sites:
-            writers[torch.from_numpy(site.gates[site.gates >= 0]).unique()] += 1
-        least = torch.zeros(self.structure.gates, dtype=torch.bool)
-        for gates in self.structure.site_gates:
-            without = torch.ones(self.structure.gates, dtype=torch.bool)
-            without[gates] = False
-            bypassed[gates] = float(self.structure.connected(without))
-            least[gates[: max(1, round(self.floor * len(gates)))]] = True
-        costs = dict(
-            zip(self.structure.cost.kinds, self.structure.cost(least.double()).tolist(), strict=True)
-        )
-        if any(2 * costs[kind] > limit for kind, limit in self.limits.items()):
-            self.floor = 0.0
         site, sizes = self.structure.sites_of_gates(self.device)
         whole = price(self) * sizes[site]
         whole = whole.clamp(min=1e-3 * float(whole.mean()))
-        self.worth = writers.to(self.device) ** self.shared / whole**self.thrift
-        self.bypassed = bypassed.to(self.device)
+        self.worth = _layers(self.structure).to(self.device) ** self.shared / whole**self.thrift
+        self.bypassed = _bypassed(self.structure).to(self.device)
+        if self._floor_takes() > 0.5:
+            self.floor = 0.0
+
+    def _floor_takes(self) -> float:
+        """The part of the budget that the floor alone would take."""
+        least = torch.zeros(self.structure.gates, dtype=torch.float64)
+        for gates in self.structure.site_gates:
+            least[gates[: max(1, round(self.floor * len(gates)))]] = 1.0
+        costs = dict(zip(self.structure.cost.kinds, self.structure.cost(least).tolist(), strict=True))
+        return max(costs[kind] / max(limit, 1) for kind, limit in self.limits.items())
 
     def relaxed(self, progress: float) -> Tensor:
         at = self.continuation(progress)
@@ -151,3 +148,21 @@ class ChipNet(Sensing):
         super().load_state_dict(state)
         with torch.no_grad():
             self.psi.copy_(state["psi"])
+
+
+def _layers(structure: Structure) -> Tensor:
+    """By how many layers each gate is shared: ``[gates]``."""
+    layers = torch.zeros(structure.gates)
+    for site in structure.sites:
+        layers[torch.from_numpy(site.gates[site.gates >= 0]).unique()] += 1
+    return layers
+
+
+def _bypassed(structure: Structure) -> Tensor:
+    """1 for gates of sites without all of which the input still reaches every output, 0 for others: ``[gates]``."""
+    bypassed = torch.zeros(structure.gates)
+    for gates in structure.site_gates:
+        without = torch.ones(structure.gates, dtype=torch.bool)
+        without[gates] = False
+        bypassed[gates] = float(structure.connected(without))
+    return bypassed
