@@ -219,6 +219,19 @@ def test_floor_keeps_a_part_of_every_site():
     assert kept["bn2"] >= 3
 
 
+def test_a_floor_for_each_site():
+    _, _, s = made(TOYS["chain"])
+    name = {i: t.name for i, t in enumerate(s.sites)}
+    scores = torch.zeros(s.gates)
+    floors = [0.5 if name[i] == "bn1" else 0.0 for i in range(len(s.sites))]
+    scores[s.site_gates[next(i for i in name if name[i] == "bn2")]] = 1.0
+    mask = Hardener(s, s.limits({"macs": 0.4}), scores).solve(floors)
+    kept = {name[i]: int(mask[g].sum()) for i, g in enumerate(s.site_gates) if len(g)}
+    without = s.harden(scores, {"macs": 0.4})
+    assert kept["bn1"] == 4  # round(0.5 * 7), to even
+    assert kept["bn1"] > sum(int(without[g].sum()) for i, g in enumerate(s.site_gates) if name[i] == "bn1")
+
+
 def test_a_branch_with_a_dead_layer_dies_whole():
     """Inner gates last in line: the branch goes, with the macs and params of both its convolutions."""
     model, _, s = made(RESIDUAL, share=False)

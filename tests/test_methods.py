@@ -176,8 +176,11 @@ def test_the_floor_of_chipnet_takes_at_most_half_of_the_budget():
     for gates in structure.site_gates:
         least[gates[: {31: 2, 23: 1, 37: 2}.get(len(gates), 0)]] = True
     cost = structure.cost.exact(least).macs
-    assert fresh("chipnet", {"macs": 2 * cost})[0].method.floor == 0.05
-    assert fresh("chipnet", {"macs": 2 * cost - 1})[0].method.floor == 0.0
+    assert fresh("chipnet", {"macs": 2 * cost})[0].method.floors() == 0.05
+    floors = fresh("chipnet", {"macs": 2 * cost - 1})[0].method.floors()
+    sizes = [len(gates) for gates in structure.site_gates]
+    assert {n: round(n * part) for n, part in zip(sizes, floors, strict=True) if n} == {31: 2, 23: 0, 37: 2}
+    assert fresh("chipnet:floor=0", {"macs": 2 * cost - 1})[0].method.floors() == 0.0
 
 
 def test_a_branch_may_be_lost_at_a_finite_price():

@@ -7,7 +7,7 @@ All costs here are the exact integers of the network that will be shipped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -159,11 +159,12 @@ class Hardener:
             + (" of at least one kind." if len(asked) > 1 else ".")
         )
 
-    def solve(self, floor: float = 0.0, full: bool = True) -> Tensor:
+    def solve(self, floor: float | Sequence[float] = 0.0, full: bool = True) -> Tensor:
         """Boolean mask ``[gates]``: the gates of highest score within the limits.
 
         Args:
-            floor: fraction of every site that is kept before scores decide, where the limits allow it.
+            floor: fraction of every site that is kept before scores decide, where the limits allow it; or one
+                for each site.
             full: spend what is left of the budget gate by gate. Without it only free gates are opened.
 
         Raises:
@@ -188,13 +189,14 @@ class Hardener:
         return units.gates(self._fill(mask, order) if full else mask)
 
     # -- what must stay -----------------------------------------------------------------------------------
-    def _protected(self, order: Tensor, floor: float) -> Tensor:
+    def _protected(self, order: Tensor, floor: float | Sequence[float]) -> Tensor:
         units = self.units
         kept = units.always.clone()
-        if floor > 0:
-            for mine in units.of_site:
-                if len(mine):
-                    count = max(1, round(floor * len(mine)))
+        floors = [floor] * len(units.of_site) if isinstance(floor, (int, float)) else floor
+        if any(floors):
+            for part, mine in zip(floors, units.of_site, strict=True):
+                if len(mine) and part > 0:
+                    count = max(1, round(part * len(mine)))
                     best = torch.argsort(units.scores[mine], descending=True, stable=True)[:count]
                     kept[mine[best]] = True
             if not units.connected(kept):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -184,7 +184,11 @@ class Gradual(Method):
             k: v if full else max(v, int(Cubic(dense[k], v, until=self.shrink)(progress)))
             for k, v in self.limits.items()
         }
-        return Hardener(self.structure, limits, self.scores()).solve(self.floor, full)
+        return Hardener(self.structure, limits, self.scores()).solve(self.floors(), full)
+
+    def floors(self) -> float | Sequence[float]:
+        """The part of a site that scores cannot take away, of all sites or one for each."""
+        return self.floor
 
     def _set(self, mask: Tensor) -> None:
         self.current, self._on_device = mask, None

@@ -50,7 +50,8 @@ class ChipNet(Sensing):
 
     name = "chipnet"
     floor = 0.05
-    """As in all methods, but only where it takes at most half of the budget: an extreme one is not spent on it."""
+    """As in all methods where it takes at most half of the budget. Where it takes more, sites that can be bypassed have
+    none and the others keep two channels: one whose ReLU shuts would be the end of the network."""
     travel = 24.0
     """Way of psi over the phase, in root mean squares of its gradient."""
     decay = 10.0
@@ -78,8 +79,14 @@ class ChipNet(Sensing):
         whole = whole.clamp(min=1e-3 * float(whole.mean()))
         self.worth = _layers(self.structure).to(self.device) ** self.shared / whole**self.thrift
         self.bypassed = _bypassed(self.structure).to(self.device)
-        if self._floor_takes() > 0.5:
-            self.floor = 0.0
+        self._floors: float | list[float] = self.floor
+        if self.floor > 0 and self._floor_takes() > 0.5:
+            vital = [len(g) > 0 and not bool(self.bypassed[g[0]]) for g in self.structure.site_gates]
+            parts = [2 / max(len(g), 2) for g in self.structure.site_gates]
+            self._floors = [max(self.floor, part) if v else 0.0 for v, part in zip(vital, parts, strict=True)]
+
+    def floors(self) -> float | list[float]:
+        return self._floors
 
     def _floor_takes(self) -> float:
         """The part of the budget that the floor alone would take."""
