@@ -50,8 +50,8 @@ class ChipNet(Sensing):
 
     name = "chipnet"
     floor = 0.05
-    """As in all methods where it takes at most half of the budget. Where it takes more, sites that can be bypassed have
-    none and the others keep two channels: one whose ReLU shuts would be the end of the network."""
+    """As in all methods where it takes at most half of the budget. Where it takes more, sites that can be bypassed
+    have none and the others keep two channels: one whose ReLU shuts would be the end of the network."""
     travel = 24.0
     """Way of psi over the phase, in root mean squares of its gradient."""
     decay = 10.0
