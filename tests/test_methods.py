@@ -142,9 +142,6 @@ def test_every_method_names_its_source(method):
     assert method in ("random", "uniform", "chipnet") or "arXiv" in text
 
 
-# -- options ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", ["chipnet:floor=0", "random:floor=0"])
 def test_once_masks_are_final_what_is_trained_is_what_ships(method):
     """Also behind a branch that died, where the stream's gates are open and a norm would emit its constant."""
@@ -220,6 +217,9 @@ def test_the_weight_of_a_site_falls_with_the_root_of_its_cost():
     expected = {n: (2**1.25 if n == 31 else 1.0) / cost**0.5 for n, cost in costs.items()}
     for n in (31, 37):
         assert worth[n] / worth[23] == pytest.approx(expected[n] / expected[23], rel=1e-5)
+
+
+# -- options ----------------------------------------------------------------------------------------------
 
 
 def test_settings_come_with_the_name():

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 _BATCH = 64
 
 
+def floor_width(part: float, width: int) -> int:
+    """How many of a site's ``width`` units a floor keeps: ``part`` of them, at least one."""
+    return max(1, round(part * width))
+
+
 class Units:
     """What the solver opens and shuts: gates, or blocks of a site's gates where widths are aligned.
 
@@ -196,7 +201,7 @@ class Hardener:
         if any(floors):
             for part, mine in zip(floors, units.of_site, strict=True):
                 if len(mine) and part > 0:
-                    count = max(1, round(part * len(mine)))
+                    count = floor_width(part, len(mine))
                     best = torch.argsort(units.scores[mine], descending=True, stable=True)[:count]
                     kept[mine[best]] = True
             if not units.connected(kept):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet._harden import floor_width
 from chipnet._structure import Structure
 from chipnet.losses import budget_loss, crispness
 from chipnet.methods._base import Sensing, per_site_mean, price
@@ -92,7 +93,7 @@ class ChipNet(Sensing):
         """The part of the budget that the floor alone would take."""
         least = torch.zeros(self.structure.gates, dtype=torch.float64)
         for gates in self.structure.site_gates:
-            least[gates[: max(1, round(self.floor * len(gates)))]] = 1.0
+            least[gates[: floor_width(self.floor, len(gates))]] = 1.0
         costs = dict(zip(self.structure.cost.kinds, self.structure.cost(least).tolist(), strict=True))
         return max(costs[kind] / max(limit, 1) for kind, limit in self.limits.items())
 
