@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from typer.testing import CliRunner
 
 from chipnet import ConfigError, Masks, Structure, _bench, cli
 from chipnet import train as loop
-from chipnet._bench import Run, bench, grid_from, read_grid, request_of, runs_of, smoke
+from chipnet._bench import Run, bench, claimed, grid_from, read_grid, request_of, runs_of, smoke
 from chipnet._bench_report import tables, write_plots, write_tables
 from chipnet._lazy import import_callable
 from chipnet.data import list_data, load_data
@@ -383,6 +385,54 @@ def test_a_grid_that_is_stopped_goes_on_in_the_middle_of_a_run(tmp_path):
     assert (grid.out / runs_of(grid)[1].folder / "checkpoint.pt").exists()
     rows = bench(grid, {})
     assert [{**r, "seconds": 0} for r in rows] == [{**r, "seconds": 0} for r in whole]
+
+
+PROCESS = """
+import json, sys
+sys.path[:0] = {path!r}
+import test_bench
+from chipnet._bench import bench
+from pathlib import Path
+told = []
+bench(test_bench.made(Path({out!r}), methods={methods!r}), {{}}, told=lambda *a: told.append((a[2].folder, a[3])))
+print(json.dumps(told))
+"""
+
+
+def test_processes_share_the_runs_of_a_grid(tmp_path):
+    methods = ["random", "uniform", "magnitude", "scratch(random)"]
+    text = PROCESS.format(path=[str(ROOT / "tests")], out=str(tmp_path / "shared"), methods=methods)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    done = [p.communicate(timeout=300) for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], done[0][1] + done[1][1]
+    told = [json.loads(out.splitlines()[-1]) for out, _ in done]
+    ran = [{folder for folder, text in one if text.startswith("done:")} for one in told]
+    assert not ran[0] & ran[1]  # no run was made twice
+    assert ran[0] | ran[1] == {r.folder for r in runs_of(made(tmp_path / "shared", methods=methods))}
+    assert ran[0] and ran[1]  # and both took some
+    alone = bench(made(tmp_path / "alone", methods=methods), {})
+    with open(tmp_path / "shared" / "results.csv", newline="") as file:
+        together = {r["folder"]: r["final"] for r in csv.DictReader(file)}
+    assert together == {r["folder"]: f"{r['final']:.6g}" for r in alone}
+
+
+def test_a_run_that_somebody_else_is_at_is_left_to_them(tmp_path):
+    grid, told = made(tmp_path, methods=["random", "uniform"]), []
+    dense, random, uniform = runs_of(grid)
+    bench(dataclasses.replace(grid, methods=("uniform",)), {})
+    with claimed(grid.out / random.folder) as mine:
+        assert mine
+        with claimed(grid.out / random.folder) as twice:
+            assert not twice
+        with pytest.raises(KeyboardInterrupt, match="at the last 1 of 3 runs"):
+            bench(grid, {}, stop=lambda: True, told=lambda *a: told.append(a[2:]))
+    assert told == [(dense, "done before"), (uniform, "done before")]
+    assert bench(grid, {})[1]["status"] == "done"
 
 
 def test_a_rival_does_a_whole_run_of_its_own(tmp_path, monkeypatch):

@@ -15,6 +15,9 @@ A dense run is a transfer of masks that keep everything, and ``scratch`` one of 
 
 Failures of a run are results too: they are written down and the grid goes on. `results.csv` has a row a run and is
 written anew after each; tables and plots are made from it by `chipnet._bench_report`.
+
+Any number of processes may work on one grid: a run belongs to the process that holds the lock of its folder, and
+the system takes that back when the process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -25,8 +28,10 @@ import difflib
 import io
 import json
 import re
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +46,7 @@ if TYPE_CHECKING:
     from chipnet._config import Recipe, Request
     from chipnet.train import Watcher
 
-RESULTS, ERROR, SETTINGS = "results.csv", "error.json", "settings.json"
+RESULTS, ERROR, SETTINGS, LOCK = "results.csv", "error.json", "settings.json", ".lock"
 MASKS = "masks.json"
 RECOVERY = (0, 1, 2, 5, 10)
 """Epochs of fine-tuning after which the accuracy is reported."""
@@ -100,6 +105,12 @@ class Run:
     def dense(self) -> Run:
         """The run that trains its dense network."""
         return Run(self.model, self.data, "", DENSE, self.seed)
+
+    @property
+    def needs(self) -> tuple[Run, ...]:
+        """The runs that come before it: their results are its input."""
+        found = (self.dense if self.method != DENSE else None, self.source)
+        return tuple(run for run in found if run is not None)
 
 
 # -- reading ----------------------------------------------------------------------------------------------
@@ -242,10 +253,8 @@ def runs_of(grid: Grid) -> list[Run]:
     found: dict[Run, None] = {}
 
     def add(run: Run) -> None:
-        if run.source is not None:
-            add(run.source)
-        if run.method != DENSE:
-            add(run.dense)
+        for needed in reversed(run.needs):
+            add(needed)
         found.setdefault(run)
 
     for seed in grid.seeds:
@@ -308,7 +317,7 @@ def bench(
     stop: Callable[[], bool] = lambda: False,
     told: Callable[[int, int, Run, str], None] = lambda number, total, run, text: None,
 ) -> list[dict[str, Any]]:
-    """Run what is not done yet; returns the rows of results.csv.
+    """Run what is not done yet and nobody else is at; returns the rows of results.csv, once all runs are finished.
 
     Args:
         grid: from `read_grid`.
@@ -321,17 +330,57 @@ def bench(
     Raises:
         Interrupted: it was stopped; the next call goes on, from the middle of the run too.
     """
-    todo = runs_of(grid)
+    from chipnet.train import Interrupted
+
+    todo = dict(enumerate(runs_of(grid), 1))
+    total = len(todo)
     _same_settings(grid)
-    for number, run in enumerate(todo, 1):
+    began = time.time()
+
+    def finished(run: Run) -> str:
+        """How a run ended, or "": it is open, or failed before and is to be run again."""
         was = status(grid, run)
-        if was == "done" or (was == "failed" and not retry):
-            told(number, len(todo), run, f"{was} before")
-            continue
-        told(number, len(todo), run, "starts")
-        told(number, len(todo), run, _one(grid, run, data_dirs, command, watcher, stop))
-        write_results(grid)
+        again = was == "failed" and retry and (grid.out / run.folder / ERROR).stat().st_mtime < began
+        return "" if was == "open" or again else was
+
+    while todo:
+        started = False
+        for number, run in list(todo.items()):
+            if not (was := finished(run)) and all(finished(n) for n in run.needs):
+                with claimed(grid.out / run.folder) as mine:
+                    if mine and not (was := finished(run)):
+                        told(number, total, run, "starts")
+                        told(number, total, run, _one(grid, run, data_dirs, command, watcher, stop))
+                        write_results(grid)
+                        started = True
+                        del todo[number]
+                        continue
+            if was:
+                told(number, total, run, f"{was} before")
+                del todo[number]
+        if todo and not started:  # others are at what is left, or at what it needs
+            if stop():
+                raise Interrupted(f"stopped; other processes are at the last {len(todo)} of {total} runs")
+            time.sleep(1)
     return write_results(grid)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Whether ``folder`` is this process's while the block lasts; False: another's."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def _same_settings(grid: Grid) -> None:
@@ -376,8 +425,8 @@ def _one(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ERROR).unlink(missing_ok=True)
     try:
-        for needed in (run.dense if run.method != DENSE else None, run.source):
-            if needed is not None and status(grid, needed) != "done":
+        for needed in run.needs:
+            if status(grid, needed) != "done":
                 raise ConfigError(f"it needs the run {needed.folder}, which failed")
         request = request_of(grid, run, data_dirs, command)
         if run.method == DENSE:
@@ -430,7 +479,13 @@ of each cost as a fraction, validation accuracies after so many epochs of fine-t
 
 def write_results(grid: Grid) -> list[dict[str, Any]]:
     """Write results.csv anew from the run folders; returns its rows. Runs that are still open have none."""
-    rows = [row(grid, run) for run in runs_of(grid) if status(grid, run) != "open"]
+    rows = []
+    for run in runs_of(grid):
+        try:
+            rows.append(row(grid, run))
+        except FileNotFoundError:
+            if status(grid, run) != "open":  # or is open again: another process took it for a retry just now
+                raise
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
