@@ -429,10 +429,22 @@ def test_a_run_that_somebody_else_is_at_is_left_to_them(tmp_path):
         assert mine
         with claimed(grid.out / random.folder) as twice:
             assert not twice
-        with pytest.raises(KeyboardInterrupt, match="at the last 1 of 3 runs"):
-            bench(grid, {}, stop=lambda: True, told=lambda *a: told.append(a[2:]))
+        with pytest.raises(KeyboardInterrupt, match="1 of 3 runs are not finished"):
+            bench(grid, {}, stop=lambda: len(told) == 2, told=lambda *a: told.append(a[2:]))
     assert told == [(dense, "done before"), (uniform, "done before")]
     assert bench(grid, {})[1]["status"] == "done"
+
+
+def test_a_grid_of_rivals_stops_between_two_of_them(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        _bench, "import_callable", lambda text: lambda job, watcher: asked.append(job) or 1 / 0
+    )
+    grid = made(tmp_path, methods=["somebody.else:rival", "somebody.else:other"])
+    bench(dataclasses.replace(grid, methods=("uniform",)), {})  # the dense network
+    with pytest.raises(KeyboardInterrupt, match="1 of 3 runs are not finished"):
+        bench(grid, {}, stop=lambda: bool(asked))
+    assert len(asked) == 1
 
 
 def test_a_rival_does_a_whole_run_of_its_own(tmp_path, monkeypatch):

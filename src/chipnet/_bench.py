@@ -344,23 +344,23 @@ def bench(
         return "" if was == "open" or again else was
 
     while todo:
-        started = False
+        before = len(todo)
         for number, run in list(todo.items()):
-            if not (was := finished(run)) and all(finished(n) for n in run.needs):
-                with claimed(grid.out / run.folder) as mine:
-                    if mine and not (was := finished(run)):
-                        told(number, total, run, "starts")
-                        told(number, total, run, _one(grid, run, data_dirs, command, watcher, stop))
-                        write_results(grid)
-                        started = True
-                        del todo[number]
-                        continue
-            if was:
+            if was := finished(run):
                 told(number, total, run, f"{was} before")
-                del todo[number]
-        if todo and not started:  # others are at what is left, or at what it needs
-            if stop():
-                raise Interrupted(f"stopped; other processes are at the last {len(todo)} of {total} runs")
+            elif stop():  # a rival's run does not ask
+                raise Interrupted(f"stopped: {len(todo)} of {total} runs are not finished")
+            elif not all(finished(needed) for needed in run.needs):
+                continue
+            else:
+                with claimed(grid.out / run.folder) as mine:
+                    if not mine or finished(run):
+                        continue
+                    told(number, total, run, "starts")
+                    told(number, total, run, _one(grid, run, data_dirs, command, watcher, stop))
+                    write_results(grid)
+            del todo[number]
+        if len(todo) == before:  # others are at what is left, or at what it needs
             time.sleep(1)
     return write_results(grid)
 
