@@ -7,6 +7,7 @@
 | `small`, `small_first_half`, `small_second_half` | all classes and the halves at 14×14 |
 | `pairs` | two garments side by side, each squeezed to half its width: 100 classes |
 | `small_pairs` | the same at 14×14: a quarter of the work, and harder |
+| `small_pairs_first_half`, `small_pairs_second_half` | pairs within a half of the garments: 25 classes each |
 | `small_pairs_development` | the same, tested on validation images that it leaves unused: to choose methods by |
 
 Each takes `data_dir`, `seed`, `validation`, `limit` and `limit_test` as `chipnet.data.load_data` does.
@@ -41,10 +42,17 @@ def _half(first: int) -> Change:
     return change
 
 
-def _side_by_side(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    partner = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    narrow = F.avg_pool2d(images.float(), (1, 2)).round().to(torch.uint8)
-    return torch.cat([narrow, narrow[partner]], dim=3), 10 * labels + labels[partner]
+def _side_by_side(classes: int) -> Change:
+    def change(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        partner = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        narrow = F.avg_pool2d(images.float(), (1, 2)).round().to(torch.uint8)
+        return torch.cat([narrow, narrow[partner]], dim=3), classes * labels + labels[partner]
+
+    return change
+
+
+def _then(first: Change, second: Change) -> Change:
+    return lambda images, labels, seed: second(*first(images, labels, seed), seed)
 
 
 def _same(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -128,11 +136,25 @@ def _pairs(names: Sequence[str]) -> Sequence[str]:
 
 
 # Mirrored, the right garment would be the left one.
-pairs = _task("fashion-mnist pairs", _side_by_side, _pairs, flip=False)
-small_pairs = _task("fashion-mnist pairs 14x14", _small(_side_by_side), _pairs, flip=False, pad=1)
+pairs = _task("fashion-mnist pairs", _side_by_side(10), _pairs, flip=False)
+small_pairs = _task("fashion-mnist pairs 14x14", _small(_side_by_side(10)), _pairs, flip=False, pad=1)
+small_pairs_first_half = _task(
+    "fashion-mnist pairs of 0-4 14x14",
+    _small(_then(_half(0), _side_by_side(5))),
+    lambda names: _pairs(names[:5]),
+    flip=False,
+    pad=1,
+)
+small_pairs_second_half = _task(
+    "fashion-mnist pairs of 5-9 14x14",
+    _small(_then(_half(5), _side_by_side(5))),
+    lambda names: _pairs(names[5:]),
+    flip=False,
+    pad=1,
+)
 small_pairs_development = _task(
     "fashion-mnist pairs 14x14, development",
-    _small(_side_by_side),
+    _small(_side_by_side(10)),
     _pairs,
     flip=False,
     pad=1,

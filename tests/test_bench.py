@@ -533,6 +533,13 @@ def test_tasks_made_of_fashion_mnist(tmp_path, monkeypatch):
     assert (pairs.num_classes, pairs.test.images.shape[2:]) == (100, (size, size))
     assert torch.equal(pairs.test.labels, again.test.labels)  # the test set does not depend on the seed
 
+    first, second = (h(tmp_path) for h in (datasets.small_pairs_first_half, datasets.small_pairs_second_half))
+    assert (first.num_classes, second.num_classes) == (25, 25)
+    assert first.class_names[:6] == pairs.class_names[:5] + pairs.class_names[10:11]
+    assert second.class_names[-1] == pairs.class_names[-1]
+    assert torch.equal(first.test.labels // 5, halves[0].test.labels)
+    assert torch.equal(second.test.labels // 5, halves[1].test.labels)
+
     chosen = datasets.small_pairs(tmp_path, limit=9)
     development = datasets.small_pairs_development(tmp_path, limit=9)
     assert torch.equal(chosen.validation.images, development.validation.images)
