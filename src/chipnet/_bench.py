@@ -340,8 +340,13 @@ def bench(
     def finished(run: Run) -> str:
         """How a run ended, or "": it is open, or failed before and is to be run again."""
         was = status(grid, run)
-        again = was == "failed" and retry and (grid.out / run.folder / ERROR).stat().st_mtime < began
-        return "" if was == "open" or again else was
+        if was == "failed" and retry:
+            try:
+                again = (grid.out / run.folder / ERROR).stat().st_mtime < began
+            except FileNotFoundError:  # another process has just begun to run it again
+                again = True
+            was = "open" if again else was
+        return "" if was == "open" else was
 
     while todo:
         before = len(todo)
