@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from chipnet import ConfigError, Masks, Structure, _bench, cli
+from chipnet import ConfigError, Masks, Structure, _bench, _bench_report, cli
 from chipnet import train as loop
 from chipnet._bench import Run, bench, claimed, grid_from, read_grid, request_of, runs_of, smoke
 from chipnet._bench_report import tables, write_plots, write_tables
@@ -266,6 +267,19 @@ def test_tables_and_plots(finished):
     paths = write_plots(grid, rows)
     assert [p.name.split("-")[0] for p in paths] == ["accuracy", "recovery", "layers", "masks"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
+
+
+def test_more_methods_than_colours_can_be_told_apart(finished, monkeypatch):
+    grid, rows = finished
+    drawn = []
+    monkeypatch.setattr(_bench_report, "_saved", lambda figure, folder, name: drawn.append((figure, name)))
+    many = [{**rows[1], "method": f"method {i}"} for i in range(14)]
+    write_plots(grid, many)
+    figure = next(figure for figure, name in drawn if name.startswith("accuracy"))
+    looks = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].get_lines()]
+    assert len(looks) == len(set(looks)) == 14
+    for figure, _ in drawn:
+        plt.close(figure)
 
 
 def test_means_and_spreads_by_hand():

@@ -171,7 +171,10 @@ def write_plots(grid: Grid, rows: Rows) -> list[Path]:
 def _figure(width: float = 6.4, height: float = 4.2, columns: int = 1) -> tuple[Any, Any]:
     import matplotlib.pyplot as plt
 
-    return plt.subplots(1, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    for axis in axes.flat:  # colours are ten, methods may be more
+        axis.set_prop_cycle(plt.cycler(linestyle=["-", "--", ":"]) * plt.rcParams["axes.prop_cycle"])
+    return figure, axes
 
 
 def _saved(figure: Any, folder: Path, name: str) -> Path:
