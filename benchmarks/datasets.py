@@ -7,8 +7,8 @@
 | `small`, `small_first_half`, `small_second_half` | all classes and the halves at 14×14 |
 | `pairs` | two garments side by side, each squeezed to half its width: 100 classes |
 | `small_pairs` | the same at 14×14: a quarter of the work, and harder |
-| `small_pairs_first_half`, `small_pairs_second_half` | pairs within a half of the garments: 25 classes each |
 | `small_pairs_development` | the same, tested on validation images that it leaves unused: to choose methods by |
+| `small_pairs_first_half`, `small_pairs_second_half` | `small_pairs` within half of the garments: 25 classes |
 
 Each takes `data_dir`, `seed`, `validation`, `limit` and `limit_test` as `chipnet.data.load_data` does.
 """

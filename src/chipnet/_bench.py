@@ -423,11 +423,10 @@ def _one(
     watcher: Watcher | None,
     stop: Callable[[], bool],
 ) -> str:
-    """Run one; how it went, as text."""
+    """Run one, whose folder is claimed; how it went, as text."""
     from chipnet import train
 
     folder = grid.out / run.folder
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / ERROR).unlink(missing_ok=True)
     try:
         for needed in run.needs:

@@ -15,6 +15,7 @@ from chipnet._errors import ConfigError
 from chipnet._io import write_atomically
 
 TABLES = "tables.md"
+_LEGEND = {"fontsize": 7, "handlelength": 3.5}  # so long that dashes show
 Rows = Sequence[dict[str, Any]]
 
 
@@ -210,7 +211,7 @@ def _accuracy(folder: Path, title: str, kind: str, rows: Rows, dense: Sequence[f
     if dense:
         axis.axhline(statistics.mean(dense), color="black", linestyle=":", linewidth=1, label=DENSE)
     axis.set(xscale="log", xlabel=f"{kind} left, %", ylabel="test accuracy, %", title=title)
-    axis.legend(fontsize=7, handlelength=3.5)
+    axis.legend(**_LEGEND)
     return _saved(figure, folder, f"accuracy {title} {kind}")
 
 
@@ -226,7 +227,7 @@ def _recovery(folder: Path, title: str, rows: Rows) -> Path:
         low, high = [min(v) for _, v in known], [max(v) for _, v in known]
         axis.fill_between(x, low, high, alpha=0.15, color=line.get_color())
     axis.set(xlabel="epochs of fine-tuning", ylabel="validation accuracy, %", title=title)
-    axis.legend(fontsize=7, handlelength=3.5)
+    axis.legend(**_LEGEND)
     return _saved(figure, folder, f"recovery {title}")
 
 
@@ -242,7 +243,7 @@ def _layers(grid: Grid, folder: Path, title: str, rows: Rows) -> Path:
         axis.plot(range(len(sites)), kept, marker=".", linewidth=1, label=row["method"])
     axis.set(ylabel="channels kept, %", title=title, ylim=(0, 105))
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=5)
-    axis.legend(fontsize=7, handlelength=3.5)
+    axis.legend(**_LEGEND)
     return _saved(figure, folder, f"layers {title}")
 
 
