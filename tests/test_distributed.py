@@ -116,19 +116,28 @@ def test_without_batch_statistics_two_processes_compute_what_one_does(folder, tm
     )
 
 
-def test_two_processes_that_are_killed_and_continued_end_with_the_same_bits(folder, tmp_path):
+@pytest.mark.parametrize("every", ["a step", "an epoch, at its last step"])
+def test_two_processes_that_are_killed_and_continued_end_with_the_same_bits(folder, tmp_path, every):
     """Both at once, somewhere in soft pruning, with dropout on each and loaders of the user's own."""
     out = tmp_path / "killed"
-    arguments = ("--model", "ranks:dropping", *ranks.RUNS["dropping"], "--checkpoint-steps", "1")
+    steps = 1 if every == "a step" else 6
+    arguments = ("--model", "ranks:dropping", *ranks.RUNS["dropping"], "--checkpoint-steps", str(steps))
     processes = pair("--out", out, *arguments)
-    lines = out / "metrics.jsonl"
-    while processes[0].poll() is None and not (lines.exists() and '"phase": "prune"' in lines.read_text()):
+
+    def reached():
+        if not (out / "checkpoint.pt").exists():
+            return False
+        at = torch.load(out / "checkpoint.pt")["state"]
+        return at["phase"] == "prune" and at["step"] >= steps
+
+    while processes[0].poll() is None and not reached():
         time.sleep(0.01)
     for process in processes:
         process.kill()
         process.communicate()
     at = torch.load(out / "checkpoint.pt")["state"]
     assert at["phase"] == "prune" and not (out / "result.json").exists()
+    assert steps == 1 or at["step"] == steps  # every process has seen other images since the last mean
     processes = pair("--quiet", "--resume", out)
     errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors

@@ -290,9 +290,10 @@ class Run:
             self._took(time.perf_counter() - before, 1)
             self._add({"data_seconds": waited})
             self.look()
+            if state.step == len(self.train):  # before a checkpoint, which holds the first process's
+                same_buffers(self.network)
             self.pause()
         before = time.perf_counter()
-        same_buffers(self.network)
         scores = self.phase.score(self)
         self._took(time.perf_counter() - before, 0)
         self._row(scores)
