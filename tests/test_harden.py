@@ -156,6 +156,38 @@ def test_every_budget_down_to_the_smallest_is_met_and_below_it_refused(name, rea
             refuse()
 
 
+@pytest.mark.parametrize(("name", "realisation", "share"), OPTIONS)
+@settings(max_examples=20)
+@given(data=st.data())
+def test_a_site_that_lives_has_its_least_width_where_there_is_room(name, realisation, share, data):
+    s, masks, costs, connected = brute(name, realisation, share)
+    kind = data.draw(st.sampled_from(KINDS))
+    reachable = costs[connected]
+    limit = int(reachable[data.draw(st.integers(0, len(reachable) - 1)), KINDS.index(kind)])
+    scores = torch.tensor(data.draw(st.lists(st.floats(0, 1), min_size=s.gates, max_size=s.gates)))
+    least = [data.draw(st.integers(1, 3)) for _ in s.site_gates]
+
+    def wide(mask: Tensor) -> Tensor:
+        """Whether no site is thinner than it may be, of masks [..., gates]."""
+        open_ = [mask[..., gates].sum(-1) for gates in s.site_gates]
+        enough = [min(n, len(gates)) for n, gates in zip(least, s.site_gates, strict=True)]
+        return torch.stack([(n == 0) | (n >= m) for n, m in zip(open_, enough, strict=True)], -1).all(-1)
+
+    mask = Hardener(s, {kind: limit}, scores, least).solve(data.draw(st.sampled_from([0.0, 0.5])))
+    assert s.cost.exact(mask)[kind] <= limit
+    assert s.connected(mask)
+    if (wide(masks) & connected & (costs[:, KINDS.index(kind)] <= limit)).any():
+        assert wide(mask)
+        for gates in s.site_gates:  # and no site could have one more, or be opened
+            shut = gates[~mask[gates]]
+            for g in shut.tolist() if len(shut) < len(gates) else []:
+                more = mask.clone()
+                more[g] = True
+                assert s.useful(more)[g] <= 0.5 or s.cost.exact(more)[kind] > limit
+    else:
+        assert_is_full(s, mask, {kind: limit})
+
+
 def test_several_budgets_that_no_network_meets_together_are_refused():
     s, _, costs, connected = brute("residual", "plain", True)
     smallest = {k: int(costs[connected, i].min()) for i, k in enumerate(KINDS)}

@@ -17,6 +17,7 @@ from chipnet import BudgetError, ConfigError, Pruner, Structure
 from chipnet._budget import KINDS
 from chipnet.methods import METHODS
 from chipnet.methods._bar import barrier, transition
+from chipnet.models import get_model
 
 STEPS = 12
 
@@ -178,6 +179,35 @@ def test_the_floor_of_chipnet_takes_at_most_half_of_the_budget():
     sizes = [len(gates) for gates in structure.site_gates]
     assert {n: round(n * part) for n, part in zip(sizes, floors, strict=True) if n} == {31: 2, 23: 0, 37: 2}
     assert fresh("chipnet:floor=0", {"macs": 2 * cost - 1})[0].method.floors() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("budget", "together"),
+    [("channels=149", 6), ("volume=0.0625", 6), ("channels=296", 1), ("macs=0.005", 1), ("params=0.005", 1)],
+)
+def test_a_branch_of_chipnet_that_lives_does_so_with_as_much_as_it_costs(budget, together):
+    """Where the floor takes too much: six channels if the branch costs at least so many beside them, as its last
+    layer's do (channels, volume); one where all of its cost is in its channels (MACs), or nearly all."""
+    torch.manual_seed(0)
+    net, x = get_model("resnet20", num_classes=100, in_channels=1), torch.randn(8, 1, 14, 14)
+    pruner = chipnet.Pruner(net, x, budget, steps=40, method="chipnet")
+    sites = pruner.structure.sites
+    inner = [
+        i
+        for i, site in enumerate(sites)
+        if len(pruner.structure.site_gates[i]) and "bn1" in site.name and "." in site.name
+    ]
+    least = pruner.method.least() or [1] * len(sites)
+    assert len(inner) == 9
+    assert [least[i] for i in inner] == [together] * 9
+    assert sum(least) == len(sites) + 9 * (together - 1)  # the streams' are decided by their floor
+    for _ in range(40):
+        loss = F.cross_entropy(net(x), torch.arange(8)) + pruner.loss()
+        loss.backward()
+        pruner.step()
+        net.zero_grad()
+    widths = [int(pruner.mask[pruner.structure.site_gates[i]].sum()) for i in inner]
+    assert all(n == 0 or n >= together for n in widths)
 
 
 def test_a_branch_may_be_lost_at_a_finite_price():

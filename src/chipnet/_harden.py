@@ -28,27 +28,29 @@ def floor_width(part: float, width: int) -> int:
 
 
 class Units:
-    """What the solver opens and shuts: gates, or blocks of a site's gates where widths are aligned.
+    """What the solver opens and shuts: gates, or blocks of a site's gates where widths are aligned or have a least.
 
-    The best-scored gates of a site make its first block. A block ends where the site's width is a multiple of
-    ``round_to``; the last one may be smaller (a site may always stay whole). Masks of the solver are over units.
+    The best-scored gates of a site make its first block, ``least`` of them or more. A block ends where the site's
+    width is a multiple of ``round_to``; the last one may be smaller (a site may always stay whole). Masks of the
+    solver are over units.
     """
 
-    def __init__(self, structure: Structure, scores: Tensor) -> None:
+    def __init__(self, structure: Structure, scores: Tensor, least: Sequence[int] = ()) -> None:
         self.structure = structure
         self.of_gate = torch.arange(structure.gates)
         self.site = structure.site_of_gate
         self.scores = scores
         self.of_site = structure.site_gates
         self.partial: dict[int, Tensor] = {}
-        """Units of an odd width -> the other units of the site, which must be open before."""
-        if structure.round_to > 1:
-            self._align(structure.round_to)
+        """Units -> units of their site that must be open before: all others of an odd width, else the first."""
+        least = least or [1] * len(self.of_site)
+        if structure.round_to > 1 or max(least, default=1) > 1:
+            self._align(structure.round_to, least)
         self.count = len(self.scores)
         self.always = self._first_of_sites(structure.min_channels)
         """Units that no budget shuts."""
 
-    def _align(self, multiple: int) -> None:
+    def _align(self, multiple: int, least: Sequence[int]) -> None:
         sites: list[int] = []
         scores: list[Tensor] = []
         self.of_site = []
@@ -59,7 +61,9 @@ class Units:
             for g in gates[torch.argsort(self.scores[gates], descending=True, stable=True)].tolist():
                 block.append(g)
                 width += int((channels == g).sum())
-                if width % multiple == 0:
+                if width % multiple == 0 and (len(sites) > first or len(block) >= least[i]):
+                    if len(sites) > first and least[i] > 1:
+                        self.partial[len(sites)] = torch.tensor([first])
                     self._close(block, i, sites, scores)
                     block = []
             if block:
@@ -119,13 +123,27 @@ class Units:
 
 
 class Hardener:
-    """Solves for masks within ``limits`` (kind -> largest integer cost)."""
+    """Solves for masks within ``limits`` (kind -> largest integer cost).
 
-    def __init__(self, structure: Structure, limits: Mapping[str, int], scores: Tensor | None = None) -> None:
+    Args:
+        structure: of the network.
+        limits: what the mask may cost.
+        scores: of the gates; None: one is as good as another.
+        least: of every site, how many of its gates are open if any are; where the limits leave room for that.
+    """
+
+    def __init__(
+        self,
+        structure: Structure,
+        limits: Mapping[str, int],
+        scores: Tensor | None = None,
+        least: Sequence[int] = (),
+    ) -> None:
         self.structure = structure
-        if scores is None:  # one channel is as good as another
+        if scores is None:
             scores = -torch.arange(structure.gates, dtype=torch.float64)
-        self.units = Units(structure, scores.detach().cpu().double())
+        self.units = Units(structure, scores.detach().cpu().double(), least)
+        self._without = (structure, limits, scores) if least else None
         self.kinds = structure.cost.kinds
         self.limits = torch.full((len(self.kinds),), float("inf"), dtype=torch.float64)
         for kind, limit in limits.items():
@@ -177,7 +195,12 @@ class Hardener:
         """
         units = self.units
         order = torch.argsort(units.scores, descending=True, stable=True)
-        kept = self._protected(order, floor)
+        try:
+            kept = self._protected(order, floor)
+        except BudgetError:
+            if self._without is None:
+                raise
+            return Hardener(*self._without).solve(floor, full)  # no room for least widths
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order))
 

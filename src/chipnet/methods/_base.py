@@ -184,11 +184,15 @@ class Gradual(Method):
             k: v if full else max(v, int(Cubic(dense[k], v, until=self.shrink)(progress)))
             for k, v in self.limits.items()
         }
-        return Hardener(self.structure, limits, self.scores()).solve(self.floors(), full)
+        return Hardener(self.structure, limits, self.scores(), self.least()).solve(self.floors(), full)
 
     def floors(self) -> float | Sequence[float]:
         """The part of a site that scores cannot take away, of all sites or one for each."""
         return self.floor
+
+    def least(self) -> Sequence[int]:
+        """Of every site, how many of its gates are open if any are; empty: one is enough everywhere."""
+        return ()
 
     def _set(self, mask: Tensor) -> None:
         self.current, self._on_device = mask, None

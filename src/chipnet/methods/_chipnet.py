@@ -39,6 +39,10 @@ class ChipNet(Sensing):
     root of their mean benefit, relative to the mean of such sites: branches on whose channels the task depends keep
     more.
 
+    *Whole branches*: a branch that lives may cost something beside its channels (with channels or activation volume
+    as the budget, all that its last layer adds to the stream). Where the budget is too small for a floor it lives
+    with ``together`` channels or not at all.
+
     *Even pressure*: the budget's gradient is brought to the same mean in every site. V says how much must go,
     benefits say where; otherwise sites whose channels are dear are emptied first.
 
@@ -53,6 +57,9 @@ class ChipNet(Sensing):
     floor = 0.05
     """As in all methods where it takes at most half of the budget. Where it takes more, sites that can be bypassed
     have none and the others keep two channels: one whose ReLU shuts would be the end of the network."""
+    together = 6
+    """How many channels a site that can be bypassed keeps if it keeps any, where there is no floor: at most so many
+    as cost what the site costs beside its channels."""
     travel = 24.0
     """Way of psi over the phase, in root mean squares of its gradient."""
     decay = 10.0
@@ -81,13 +88,29 @@ class ChipNet(Sensing):
         self.worth = _layers(self.structure).to(self.device) ** self.shared / whole**self.thrift
         self.bypassed = _bypassed(self.structure).to(self.device)
         self._floors: float | list[float] = self.floor
+        self._least: list[int] = []
         if self.floor > 0 and self._floor_takes() > 0.5:
             vital = [len(g) > 0 and not bool(self.bypassed[g[0]]) for g in self.structure.site_gates]
             parts = [2 / max(len(g), 2) for g in self.structure.site_gates]
             self._floors = [max(self.floor, part) if v else 0.0 for v, part in zip(vital, parts, strict=True)]
+            self._least = [1 if v else n for v, n in zip(vital, self._worthwhile(), strict=True)]
 
     def floors(self) -> float | list[float]:
         return self._floors
+
+    def least(self) -> list[int]:
+        return self._least
+
+    def _worthwhile(self) -> list[int]:
+        """Of every site, how many channels cost what it costs beside them when dense, from 1 to ``together``."""
+        widths = []
+        for gates in self.structure.site_gates:
+            masks = torch.ones(3, self.structure.gates, dtype=torch.float64)
+            masks[1, gates[:1]] = masks[2, gates] = 0.0
+            whole, thinner, without = self.cost_fraction(masks.to(self.device)).sum(-1).tolist()
+            channel = max(whole - thinner, 1e-9)
+            widths.append(max(1, min(self.together, round((whole - without) / channel - len(gates)))))
+        return widths
 
     def _floor_takes(self) -> float:
         """The part of the budget that the floor alone would take."""
