@@ -408,14 +408,15 @@ import test_bench
 from chipnet._bench import bench
 from pathlib import Path
 told = []
-bench(test_bench.made(Path({out!r}), methods={methods!r}), {{}}, told=lambda *a: told.append((a[2].folder, a[3])))
+grid = test_bench.made(Path({out!r}), methods={methods!r})
+bench(grid, {{}}, retry={retry}, told=lambda *a: told.append((a[2].folder, a[3])))
 print(json.dumps(told))
 """
 
 
-def test_processes_share_the_runs_of_a_grid(tmp_path):
-    methods = ["random", "uniform", "magnitude", "scratch(random)"]
-    text = PROCESS.format(path=[str(ROOT / "tests")], out=str(tmp_path / "shared"), methods=methods)
+def two_processes(out, methods, retry=False):
+    """What each of two was told of the runs of one grid: [(folder, text)]."""
+    text = PROCESS.format(path=[str(ROOT / "tests")], out=str(out), methods=methods, retry=retry)
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -424,7 +425,12 @@ def test_processes_share_the_runs_of_a_grid(tmp_path):
     ]
     done = [p.communicate(timeout=300) for p in processes]
     assert [p.returncode for p in processes] == [0, 0], done[0][1] + done[1][1]
-    told = [json.loads(out.splitlines()[-1]) for out, _ in done]
+    return [json.loads(out.splitlines()[-1]) for out, _ in done]
+
+
+def test_processes_share_the_runs_of_a_grid(tmp_path):
+    methods = ["random", "uniform", "magnitude", "scratch(random)"]
+    told = two_processes(tmp_path / "shared", methods)
     ran = [{folder for folder, text in one if text.startswith("done:")} for one in told]
     assert not ran[0] & ran[1]  # no run was made twice
     assert ran[0] | ran[1] == {r.folder for r in runs_of(made(tmp_path / "shared", methods=methods))}
@@ -433,6 +439,31 @@ def test_processes_share_the_runs_of_a_grid(tmp_path):
     with open(tmp_path / "shared" / "results.csv", newline="") as file:
         together = {r["folder"]: r["final"] for r in csv.DictReader(file)}
     assert together == {r["folder"]: f"{r['final']:.6g}" for r in alone}
+
+
+def test_processes_run_what_failed_again_once(tmp_path):
+    methods = ["random", "uniform", "magnitude"]
+    dense, *others = runs_of(made(tmp_path, methods=methods))
+    for run in others:
+        (tmp_path / run.folder).mkdir()
+        (tmp_path / run.folder / "error.json").write_text('{"error": "a disk was full"}')
+    told = two_processes(tmp_path, methods, retry=True)
+    ran = [folder for one in told for folder, text in one if text.startswith("done:")]
+    assert sorted(ran) == sorted(r.folder for r in [dense, *others])
+    assert not list(tmp_path.glob("*/error.json"))
+
+
+def test_one_process_draws_the_plots(tmp_path):
+    config = tmp_path / "grid.json"  # JSON is YAML
+    config.write_text(json.dumps({**SMALL, "about": "a grid"}))
+    command = ["bench", str(config), "--out", str(tmp_path / "out")]
+    with claimed(tmp_path / "out"):
+        busy = RUNNER.invoke(cli.app, command)
+    assert busy.exit_code == 0 and "another process draws the plots" in busy.output
+    assert not (tmp_path / "out" / "plots").exists()
+    again = RUNNER.invoke(cli.app, command)
+    assert again.exit_code == 0 and "plots in" in again.output
+    assert list((tmp_path / "out" / "plots").iterdir())
 
 
 def test_a_run_that_somebody_else_is_at_is_left_to_them(tmp_path):

@@ -237,10 +237,14 @@ def bench(
         command = shlex.join(["chipnet", *sys.argv[1:]])
         rows = _bench.bench(grid, names, command=command, retry=retry, watcher=bars, stop=stop, told=told)
         console.print(f"\n{_bench_report.write_tables(grid, rows).read_text()}", markup=False, soft_wrap=True)
-        try:
-            console.print(f"{len(_bench_report.write_plots(grid, rows))} plots in {grid.out / 'plots'}")
-        except ConfigError as error:
-            console.print(f"no plots: {error}", soft_wrap=True, markup=False)
+        with _bench.claimed(grid.out) as mine:
+            if not mine:
+                console.print(f"another process draws the plots in {grid.out / 'plots'}", soft_wrap=True)
+                return
+            try:
+                console.print(f"{len(_bench_report.write_plots(grid, rows))} plots in {grid.out / 'plots'}")
+            except ConfigError as error:
+                console.print(f"no plots: {error}", soft_wrap=True, markup=False)
 
 
 @app.command()
