@@ -151,11 +151,15 @@ class Gradual(Method):
     refreshes: int = 60
     floor: float = 0.1
     """Part of every site that scores cannot take away, where the budget allows it: no stage dies early."""
+    together: int = 1
+    """How many channels a site that can be bypassed keeps if it keeps any; at most so many as cost what the site
+    costs beside its channels."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.current = torch.ones(self.structure.gates, dtype=torch.bool)
         self._on_device: Tensor | None = None
+        self._least: list[int] | None = None if self.together > 1 else []
 
     @abstractmethod
     def scores(self) -> Tensor:
@@ -190,9 +194,22 @@ class Gradual(Method):
         """The part of a site that scores cannot take away, of all sites or one for each."""
         return self.floor
 
-    def least(self) -> Sequence[int]:
+    def least(self) -> list[int]:
         """Of every site, how many of its gates are open if any are; empty: one is enough everywhere."""
-        return ()
+        if self._least is None:
+            self._least = self._least_widths()
+        return self._least
+
+    def _least_widths(self) -> list[int]:
+        branch, widths = bypassed(self.structure), []
+        for gates in self.structure.site_gates:
+            masks = torch.ones(3, self.structure.gates, dtype=torch.float64)
+            masks[1, gates[:1]] = masks[2, gates] = 0.0
+            whole, thinner, without = self.cost_fraction(masks.to(self.device)).sum(-1).tolist()
+            beside = (whole - without) / max(whole - thinner, 1e-9) - len(gates)  # what it costs, in channels
+            can_die = len(gates) > 0 and bool(branch[gates[0]])
+            widths.append(max(1, min(self.together, round(beside))) if can_die else 1)
+        return widths
 
     def _set(self, mask: Tensor) -> None:
         self.current, self._on_device = mask, None
@@ -254,6 +271,16 @@ class Sensing(Gradual):
         super().load_state_dict(state)
         self.square.copy_(state["square"])
         self.seen = state["seen"]
+
+
+def bypassed(structure: Structure) -> Tensor:
+    """1 for gates of sites without all of which the input still reaches every output, 0 for others: ``[gates]``."""
+    found = torch.zeros(structure.gates)
+    for gates in structure.site_gates:
+        without = torch.ones(structure.gates, dtype=torch.bool)
+        without[gates] = False
+        found[gates] = float(structure.connected(without))
+    return found
 
 
 def per_site_mean(structure: Structure, values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from chipnet._harden import floor_width
 from chipnet._structure import Structure
 from chipnet.losses import budget_loss, crispness
-from chipnet.methods._base import Sensing, per_site_mean, price
+from chipnet.methods._base import Sensing, bypassed, per_site_mean, price
 from chipnet.projections import project, sharpen
 from chipnet.schedules import Continuation, Cubic, Exponential, Linear
 
@@ -58,8 +58,7 @@ class ChipNet(Sensing):
     """As in all methods where it takes at most half of the budget. Where it takes more, sites that can be bypassed
     have none and the others keep two channels: one whose ReLU shuts would be the end of the network."""
     together = 6
-    """How many channels a site that can be bypassed keeps if it keeps any, where there is no floor: at most so many
-    as cost what the site costs beside its channels."""
+    """Only where there is no floor for sites that can be bypassed."""
     travel = 24.0
     """Way of psi over the phase, in root mean squares of its gradient."""
     decay = 10.0
@@ -86,31 +85,17 @@ class ChipNet(Sensing):
         whole = price(self) * sizes[site]
         whole = whole.clamp(min=1e-3 * float(whole.mean()))
         self.worth = _layers(self.structure).to(self.device) ** self.shared / whole**self.thrift
-        self.bypassed = _bypassed(self.structure).to(self.device)
+        self.bypassed = bypassed(self.structure).to(self.device)
         self._floors: float | list[float] = self.floor
-        self._least: list[int] = []
         if self.floor > 0 and self._floor_takes() > 0.5:
             vital = [len(g) > 0 and not bool(self.bypassed[g[0]]) for g in self.structure.site_gates]
             parts = [2 / max(len(g), 2) for g in self.structure.site_gates]
             self._floors = [max(self.floor, part) if v else 0.0 for v, part in zip(vital, parts, strict=True)]
-            self._least = [1 if v else n for v, n in zip(vital, self._worthwhile(), strict=True)]
+        else:
+            self._least = []
 
     def floors(self) -> float | list[float]:
         return self._floors
-
-    def least(self) -> list[int]:
-        return self._least
-
-    def _worthwhile(self) -> list[int]:
-        """Of every site, how many channels cost what it costs beside them when dense, from 1 to ``together``."""
-        widths = []
-        for gates in self.structure.site_gates:
-            masks = torch.ones(3, self.structure.gates, dtype=torch.float64)
-            masks[1, gates[:1]] = masks[2, gates] = 0.0
-            whole, thinner, without = self.cost_fraction(masks.to(self.device)).sum(-1).tolist()
-            channel = max(whole - thinner, 1e-9)
-            widths.append(max(1, min(self.together, round((whole - without) / channel - len(gates)))))
-        return widths
 
     def _floor_takes(self) -> float:
         """The part of the budget that the floor alone would take."""
@@ -187,13 +172,3 @@ def _layers(structure: Structure) -> Tensor:
     for site in structure.sites:
         layers[torch.from_numpy(site.gates[site.gates >= 0]).unique()] += 1
     return layers
-
-
-def _bypassed(structure: Structure) -> Tensor:
-    """1 for gates of sites without all of which the input still reaches every output, 0 for others: ``[gates]``."""
-    bypassed = torch.zeros(structure.gates)
-    for gates in structure.site_gates:
-        without = torch.ones(structure.gates, dtype=torch.bool)
-        without[gates] = False
-        bypassed[gates] = float(structure.connected(without))
-    return bypassed
