@@ -61,3 +61,11 @@ def same_buffers(model: nn.Module) -> None:
     if world() > 1:
         for buffer in model.buffers():
             (mean_ if buffer.is_floating_point() else first_)(buffer)
+
+
+def leave() -> None:
+    """At the end of a program: wait for all processes, then close what connects them. One that exits while another
+    still listens to it makes that one fail."""
+    if world() > 1:
+        dist.barrier()
+        dist.destroy_process_group()

@@ -311,7 +311,14 @@ def models() -> None:
 
 def main() -> None:
     """Entry point of the `chipnet` command."""
-    app(prog_name="chipnet")
+    try:
+        app(prog_name="chipnet")
+    except SystemExit as end:
+        if not end.code and "torch" in sys.modules:
+            from chipnet._distributed import leave
+
+            leave()
+        raise
 
 
 # -- what the options mean --------------------------------------------------------------------------------
