@@ -174,20 +174,20 @@ def test_the_floor_of_chipnet_takes_at_most_half_of_the_budget():
     for gates in structure.site_gates:
         least[gates[: {31: 2, 23: 1, 37: 2}.get(len(gates), 0)]] = True
     cost = structure.cost.exact(least).macs
-    assert fresh("chipnet", {"macs": 2 * cost})[0].method.floors() == 0.05
+    assert fresh("chipnet", {"macs": 2 * cost})[0].method.floors() == [0.05] * len(structure.sites)
     floors = fresh("chipnet", {"macs": 2 * cost - 1})[0].method.floors()
     sizes = [len(gates) for gates in structure.site_gates]
     assert {n: round(n * part) for n, part in zip(sizes, floors, strict=True) if n} == {31: 2, 23: 0, 37: 2}
-    assert fresh("chipnet:floor=0", {"macs": 2 * cost - 1})[0].method.floors() == 0.0
+    assert not any(fresh("chipnet:floor=0", {"macs": 2 * cost - 1})[0].method.floors())
 
 
 @pytest.mark.parametrize(
     ("budget", "together"),
-    [("channels=149", 6), ("volume=0.0625", 6), ("channels=296", 1), ("macs=0.005", 1), ("params=0.005", 1)],
+    [("channels=149", 6), ("volume=0.25", 6), ("macs=0.005", 1), ("macs=0.25", 1), ("params=0.005", 1)],
 )
 def test_a_branch_of_chipnet_that_lives_does_so_with_as_much_as_it_costs(budget, together):
-    """Where the floor takes too much: six channels if the branch costs at least so many beside them, as its last
-    layer's do (channels, volume); one where all of its cost is in its channels (MACs), or nearly all."""
+    """Six channels if the branch costs at least so many beside them, as its last layer's do (channels, volume), and
+    no floor; one where all of its cost is in its channels (MACs), or nearly all."""
     torch.manual_seed(0)
     net, x = get_model("resnet20", num_classes=100, in_channels=1), torch.randn(8, 1, 14, 14)
     pruner = chipnet.Pruner(net, x, budget, steps=40, method="chipnet")

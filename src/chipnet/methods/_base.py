@@ -201,14 +201,16 @@ class Gradual(Method):
         return self._least
 
     def _least_widths(self) -> list[int]:
-        branch, widths = bypassed(self.structure), []
-        for gates in self.structure.site_gates:
-            masks = torch.ones(3, self.structure.gates, dtype=torch.float64)
-            masks[1, gates[:1]] = masks[2, gates] = 0.0
-            whole, thinner, without = self.cost_fraction(masks.to(self.device)).sum(-1).tolist()
-            beside = (whole - without) / max(whole - thinner, 1e-9) - len(gates)  # what it costs, in channels
-            can_die = len(gates) > 0 and bool(branch[gates[0]])
-            widths.append(max(1, min(self.together, round(beside))) if can_die else 1)
+        widths = [1] * len(self.structure.site_gates)
+        for i, gates in enumerate(self.structure.site_gates):
+            if self.structure.bypassed[i]:
+                masks = torch.ones(3, self.structure.gates, dtype=torch.float64)
+                masks[1, gates[0]] = masks[2, gates] = 0.0
+                whole, thinner, without = self.cost_fraction(masks.to(self.device)).sum(-1).tolist()
+                beside = (whole - without) / max(whole - thinner, 1e-9) - len(
+                    gates
+                )  # what it costs, in channels
+                widths[i] = max(1, min(self.together, round(beside)))
         return widths
 
     def _set(self, mask: Tensor) -> None:
@@ -271,16 +273,6 @@ class Sensing(Gradual):
         super().load_state_dict(state)
         self.square.copy_(state["square"])
         self.seen = state["seen"]
-
-
-def bypassed(structure: Structure) -> Tensor:
-    """1 for gates of sites without all of which the input still reaches every output, 0 for others: ``[gates]``."""
-    found = torch.zeros(structure.gates)
-    for gates in structure.site_gates:
-        without = torch.ones(structure.gates, dtype=torch.bool)
-        without[gates] = False
-        found[gates] = float(structure.connected(without))
-    return found
 
 
 def per_site_mean(structure: Structure, values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from chipnet._harden import floor_width
 from chipnet._structure import Structure
 from chipnet.losses import budget_loss, crispness
-from chipnet.methods._base import Sensing, bypassed, per_site_mean, price
+from chipnet.methods._base import Sensing, per_site_mean, price
 from chipnet.projections import project, sharpen
 from chipnet.schedules import Continuation, Cubic, Exponential, Linear
 
@@ -40,8 +40,8 @@ class ChipNet(Sensing):
     more.
 
     *Whole branches*: a branch that lives may cost something beside its channels (with channels or activation volume
-    as the budget, all that its last layer adds to the stream). Where the budget is too small for a floor it lives
-    with ``together`` channels or not at all.
+    as the budget, all that its last layer adds to the stream). It has no floor: it lives with ``together`` channels
+    or not at all.
 
     *Even pressure*: the budget's gradient is brought to the same mean in every site. V says how much must go,
     benefits say where; otherwise sites whose channels are dear are emptied first.
@@ -55,10 +55,9 @@ class ChipNet(Sensing):
 
     name = "chipnet"
     floor = 0.05
-    """As in all methods where it takes at most half of the budget. Where it takes more, sites that can be bypassed
+    """Of sites that have no least width. Where it takes more than half of the budget, sites that can be bypassed
     have none and the others keep two channels: one whose ReLU shuts would be the end of the network."""
     together = 6
-    """Only where there is no floor for sites that can be bypassed."""
     travel = 24.0
     """Way of psi over the phase, in root mean squares of its gradient."""
     decay = 10.0
@@ -85,16 +84,16 @@ class ChipNet(Sensing):
         whole = price(self) * sizes[site]
         whole = whole.clamp(min=1e-3 * float(whole.mean()))
         self.worth = _layers(self.structure).to(self.device) ** self.shared / whole**self.thrift
-        self.bypassed = bypassed(self.structure).to(self.device)
-        self._floors: float | list[float] = self.floor
-        if self.floor > 0 and self._floor_takes() > 0.5:
-            vital = [len(g) > 0 and not bool(self.bypassed[g[0]]) for g in self.structure.site_gates]
-            parts = [2 / max(len(g), 2) for g in self.structure.site_gates]
-            self._floors = [max(self.floor, part) if v else 0.0 for v, part in zip(vital, parts, strict=True)]
-        else:
-            self._least = []
+        self.bypassed = torch.tensor(self.structure.bypassed, dtype=torch.float32, device=self.device)[site]
+        crowded = self.floor > 0 and self._floor_takes() > 0.5
+        self._floors = [self.floor] * len(self.structure.site_gates)
+        for i, gates in enumerate(self.structure.site_gates):
+            if self.structure.bypassed[i]:
+                self._floors[i] = 0.0 if crowded or self.least()[i] > 1 else self.floor
+            elif crowded:
+                self._floors[i] = max(self.floor, 2 / max(len(gates), 2))
 
-    def floors(self) -> float | list[float]:
+    def floors(self) -> list[float]:
         return self._floors
 
     def _floor_takes(self) -> float:
