@@ -453,6 +453,15 @@ def test_processes_run_what_failed_again_once(tmp_path):
     assert not list(tmp_path.glob("*/error.json"))
 
 
+def test_under_torchrun_it_says_how_processes_share_a_grid(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = tmp_path / "grid.json"
+    config.write_text(json.dumps(SMALL))
+    done = RUNNER.invoke(cli.app, ["bench", str(config), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2 and "Start it without torchrun" in done.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_process_draws_the_plots(tmp_path):
     config = tmp_path / "grid.json"  # JSON is YAML
     config.write_text(json.dumps({**SMALL, "about": "a grid"}))

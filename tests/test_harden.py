@@ -188,6 +188,30 @@ def test_a_site_that_lives_has_its_least_width_where_there_is_room(name, realisa
         assert_is_full(s, mask, {kind: limit})
 
 
+@pytest.mark.parametrize("score", [0.1, 0.3, 1 / 3])
+@pytest.mark.parametrize("options", [{"round_to": 1}, {"round_to": 3}])
+def test_equal_scores_do_not_open_a_site_below_its_least_width(score, options):
+    """The mean of six times 0.1 is less than 0.1."""
+    s = Structure(get_model("resnet8"), torch.randn(1, 3, 16, 16), **options)
+    scores = torch.full((s.gates,), score, dtype=torch.float64)
+    for part in (0.3, 0.391, 0.415, 0.5, 0.6):
+        mask = Hardener(s, s.limits({"volume": part}), scores, [6] * len(s.sites)).solve(full=False)
+        counts = [int(mask[gates].sum()) for gates in s.site_gates if len(gates)]
+        assert all(n == 0 or n >= 6 for n in counts), (part, counts)
+
+
+def test_a_floor_counts_gates_where_they_are_opened_together():
+    s = Structure(get_model("resnet8"), torch.randn(1, 3, 16, 16))
+    scores = torch.zeros(s.gates)
+    scores[s.site_gates[next(i for i, g in enumerate(s.site_gates) if len(g))]] = 1.0
+    mask = Hardener(s, s.limits({"volume": 0.4}), scores, [6] * len(s.sites)).solve(
+        [0.1] * len(s.sites), full=False
+    )
+    counts = [int(mask[gates].sum()) for gates in s.site_gates if len(gates)]
+    assert counts[0] > 6
+    assert set(counts[1:]) == {6}  # a tenth of 64 is six, of 32 three and of 16 two, which come as six
+
+
 def test_several_budgets_that_no_network_meets_together_are_refused():
     s, _, costs, connected = brute("residual", "plain", True)
     smallest = {k: int(costs[connected, i].min()) for i, k in enumerate(KINDS)}

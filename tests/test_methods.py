@@ -197,7 +197,7 @@ def test_a_branch_of_chipnet_that_lives_does_so_with_as_much_as_it_costs(budget,
         for i, site in enumerate(sites)
         if len(pruner.structure.site_gates[i]) and "bn1" in site.name and "." in site.name
     ]
-    least = pruner.method.least() or [1] * len(sites)
+    least = pruner.method.least()
     assert len(inner) == 9
     assert [least[i] for i in inner] == [together] * 9
     assert sum(least) == len(sites) + 9 * (together - 1)  # the streams' are decided by their floor
@@ -210,11 +210,42 @@ def test_a_branch_of_chipnet_that_lives_does_so_with_as_much_as_it_costs(budget,
     assert all(n == 0 or n >= together for n in widths)
 
 
+@pytest.mark.parametrize(("budget", "together"), [("channels=0.5", 6), ("macs=0.25", 1), ("params=0.25", 1)])
+def test_a_bottleneck_costs_beside_its_channels_what_all_of_it_costs(budget, together):
+    """Its inner layers cost each other nothing that is not theirs; by themselves each would pay for the other."""
+    net = get_model("preresnet164", num_classes=100, in_channels=1)
+    structure = Structure(net, torch.zeros(1, 1, 14, 14))
+    pruner = chipnet.Pruner(net, structure, budget, steps=4, method="chipnet")
+    inner = [i for i, bypassed in enumerate(structure.bypassed) if bypassed]
+    assert len(inner) == 2 * 54
+    assert {pruner.method.least()[i] for i in inner} == {together}
+    assert {pruner.method.floors()[i] for i in inner} == {0.0 if together > 1 else 0.05}
+
+
+@pytest.mark.parametrize("setting", ["together=1", "together=1,floor=0", "together=0", "floor=0"])
+@pytest.mark.parametrize("budget", ["volume=0.5", "volume=0.0625", "macs=0.5"])
+def test_without_a_least_width_a_floor_holds_for_branches_too(setting, budget):
+    net, x = get_model("resnet20", num_classes=100, in_channels=1), torch.zeros(1, 1, 14, 14)
+    pruner = chipnet.Pruner(net, x, budget, steps=4, method=f"chipnet:{setting}")
+    branches = [i for i, bypassed in enumerate(pruner.structure.bypassed) if bypassed]
+    floor = 0.0 if "floor" in setting or budget == "volume=0.0625" else 0.05
+    assert {pruner.method.floors()[i] for i in branches} == {floor}
+    assert pruner.structure.connected(pruner.mask)
+
+
+def test_where_no_branch_may_die_none_has_a_least_width():
+    net = get_model("resnet20", num_classes=100, in_channels=1)
+    structure = Structure(net, torch.zeros(1, 1, 14, 14), min_channels=3)
+    pruner = chipnet.Pruner(net, structure, "volume=0.3", steps=4, method="chipnet")
+    assert set(pruner.method.least()) == {1}
+    assert set(pruner.method.floors()) == {0.05}
+
+
 def test_a_branch_may_be_lost_at_a_finite_price():
     """Without the inside of the branch the input still arrives; without the stream or the last layer not."""
     pruner, *_ = fresh("chipnet:thrift=0,shared=0.75", {"macs": 0.5})
     bypassed = {
-        site.host.module: pruner.method.bypassed[site.gates].unique().tolist()
+        site.host.module: pruner.method.may_die[site.gates].unique().tolist()
         for site in pruner.structure.sites
         if (site.gates >= 0).any()
     }

@@ -5,7 +5,9 @@ With one process, or without a process group, everything here gives back what it
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -64,8 +66,11 @@ def same_buffers(model: nn.Module) -> None:
 
 
 def leave() -> None:
-    """At the end of a program: wait for all processes, then close what connects them. One that exits while another
-    still listens to it makes that one fail."""
+    """At the end of a program: wait for all processes, a minute at most, then close what connects them.
+
+    One that exits while another still listens to it makes that one fail. One that has failed has said so itself.
+    """
     if world() > 1:
-        dist.barrier()
+        with contextlib.suppress(RuntimeError):
+            dist.barrier(async_op=True).wait(timedelta(minutes=1))
         dist.destroy_process_group()

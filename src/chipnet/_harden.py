@@ -1,7 +1,8 @@
 """From scores to hard masks that meet a budget exactly.
 
-The promise: the result costs at most the budget, no further channel fits into it, the input still reaches
-every output, and nothing is left that only emits a constant (a branch with one fully dead layer dies whole).
+The promise: the result costs at most the budget, no further channel fits into it (of those that may be opened one
+by one), the input still reaches every output, and nothing is left that only emits a constant (a branch with one
+fully dead layer dies whole).
 All costs here are the exact integers of the network that will be shipped.
 """
 
@@ -42,17 +43,21 @@ class Units:
         self.scores = scores
         self.of_site = structure.site_gates
         self.partial: dict[int, Tensor] = {}
-        """Units -> units of their site that must be open before: all others of an odd width, else the first."""
-        least = least or [1] * len(self.of_site)
+        """Units of an odd width -> the other units of the site, which must be open before."""
+        self.first = torch.arange(structure.gates)
+        """Of every unit, which must be open before it: the first of a site with a least width, else itself."""
         if structure.round_to > 1 or max(least, default=1) > 1:
-            self._align(structure.round_to, least)
+            self._align(structure.round_to, least or [1] * len(self.of_site))
         self.count = len(self.scores)
+        self.size = torch.bincount(self.of_gate, minlength=self.count)
+        """Gates in each unit."""
         self.always = self._first_of_sites(structure.min_channels)
         """Units that no budget shuts."""
 
     def _align(self, multiple: int, least: Sequence[int]) -> None:
         sites: list[int] = []
         scores: list[Tensor] = []
+        before: list[int] = []
         self.of_site = []
         for i, gates in enumerate(self.structure.site_gates):
             channels = torch.from_numpy(self.structure.sites[i].gates)
@@ -62,19 +67,20 @@ class Units:
                 block.append(g)
                 width += int((channels == g).sum())
                 if width % multiple == 0 and (len(sites) > first or len(block) >= least[i]):
-                    if len(sites) > first and least[i] > 1:
-                        self.partial[len(sites)] = torch.tensor([first])
                     self._close(block, i, sites, scores)
                     block = []
             if block:
                 self.partial[len(sites)] = torch.arange(first, len(sites))
                 self._close(block, i, sites, scores)
             self.of_site.append(torch.arange(first, len(sites)))
+            before += [first] * (len(sites) - first) if least[i] > 1 else range(first, len(sites))
         self.site, self.scores = torch.tensor(sites, dtype=torch.int64), torch.stack(scores)
+        self.first = torch.tensor(before, dtype=torch.int64)
 
     def _close(self, block: list[int], site: int, sites: list[int], scores: list[Tensor]) -> None:
         self.of_gate[block] = len(sites)
-        scores.append(self.scores[block].mean())
+        own = self.scores[block]
+        scores.append(own.mean().clamp(own.min(), own.max()))  # a mean of equals may be rounded off them
         sites.append(site)
 
     def _first_of_sites(self, channels: int) -> Tensor:
@@ -107,8 +113,8 @@ class Units:
         return self._any(self.structure.useful(self.gates(masks)) > 0.5)
 
     def ready(self, mask: Tensor) -> Tensor:
-        """Which units may be opened next: an odd rest only makes a site whole."""
-        out = torch.ones(self.count, dtype=torch.bool)
+        """Which units may be opened next: no site is thinner than its least, an odd rest only makes it whole."""
+        out = mask[self.first] | (self.first == torch.arange(self.count))
         for unit, others in self.partial.items():
             out[unit] = bool(mask[others].all())
         return out
@@ -129,7 +135,8 @@ class Hardener:
         structure: of the network.
         limits: what the mask may cost.
         scores: of the gates; None: one is as good as another.
-        least: of every site, how many of its gates are open if any are; where the limits leave room for that.
+        least: ``[sites]``, how many of a site's gates are open if any are; more than it has: all. With ``round_to``
+            the next width that is aligned. Where no connected network of such widths fits, none of them counts.
     """
 
     def __init__(
@@ -143,7 +150,7 @@ class Hardener:
         if scores is None:
             scores = -torch.arange(structure.gates, dtype=torch.float64)
         self.units = Units(structure, scores.detach().cpu().double(), least)
-        self._without = (structure, limits, scores) if least else None
+        self._narrow = (structure, limits, scores) if max(least, default=1) > 1 else None
         self.kinds = structure.cost.kinds
         self.limits = torch.full((len(self.kinds),), float("inf"), dtype=torch.float64)
         for kind, limit in limits.items():
@@ -186,8 +193,8 @@ class Hardener:
         """Boolean mask ``[gates]``: the gates of highest score within the limits.
 
         Args:
-            floor: fraction of every site that is kept before scores decide, where the limits allow it; or one
-                for each site.
+            floor: fraction of every site's gates that is kept before scores decide, where the limits allow it; or
+                one for each site.
             full: spend what is left of the budget gate by gate. Without it only free gates are opened.
 
         Raises:
@@ -195,12 +202,11 @@ class Hardener:
         """
         units = self.units
         order = torch.argsort(units.scores, descending=True, stable=True)
-        try:
-            kept = self._protected(order, floor)
-        except BudgetError:
-            if self._without is None:
-                raise
-            return Hardener(*self._without).solve(floor, full)  # no room for least widths
+        kept = self._protected(order, floor)
+        if not bool(self.fits(kept)):
+            if self._narrow is not None:
+                return Hardener(*self._narrow).solve(floor, full)
+            self.check()
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order))
 
@@ -218,15 +224,17 @@ class Hardener:
 
     # -- what must stay -----------------------------------------------------------------------------------
     def _protected(self, order: Tensor, floor: float | Sequence[float]) -> Tensor:
+        """What holds the network together and, where it fits, the floor; above the limits where all masks are."""
         units = self.units
         kept = units.always.clone()
         floors = [floor] * len(units.of_site) if isinstance(floor, (int, float)) else floor
         if any(floors):
             for part, mine in zip(floors, units.of_site, strict=True):
                 if len(mine) and part > 0:
-                    count = floor_width(part, len(mine))
-                    best = torch.argsort(units.scores[mine], descending=True, stable=True)[:count]
-                    kept[mine[best]] = True
+                    best = mine[torch.argsort(units.scores[mine], descending=True, stable=True)]
+                    covered = units.size[best].cumsum(0)
+                    enough = floor_width(part, int(covered[-1]))
+                    kept[best[covered - units.size[best] < enough]] = True
             if not units.connected(kept):
                 kept |= self._skeleton(order.flip(0))
             if bool(self.fits(kept)):
@@ -234,8 +242,6 @@ class Hardener:
         kept = self._skeleton(order.flip(0))
         if not bool(self.fits(kept)):
             kept = self._smallest()
-        if not bool(self.fits(kept)):
-            self.check()
         return kept
 
     def _skeleton(self, removal: Tensor) -> Tensor:
@@ -357,7 +363,10 @@ class Hardener:
                     changed = True
                     waiting.remove(taken)
                     if len(waiting) > 0:  # a run of equals: take as many as fit at once
-                        equals = [g for g in waiting if name[g] == name[taken] and g not in s.partial]
+                        ready = s.ready(mask)
+                        equals = [
+                            g for g in waiting if name[g] == name[taken] and g not in s.partial and ready[g]
+                        ]
                         mask, run = self._take_equals(mask, equals)
                         waiting = [g for g in waiting if g not in run]
                 waiting = [g for g in waiting if name[g] not in refused]

@@ -295,14 +295,14 @@ class Structure:
         return bool(self._evaluate("connected", lambda: [self.liveness.connected()], mask)[0] > 0.5)
 
     @functools.cached_property
-    def bypassed(self) -> list[bool]:
-        """Of every site: has it gates, and does the input reach every output without all of them?"""
+    def bypassed(self) -> tuple[bool, ...]:
+        """Of every site ``[sites]``: has it gates, and does the input reach every output without all of them?"""
         found = []
         for gates in self.site_gates:
             without = torch.ones(self.gates, dtype=torch.bool)
             without[gates] = False
             found.append(len(gates) > 0 and self.connected(without))
-        return found
+        return tuple(found)
 
     @torch.no_grad()
     def existing(self, mask: Tensor) -> Tensor:

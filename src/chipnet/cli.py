@@ -221,6 +221,11 @@ def bench(
         from chipnet import _bench, _bench_report
         from chipnet._job import use_threads
 
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(
+                "chipnet bench does not train one run on several processes. Start it without torchrun, as often as "
+                "there is room: its processes share the runs among them."
+            )
         grid = _bench.read_grid(config, out)
         grid = _bench.smoke(grid) if smoke else grid
         names = dict(_bench.data_dir(text, grid.data) for text in data_dir or ())

@@ -152,14 +152,15 @@ class Gradual(Method):
     floor: float = 0.1
     """Part of every site that scores cannot take away, where the budget allows it: no stage dies early."""
     together: int = 1
-    """How many channels a site that can be bypassed keeps if it keeps any; at most so many as cost what the site
-    costs beside its channels."""
+    """How many gates a site that can be bypassed keeps if it keeps any, where its branch costs something however
+    thin it is: at most so many as cost as much. A floor keeps branches alive; with ``min_channels`` none can die,
+    and one is enough."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.current = torch.ones(self.structure.gates, dtype=torch.bool)
         self._on_device: Tensor | None = None
-        self._least: list[int] | None = None if self.together > 1 else []
+        self._least: list[int] | None = None
 
     @abstractmethod
     def scores(self) -> Tensor:
@@ -195,23 +196,27 @@ class Gradual(Method):
         return self.floor
 
     def least(self) -> list[int]:
-        """Of every site, how many of its gates are open if any are; empty: one is enough everywhere."""
+        """Of every site, how many of its gates are open if any are."""
         if self._least is None:
-            self._least = self._least_widths()
+            self._least = [1] * len(self.structure.site_gates)
+            if self.together > 1 and self.structure.min_channels == 0:
+                for i, bypassed in enumerate(self.structure.bypassed):
+                    if bypassed:
+                        self._least[i] = max(1, min(self.together, round(self._beside(i))))
         return self._least
 
-    def _least_widths(self) -> list[int]:
-        widths = [1] * len(self.structure.site_gates)
-        for i, gates in enumerate(self.structure.site_gates):
-            if self.structure.bypassed[i]:
-                masks = torch.ones(3, self.structure.gates, dtype=torch.float64)
-                masks[1, gates[0]] = masks[2, gates] = 0.0
-                whole, thinner, without = self.cost_fraction(masks.to(self.device)).sum(-1).tolist()
-                beside = (whole - without) / max(whole - thinner, 1e-9) - len(
-                    gates
-                )  # what it costs, in channels
-                widths[i] = max(1, min(self.together, round(beside)))
-        return widths
+    def _beside(self, site: int) -> float:
+        """What the site's branch costs beside its gates, in gates of all of its sites: from one and two of each."""
+        structure = self.structure
+        without = torch.ones(structure.gates, dtype=torch.bool)
+        without[structure.site_gates[site]] = False
+        without = structure.canonical(without)
+        masks = without.repeat(3, 1)
+        for gates in structure.site_gates:
+            dead = gates[~without[gates]]
+            masks[1, dead[:1]] = masks[2, dead[:2]] = True
+        none, one, two = self.cost_fraction(masks.double().to(self.device)).sum(-1).tolist()
+        return (2 * one - two - none) / max(two - one, 1e-9)
 
     def _set(self, mask: Tensor) -> None:
         self.current, self._on_device = mask, None

@@ -55,8 +55,8 @@ class ChipNet(Sensing):
 
     name = "chipnet"
     floor = 0.05
-    """Of sites that have no least width. Where it takes more than half of the budget, sites that can be bypassed
-    have none and the others keep two channels: one whose ReLU shuts would be the end of the network."""
+    """Of sites that have no least width. Where so much of every site would take more than half of the budget, sites
+    that can be bypassed have none and the others keep two channels: one whose ReLU shuts would end the network."""
     together = 6
     travel = 24.0
     """Way of psi over the phase, in root mean squares of its gradient."""
@@ -84,7 +84,7 @@ class ChipNet(Sensing):
         whole = price(self) * sizes[site]
         whole = whole.clamp(min=1e-3 * float(whole.mean()))
         self.worth = _layers(self.structure).to(self.device) ** self.shared / whole**self.thrift
-        self.bypassed = torch.tensor(self.structure.bypassed, dtype=torch.float32, device=self.device)[site]
+        self.may_die = torch.tensor(self.structure.bypassed, dtype=torch.float32, device=self.device)[site]
         crowded = self.floor > 0 and self._floor_takes() > 0.5
         self._floors = [self.floor] * len(self.structure.site_gates)
         for i, gates in enumerate(self.structure.site_gates):
@@ -132,9 +132,9 @@ class ChipNet(Sensing):
         benefit = self.sensitivity().sqrt()
         whole = per_site_mean(self.structure, benefit).clamp(min=1e-20)
         kept = (per_site_mean(self.structure, benefit * z) / whole).clamp(min=1e-6)
-        typical = (self.bypassed * whole).sum() / self.bypassed.sum().clamp(min=1)
-        depends = (whole / typical.clamp(min=1e-20)) ** (self.dependence * self.bypassed)
-        weight, besides = self.worth * depends, self.bypass * self.bypassed
+        typical = (self.may_die * whole).sum() / self.may_die.sum().clamp(min=1)
+        depends = (whole / typical.clamp(min=1e-20)) ** (self.dependence * self.may_die)
+        weight, besides = self.worth * depends, self.bypass * self.may_die
         lost = torch.log((besides + 1) / (besides + kept))
         return (weight * lost).mean() / weight.mean()
 
