@@ -212,7 +212,8 @@ class Gradual(Method):
         without[structure.site_gates[site]] = False
         without = structure.canonical(without)
         masks = without.repeat(3, 1)
-        for gates in structure.site_gates:
+        for other in structure.site_of_gate[~without].unique().tolist():
+            gates = structure.site_gates[other]
             dead = gates[~without[gates]]
             masks[1, dead[:1]] = masks[2, dead[:2]] = True
         none, one, two = self.cost_fraction(masks.double().to(self.device)).sum(-1).tolist()
