@@ -116,11 +116,10 @@ def test_without_batch_statistics_two_processes_compute_what_one_does(folder, tm
     )
 
 
-@pytest.mark.parametrize("every", ["a step", "an epoch, at its last step"])
-def test_two_processes_that_are_killed_and_continued_end_with_the_same_bits(folder, tmp_path, every):
+@pytest.mark.parametrize("steps", [1, 6], ids=["a checkpoint a step", "at an epoch's last step"])
+def test_two_processes_that_are_killed_and_continued_end_with_the_same_bits(folder, tmp_path, steps):
     """Both at once, somewhere in soft pruning, with dropout on each and loaders of the user's own."""
     out = tmp_path / "killed"
-    steps = 1 if every == "a step" else 6
     arguments = ("--model", "ranks:dropping", *ranks.RUNS["dropping"], "--checkpoint-steps", str(steps))
     processes = pair("--out", out, *arguments)
 

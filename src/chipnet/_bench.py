@@ -342,10 +342,10 @@ def bench(
         was = status(grid, run)
         if was == "failed" and retry:
             try:
-                again = (grid.out / run.folder / ERROR).stat().st_mtime < began
+                if (grid.out / run.folder / ERROR).stat().st_mtime < began:
+                    return ""
             except FileNotFoundError:  # another process has just begun to run it again
-                again = True
-            was = "open" if again else was
+                return ""
         return "" if was == "open" else was
 
     while todo:

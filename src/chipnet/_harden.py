@@ -44,11 +44,15 @@ class Units:
         self.of_site = structure.site_gates
         self.partial: dict[int, Tensor] = {}
         """Units of an odd width -> the other units of the site, which must be open before."""
-        self.first = torch.arange(structure.gates)
-        """Of every unit, which must be open before it: the first of a site with a least width, else itself."""
+        least = least or [1] * len(self.of_site)
         if structure.round_to > 1 or max(least, default=1) > 1:
-            self._align(structure.round_to, least or [1] * len(self.of_site))
+            self._align(structure.round_to, least)
         self.count = len(self.scores)
+        self.first = torch.arange(self.count)
+        """Of every unit, which must be open before it: the first of a site with a least width, else itself."""
+        for units, width in zip(self.of_site, least, strict=True):
+            if width > 1:
+                self.first[units] = units[:1]
         self.size = torch.bincount(self.of_gate, minlength=self.count)
         """Gates in each unit."""
         self.always = self._first_of_sites(structure.min_channels)
@@ -57,7 +61,6 @@ class Units:
     def _align(self, multiple: int, least: Sequence[int]) -> None:
         sites: list[int] = []
         scores: list[Tensor] = []
-        before: list[int] = []
         self.of_site = []
         for i, gates in enumerate(self.structure.site_gates):
             channels = torch.from_numpy(self.structure.sites[i].gates)
@@ -73,9 +76,7 @@ class Units:
                 self.partial[len(sites)] = torch.arange(first, len(sites))
                 self._close(block, i, sites, scores)
             self.of_site.append(torch.arange(first, len(sites)))
-            before += [first] * (len(sites) - first) if least[i] > 1 else range(first, len(sites))
         self.site, self.scores = torch.tensor(sites, dtype=torch.int64), torch.stack(scores)
-        self.first = torch.tensor(before, dtype=torch.int64)
 
     def _close(self, block: list[int], site: int, sites: list[int], scores: list[Tensor]) -> None:
         self.of_gate[block] = len(sites)
@@ -166,8 +167,11 @@ class Hardener:
         Raises:
             BudgetError: names the smallest reachable cost of every kind asked for.
         """
-        if bool(self.fits(self._smallest())):
-            return
+        if not bool(self.fits(self._smallest())):
+            raise self._refusal()
+
+    def _refusal(self) -> BudgetError:
+        """What to raise where no connected network is within the limits."""
         reachable = smallest_costs(self.structure)
         limits = dict(zip(self.kinds, self.limits.tolist(), strict=True))
         asked = [k for k, v in limits.items() if v != float("inf")]
@@ -178,7 +182,7 @@ class Hardener:
             for k in asked
         ]
         together = all(reachable[k] <= limits[k] for k in asked)
-        raise BudgetError(
+        return BudgetError(
             (
                 "no connected network meets all of the budget at once, each kind alone could be met. "
                 if together
@@ -203,10 +207,10 @@ class Hardener:
         units = self.units
         order = torch.argsort(units.scores, descending=True, stable=True)
         kept = self._protected(order, floor)
-        if not bool(self.fits(kept)):
-            if self._narrow is not None:
-                return Hardener(*self._narrow).solve(floor, full)
-            self.check()
+        if kept is None:
+            if self._narrow is None:
+                raise self._refusal()
+            return Hardener(*self._narrow).solve(floor, full)
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order))
 
@@ -223,8 +227,8 @@ class Hardener:
         return units.gates(self._fill(mask, order) if full else mask)
 
     # -- what must stay -----------------------------------------------------------------------------------
-    def _protected(self, order: Tensor, floor: float | Sequence[float]) -> Tensor:
-        """What holds the network together and, where it fits, the floor; above the limits where all masks are."""
+    def _protected(self, order: Tensor, floor: float | Sequence[float]) -> Tensor | None:
+        """What holds the network together and, where it fits, the floor; None where nothing fits."""
         units = self.units
         kept = units.always.clone()
         floors = [floor] * len(units.of_site) if isinstance(floor, (int, float)) else floor
@@ -240,9 +244,10 @@ class Hardener:
             if bool(self.fits(kept)):
                 return kept
         kept = self._skeleton(order.flip(0))
-        if not bool(self.fits(kept)):
-            kept = self._smallest()
-        return kept
+        if bool(self.fits(kept)):
+            return kept
+        kept = self._smallest()
+        return kept if bool(self.fits(kept)) else None
 
     def _skeleton(self, removal: Tensor) -> Tensor:
         """Close units in the order ``removal`` wherever the network stays connected; what remains is minimal."""

@@ -244,7 +244,8 @@ def bench(
         console.print(f"\n{_bench_report.write_tables(grid, rows).read_text()}", markup=False, soft_wrap=True)
         with _bench.claimed(grid.out) as mine:
             if not mine:
-                console.print(f"another process draws the plots in {grid.out / 'plots'}", soft_wrap=True)
+                text = f"another process draws the plots in {grid.out / 'plots'}"
+                console.print(text, soft_wrap=True, markup=False)  # a path may hold brackets
                 return
             try:
                 console.print(f"{len(_bench_report.write_plots(grid, rows))} plots in {grid.out / 'plots'}")
