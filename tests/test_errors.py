@@ -175,6 +175,7 @@ CASES = [
     ("distillation beyond the loss", recipe(distill=2.0), ConfigError, "distill is a part of the task's loss"),
     ("a temperature of 0", recipe(temperature=0.0), ConfigError, "temperature must be above 0"),
     ("gradients clipped to nothing", recipe(clip=0.0), ConfigError, "clip must be above 0"),
+    ("gradients shorter than usual clipped", recipe(clip_spikes=0.5), ConfigError, "clip_spikes must be above 1"),
     ("a schedule that does not exist", recipe(schedule="linear"), ConfigError, "'one-cycle', 'cosine' or 'step'"),
     ("a pruner without steps", pruner(steps=0), ConfigError, "steps must be at least 1, got 0"),
     ("example inputs of a wrong shape", pruner(example=torch.zeros(1, 3, 8, 8)), CaptureError,

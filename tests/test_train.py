@@ -22,6 +22,9 @@ from chipnet.train import (
     Objective,
     Recipe,
     Request,
+    Run,
+    Silent,
+    SpikeClip,
     evaluate,
     prepare,
     recalibrate,
@@ -495,6 +498,57 @@ def test_gradients_are_clipped(fabric):
         train_step(fabric, model, optimizer, 100 * images, labels, Objective(), clip=0.5)
     moved = torch.cat([(p - b).flatten() for p, b in zip(network.parameters(), before, strict=True)])
     assert moved.norm().item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_a_gradient_that_stands_out_is_made_short(fabric):
+    """Hand-worked: norms 1, 2 and 8 with memory 1/2 and factor 2."""
+    weight = nn.Parameter(torch.zeros(2))
+    clip = SpikeClip(2.0, memory=0.5)
+
+    def passed(norm):
+        weight.grad = torch.tensor([0.6, 0.8]) * norm
+        clip([weight], torch.tensor(float(norm)))
+        return weight.grad.norm().item()
+
+    assert passed(1) == pytest.approx(1)  # there is nothing to compare it with
+    assert passed(2) == pytest.approx(2)  # typical: 1; just at the limit
+    # The mean of log 1 and log 2 with weights 1/3 and 2/3.
+    assert passed(8) == pytest.approx(2 * 2 ** (2 / 3))
+    assert passed(math.inf) == math.inf  # not ours to judge, and forgotten
+    weights = [1 / 7, 2 / 7, 4 / 7]
+    logs = [0.0, math.log(2), math.log(2 * 2 ** (2 / 3))]
+    typical = math.exp(sum(w * x for w, x in zip(weights, logs, strict=True)))
+    again = SpikeClip(2.0, memory=0.5)
+    again.load_state_dict(clip.state_dict())
+    assert passed(100) == pytest.approx(2 * typical)
+    clip = again
+    assert passed(100) == pytest.approx(2 * typical)
+    assert passed(0) == 0
+
+
+def test_a_run_survives_a_batch_that_would_undo_it(fabric):
+    """One batch in thirty is a thousand times too large, and labelled wrongly: it throws the weights far away."""
+    moved = {}
+    for factor in (0.0, 2.0):
+        torch.manual_seed(0)
+        network = nn.Linear(3, 3)
+        before = [p.detach().clone() for p in network.parameters()]
+        model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
+        spikes = SpikeClip(factor) if factor else None
+        for i, (images, labels) in enumerate(batches(30)):
+            if i == 20:
+                images, labels = 1000 * images, (labels + 1) % 3
+            train_step(fabric, model, optimizer, images, labels, Objective(), spikes=spikes)
+        parts = [(p - b).flatten() for p, b in zip(network.parameters(), before, strict=True)]
+        moved[factor] = torch.cat(parts).norm().item()
+    assert moved[0.0] > 10 and moved[2.0] < 2, moved
+
+
+def test_the_papers_method_clips_nothing(request_for):
+    for method, clips in (("chipnet-paper", False), ("chipnet", True)):
+        current = Run(prepare(request_for(method=method, overwrite=True)), Silent(), lambda: False)
+        current.enter()
+        assert (current.phase.spikes is not None) == clips
 
 
 def test_a_compiled_run_is_the_same_run(request_for, tmp_path, monkeypatch):

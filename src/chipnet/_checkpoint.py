@@ -16,7 +16,7 @@ from chipnet._errors import ChipNetError, LoadError
 from chipnet._io import write_atomically
 
 CHECKPOINT, BEFORE = "checkpoint.pt", "checkpoint-before.pt"
-FORMAT = 2
+FORMAT = 3
 
 
 def write(out: Path, state: dict[str, Any]) -> None:

@@ -64,6 +64,9 @@ class Recipe:
     )
     accumulate: int = option(1, "pieces that each device's part of a batch is cut into, to save memory")
     clip: float | None = option(None, "largest norm of the gradient")
+    clip_spikes: float = option(
+        2.0, "largest norm of the gradient, in norms as they were typically; 0: any. Not in chipnet-paper"
+    )
     train_lr: float = option(0.1, "peak learning rate of dense training")
     prune_lr: float = option(0.1, "peak learning rate of pruning and fine-tuning")
     schedule: Literal["one-cycle", "cosine", "step"] = option(
@@ -120,6 +123,8 @@ class Recipe:
             wrong.append(f"schedule must be 'one-cycle', 'cosine' or 'step', not {self.schedule!r}")
         if self.clip is not None and not self.clip > 0:
             wrong.append(f"clip must be above 0, not {self.clip}")
+        if self.clip_spikes and not self.clip_spikes > 1:
+            wrong.append(f"clip_spikes must be above 1, or 0 for no clipping, not {self.clip_spikes}")
         if not 0 < self.warmup < 1:
             wrong.append(f"warmup is a part of the schedule, in (0, 1), not {self.warmup}")
         if wrong:

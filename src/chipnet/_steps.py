@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,61 @@ class Objective:
         return {"task": (1 - self.weight) * task, "distillation": self.weight * far}, logits
 
 
+class SpikeClip:
+    """Shortens a gradient whose norm stands out of the norms before it.
+
+    A gradient may be ``factor`` times as long as is typical: the geometric mean of the norms so far, each weighing
+    ``memory`` of what the one after it weighs, and none more than it was let through with. Where loss and gradient
+    grow slowly nothing happens; one step out of thousands that would undo the training is made short. It is a
+    norm clip that sets itself, in the way of AutoClip (Seetharaman et al. 2020, arXiv:2007.14469) and ZClip
+    (Kumar et al. 2025, arXiv:2504.02507). Nothing waits for the device.
+
+    Args:
+        factor: above 1.
+        memory: in [0, 1).
+
+    Example:
+        >>> weight = nn.Parameter(torch.zeros(1))
+        >>> clip = SpikeClip(2.0)
+        >>> for size in (1.0, 1.0, 100.0, 1.0):
+        ...     weight.grad = torch.tensor([size])
+        ...     clip([weight], weight.grad.norm())
+        ...     print(round(weight.grad.item(), 3))
+        1.0
+        1.0
+        2.0
+        1.0
+    """
+
+    def __init__(self, factor: float, memory: float = 0.95) -> None:
+        self.factor, self.memory = factor, memory
+        self.seen: Tensor = torch.zeros(())
+        self.log: Tensor = torch.zeros(())
+        """The running sum of logarithms, from zero: divided by what its weights sum to, their mean."""
+
+    @torch.no_grad()
+    def __call__(self, parameters: Iterable[nn.Parameter], norm: Tensor) -> None:
+        """Shorten the gradients, whose common norm is ``norm``, if it stands out. One that is not finite is left
+        to whoever looks for that, and is not remembered."""
+        self.seen, self.log = self.seen.to(norm.device), self.log.to(norm.device)
+        typical = (self.log / (1 - self.memory**self.seen)).exp()
+        limit = torch.where(self.seen > 0, self.factor * typical, torch.inf)
+        finite = torch.isfinite(norm)
+        part = torch.where(finite, limit / norm.clamp(min=1e-20), 1.0).clamp(max=1.0)
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], part)
+        step = torch.lerp((norm * part).clamp(min=1e-20).log(), self.log, self.memory)
+        self.log = torch.where(finite, step, self.log)
+        self.seen = self.seen + finite
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything needed to continue."""
+        return {"seen": self.seen, "log": self.log}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from ``state_dict()``."""
+        self.seen, self.log = state["seen"], state["log"]
+
+
 def train_step(
     fabric: Fabric,
     model: Any,
@@ -78,6 +134,7 @@ def train_step(
     weight: float = 1.0,
     accumulate: int = 1,
     clip: float | None = None,
+    spikes: SpikeClip | None = None,
     check: Callable[[Tensor], None] | None = None,
 ) -> None:
     """One optimiser step: forward, backward, step.
@@ -92,6 +149,7 @@ def train_step(
             that the processes take of their gradients is still the mean over images.
         accumulate: pieces that the images go through the network in, one after the other.
         clip: largest norm of the gradient.
+        spikes: shortens what stands out; keep it from step to step.
         check: is given the losses, in the order of `LOSSES`, and the number of images that were right, before
             any weight changes; what it raises ends the step.
     """
@@ -114,8 +172,12 @@ def train_step(
                 if check is not None:
                     check(torch.stack(rows).sum(0))
             fabric.backward(loss)
-    if clip is not None:
-        fabric.clip_gradients(model, optimizer, max_norm=clip, error_if_nonfinite=False)
+    if clip is not None or spikes is not None:
+        most = math.inf if clip is None else clip
+        norm = fabric.clip_gradients(model, optimizer, max_norm=most, error_if_nonfinite=False)
+        if spikes is not None:
+            assert norm is not None
+            spikes(model.parameters(), norm.clamp(max=most))
     scaler = getattr(fabric.strategy.precision, "scaler", None)
     scale = scaler.get_scale() if scaler is not None else 1.0
     optimizer.step()

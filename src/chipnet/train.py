@@ -57,7 +57,7 @@ from chipnet._metrics import LOSSES, Metrics
 from chipnet._optim import States, cut_state, set_state
 from chipnet._phases import DENSE, MASKS, MODEL, PHASES, PLAN, Phase, Transfer
 from chipnet._random import generators, seed_everything, set_generators
-from chipnet._steps import Batch, Objective, evaluate, recalibrate, share, train_step
+from chipnet._steps import Batch, Objective, SpikeClip, evaluate, recalibrate, share, train_step
 from chipnet.data._images import stream_seed
 from chipnet.methods import read_method
 from chipnet.models import load_weights
@@ -77,6 +77,7 @@ __all__ = [
     "Recipe",
     "Request",
     "Silent",
+    "SpikeClip",
     "State",
     "Watcher",
     "cut_state",
@@ -226,6 +227,8 @@ class Run:
             phase.optimizer.load_state_dict(saved["optimizer"])
             if phase.pruner is not None:
                 phase.pruner.load_state_dict(saved["pruner"])
+            if phase.spikes is not None:
+                phase.spikes.load_state_dict(saved["spikes"])
         self._setup(phase)
         self.objective = self._objective()
         if saved is not None:
@@ -331,6 +334,7 @@ class Run:
             weight=share(images, self.train.size(self.state.step)),
             accumulate=self.recipe.accumulate,
             clip=self.recipe.clip,
+            spikes=self.phase.spikes,
             check=check,
         )
         self.since_save += 1
@@ -407,7 +411,7 @@ class Run:
         self.charge(self.phase.name)
         everyones = gathered({"generators": generators(), "totals": self.state.totals})
         if self.metrics is not None:  # the first process writes
-            pruner, plan = self.phase.pruner, self.plan
+            pruner, plan, spikes = self.phase.pruner, self.plan, self.phase.spikes
             scaler = getattr(self.fabric.strategy.precision, "scaler", None)
             _checkpoint.write(
                 self.job.out,
@@ -416,6 +420,7 @@ class Run:
                     "network": self.phase.network.state_dict(),
                     "optimizer": self.phase.optimizer.state_dict(),
                     "pruner": pruner.state_dict() if pruner is not None else None,
+                    "spikes": spikes.state_dict() if spikes is not None else None,
                     "plan": plan.to_json() if plan is not None else None,
                     "scaler": scaler.state_dict() if scaler is not None else None,
                     "processes": everyones,
