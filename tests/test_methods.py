@@ -280,6 +280,53 @@ def test_the_weight_of_a_site_falls_with_the_root_of_its_cost():
         assert worth[n] / worth[23] == pytest.approx(expected[n] / expected[23], rel=1e-5)
 
 
+def lead(model, **options):
+    """By how much the first stream's gates weigh more than those of the branches that they run past."""
+    text = "chipnet" + "".join(f":{k}={v}" for k, v in options.items())
+    net, x = get_model(model, num_classes=10, in_channels=1), torch.zeros(1, 1, 16, 16)
+    pruner = chipnet.Pruner(net, x, "macs=0.5", steps=4, method=text)
+    sites = [
+        (float(pruner.method.worth[gates[0]]), bypassed)
+        for gates, bypassed in zip(pruner.structure.site_gates, pruner.structure.bypassed, strict=True)
+        if len(gates) == 16
+    ]
+    (stream,) = [worth for worth, bypassed in sites if not bypassed]
+    return stream / max(worth for worth, bypassed in sites if bypassed)
+
+
+def test_a_deep_networks_streams_lead_by_no_more_than_a_shallow_ones():
+    shallow, deep = lead("resnet20"), lead("resnet56")
+    assert deep == pytest.approx(shallow, rel=0.1)
+    assert lead("resnet20", layers=0) == shallow  # four layers share it
+    # Ten layers share it, for two and a half times the cost.
+    assert lead("resnet56", layers=0) == pytest.approx(shallow * 2.5**0.75, rel=0.1)
+
+
+def test_a_stem_weighs_by_what_depends_on_it():
+    """The stem of a wide network is no part of a stream: one layer has its gates."""
+    net, x = get_model("wrn-16-2", num_classes=10, in_channels=1), torch.zeros(1, 1, 16, 16)
+    pruner = chipnet.Pruner(net, x, "macs=0.5", steps=4, method="chipnet")
+    method, sites = pruner.method, pruner.structure.site_gates
+    stem = next(g for g, b in zip(sites, pruner.structure.bypassed, strict=True) if len(g) == 16 and not b)
+    stream = next(g for g, b in zip(sites, pruner.structure.bypassed, strict=True) if len(g) == 32 and not b)
+
+    def ratio(benefit):
+        """What losing half of the stem costs, in losses of half of the first stream."""
+        square = torch.ones(pruner.structure.gates)
+        square[stem] = benefit**2
+        method.square, method.seen = square * (1 - method.memory), 1
+        lost = []
+        for gates in (stem, stream):
+            z = torch.ones(pruner.structure.gates)
+            z[gates] = 0.5
+            lost.append(float(method._lost(z)))
+        return lost[0] / lost[1]
+
+    alone = 16 + 2 * (32 + 64 + 128)  # the stem and the insides of six blocks
+    typical = (16 * 9 + alone - 16) / alone
+    assert ratio(9.0) / ratio(1.0) == pytest.approx((9 / typical) ** 0.5, rel=1e-4)
+
+
 # -- options ----------------------------------------------------------------------------------------------
 
 
