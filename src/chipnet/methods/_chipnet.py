@@ -37,8 +37,8 @@ class ChipNet(Sensing):
     residual stream loses a channel for all of its layers), over the root of what the whole site costs, counted as
     the budget does: channels are kept where they are cheap. Of a stream's layers ``layers`` count, in l and in the
     cost: in a deep network it leads what it runs past by no more than in a shallow one. Where no layers share the
-    gates (a stem), or the input can bypass them, ``w`` is also times the root of the site's mean benefit, relative to
-    the mean of such sites: it keeps more where the task depends on it.
+    gates (a stem), or the input can bypass them, ``w`` is also times the root of the site's mean benefit, relative
+    to the mean of such sites: it keeps more where the task depends on it.
 
     *Whole branches*: a branch that lives may cost something beside its channels (with channels or activation volume
     as the budget, all that its last layer adds to the stream). It has no floor: it lives with ``together`` channels
