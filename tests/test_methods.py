@@ -327,6 +327,14 @@ def test_a_stem_weighs_by_what_depends_on_it():
     assert ratio(9.0) / ratio(1.0) == pytest.approx((9 / typical) ** 0.5, rel=1e-4)
 
 
+def test_in_a_plain_chain_no_site_weighs_by_its_benefit():
+    """It does not help there: every layer of a chain stands between input and output."""
+    pruner = chipnet.Pruner(
+        get_model("vgg16"), torch.zeros(1, 3, 32, 32), "macs=0.5", steps=4, method="chipnet"
+    )
+    assert not pruner.method.measured.any()
+
+
 # -- options ----------------------------------------------------------------------------------------------
 
 

@@ -36,9 +36,9 @@ class ChipNet(Sensing):
     *Weights*: ``w`` is a site's number of gates times l^``shared``, l the number of layers that share them (a
     residual stream loses a channel for all of its layers), over the root of what the whole site costs, counted as
     the budget does: channels are kept where they are cheap. Of a stream's layers ``layers`` count, in l and in the
-    cost: in a deep network it leads what it runs past by no more than in a shallow one. Where no layers share the
-    gates (a stem), or the input can bypass them, ``w`` is also times the root of the site's mean benefit, relative
-    to the mean of such sites: it keeps more where the task depends on it.
+    cost: in a deep network it leads what it runs past by no more than in a shallow one. Where the input can bypass
+    the gates, and beside such sites where no layers share them (a stem), ``w`` is also times the root of the site's
+    mean benefit, relative to the mean of these sites: it keeps more where the task depends on it.
 
     *Whole branches*: a branch that lives may cost something beside its channels (with channels or activation volume
     as the budget, all that its last layer adds to the stream). It has no floor: it lives with ``together`` channels
@@ -72,7 +72,7 @@ class ChipNet(Sensing):
     thrift = 0.5
     """Exponent of a site's cost, by which its weight falls."""
     dependence = 0.5
-    """Exponent of the mean benefit in the weight of a site that can be bypassed, or that no layers share."""
+    """Exponent of the mean benefit in the weight of a site that can be bypassed, or, beside such, that no layers share."""
     bypass = 0.05
     """What a site counts as having, beside what it keeps, where the input reaches the output without it."""
 
@@ -90,7 +90,8 @@ class ChipNet(Sensing):
         counted = layers.clamp(max=self.layers) if self.layers else layers
         self.worth = counted**self.shared / (whole * counted / layers) ** self.thrift
         self.may_die = torch.tensor(self.structure.bypassed, dtype=torch.float32, device=self.device)[site]
-        self.measured = torch.maximum(self.may_die, (layers == 1).to(self.may_die))
+        alone = (layers == 1) & (self.may_die.max() > 0)
+        self.measured = torch.maximum(self.may_die, alone.to(self.may_die))
         crowded = self.floor > 0 and self._floor_takes() > 0.5
         self._floors = [self.floor] * len(self.structure.site_gates)
         for i, gates in enumerate(self.structure.site_gates):
