@@ -72,7 +72,7 @@ class ChipNet(Sensing):
     thrift = 0.5
     """Exponent of a site's cost, by which its weight falls."""
     dependence = 0.5
-    """Exponent of the mean benefit in the weight of a site that can be bypassed, or, beside such, that no layers share."""
+    """Exponent of the mean benefit in the weight of a site that can be bypassed, and of stems beside such."""
     bypass = 0.05
     """What a site counts as having, beside what it keeps, where the input reaches the output without it."""
 
