@@ -455,6 +455,7 @@ def test_processes_run_what_failed_again_once(tmp_path):
 
 def test_under_torchrun_it_says_how_processes_share_a_grid(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     config = tmp_path / "grid.json"
     config.write_text(json.dumps(SMALL))
     done = RUNNER.invoke(cli.app, ["bench", str(config), "--out", str(tmp_path / "out")])

@@ -197,7 +197,7 @@ def test_a_branch_of_chipnet_that_lives_does_so_with_as_much_as_it_costs(budget,
         for i, site in enumerate(sites)
         if len(pruner.structure.site_gates[i]) and "bn1" in site.name and "." in site.name
     ]
-    least = pruner.method.least()
+    least = pruner.method.least
     assert len(inner) == 9
     assert [least[i] for i in inner] == [together] * 9
     assert sum(least) == len(sites) + 9 * (together - 1)  # the streams' are decided by their floor
@@ -218,7 +218,7 @@ def test_a_bottleneck_costs_beside_its_channels_what_all_of_it_costs(budget, tog
     pruner = chipnet.Pruner(net, structure, budget, steps=4, method="chipnet")
     inner = [i for i, bypassed in enumerate(structure.bypassed) if bypassed]
     assert len(inner) == 2 * 54
-    assert {pruner.method.least()[i] for i in inner} == {together}
+    assert {pruner.method.least[i] for i in inner} == {together}
     assert {pruner.method.floors()[i] for i in inner} == {0.0 if together > 1 else 0.05}
 
 
@@ -237,7 +237,7 @@ def test_where_no_branch_may_die_none_has_a_least_width():
     net = get_model("resnet20", num_classes=100, in_channels=1)
     structure = Structure(net, torch.zeros(1, 1, 14, 14), min_channels=3)
     pruner = chipnet.Pruner(net, structure, "volume=0.3", steps=4, method="chipnet")
-    assert set(pruner.method.least()) == {1}
+    assert set(pruner.method.least) == {1}
     assert set(pruner.method.floors()) == {0.05}
 
 

@@ -267,6 +267,11 @@ def _check_logits(network: nn.Module, example: Tensor, name: str, classes: int) 
         )
 
 
+def torchruns() -> int:
+    """How many processes torchrun has started, this one among them; 0: it has not started this one."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
 def _fabric(request: Request) -> Fabric:
     """Devices and processes, launched: from here on, every process runs what follows."""
     from lightning.fabric import Fabric  # takes seconds to import, so not before it is needed
@@ -275,9 +280,9 @@ def _fabric(request: Request) -> Fabric:
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     devices, nodes = request.devices, request.num_nodes
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has started the processes already
+    if processes := torchruns():
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // devices
+        nodes = processes // devices
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,

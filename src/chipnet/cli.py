@@ -219,9 +219,9 @@ def bench(
     console = Console(highlight=False)
     with _refusals():
         from chipnet import _bench, _bench_report
-        from chipnet._job import use_threads
+        from chipnet._job import torchruns, use_threads
 
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if torchruns() > 1:
             raise ConfigError(
                 "chipnet bench does not train one run on several processes. Start it without torchrun, as often as "
                 "there is room: its processes share the runs among them."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -160,7 +161,6 @@ class Gradual(Method):
         super().__init__(*args, **kwargs)
         self.current = torch.ones(self.structure.gates, dtype=torch.bool)
         self._on_device: Tensor | None = None
-        self._least: list[int] | None = None
 
     @abstractmethod
     def scores(self) -> Tensor:
@@ -189,21 +189,21 @@ class Gradual(Method):
             k: v if full else max(v, int(Cubic(dense[k], v, until=self.shrink)(progress)))
             for k, v in self.limits.items()
         }
-        return Hardener(self.structure, limits, self.scores(), self.least()).solve(self.floors(), full)
+        return Hardener(self.structure, limits, self.scores(), self.least).solve(self.floors(), full)
 
     def floors(self) -> float | Sequence[float]:
         """The part of a site that scores cannot take away, of all sites or one for each."""
         return self.floor
 
+    @cached_property
     def least(self) -> list[int]:
         """Of every site, how many of its gates are open if any are."""
-        if self._least is None:
-            self._least = [1] * len(self.structure.site_gates)
-            if self.together > 1 and self.structure.min_channels == 0:
-                for i, bypassed in enumerate(self.structure.bypassed):
-                    if bypassed:
-                        self._least[i] = max(1, min(self.together, round(self._beside(i))))
-        return self._least
+        if self.together <= 1 or self.structure.min_channels:
+            return [1] * len(self.structure.site_gates)
+        return [
+            max(1, min(self.together, round(self._beside(i)))) if bypassed else 1
+            for i, bypassed in enumerate(self.structure.bypassed)
+        ]
 
     def _beside(self, site: int) -> float:
         """What the site's branch costs beside its gates, in gates of all of its sites: from one and two of each."""
