@@ -256,6 +256,15 @@ def test_runs_of_other_settings_are_not_taken_for_this_grids(finished):
         bench(dataclasses.replace(grid, request={}), {})
 
 
+def test_runs_from_before_a_setting_existed_were_made_without_it(finished, tmp_path):
+    grid, _ = finished
+    was = json.loads((grid.out / "settings.json").read_text())
+    del was["recipe"]["digits"]["clip_spikes"]
+    (tmp_path / "settings.json").write_text(json.dumps(was))
+    with pytest.raises(ConfigError, match=r"recipe\.clip_spikes of digits was 0\.0, is 2\.0"):
+        bench(dataclasses.replace(grid, out=tmp_path), {})
+
+
 def test_tables_and_plots(finished):
     grid, rows = finished
     text = write_tables(grid, rows).read_text()

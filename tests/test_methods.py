@@ -297,9 +297,9 @@ def lead(model, **options):
 def test_a_deep_networks_streams_lead_by_no_more_than_a_shallow_ones():
     shallow, deep = lead("resnet20"), lead("resnet56")
     assert deep == pytest.approx(shallow, rel=0.1)
-    assert lead("resnet20", layers=0) == shallow  # four layers share it
+    assert lead("resnet20", most_layers=0) == shallow  # four layers share it
     # Ten layers share it, for two and a half times the cost.
-    assert lead("resnet56", layers=0) == pytest.approx(shallow * 2.5**0.75, rel=0.1)
+    assert lead("resnet56", most_layers=0) == pytest.approx(shallow * 2.5**0.75, rel=0.1)
 
 
 def test_a_stem_weighs_by_what_depends_on_it():
@@ -327,12 +327,20 @@ def test_a_stem_weighs_by_what_depends_on_it():
     assert ratio(9.0) / ratio(1.0) == pytest.approx((9 / typical) ** 0.5, rel=1e-4)
 
 
+def test_of_sites_that_nothing_bypasses_only_the_stem_weighs_by_its_benefit():
+    pruner = chipnet.Pruner(get_model("mobilenetv2-cifar"), torch.zeros(1, 3, 32, 32), "macs=0.5", steps=4)
+    method, structure = pruner.method, pruner.structure
+    vital = [g for g, b in zip(structure.site_gates, structure.bypassed, strict=True) if len(g) and not b]
+    assert [bool(method.weighed[g].all()) for g in vital] == [True] + [False] * (len(vital) - 1)
+    assert len(vital) > 10
+
+
 def test_in_a_plain_chain_no_site_weighs_by_its_benefit():
     """It does not help there: every layer of a chain stands between input and output."""
     pruner = chipnet.Pruner(
         get_model("vgg16"), torch.zeros(1, 3, 32, 32), "macs=0.5", steps=4, method="chipnet"
     )
-    assert not pruner.method.measured.any()
+    assert not pruner.method.weighed.any()
 
 
 # -- options ----------------------------------------------------------------------------------------------
@@ -350,6 +358,8 @@ def test_settings_come_with_the_name():
         ("slimmin", "unknown method 'slimmin'; known: chipnet,"),
         ("chipnet:flor=0,travl=1", r"did you mean 'floor'\?; chipnet has no setting 'travl'"),
         ("random:zzzzzz=1", "it has shrink, freeze, refreshes, floor"),
+        ("chipnet:most_layers=0.5", "most_layers of chipnet is a whole number, not 0.5"),
+        ("chipnet:most_layers=nan", "most_layers of chipnet is a whole number, not nan"),
         ("chipnet:travel=far", "cannot read 'travel=far' in the method"),
         ("chipnet:travel", "cannot read 'travel' in the method"),
     ],

@@ -388,6 +388,10 @@ def claimed(folder: Path) -> Iterator[bool]:
         lock.release()
 
 
+_BEFORE = {"clip_spikes": 0.0}
+"""Fields of recipes that runs of earlier versions were made without, and what they did instead."""
+
+
 def _same_settings(grid: Grid) -> None:
     """Runs of other settings must not be taken for this grid's. New networks, data sets, methods, seeds may come.
 
@@ -400,10 +404,10 @@ def _same_settings(grid: Grid) -> None:
     grid.out.mkdir(parents=True, exist_ok=True)
     was = json.loads(path.read_text()) if path.exists() else {"recipe": {}, "request": now["request"]}
     changed = [
-        f"recipe.{k} of {d} was {was['recipe'][d][k]!r}, is {v!r}"
+        f"recipe.{k} of {d} was {was['recipe'][d].get(k, _BEFORE.get(k))!r}, is {v!r}"
         for d, recipe in recipes.items()
         for k, v in recipe.items()
-        if d in was["recipe"] and was["recipe"][d].get(k, v) != v
+        if d in was["recipe"] and was["recipe"][d].get(k, _BEFORE.get(k, v)) != v
     ]
     if was["request"] != now["request"]:
         changed.append(f"request was {was['request']}, is {now['request']}")

@@ -23,7 +23,7 @@ from chipnet._cost import counting
 from chipnet._distributed import same_buffers
 from chipnet._io import save_weights
 from chipnet._optim import cut_state, set_state
-from chipnet._steps import SpikeClip, evaluate, recalibrate
+from chipnet._steps import evaluate, recalibrate
 from chipnet.methods import read_method
 from chipnet.schedules import Constant, Cosine, OneCycle, Schedule, Steps
 
@@ -42,7 +42,6 @@ class Phase(ABC):
         network: what is trained.
         optimizer: of the network's parameters.
         pruner: of the network, while there is one.
-        spikes: shortens gradients that stand out, if that is asked for.
     """
 
     name: ClassVar[str]
@@ -50,7 +49,6 @@ class Phase(ABC):
     network: nn.Module
     optimizer: torch.optim.Optimizer
     pruner: Pruner | None = None
-    spikes: SpikeClip | None = None
     schedule: Schedule
     first: int = 0
     """Steps of the schedule that an earlier phase has taken."""
@@ -95,11 +93,6 @@ def schedule(recipe: Recipe, peak: float) -> Schedule:
     return OneCycle(peak, warmup=recipe.warmup)
 
 
-def spikes(run: Run) -> SpikeClip | None:
-    factor = run.recipe.clip_spikes
-    return SpikeClip(factor) if factor and not paper(run) else None
-
-
 class Train(Phase):
     """Dense training, or nothing where weights were given. Its last epoch is kept."""
 
@@ -111,7 +104,6 @@ class Train(Phase):
         self.optimizer = sgd(run.network, recipe.train_lr, recipe)
         self.schedule = schedule(recipe, recipe.train_lr)
         self.total = recipe.train * len(run.train)
-        self.spikes = spikes(run)
 
     def score(self, run: Run) -> dict[str, Any]:
         accuracy = evaluate(self.network, run.watched(run.validation), run.fabric)
@@ -144,7 +136,6 @@ class Prune(Phase):
         else:
             self.optimizer = sgd(self.network, recipe.prune_lr, recipe)
             self.schedule, self.total = schedule(recipe, recipe.prune_lr), cycle(run)
-        self.spikes = spikes(run)
         self.pruner = Pruner(
             self.network,
             job.structure,
@@ -246,7 +237,6 @@ class Finetune(Phase):
         else:
             self.first, self.total = recipe.prune * len(run.train), cycle(run)
         set_state(self.optimizer, self.network, run.carried)
-        self.spikes = spikes(run)
 
     def begin(self, run: Run) -> None:
         if self.epochs:

@@ -70,11 +70,11 @@ class Objective:
 class SpikeClip:
     """Shortens a gradient whose norm stands out of the norms before it.
 
-    A gradient may be ``factor`` times as long as is typical: the geometric mean of the norms so far, each weighing
-    ``memory`` of what the one after it weighs, and none more than it was let through with. Where loss and gradient
-    grow slowly nothing happens; one step out of thousands that would undo the training is made short. It is a
-    norm clip that sets itself, in the way of AutoClip (Seetharaman et al. 2020, arXiv:2007.14469) and ZClip
-    (Kumar et al. 2025, arXiv:2504.02507). Nothing waits for the device.
+    A gradient may be ``factor`` times as long as is typical: the mean of the norms so far, each weighing ``memory``
+    of what the one after it weighs, and none counting for more than it was let through with. The first
+    ``1 / (1 - memory)`` steps pass as they are. It is a norm clip that sets itself, in the way of AutoClip
+    (Seetharaman et al. 2020, arXiv:2007.14469) and ZClip (Kumar et al. 2025, arXiv:2504.02507). Nothing waits for
+    the device.
 
     Args:
         factor: above 1.
@@ -82,7 +82,7 @@ class SpikeClip:
 
     Example:
         >>> weight = nn.Parameter(torch.zeros(1))
-        >>> clip = SpikeClip(2.0)
+        >>> clip = SpikeClip(2.0, memory=0.5)
         >>> for size in (1.0, 1.0, 100.0, 1.0):
         ...     weight.grad = torch.tensor([size])
         ...     clip([weight], weight.grad.norm())
@@ -96,30 +96,30 @@ class SpikeClip:
     def __init__(self, factor: float, memory: float = 0.95) -> None:
         self.factor, self.memory = factor, memory
         self.seen: Tensor = torch.zeros(())
-        self.log: Tensor = torch.zeros(())
-        """The running sum of logarithms, from zero: divided by what its weights sum to, their mean."""
+        self.mean: Tensor = torch.zeros(())
+        """The running mean from zero: divided by what its weights sum to, the typical norm."""
 
     @torch.no_grad()
     def __call__(self, parameters: Iterable[nn.Parameter], norm: Tensor) -> None:
-        """Shorten the gradients, whose common norm is ``norm``, if it stands out. One that is not finite is left
-        to whoever looks for that, and is not remembered."""
-        self.seen, self.log = self.seen.to(norm.device), self.log.to(norm.device)
-        typical = (self.log / (1 - self.memory**self.seen)).exp()
-        limit = torch.where(self.seen > 0, self.factor * typical, torch.inf)
-        finite = torch.isfinite(norm)
-        part = torch.where(finite, limit / norm.clamp(min=1e-20), 1.0).clamp(max=1.0)
-        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], part)
-        step = torch.lerp((norm * part).clamp(min=1e-20).log(), self.log, self.memory)
-        self.log = torch.where(finite, step, self.log)
-        self.seen = self.seen + finite
+        """Shorten the gradients, whose common norm is ``norm`` (a scalar, of gradients that are not scaled), if it
+        stands out. Norms of zero, and those that are not finite, are not remembered."""
+        norm = norm.float()
+        self.seen, self.mean = self.seen.to(norm.device), self.mean.to(norm.device)
+        typical = self.mean / (1 - self.memory**self.seen)
+        limit = torch.where(self.seen * (1 - self.memory) > 0.999, self.factor * typical, torch.inf)
+        torch.nn.utils.clip_grads_with_norm_(parameters, 1.0, norm / limit)
+        counts = torch.isfinite(norm) & (norm > 0)
+        mean = torch.lerp(torch.minimum(norm, limit), self.mean, self.memory)
+        self.mean = torch.where(counts, mean, self.mean)
+        self.seen = self.seen + counts
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything needed to continue."""
-        return {"seen": self.seen, "log": self.log}
+        return {"seen": self.seen, "mean": self.mean}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from ``state_dict()``."""
-        self.seen, self.log = state["seen"], state["log"]
+        self.seen, self.mean = state["seen"], state["mean"]
 
 
 def train_step(
@@ -177,7 +177,7 @@ def train_step(
         norm = fabric.clip_gradients(model, optimizer, max_norm=most, error_if_nonfinite=False)
         if spikes is not None:
             assert norm is not None
-            spikes(model.parameters(), norm.clamp(max=most))
+            spikes(model.parameters(), torch.where(norm.isfinite(), norm.clamp(max=most), norm))
     scaler = getattr(fabric.strategy.precision, "scaler", None)
     scale = scaler.get_scale() if scaler is not None else 1.0
     optimizer.step()

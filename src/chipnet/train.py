@@ -55,7 +55,7 @@ from chipnet._io import write_atomically, write_json
 from chipnet._job import RESULT, Job, Recipe, Request, example_images, prepare, recipe_for
 from chipnet._metrics import LOSSES, Metrics
 from chipnet._optim import States, cut_state, set_state
-from chipnet._phases import DENSE, MASKS, MODEL, PHASES, PLAN, Phase, Transfer
+from chipnet._phases import DENSE, MASKS, MODEL, PHASES, PLAN, Phase, Transfer, paper
 from chipnet._random import generators, seed_everything, set_generators
 from chipnet._steps import Batch, Objective, SpikeClip, evaluate, recalibrate, share, train_step
 from chipnet.data._images import stream_seed
@@ -178,6 +178,8 @@ class Run:
         self.clock = self.last_save = time.perf_counter()
         self.since_save = 0
 
+        factor = self.recipe.clip_spikes
+        self.spikes = SpikeClip(factor) if factor and not paper(self) else None
         self.state, self.network = State(), job.network
         self.plan: Plan | None = None
         self.carried: States = {}
@@ -227,8 +229,8 @@ class Run:
             phase.optimizer.load_state_dict(saved["optimizer"])
             if phase.pruner is not None:
                 phase.pruner.load_state_dict(saved["pruner"])
-            if phase.spikes is not None:
-                phase.spikes.load_state_dict(saved["spikes"])
+            if self.spikes is not None:
+                self.spikes.load_state_dict(saved["spikes"])
         self._setup(phase)
         self.objective = self._objective()
         if saved is not None:
@@ -334,7 +336,7 @@ class Run:
             weight=share(images, self.train.size(self.state.step)),
             accumulate=self.recipe.accumulate,
             clip=self.recipe.clip,
-            spikes=self.phase.spikes,
+            spikes=self.spikes,
             check=check,
         )
         self.since_save += 1
@@ -411,7 +413,7 @@ class Run:
         self.charge(self.phase.name)
         everyones = gathered({"generators": generators(), "totals": self.state.totals})
         if self.metrics is not None:  # the first process writes
-            pruner, plan, spikes = self.phase.pruner, self.plan, self.phase.spikes
+            pruner, plan, spikes = self.phase.pruner, self.plan, self.spikes
             scaler = getattr(self.fabric.strategy.precision, "scaler", None)
             _checkpoint.write(
                 self.job.out,

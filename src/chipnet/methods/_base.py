@@ -79,7 +79,9 @@ class Method(ABC):
             ConfigError: see the class.
         """
         known, problems = cls.settings(), []
-        for option in options:
+        for option, value in options.items():
+            if isinstance(known.get(option), int) and not float(value).is_integer():
+                problems.append(f"{option} of {cls.name} is a whole number, not {value}")
             if option not in known:
                 close = difflib.get_close_matches(option, known, n=1)
                 meant = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known) or 'none'}"

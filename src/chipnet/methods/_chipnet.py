@@ -35,10 +35,10 @@ class ChipNet(Sensing):
 
     *Weights*: ``w`` is a site's number of gates times l^``shared``, l the number of layers that share them (a
     residual stream loses a channel for all of its layers), over the root of what the whole site costs, counted as
-    the budget does: channels are kept where they are cheap. Of a stream's layers ``layers`` count, in l and in the
-    cost: in a deep network it leads what it runs past by no more than in a shallow one. Where the input can bypass
-    the gates, and beside such sites where no layers share them (a stem), ``w`` is also times the root of the site's
-    mean benefit, relative to the mean of these sites: it keeps more where the task depends on it.
+    the budget does: channels are kept where they are cheap. Of a stream's layers ``most_layers`` count, in l and in
+    the cost: in a deep network it leads what it runs past by no more than in a shallow one. Where the input can
+    bypass the gates, and for a stem before such branches, ``w`` is also times the root of the site's mean benefit,
+    relative to the mean of these sites: it keeps more where the task depends on it.
 
     *Whole branches*: a branch that lives may cost something beside its channels (with channels or activation volume
     as the budget, all that its last layer adds to the stream). It has no floor: it lives with ``together`` channels
@@ -67,12 +67,12 @@ class ChipNet(Sensing):
     budget_weight = 30.0
     shared = 1.25
     """Exponent of the number of layers that share a gate in their site's weight."""
-    layers = 4
-    """How many of these layers count at most, in the weight and in the cost in it; 0: all."""
+    most_layers = 4
+    """Most layers of a stream that count in its weight; 0: all."""
     thrift = 0.5
     """Exponent of a site's cost, by which its weight falls."""
     dependence = 0.5
-    """Exponent of the mean benefit in the weight of a site that can be bypassed, and of stems beside such."""
+    """Exponent of the mean benefit in the weight of a site that can be bypassed, and of a stem before such."""
     bypass = 0.05
     """What a site counts as having, beside what it keeps, where the input reaches the output without it."""
 
@@ -86,12 +86,12 @@ class ChipNet(Sensing):
         site, sizes = self.structure.sites_of_gates(self.device)
         whole = price(self) * sizes[site]
         whole = whole.clamp(min=1e-3 * float(whole.mean()))
-        layers = _layers(self.structure).to(self.device)
-        counted = layers.clamp(max=self.layers) if self.layers else layers
-        self.worth = counted**self.shared / (whole * counted / layers) ** self.thrift
+        sharing = _layers(self.structure).to(self.device)
+        counted = sharing.clamp(max=self.most_layers) if self.most_layers > 0 else sharing
+        self.worth = counted**self.shared / (whole * (counted / sharing)) ** self.thrift
         self.may_die = torch.tensor(self.structure.bypassed, dtype=torch.float32, device=self.device)[site]
-        alone = (layers == 1) & (self.may_die.max() > 0)
-        self.measured = torch.maximum(self.may_die, alone.to(self.may_die))
+        stem = (site == site[0]) & (sharing == 1) & (self.may_die.max() > 0)
+        self.weighed = torch.maximum(self.may_die, stem.to(self.may_die))
         crowded = self.floor > 0 and self._floor_takes() > 0.5
         self._floors = [self.floor] * len(self.structure.site_gates)
         for i, gates in enumerate(self.structure.site_gates):
@@ -139,8 +139,8 @@ class ChipNet(Sensing):
         benefit = self.sensitivity().sqrt()
         whole = per_site_mean(self.structure, benefit).clamp(min=1e-20)
         kept = (per_site_mean(self.structure, benefit * z) / whole).clamp(min=1e-6)
-        typical = (self.measured * whole).sum() / self.measured.sum().clamp(min=1)
-        depends = (whole / typical.clamp(min=1e-20)) ** (self.dependence * self.measured)
+        typical = (self.weighed * whole).sum() / self.weighed.sum().clamp(min=1)
+        depends = (whole / typical.clamp(min=1e-20)) ** (self.dependence * self.weighed)
         weight, besides = self.worth * depends, self.bypass * self.may_die
         lost = torch.log((besides + 1) / (besides + kept))
         return (weight * lost).mean() / weight.mean()
@@ -173,7 +173,7 @@ class ChipNet(Sensing):
 
 
 def _layers(structure: Structure) -> Tensor:
-    """By how many layers each gate is shared: ``[gates]``, at least 1."""
+    """By how many layers each gate is shared: ``[gates]``."""
     layers = torch.zeros(structure.gates)
     for site in structure.sites:
         layers[torch.from_numpy(site.gates[site.gates >= 0]).unique()] += 1
