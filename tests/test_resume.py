@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from chipnet import ChipNetError, LoadError, _checkpoint, cli
 from chipnet import train as loop
-from chipnet.train import prepare, run
+from chipnet.train import SpikeClip, prepare, run
 
 ARGUMENTS = (
     "--model", "test_train:tiny_net", "--data", "digits", "--budget", "macs=0.5", "--epochs", "2,4,10",
@@ -79,6 +79,19 @@ def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(request_for
     assert (before["phase"], before["step"]) != (newest["phase"], newest["step"])
     run(prepare(request_for(), resume=True))
     assert killing.fingerprint(out) == killing.fingerprint(tmp_path / "whole")
+
+
+def test_what_gradients_are_typical_survives_a_stop(request_for, tmp_path, monkeypatch):  # noqa: F811
+    """With a clip that is at work in most steps, and once more without its state."""
+    monkeypatch.setattr(loop, "SpikeClip", lambda factor: SpikeClip(1.01, memory=0.5))
+    run(prepare(request_for(out=tmp_path / "whole")))
+    stopped_run(request_for)
+    run(prepare(request_for(), resume=True))
+    assert killing.fingerprint(tmp_path / "run") == killing.fingerprint(tmp_path / "whole")
+    monkeypatch.setattr(SpikeClip, "load_state_dict", lambda self, state: None)
+    stopped_run(lambda **changes: request_for(overwrite=True, **changes))
+    run(prepare(request_for(), resume=True))
+    assert killing.fingerprint(tmp_path / "run") != killing.fingerprint(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"not a checkpoint at all"])
