@@ -403,11 +403,12 @@ def _same_settings(grid: Grid) -> None:
     path = grid.out / SETTINGS
     grid.out.mkdir(parents=True, exist_ok=True)
     was = json.loads(path.read_text()) if path.exists() else {"recipe": {}, "request": now["request"]}
+    before = {d: {**_BEFORE, **recipe} for d, recipe in was["recipe"].items()}
     changed = [
-        f"recipe.{k} of {d} was {was['recipe'][d].get(k, _BEFORE.get(k))!r}, is {v!r}"
+        f"recipe.{k} of {d} was {before[d][k]!r}, is {v!r}"
         for d, recipe in recipes.items()
         for k, v in recipe.items()
-        if d in was["recipe"] and was["recipe"][d].get(k, _BEFORE.get(k, v)) != v
+        if d in before and before[d].get(k, v) != v
     ]
     if was["request"] != now["request"]:
         changed.append(f"request was {was['request']}, is {now['request']}")
@@ -416,7 +417,7 @@ def _same_settings(grid: Grid) -> None:
             f"the runs in {grid.out} were made with other settings: {'; '.join(changed)}. "
             "Give another folder (out)."
         )
-    write_json(path, {"recipe": {**was["recipe"], **recipes}, "request": now["request"]})
+    write_json(path, {"recipe": {**before, **recipes}, "request": now["request"]})
 
 
 def _one(

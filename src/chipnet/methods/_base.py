@@ -80,12 +80,12 @@ class Method(ABC):
         """
         known, problems = cls.settings(), []
         for option, value in options.items():
-            if isinstance(known.get(option), int) and not float(value).is_integer():
-                problems.append(f"{option} of {cls.name} is a whole number, not {value}")
             if option not in known:
                 close = difflib.get_close_matches(option, known, n=1)
                 meant = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known) or 'none'}"
                 problems.append(f"{cls.name} has no setting {option!r}; {meant}")
+            elif isinstance(known[option], int) and not float(value).is_integer():
+                problems.append(f"{option} of {cls.name} is a whole number, not {value}")
         if problems:
             raise ConfigError("; ".join(problems))
         return {option: type(known[option])(value) for option, value in options.items()}
