@@ -4,7 +4,8 @@
     python -m benchmarks.results            # writes the tables anew
     python -m benchmarks.results --check    # exit code 1 where they are not what the rows say
 
-A table stands between `<!-- NAME.csv -->` and `<!-- end -->`; what is between is written over.
+Tables stand between `<!-- NAME.csv -->` and `<!-- end -->`; what is between is written over. Between `<!-- over
+NAME.csv OTHER.csv -->` and `<!-- end -->` stands how methods do over the rows of several together.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import re
 from pathlib import Path
 
 from chipnet._bench import read_results
-from chipnet._bench_report import tables
+from chipnet._bench_report import standings, tables
 from chipnet._io import write_atomically
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-_BLOCK = re.compile(r"(<!-- ([\w.-]+\.csv) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (over )?([\w.-]+\.csv(?: [\w.-]+\.csv)*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(text: str, folder: Path) -> str:
@@ -29,7 +30,8 @@ def filled(text: str, folder: Path) -> str:
     """
 
     def table(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{tables(read_results(folder / match[2]))}\n{match[3]}"
+        rows = [row for name in match[3].split() for row in read_results(folder / name)]
+        return f"{match[1]}\n{(standings if match[2] else tables)(rows)}\n{match[4]}"
 
     return _BLOCK.sub(table, text)
 

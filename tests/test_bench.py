@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from chipnet import ConfigError, Masks, Structure, _bench, _bench_report, cli
 from chipnet import train as loop
-from chipnet._bench import Run, bench, claimed, grid_from, read_grid, request_of, runs_of, smoke
-from chipnet._bench_report import tables, write_plots, write_tables
+from chipnet._bench import COLUMNS, Run, bench, claimed, grid_from, read_grid, request_of, runs_of, smoke
+from chipnet._bench_report import standings, tables, write_plots, write_tables
+from chipnet._budget import KINDS
 from chipnet._lazy import import_callable
 from chipnet.data import list_data, load_data
 from chipnet.models import get_model
@@ -355,6 +356,43 @@ def test_the_overview_has_a_row_a_method_and_a_column_a_budget():
     assert "| method | macs" not in tables([r for r in rows if r["budget"] == "macs=0.2"])
 
 
+def test_standings_count_firsts_and_what_a_method_is_behind():
+    def runs(method, budget, final, hard, **other):
+        known = {"model": "m", "data": "d", "status": "done"} | other
+        return [
+            known | {"method": method, "budget": budget, "seed": s, "final": final + d, "hard": hard}
+            for s, d in enumerate((-1, 1))
+        ]
+
+    rows = [
+        *runs("a", "macs=0.2", 60.0, 30.0, after_1=50.0),
+        *runs("b", "macs=0.2", 62.0, 31.0, after_1=49.0),
+        *runs("scratch(a)", "macs=0.2", 90.0, ""),
+        *runs("dense", "", 99.0, ""),
+        *runs("a", "macs=0.1", 50.0, 21.0, after_1=30.0),
+        *runs("b", "macs=0.1", 44.0, 21.0, after_1=""),
+        *runs("late", "macs=0.1", 49.0, 20.0),
+        *runs("a", "params=0.1", 40.0, 11.0),
+        *runs("b", "params=0.1", 40.0, 10.0),
+    ]
+    rows[0]["status"] = "failed"  # one of the seeds of a: its mean is of the other, 61
+    assert standings(rows).splitlines() == [
+        "Of so many budgets: first / points behind the best in the mean / at most",
+        "",
+        "| method | budgets | as cut | after 1 epoch | fine-tuned |",
+        "|---|---|---|---|---|",
+        "| a | 3 | 2 / 0.3 / 1.0 | 1 / 0.0 / 0.0 | 2 / 0.3 / 1.0 |",
+        "| late | 1 | 0 / 1.0 / 1.0 |  | 0 / 1.0 / 1.0 |",
+        "| b | 3 | 2 / 0.3 / 1.0 | 0 / 1.0 / 1.0 | 2 / 2.0 / 6.0 |",
+    ]
+    assert standings(rows) in tables(
+        [r | {"soft": 1.0, "error": "", "folder": ""} | dict.fromkeys(KINDS, 0.1) for r in rows]
+    )
+    assert standings([r for r in rows if r["budget"] != "macs=0.1"]) == ""
+    assert standings([r for r in rows if r["method"] == "a"]) == ""
+    assert "alone" not in standings([*rows, *runs("alone", "volume=0.1", 40.0, 10.0)])
+
+
 def test_failures_are_written_down_and_the_grid_goes_on(tmp_path, monkeypatch):
     grid = made(tmp_path, methods=["random", "uniform", "scratch(random)"])
     asked = []
@@ -569,6 +607,26 @@ def test_tables_in_the_documentation_are_what_their_rows_say(finished, tmp_path,
     assert (
         tables(rows) in made and made.startswith("before") and made.endswith("after\n") and "old" not in made
     )
+
+    for name, budget in (("b", "macs=0.1"), ("c", "macs=0.2"), ("d", "params=0.1")):
+        some = [
+            {
+                "model": "m",
+                "data": "d",
+                "budget": budget,
+                "method": m,
+                "seed": 0,
+                "status": "done",
+                "final": f,
+            }
+            for m, f in (("x", 1.0), ("y", 2.0))
+        ]
+        with open(tmp_path / f"{name}.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, restval="")
+            writer.writeheader()
+            writer.writerows(some)
+    made = filled("<!-- over b.csv c.csv d.csv -->\nold\n<!-- end -->", tmp_path)
+    assert "| y | 3 | 3 / 0.0 / 0.0 |" in made and "old" not in made
 
 
 # -- data sets made for it --------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import statistics
@@ -15,6 +16,7 @@ from chipnet._errors import ConfigError
 from chipnet._io import write_atomically
 
 TABLES = "tables.md"
+_STAGES = {"hard": "as cut", "after_1": "after 1 epoch", "after_2": "after 2", "final": "fine-tuned"}
 _LEGEND = {"fontsize": 7, "handlelength": 3.5}  # so long that dashes show
 Rows = Sequence[dict[str, Any]]
 
@@ -28,7 +30,7 @@ def write_tables(grid: Grid, rows: Rows) -> Path:
 
 def tables(rows: Rows) -> str:
     """Markdown: per network and data set what every method reaches at every budget; per budget the methods by
-    accuracy, with recovery; then every failure.
+    accuracy, with recovery; then how methods stand over all of it, and every failure.
 
     Means over seeds; a spread is max - min. A cell without numbers is empty.
 
@@ -52,6 +54,8 @@ def tables(rows: Rows) -> str:
             parts.append(_overview(mine, budgets))
         for budget in budgets:
             parts.append(f"#### {budget}\n\n{_table([r for r in mine if r['budget'] == budget])}")
+    if summary := standings(rows):
+        parts.append(f"### Over all of it\n\n{summary}")
     failed = [r for r in rows if r["status"] == "failed"]
     parts.append(
         f"{len(failed)} of {len(rows)} runs failed.\n"
@@ -83,6 +87,66 @@ def _overview(rows: Rows, budgets: Sequence[str]) -> str:
     )
     lines = ["| method | " + " | ".join(budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
     lines += ["| " + " | ".join([m, *(cell(found[m, b], b) for b in budgets)]) + " |" for m in methods]
+    return "\n".join(lines) + "\n"
+
+
+def standings(rows: Rows) -> str:
+    """Markdown: how methods stand over all networks, data sets and budgets, as cut, on the way and fine-tuned.
+
+    For each of those a method's mean over seeds is held against the best method's. A cell has how often it is the
+    best, and how far behind the best it is, in the mean and at most, in points; methods that are seldom behind come
+    first. Architectures trained anew and masks of other runs do not compete. Empty below three budgets.
+
+    Example:
+        >>> row = dict(model="net", data="digits", seed=0, status="done", hard=90.0)
+        >>> rows = [
+        ...     dict(row, budget=b, method=m, final=v)
+        ...     for b, m, v in (
+        ...         ("macs=0.5", "a", 91.0),
+        ...         ("macs=0.5", "b", 91.5),
+        ...         ("macs=0.1", "a", 70.0),
+        ...         ("macs=0.1", "b", 69.0),
+        ...         ("params=0.1", "a", 81.0),
+        ...         ("params=0.1", "b", 80.0),
+        ...     )
+        ... ]
+        >>> print(standings(rows).splitlines()[-1])
+        | b | 3 | 3 / 0.0 / 0.0 | 1 / 0.7 / 1.0 |
+    """
+    places: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for r in rows:
+        if (
+            r["status"] == "done"
+            and r["method"] != DENSE
+            and not r["method"].startswith(("scratch(", "transfer("))
+        ):
+            places.setdefault((r["model"], r["data"], r["budget"]), []).append(r)
+    behind: dict[tuple[str, str], list[float]] = {}
+    for here, stage in itertools.product(places.values(), _STAGES):
+        found = {
+            m: _numbers([r for r in here if r["method"] == m], stage) for m in {r["method"] for r in here}
+        }
+        means = {m: statistics.mean(v) for m, v in found.items() if v}
+        for method, mean in means.items() if len(means) > 1 else ():
+            behind.setdefault((method, stage), []).append(max(means.values()) - mean)
+    final = {m: far for (m, stage), far in behind.items() if stage == "final"}
+    if max((len(far) for far in final.values()), default=0) < 3:
+        return ""
+    stages = [s for s in _STAGES if any(stage == s for _, stage in behind)]
+
+    def cell(method: str, stage: str) -> str:
+        far = behind.get((method, stage), [])
+        return f"{sum(f < 1e-9 for f in far)} / {statistics.mean(far):.1f} / {max(far):.1f}" if far else ""
+
+    lines = [
+        "Of so many budgets: first / points behind the best in the mean / at most\n",
+        "| method | budgets | " + " | ".join(_STAGES[s] for s in stages) + " |",
+        "|---" * (len(stages) + 2) + "|",
+        *(
+            "| " + " | ".join([method, str(len(far)), *(cell(method, s) for s in stages)]) + " |"
+            for method, far in sorted(final.items(), key=lambda item: statistics.mean(item[1]))
+        ),
+    ]
     return "\n".join(lines) + "\n"
 
 
