@@ -14,11 +14,23 @@ from typer.testing import CliRunner
 
 from chipnet import ConfigError, Masks, Structure, _bench, _bench_report, cli
 from chipnet import train as loop
-from chipnet._bench import COLUMNS, Run, bench, claimed, grid_from, read_grid, request_of, runs_of, smoke
+from chipnet._bench import (
+    COLUMNS,
+    Run,
+    bench,
+    claimed,
+    grid_from,
+    preflight,
+    read_grid,
+    request_of,
+    runs_of,
+    smoke,
+)
 from chipnet._bench_report import standings, tables, write_plots, write_tables
 from chipnet._budget import KINDS
 from chipnet._lazy import import_callable
 from chipnet.data import list_data, load_data
+from chipnet.methods import METHODS, Gradual
 from chipnet.models import get_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,6 +87,71 @@ def test_the_paper_has_its_small_and_its_gpu_versions():
     questions = {"volume-budgets", "channel-budgets", "budget-kinds", "mask-transfer", "extreme-budgets"}
     assert questions | {f"{q}-small" for q in questions} <= names
     assert any(n.endswith("-gpu") for n in names)
+
+
+def test_what_is_the_same_is_written_in_one_way():
+    grid = made(
+        "out", budgets=["flops = 50%", "channels=50", "channels=50%"], methods=[" taylor: floor = 5e-2 "]
+    )
+    assert grid.budgets == ("macs=0.5", "channels=50", "channels=0.5")
+    assert grid.methods == ("taylor:floor=0.05",)
+    folders = [run.folder for run in runs_of(grid)]
+    assert len(set(folders)) == len(folders) == 4
+    for axis, values in (
+        ("budgets", ["macs=0.25", "macs=25%"]),
+        ("methods", ["random", "random "]),
+        ("methods", ["scratch(random)", "scratch( random )"]),
+    ):
+        with pytest.raises(ConfigError, match=f"{axis} has .* twice, written in two ways"):
+            made("out", **{axis: values})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"out": 5}, "out must be the name of a folder, not 5"),
+        ({"recipe": {"train": 0}}, r"recipe\.train must be at least 1"),
+        ({"methods": ["transfer(random, digits)"]}, "it has no run; a transfer needs a second data set"),
+        ({"models": ["a/net", "a-net"]}, "two runs have the folder 'a-net_digits_dense_seed0'"),
+        ({"methods": ["no.such:rival"]}, "there is no module 'no'"),
+        ({"methods": ["scratch(test_bench:rival)"]}, "test_bench:rival leaves no masks"),
+        ({"methods": ["random:floor=2"]}, "floor of random must be from 0 to 1, not 2"),
+    ],
+)
+def test_a_grid_that_cannot_be_run_is_refused_when_it_is_read(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        grid_from({**SMALL, **changes}, "the grid", "out")
+
+
+def test_a_long_name_is_shortened_to_one_of_its_own():
+    settings = ",".join(f"{k}={v}" for k, v in METHODS["chipnet"].settings().items())
+    grid = made("out", methods=[f"chipnet:{settings}", f"chipnet:{settings.replace('60', '61')}"])
+    folders = {run.folder for run in runs_of(grid)}
+    assert len(folders) == 3 and max(map(len, folders)) < 200
+
+
+def test_a_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert grid_from({**SMALL, "out": "~/runs"}, "the grid", "x").out == tmp_path / "runs"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": ["resnet9"]}, "resnet9"),
+        ({"seeds": [0, -1]}, "the seed must be at least 0"),
+        ({"data": ["digitz"]}, "digitz"),
+        ({"data": ["mnist"]}, "mnist"),
+        ({"request": {"precision": "8"}}, "unknown precision '8'"),
+        ({"request": {"threads": 0}}, "threads must be at least 1"),
+        ({"recipe": {"limit": -5}}, "limit"),
+    ],
+)
+def test_what_is_known_to_fail_is_refused_before_anything_is_written(tmp_path, changes, message):
+    grid = made(tmp_path / "out", **changes)
+    with pytest.raises(ConfigError, match=f"(?s)nothing was run:.*{message}"):
+        preflight(grid, {})
+    assert not (tmp_path / "out").exists()
 
 
 def test_all_that_is_wrong_is_said_at_once():
@@ -253,7 +330,7 @@ def test_runs_of_other_settings_are_not_taken_for_this_grids(finished):
     other = dataclasses.replace(grid, recipe={**grid.recipe, "finetune": 3})
     with pytest.raises(ConfigError, match=r"recipe\.finetune of digits was 2, is 3"):
         bench(other, {})
-    with pytest.raises(ConfigError, match="request was"):
+    with pytest.raises(ConfigError, match=r"request\.accelerator was 'cpu', is 'auto'"):
         bench(dataclasses.replace(grid, request={}), {})
 
 
@@ -266,6 +343,32 @@ def test_runs_from_before_a_setting_existed_were_made_without_it(finished, tmp_p
         bench(dataclasses.replace(grid, out=tmp_path), {})
 
 
+def test_settings_that_mean_the_same_are_the_same(finished, tmp_path):
+    grid, _ = finished
+    settings = json.loads((grid.out / "settings.json").read_text())
+    settings["request"] |= {"realisation": "plain", "ignore": []}  # the defaults
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    assert preflight(dataclasses.replace(grid, out=tmp_path), {}) is None
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"cannot read .*settings.json"):
+        preflight(dataclasses.replace(grid, out=tmp_path), {})
+
+
+def test_runs_on_other_files_are_not_taken_for_this_grids(tmp_path):
+    grid = made(tmp_path / "runs", data=["test_bench:some_images"], methods=["random"])
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    assert bench(grid, {"": str(tmp_path / "a")})
+    more = dataclasses.replace(grid, methods=("random", "uniform"))
+    assert preflight(more, {"": f"{tmp_path}/b/../a"}) is None
+    with pytest.raises(ConfigError, match=r"the folder of test_bench:some_images was .*/a, is .*/b"):
+        preflight(more, {"": str(tmp_path / "b")})
+
+
+def some_images(data_dir, seed, limit, limit_test):
+    return load_data("digits", seed=seed, limit=limit, limit_test=limit_test)
+
+
 def test_tables_and_plots(finished):
     grid, rows = finished
     text = write_tables(grid, rows).read_text()
@@ -275,7 +378,9 @@ def test_tables_and_plots(finished):
     assert "0 of 4 runs failed." in text
     pytest.importorskip("matplotlib")
     paths = write_plots(grid, rows)
-    assert [p.name.split("-")[0] for p in paths] == ["accuracy", "recovery", "layers", "masks"]
+    assert [p.name.split("-")[0] for p in paths] == ["recovery", "layers", "masks"]  # one budget is no curve
+    paths = write_plots(grid, [*rows, {**rows[1], "budget": "macs=0.6", "macs": 0.6}])
+    assert [p.name.split("-")[0] for p in paths][:2] == ["accuracy", "recovery"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
 
 
@@ -283,7 +388,9 @@ def test_more_methods_than_colours_can_be_told_apart(finished, monkeypatch):
     grid, rows = finished
     drawn = []
     monkeypatch.setattr(_bench_report, "_saved", lambda figure, folder, name: drawn.append((figure, name)))
-    many = [{**rows[1], "method": f"method {i}"} for i in range(14)]
+    many = [
+        {**rows[1], "method": f"method {i}", "budget": b} for i in range(14) for b in ("macs=0.5", "macs=0.6")
+    ]
     write_plots(grid, many)
     figure = next(figure for figure, name in drawn if name.startswith("accuracy"))
     looks = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].get_lines()]
@@ -379,7 +486,7 @@ def test_standings_count_firsts_and_what_a_method_is_behind():
     assert standings(rows).splitlines() == [
         "Of so many budgets: first / points behind the best in the mean / at most",
         "",
-        "| method | budgets | as cut | after 1 epoch | fine-tuned |",
+        "| method | budgets | as cut | after 1 epoch (validation) | fine-tuned |",
         "|---|---|---|---|---|",
         "| a | 3 | 2 / 0.3 / 1.0 | 1 / 0.0 / 0.0 | 2 / 0.3 / 1.0 |",
         "| late | 1 | 0 / 1.0 / 1.0 |  | 0 / 1.0 / 1.0 |",
@@ -440,7 +547,7 @@ def test_a_grid_that_is_stopped_goes_on_in_the_middle_of_a_run(tmp_path):
         asked.append(1)
         return len(asked) > 20  # in the second run
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"(?s)stopped in .*random.*The same command goes on"):
         bench(grid, {}, stop=stop)
     assert [_bench.status(grid, r) for r in runs_of(grid)] == ["done", "open"]
     assert (grid.out / runs_of(grid)[1].folder / "checkpoint.pt").exists()
@@ -589,6 +696,102 @@ def test_the_command_refuses_in_one_line(tmp_path):
     assert done.exit_code == 2
     assert "did you mean 'models'?" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("left", "message"),
+    [(None, "FileNotFoundError"), ({"x": 1}, "KeyError"), ("{", "is damaged")],
+)
+def test_a_rival_that_leaves_no_result_has_failed_and_the_grid_goes_on(tmp_path, monkeypatch, left, message):
+    def leaves(job, watcher):
+        (job.out / "metrics.csv").write_text("phase,epoch,validation_accuracy,gates\n")
+        if left is not None:
+            (job.out / "result.json").write_text(left if isinstance(left, str) else json.dumps(left))
+        return {"x": 1}
+
+    monkeypatch.setattr(sys.modules[__name__], "rival", leaves)
+    grid = made(tmp_path, methods=["test_bench:rival", "random"])
+    rows = {r["method"]: r for r in bench(grid, {})}
+    assert rows["test_bench:rival"]["status"] == "failed" and message in rows["test_bench:rival"]["error"]
+    assert rows["random"]["status"] == rows["dense"]["status"] == "done"
+    assert "test_bench:rival" in (tmp_path / "results.csv").read_text()
+
+
+def rival(job, watcher):
+    raise AssertionError("tests put their own here")
+
+
+def test_a_method_of_ones_own_is_no_rival(tmp_path):
+    grid = made(tmp_path, methods=["test_bench:Backwards:floor=0.2", "scratch(test_bench:Backwards)"])
+    rows = {r["method"]: r for r in bench(grid, {})}
+    assert {r["status"] for r in rows.values()} == {"done"}
+    result = json.loads(
+        (tmp_path / rows["test_bench:Backwards:floor=0.2"]["folder"] / "result.json").read_text()
+    )
+    assert result["method"] == "test_bench:Backwards:floor=0.2"
+
+
+class Backwards(Gradual):
+    """The last channels of every site."""
+
+    def scores(self):
+        return torch.arange(self.structure.gates, dtype=torch.float32)
+
+
+def test_a_damaged_checkpoint_does_not_end_a_run(tmp_path):
+    grid = made(tmp_path, methods=["random"])
+    for run in runs_of(grid):
+        (tmp_path / run.folder).mkdir(parents=True)
+        for name in ("checkpoint.pt", "checkpoint-before.pt"):
+            (tmp_path / run.folder / name).write_bytes(b"no state")
+    assert {r["status"] for r in bench(grid, {})} == {"done"}
+
+
+def test_runs_say_what_they_are(finished):
+    grid, rows = finished
+    said = {json.loads((grid.out / r["folder"] / "result.json").read_text())["method"] for r in rows}
+    assert said == {r["method"] for r in rows}
+
+
+def test_what_is_above_its_budget_is_marked():
+    row = {
+        "model": "m",
+        "data": "d",
+        "seed": 0,
+        "status": "done",
+        "error": "",
+        "soft": 1.0,
+        "hard": 1.0,
+        "final": 2.0,
+    }
+    row |= {"params": 0.1, "volume": 0.1, "channels": 0.154, "macs": 0.0154, "folder": ""}
+    text = tables(
+        [
+            {
+                **row,
+                "budget": "macs=0.015",
+                "method": "transfer(random, e)",
+            },  # from before there was a column
+            {**row, "budget": "macs=0.0154", "method": "random"},
+            {**row, "budget": "channels=50", "method": "transfer(random, f)", "above": "channels"},
+            {**row, "budget": "latency=0.5,macs=0.02", "method": "chipnet", "latency": 0.498},
+        ]
+    )
+    lines = [line.split("|") for line in text.splitlines() if line.startswith("| ") and "| 1 |" in line]
+    assert [line[7].strip() for line in lines] == [
+        "1.54 % (above)", "1.54 %", "15.40 % (above)", "1.54 %, 49.80 %",
+    ]  # fmt: skip
+
+
+def test_a_grid_that_only_failed_says_so_in_its_exit_code(tmp_path):
+    config = tmp_path / "x.yaml"
+    config.write_text(json.dumps({**SMALL, "models": ["test_bench:no_network"], "methods": ["random"]}))
+    done = RUNNER.invoke(cli.app, ["bench", str(config), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 1 and "2 of 2 runs failed" in done.output
+
+
+def no_network(num_classes, in_channels):
+    raise ValueError("no")
 
 
 # -- the results in the documentation ---------------------------------------------------------------------

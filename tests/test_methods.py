@@ -15,7 +15,7 @@ from toys import made as toy_made
 import chipnet
 from chipnet import BudgetError, ConfigError, Pruner, Structure
 from chipnet._budget import KINDS
-from chipnet.methods import METHODS
+from chipnet.methods import METHODS, Gradual
 from chipnet.methods._bar import barrier, transition
 from chipnet.models import get_model
 
@@ -355,7 +355,22 @@ def test_settings_come_with_the_name():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("slimmin", "unknown method 'slimmin'; known: chipnet,"),
+        ("slimmin", "unknown method 'slimmin'; known: chipnet,.*, or module:Class for one of your own"),
+        ("chipnet:floor=nan", "floor of chipnet must be from 0 to 1, not nan"),
+        ("taylor:floor=-5,memory=2", r"floor of taylor must be .*; memory of taylor must be from 0 to"),
+        ("taylor:refreshes=-3", "refreshes of taylor must be at least 0 and finite, not -3"),
+        ("taylor:together=0", "together of taylor must be at least 1 and finite, not 0"),
+        ("chipnet:travel=inf", "travel of chipnet must be at least 0 and finite, not inf"),
+        ("random:floor=0,floor=0.5", "floor is given twice in the method"),
+        ("random:", "cannot read '' in the method"),
+        ("no.such:Method", "there is no module 'no'"),
+        (
+            "chipnet.methods:read_method",
+            "chipnet.methods:read_method is no method: write a class that extends",
+        ),
+        ("chipnet.methods:Gradual", "the method chipnet.methods:Gradual lacks scores"),
+        (5, "method is a name, module:Class or a class of Method, not 5"),
+        (nn.Linear, "Linear is no method"),
         ("chipnet:flor=0,travl=1", r"did you mean 'floor'\?; chipnet has no setting 'travl'"),
         ("random:zzzzzz=1", "it has shrink, freeze, refreshes, floor"),
         ("chipnet:most_layers=0.5", "most_layers of chipnet is a whole number, not 0.5"),
@@ -367,6 +382,27 @@ def test_settings_come_with_the_name():
 def test_settings_that_cannot_be_used(text, message):
     with pytest.raises(ConfigError, match=message):
         fresh(text, {"macs": 0.5})
+
+
+class Last(Gradual):
+    """The last channels of every site."""
+
+    step_size: float = 1.0
+
+    def scores(self):
+        return torch.arange(self.structure.gates, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("method", ["test_methods:Last: floor=0", Last])
+def test_a_method_of_ones_own(method):
+    pruner, net, optimizer = fresh(method, {"macs": 0.25})
+    train(pruner, net, optimizer, STEPS)
+    assert type(pruner.method).__name__ == "Last" and pruner.soft_cost()["macs"] <= 0.25
+    for gates in filter(len, pruner.structure.site_gates):
+        kept = pruner.mask[gates]
+        assert kept[-1] and (kept.int().diff() >= 0).all()
+    with pytest.raises(ConfigError, match="own has no setting 'size'; did you mean 'step_size'"):
+        fresh("test_methods:Last:size=1", {"macs": 0.25})
 
 
 def test_without_refreshes_the_cut_comes_once_at_the_end():

@@ -25,39 +25,46 @@ from __future__ import annotations
 import csv
 import dataclasses
 import difflib
+import hashlib
 import io
 import json
+import math
+import os
 import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chipnet._budget import KINDS, Budget
-from chipnet._checkpoint import CHECKPOINT
-from chipnet._errors import ChipNetError, ConfigError
+from chipnet import _checkpoint
+from chipnet._budget import KINDS, LATENCY, Budget
+from chipnet._errors import ChipNetError, ConfigError, LoadError
 from chipnet._io import write_atomically, write_json
+from chipnet._latency import Landing
 from chipnet._lazy import import_callable
 
 if TYPE_CHECKING:
     from chipnet._config import Recipe, Request
     from chipnet.train import Watcher
 
-RESULTS, ERROR, SETTINGS, LOCK = "results.csv", "error.json", "settings.json", ".lock"
+RESULTS, RESULT, ERROR, SETTINGS, LOCK = "results.csv", "result.json", "error.json", "settings.json", ".lock"
 MASKS = "masks.json"
 RECOVERY = (0, 1, 2, 5, 10)
 """Epochs of fine-tuning after which the accuracy is reported."""
 DENSE = "dense"
 
+_LONGEST = 180
+"""Of a run folder's name, in bytes; file systems take 255, with what is written beside it."""
 _FIXED = (
     "model", "data", "budget", "method", "seed", "out", "weights", "masks", "data_dir", "overwrite",
     "recipe", "quick",
 )  # fmt: skip
 """Options of a run that the grid decides."""
-_RIVAL = re.compile(r"\w+\.[\w.]+:\w+")
+_REFERENCE = re.compile(r"\w[\w.]*:[A-Za-z_][\w.]*")
 _CALL = re.compile(r"(scratch|transfer)\(\s*([^,()]+(?:,[^()]*)?)\s*\)")
 
 
@@ -99,7 +106,11 @@ class Run:
     def folder(self) -> str:
         """Name of its folder, the same for the same run in every grid of one folder."""
         parts = (self.model, self.data, self.budget, self.method, f"seed{self.seed}")
-        return "_".join(re.sub(r"[^\w=.,-]+", "-", p).strip("-") for p in parts if p)
+        name = "_".join(re.sub(r"[^\w=.,-]+", "-", p).strip("-") for p in parts if p)
+        if len(name.encode()) <= _LONGEST:
+            return name
+        number = hashlib.sha256(name.encode()).hexdigest()[:12]
+        return f"{name.encode()[:_LONGEST].decode(errors='ignore')}-{number}"
 
     @property
     def dense(self) -> Run:
@@ -159,32 +170,79 @@ def grid_from(found: Mapping[str, Any], name: str, out: str | Path) -> Grid:
     problems += [
         f"request.{k} is what the grid decides; leave it out" for k in parts["request"] if k in _FIXED
     ]
-    grid = Grid(**axes, **parts, out=Path(found.get("out") or out), about=str(found.get("about", "")).strip())
-    checks: list[Callable[[], object]] = [lambda b=b: Budget.parse(b) for b in grid.budgets]  # type: ignore[misc]
-    checks += [lambda m=m: _method(m, grid.data) for m in grid.methods]  # type: ignore[misc]
-    checks += [lambda d=d: _asked(grid, d) for d in grid.data or ("digits",)]  # type: ignore[misc]
-    for check in checks:
-        try:
-            check()
-        except ChipNetError as error:
-            lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
-            problems += lines[1:] if lines[0].endswith(":") and len(lines) > 1 else [" ".join(lines)]
+    where = found.get("out") or out
+    if not isinstance(where, (str, os.PathLike)):
+        problems.append(f"out must be the name of a folder, not {where!r}")
+        where = out
+    grid = Grid(**axes, **parts, out=Path(where).expanduser(), about=str(found.get("about", "")).strip())
+
+    def tried(read: Callable[[str], Any], texts: Sequence[str]) -> list[Any]:
+        """What can be read of ``texts``; what cannot is a problem."""
+        read_ones = []
+        for text in texts:
+            try:
+                read_ones.append(read(text))
+            except ChipNetError as error:
+                lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+                problems.extend(lines[1:] if lines[0].endswith(":") and len(lines) > 1 else [" ".join(lines)])
+        return read_ones
+
+    # Written in one way, so that what is the same has the same folder, and what is not has another.
+    budgets = tried(lambda b: str(Budget.parse(b)), grid.budgets)
+    methods = tried(lambda m: _method(m, grid.data), grid.methods)
+    recipes = [request.recipe for request in tried(lambda d: _asked(grid, d), grid.data or ("digits",))]
+    if any(recipe.train < 1 for recipe in recipes):
+        problems.append(
+            "recipe.train must be at least 1: methods start from a dense network that is trained first"
+        )
+    for axis, read, given in (
+        ("budgets", budgets, grid.budgets),
+        ("methods", [m.text for m in methods], grid.methods),
+    ):
+        same = [t for t in dict.fromkeys(read) if read.count(t) > 1]
+        if same and len(set(given)) == len(given):
+            problems.append(f"{axis} has {' and '.join(same)} twice, written in two ways: {list(given)}")
     problems = list(dict.fromkeys(problems))  # what is wrong for all data sets is said once
     if problems:
         raise ConfigError(f"cannot use {name}:\n" + "\n".join(f"  - {p}" for p in problems))
+    grid = dataclasses.replace(grid, budgets=tuple(budgets), methods=tuple(m.text for m in methods))
+    runs = runs_of(grid)
+    if not any(run.method != DENSE for run in runs):
+        raise ConfigError(
+            f"cannot use {name}: it has no run; a transfer needs a second data set to carry masks to"
+        )
+    folders: dict[str, Run] = {}
+    for run in runs:
+        if (other := folders.setdefault(run.folder.lower(), run)) != run:
+            raise ConfigError(
+                f"cannot use {name}: two runs have the folder {run.folder!r}: {other.model}, {other.data} and "
+                f"{run.model}, {run.data}. Rename one."
+            )
     return grid
 
 
-def _method(text: str, data: Sequence[str]) -> tuple[str, str, str]:
-    """(kind, method, source data) of an entry of ``methods``; the kind is prune, scratch, transfer or rival."""
-    from chipnet.methods import read_method
+class _Method(NamedTuple):
+    """An entry of ``methods``: its kind (prune, scratch, transfer or rival), itself, written in one way, the method
+    that decides on masks, and the data set that it does so on, if that is another."""
 
-    match = _CALL.fullmatch(text.strip())
-    if match is None and _RIVAL.fullmatch(text):
-        return "rival", text, ""
+    kind: str
+    text: str
+    method: str
+    source: str = ""
+
+
+def _method(text: str, data: Sequence[str]) -> _Method:
+    """Read an entry of ``methods``.
+
+    Raises:
+        ConfigError: it cannot be read, or what it names does not exist.
+    """
+    from chipnet.methods import method_text
+
+    text = text.strip()
+    match = _CALL.fullmatch(text)
     if match is None:
-        read_method(text)
-        return "prune", text, ""
+        return _Method("rival", text, text) if is_rival(text) else _Method("prune", *2 * (method_text(text),))
     kind, inside = match.groups()
     method, source = inside.strip(), ""
     if kind == "transfer":
@@ -195,8 +253,24 @@ def _method(text: str, data: Sequence[str]) -> tuple[str, str, str]:
             )
         if source not in data:
             raise ConfigError(f"{text!r}: {source!r} must be one of data: {', '.join(data)}")
-    read_method(method)
-    return kind, method, source
+    if is_rival(method):
+        raise ConfigError(f"{text!r}: {method} leaves no masks; give a method, such as {kind}(chipnet)")
+    method = method_text(method)
+    return _Method(kind, f"{kind}({method}, {source})" if source else f"{kind}({method})", method, source)
+
+
+@cache
+def is_rival(text: str) -> bool:
+    """Is this ``module:function`` of a whole run, and not a method?
+
+    Raises:
+        ConfigError: it looks like one, and there is nothing of that name.
+    """
+    from chipnet.methods import METHODS, is_method
+
+    if _REFERENCE.fullmatch(text) is None or text.partition(":")[0] in METHODS:
+        return False
+    return not is_method(import_callable(text))
 
 
 def _asked(grid: Grid, data: str) -> Request:
@@ -262,7 +336,7 @@ def runs_of(grid: Grid) -> list[Run]:
             for data in grid.data:
                 for budget in grid.budgets:
                     for text in grid.methods:
-                        kind, method, source = _method(text, grid.data)
+                        kind, _, method, source = _method(text, grid.data)
                         if source == data:
                             continue  # nothing to carry: the method's own run on this data set is that
                         run = Run(model, data, budget, text, seed)
@@ -290,10 +364,10 @@ def request_of(grid: Grid, run: Run, data_dirs: Mapping[str, str], command: str)
         budget=run.budget or "channels=1.0",
         out=grid.out / run.folder,
         recipe=recipe,
-        data_dir=data_dirs.get(run.data, None if run.data == "digits" else data_dirs.get("")),
+        data_dir=_folder(run.data, data_dirs),
         weights=weights,
-        # Dense runs, masks that are given and rivals ask no method of ours for anything.
-        method=run.method if run.source is None and run.method != DENSE and not _rival(run) else "uniform",
+        # Where masks are given it is a name, and a rival asks no method of ours for anything.
+        method="uniform" if is_rival(run.method) else run.method,
         masks=masks,
         seed=run.seed,
         overwrite=True,
@@ -304,7 +378,7 @@ def request_of(grid: Grid, run: Run, data_dirs: Mapping[str, str], command: str)
 def status(grid: Grid, run: Run) -> str:
     """``done``, ``failed`` or ``open``."""
     folder = grid.out / run.folder
-    return "done" if (folder / "result.json").exists() else "failed" if (folder / ERROR).exists() else "open"
+    return "done" if (folder / RESULT).exists() else "failed" if (folder / ERROR).exists() else "open"
 
 
 def bench(
@@ -334,7 +408,9 @@ def bench(
 
     todo = dict(enumerate(runs_of(grid), 1))
     total = len(todo)
-    _same_settings(grid)
+    settings = _settings(grid, data_dirs)
+    grid.out.mkdir(parents=True, exist_ok=True)
+    write_json(grid.out / SETTINGS, settings)
     began = time.time()
 
     def finished(run: Run) -> str:
@@ -362,7 +438,13 @@ def bench(
                     if not mine or finished(run):
                         continue
                     told(number, total, run, "starts")
-                    told(number, total, run, _one(grid, run, data_dirs, command, watcher, stop))
+                    try:
+                        told(number, total, run, _one(grid, run, data_dirs, command, watcher, stop))
+                    except Interrupted:
+                        raise Interrupted(
+                            f"stopped in {run.folder}; {len(todo)} of {total} runs are not finished. The same "
+                            "command goes on, from the middle of this run too."
+                        ) from None
                     write_results(grid)
             del todo[number]
         if len(todo) == before:  # others are at what is left, or at what it needs
@@ -388,36 +470,116 @@ def claimed(folder: Path) -> Iterator[bool]:
         lock.release()
 
 
+def preflight(grid: Grid, data_dirs: Mapping[str, str]) -> None:
+    """What is known to fail is said before anything is trained or written.
+
+    Raises:
+        ConfigError: all that cannot be used: a network, a data set or its folder, a seed, an option of all runs, or
+            a folder with runs of other settings.
+    """
+    import torch
+
+    from chipnet import _job
+    from chipnet.data import load_data
+    from chipnet.models import get_model
+
+    _settings(grid, data_dirs)
+    runs = [run for run in runs_of(grid) if status(grid, run) != "done"]
+    problems: dict[str, None] = {}
+
+    def tried(check: Callable[[], object]) -> None:
+        try:
+            check()
+        except ChipNetError as error:
+            problems[" ".join(str(error).split())] = None
+
+    def network(name: str) -> None:
+        if ":" in name:  # it may do anything: the first run finds out
+            import_callable(name)
+            return
+        with torch.device("meta"):
+            get_model(name)
+
+    def data_set(name: str, seed: int) -> None:
+        request = _asked(grid, name)
+        recipe = recipe_of(grid, name)
+        load_data(
+            name,
+            _folder(name, data_dirs),
+            seed=seed,
+            validation=request.validation,
+            limit=recipe.limit,
+            limit_test=recipe.limit_test,
+            image_size=request.image_size,
+            batch_size=recipe.batch_size,
+        )
+
+    seeds = dict.fromkeys(run.seed for run in runs)
+    for seed in seeds:
+        tried(lambda: _job.check(dataclasses.replace(_asked(grid, grid.data[0]), seed=seed)))  # noqa: B023
+    for name in dict.fromkeys(run.model for run in runs):
+        tried(lambda: network(name))  # noqa: B023
+    if not problems:  # of seeds, too
+        for name in dict.fromkeys(run.data for run in runs):
+            tried(lambda: data_set(name, next(iter(seeds))))  # noqa: B023
+    if problems:
+        raise ConfigError("nothing was run:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def _folder(data: str, data_dirs: Mapping[str, str]) -> str | None:
+    """The folder of a data set."""
+    return data_dirs.get(data, None if data == "digits" else data_dirs.get(""))
+
+
 _BEFORE = {"clip_spikes": 0.0}
 """Fields of recipes that runs of earlier versions were made without, and what they did instead."""
 
 
-def _same_settings(grid: Grid) -> None:
-    """Runs of other settings must not be taken for this grid's. New networks, data sets, methods, seeds may come.
+def _settings(grid: Grid, data_dirs: Mapping[str, str]) -> dict[str, Any]:
+    """What settings.json is to hold: how all runs of the folder are made, those of other grids too. Runs of other
+    settings must not be taken for this grid's; new networks, data sets, methods and seeds may come.
 
     Raises:
-        ConfigError: the folder's runs were trained otherwise.
+        ConfigError: the folder's runs were trained otherwise, or on other files.
     """
     recipes = {d: dataclasses.asdict(recipe_of(grid, d)) for d in grid.data}
-    now = {"recipe": recipes, "request": dict(grid.request)}
+    folders = {d: os.path.realpath(Path(f).expanduser()) for d in grid.data if (f := _folder(d, data_dirs))}
     path = grid.out / SETTINGS
-    grid.out.mkdir(parents=True, exist_ok=True)
-    was = json.loads(path.read_text()) if path.exists() else {"recipe": {}, "request": now["request"]}
-    before = {d: {**_BEFORE, **recipe} for d, recipe in was["recipe"].items()}
+    try:
+        was = json.loads(path.read_text()) if path.exists() else {"recipe": {}, "request": grid.request}
+        before = {d: {**_BEFORE, **recipe} for d, recipe in was["recipe"].items()}
+        request, known = dict(was["request"]), dict(was.get("data_dir", {}))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"cannot read {path}, which says how the runs there were made ({type(error).__name__}: {error}). "
+            "Give another folder (out)."
+        ) from error
     changed = [
         f"recipe.{k} of {d} was {before[d][k]!r}, is {v!r}"
         for d, recipe in recipes.items()
         for k, v in recipe.items()
         if d in before and before[d].get(k, v) != v
     ]
-    if was["request"] != now["request"]:
-        changed.append(f"request was {was['request']}, is {now['request']}")
+    default = dataclasses.asdict(_asked(dataclasses.replace(grid, request={}), grid.data[0]))
+    now = dict(grid.request)
+    changed += [
+        f"request.{k} was {request.get(k, default[k])!r}, is {now.get(k, default[k])!r}"
+        for k in sorted(default.keys() & (request.keys() | now.keys()))
+        if _listed(request.get(k, default[k])) != _listed(now.get(k, default[k]))
+    ]
+    changed += [
+        f"the folder of {d} was {known[d]}, is {f}" for d, f in folders.items() if known.get(d, f) != f
+    ]
     if changed:
         raise ConfigError(
             f"the runs in {grid.out} were made with other settings: {'; '.join(changed)}. "
             "Give another folder (out)."
         )
-    write_json(path, {"recipe": {**before, **recipes}, "request": now["request"]})
+    return {"recipe": {**before, **recipes}, "request": now, "data_dir": {**known, **folders}}
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _one(
@@ -440,17 +602,28 @@ def _one(
         request = request_of(grid, run, data_dirs, command)
         if run.method == DENSE:
             _whole(request)
-        job = train.prepare(request, resume=(folder / CHECKPOINT).exists())
-        result = import_callable(run.method)(job, watcher) if _rival(run) else train.run(job, watcher, stop)
+        job = train.prepare(request, resume=_goes_on(folder))
+        if is_rival(run.method):
+            import_callable(run.method)(job, watcher)
+        else:
+            train.run(job, watcher, stop)
+        done = row(grid, run)
     except Exception as error:  # a benchmark's finding, not its end
         said = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        if (folder / RESULT).exists():  # what a rival left cannot be read: it is no result
+            (folder / RESULT).replace(folder / f"unreadable-{RESULT}")
         write_json(folder / ERROR, said)
         return "failed: " + " ".join(said["error"].split())
-    return f"done: {result['compact']['accuracy']:.2f} % in {result['seconds']['total']:.0f} s"
+    return f"done: {done['final']:.2f} % in {done['seconds']:.0f} s"
 
 
-def _rival(run: Run) -> bool:
-    return _RIVAL.fullmatch(run.method) is not None
+def _goes_on(folder: Path) -> bool:
+    """Is there a state of the run to go on from? One that cannot be read is removed: the run begins anew."""
+    try:
+        return _checkpoint.read(folder) is not None
+    except LoadError:
+        _checkpoint.remove(folder)
+        return False
 
 
 def _whole(request: Request) -> None:
@@ -480,10 +653,11 @@ def _whole(request: Request) -> None:
 
 COLUMNS = (
     "model", "data", "budget", "method", "seed", "status", "dense", "soft", "hard", "final",
-    *KINDS, *(f"after_{n}" for n in RECOVERY), "epochs", "seconds", "folder", "error",
+    *KINDS, LATENCY, "above", *(f"after_{n}" for n in RECOVERY), "epochs", "seconds", "folder", "error",
 )  # fmt: skip
 """Of results.csv: accuracies in percent on the test images (`hard` as cut, `final` after fine-tuning), what remains
-of each cost as a fraction, validation accuracies after so many epochs of fine-tuning."""
+of each cost as a fraction (of time, as measured, where that is the budget), the kinds in which it is more than the
+budget (masks of another data set may be), validation accuracies after so many epochs of fine-tuning."""
 
 
 def write_results(grid: Grid) -> list[dict[str, Any]]:
@@ -505,7 +679,7 @@ def write_results(grid: Grid) -> list[dict[str, Any]]:
 
 def read_results(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a results.csv, numbers as numbers."""
-    texts = {"model", "data", "budget", "method", "status", "folder", "error"}
+    texts = {"model", "data", "budget", "method", "status", "above", "folder", "error"}
     with open(path, newline="") as file:
         return [
             {k: v if k in texts or v == "" else int(v) if k == "seed" else float(v) for k, v in r.items()}
@@ -522,12 +696,21 @@ def row(grid: Grid, run: Run) -> dict[str, Any]:
     if values["status"] == "failed":
         values["error"] = " ".join(json.loads((folder / ERROR).read_text())["error"].split())
         return values
-    result = json.loads((folder / "result.json").read_text())
+    try:
+        result = json.loads((folder / RESULT).read_text())
+    except ValueError as error:
+        raise LoadError(
+            f"{folder / RESULT} is damaged ({error}); remove it, and the run is done anew"
+        ) from error
     for name, part in (("dense", "dense"), ("soft", "soft"), ("hard", "hard"), ("final", "compact")):
-        values[name] = result[part]["accuracy"]
+        values[name] = "" if (known := result[part]["accuracy"]) is None else known
     if run.method == DENSE or run.method.startswith("scratch"):  # they begin with new weights
         values |= {"dense": "", "soft": "", "hard": ""}
     values |= {k: result["compact"][k] / max(result["dense"][k], 1) for k in KINDS}
+    if (landed := result.get(LATENCY)) is not None:
+        values[LATENCY] = Landing(**landed).left
+    limits = Budget.parse(run.budget).limits({**result["dense"], LATENCY: 0}) if run.budget else {}
+    values["above"] = " ".join(k for k in KINDS if result["compact"][k] > limits.get(k, math.inf))
     tuned = {int(r["epoch"]): r for r in metrics(folder) if r["phase"] == "finetune"}
     for epoch in RECOVERY:
         if epoch in tuned:

@@ -7,6 +7,7 @@ import json
 import re
 import statistics
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ from chipnet._errors import ConfigError
 from chipnet._io import write_atomically
 
 TABLES = "tables.md"
-_STAGES = {"hard": "as cut", "after_1": "after 1 epoch", "after_2": "after 2", "final": "fine-tuned"}
+_STAGES = {
+    "hard": "as cut",
+    "after_1": "after 1 epoch (validation)",
+    "after_2": "after 2 (validation)",
+    "final": "fine-tuned",
+}
 _LEGEND = {"fontsize": 7, "handlelength": 3.5}  # so long that dashes show
 Rows = Sequence[dict[str, Any]]
 
@@ -95,7 +101,8 @@ def standings(rows: Rows) -> str:
 
     For each of those a method's mean over seeds is held against the best method's. A cell has how often it is the
     best, and how far behind the best it is, in the mean and at most, in points; methods that are seldom behind come
-    first. Architectures trained anew and masks of other runs do not compete. Empty below three budgets.
+    first. Architectures trained anew and masks of other runs do not compete. Empty below three
+    budgets, each network and data set counted for itself.
 
     Example:
         >>> row = dict(model="net", data="digits", seed=0, status="done", hard=90.0)
@@ -163,7 +170,7 @@ def _table(rows: Rows) -> str:
 def _row(runs: Rows, known: Sequence[int]) -> str:
     done = [r for r in runs if r["status"] == "done"]
     final, gap = _numbers(done, "final"), [abs(r["soft"] - r["hard"]) for r in done if r["hard"] != ""]
-    kinds = _counted(runs[0]["budget"])
+    kinds = _kinds(runs[0]["budget"])
     recovery = " / ".join(_mean(_numbers(done, f"after_{n}")) or "–" for n in known)
     cells = [
         runs[0]["method"],
@@ -172,16 +179,27 @@ def _row(runs: Rows, known: Sequence[int]) -> str:
         _spread(final),
         _mean(_numbers(done, "hard")),
         f"{max(gap):.1f}" if gap else "",
-        ", ".join(f"{100 * max(r[k] for r in done):.2f} %" for k in kinds) if done else "",
+        ", ".join(_left(done, kind) for kind in kinds) if done else "",
         *([recovery] if known else []),
         str(len(runs) - len(done)),
     ]
     return f"| {' | '.join(cells)} |\n"
 
 
-def _counted(budget: str) -> tuple[str, ...]:
-    """The budget's kinds that are counts; times are not comparable between runs."""
-    return tuple(kind for kind in Budget.parse(budget).kinds if kind in KINDS)
+def _left(done: Rows, kind: str) -> str:
+    """The most of a cost that is left in these runs, and whether that is more than was asked."""
+    target = dict(Budget.parse(done[0]["budget"]).targets)[kind]
+    most = max(_numbers(done, kind), default=None)
+    if most is None:
+        return ""
+    # What a time comes to is measured, and what a count is of, not known here: those are not compared.
+    far = kind in KINDS and isinstance(target, Fraction) and most > target + Fraction(1, 10**6)
+    above = far or any(kind in r.get("above", "").split() for r in done)
+    return f"{100 * most:.2f} %{' (above)' if above else ''}"
+
+
+def _kinds(budget: str) -> tuple[str, ...]:
+    return Budget.parse(budget).kinds
 
 
 def _numbers(runs: Rows, column: str) -> list[float]:
@@ -217,10 +235,11 @@ def write_plots(grid: Grid, rows: Rows) -> list[Path]:
     for model, data in dict.fromkeys((r["model"], r["data"]) for r in done):
         mine = [r for r in done if (r["model"], r["data"]) == (model, data) and r["method"] != DENSE]
         dense = [r["final"] for r in done if (r["model"], r["data"], r["method"]) == (model, data, DENSE)]
-        kinds = dict.fromkeys(_counted(r["budget"]) for r in mine)
+        kinds = dict.fromkeys(_kinds(r["budget"]) for r in mine)
         for kind in (k[0] for k in kinds if len(k) == 1):
-            chosen = [r for r in mine if _counted(r["budget"]) == (kind,)]
-            paths.append(_accuracy(folder, f"{model} on {data}", kind, chosen, dense))
+            chosen = [r for r in mine if _kinds(r["budget"]) == (kind,) and r.get(kind, "") != ""]
+            if len({r["budget"] for r in chosen}) > 1:  # one budget is no curve
+                paths.append(_accuracy(folder, f"{model} on {data}", kind, chosen, dense))
         for budget in dict.fromkeys(r["budget"] for r in mine):
             chosen = [r for r in mine if r["budget"] == budget]
             title = f"{model} on {data}, {budget}"
@@ -240,6 +259,11 @@ def _figure(width: float = 6.4, height: float = 4.2, columns: int = 1) -> tuple[
     for axis in axes.flat:  # colours are ten, methods may be more
         axis.set_prop_cycle(plt.cycler(linestyle=["-", "--", ":"]) * plt.rcParams["axes.prop_cycle"])
     return figure, axes
+
+
+def _short(text: str, most: int = 40) -> str:
+    """A label that leaves room for the plot."""
+    return text if len(text) <= most else f"{text[: most - 9]}…{text[-8:]}"
 
 
 def _saved(figure: Any, folder: Path, name: str) -> Path:
@@ -270,11 +294,11 @@ def _accuracy(folder: Path, title: str, kind: str, rows: Rows, dense: Sequence[f
                     )
                 )
         x, mean, low, high = zip(*sorted(points), strict=True)
-        (line,) = axis.plot(x, mean, marker="o", markersize=3, label=method)
+        (line,) = axis.plot(x, mean, marker="o", markersize=3, label=_short(method))
         axis.fill_between(x, low, high, alpha=0.15, color=line.get_color())
     if dense:
         axis.axhline(statistics.mean(dense), color="black", linestyle=":", linewidth=1, label=DENSE)
-    axis.set(xscale="log", xlabel=f"{kind} left, %", ylabel="test accuracy, %", title=title)
+    axis.set(xscale="log", xlabel=f"{kind} left, %", ylabel="test accuracy, %", title=_short(title, 90))
     axis.legend(**_LEGEND)
     return _saved(figure, folder, f"accuracy {title} {kind}")
 
@@ -287,10 +311,13 @@ def _recovery(folder: Path, title: str, rows: Rows) -> Path:
         runs = [r for r in rows if r["method"] == method]
         known = [(n, v) for n in RECOVERY if (v := _numbers(runs, f"after_{n}"))]
         x = [n for n, _ in known]
-        (line,) = axis.plot(x, [statistics.mean(v) for _, v in known], marker="o", markersize=3, label=method)
+        (line,) = axis.plot(
+            x, [statistics.mean(v) for _, v in known], marker="o", markersize=3, label=_short(method)
+        )
         low, high = [min(v) for _, v in known], [max(v) for _, v in known]
         axis.fill_between(x, low, high, alpha=0.15, color=line.get_color())
-    axis.set(xlabel="epochs of fine-tuning", ylabel="validation accuracy, %", title=title)
+    axis.set(xlabel="epochs of fine-tuning", ylabel="validation accuracy, %", title=_short(title, 90))
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(**_LEGEND)
     return _saved(figure, folder, f"recovery {title}")
 
@@ -304,7 +331,7 @@ def _layers(grid: Grid, folder: Path, title: str, rows: Rows) -> Path:
         sites = json.loads((grid.out / row["folder"] / MASKS).read_text())["sites"]
         names = list(sites)
         kept = [100 * len(site["kept"]) / site["channels"] for site in sites.values()]
-        axis.plot(range(len(sites)), kept, marker=".", linewidth=1, label=row["method"])
+        axis.plot(range(len(sites)), kept, marker=".", linewidth=1, label=_short(row["method"]))
     axis.set(ylabel="channels kept, %", title=title, ylim=(0, 105))
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=5)
     axis.legend(**_LEGEND)
@@ -327,9 +354,10 @@ def _histograms(grid: Grid, folder: Path, title: str, rows: Rows) -> list[Path]:
             list(zip(*shares, strict=True)), origin="lower", aspect="auto", vmin=0, vmax=1,
             extent=(0.5, len(shares) + 0.5, 0, 1), cmap="viridis",
         )  # fmt: skip
-        axis.set_title(method, fontsize=8)
+        axis.set_title(_short(method), fontsize=8)
         axis.set_xlabel("epoch of pruning")
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_ylabel("gate value")
     figure.colorbar(image, ax=list(axes[0]), label="part of all gates")
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(_short(title, 90), fontsize=9)
     return [_saved(figure, folder, f"masks {title}")]

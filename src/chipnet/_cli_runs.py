@@ -156,7 +156,7 @@ def list_runs(
     }
     with _refusals():
         from chipnet._budget import shown
-        from chipnet.runs import find_runs
+        from chipnet.runs import find_runs, percent
 
         if sort not in keys:
             raise _config_error(f"--sort {sort!r}: give one of {', '.join(keys)}.")
@@ -173,7 +173,7 @@ def list_runs(
             r["data"],
             r["method"],
             shown(r["budget"]),
-            *(f"{r[s]['accuracy']:.2f}" for s in ("dense", "compact")),
+            *(percent(r[s]["accuracy"], "") for s in ("dense", "compact")),
             *(f"{100 * run.left(k):.2f} %" for k in ("params", "macs")),
             r["environment"]["date"][:10],
         )

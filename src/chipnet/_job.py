@@ -74,33 +74,16 @@ def prepare(request: Request, resume: bool = False) -> Job:
         chipnet._errors.BudgetError: cannot use the budget 'macs=1.5':
           - macs=1.5: above 1; a fraction is what remains, 0.25 keeps a quarter; for an absolute count ...
     """
+    recipe = check(request)
     budget = Budget.parse(request.budget)
-    read_method(request.method)
-    recipe = request.recipe or recipe_for(request.data)
-    if request.weights is not None:
-        recipe = dataclasses.replace(recipe, train=0)
-    elif recipe.train == 0 and request.masks is None:
-        raise ConfigError(
-            "there is nothing to prune: training is given 0 epochs and there are no weights. Give "
-            "--weights FILE or at least one epoch of training."
-        )
     if not os.fspath(request.out):
         raise ConfigError("there is no run folder. Give --out DIR.")
     out = Path(request.out).expanduser()
-    if not 0 <= request.seed < 2**63:
-        raise ConfigError(f"the seed must be at least 0 and below 2**63, not {request.seed}")
     if not resume:
         _check_unused(out, request.overwrite)
-    if request.checkpoint_steps is not None and request.checkpoint_steps < 1:
-        raise ConfigError(f"checkpoint_steps must be at least 1, not {request.checkpoint_steps}.")
     threads = use_threads(request.threads)
     if request.precision == "32":
         request = dataclasses.replace(request, precision="32-true")
-    if request.tensorboard:
-        optional_import(
-            "torch.utils.tensorboard", needed_for="tensorboard: true (--tensorboard)", install="tensorboard"
-        )
-    _check_device(request)
     fabric = _fabric(request)
     out = fabric.broadcast(out)  # where the first process found a name that was free
     processes, local = fabric.world_size, getattr(fabric.strategy, "num_processes", 1)
@@ -165,11 +148,45 @@ def prepare(request: Request, resume: bool = False) -> Job:
     return Job(request, recipe, budget, data, network, example, structure, fabric, out, resume, mask)
 
 
+def check(request: Request) -> Recipe:
+    """What can be said of a request before anything is loaded; its recipe.
+
+    Raises:
+        ChipNetError: as `prepare`.
+    """
+    Budget.parse(request.budget)
+    if request.masks is None:
+        read_method(request.method)
+    recipe = request.recipe or recipe_for(request.data)
+    if request.weights is not None:
+        recipe = dataclasses.replace(recipe, train=0)
+    elif recipe.train == 0 and request.masks is None:
+        raise ConfigError(
+            "there is nothing to prune: training is given 0 epochs and there are no weights. Give "
+            "--weights FILE or at least one epoch of training."
+        )
+    if not 0 <= request.seed < 2**63:
+        raise ConfigError(f"the seed must be at least 0 and below 2**63, not {request.seed}")
+    if request.checkpoint_steps is not None and request.checkpoint_steps < 1:
+        raise ConfigError(f"checkpoint_steps must be at least 1, not {request.checkpoint_steps}.")
+    _check_threads(request.threads)
+    if request.tensorboard:
+        optional_import(
+            "torch.utils.tensorboard", needed_for="tensorboard: true (--tensorboard)", install="tensorboard"
+        )
+    _check_device(request)
+    return recipe
+
+
+def _check_threads(threads: int | None) -> None:
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads must be at least 1, not {threads}.")
+
+
 def use_threads(threads: int | None) -> int:
     """Set the CPU threads, where a number is given; how many there are."""
+    _check_threads(threads)
     if threads is not None:
-        if threads < 1:
-            raise ConfigError(f"threads must be at least 1, not {threads}.")
         torch.set_num_threads(threads)
     return torch.get_num_threads()
 
@@ -227,7 +244,7 @@ def _check_device(request: Request) -> None:
     has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if accelerator != "auto" and accelerator not in has:
         raise ConfigError(f"unknown accelerator {accelerator!r}; known: auto, {', '.join(has)}")
-    if precision not in PRECISIONS:
+    if precision not in (*PRECISIONS, "32"):
         raise ConfigError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
     if request.strategy not in STRATEGIES:
         raise ConfigError(

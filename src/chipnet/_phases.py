@@ -284,7 +284,8 @@ class Finetune(Phase):
 
 
 def paper(run: Run) -> bool:
-    return read_method(run.job.request.method)[0].name == "chipnet-paper"
+    """Do the paper's optimisers and schedules train it? Masks that are given are trained as all others' are."""
+    return run.job.mask is None and read_method(run.job.request.method)[0].name == "chipnet-paper"
 
 
 PHASES: dict[str, type[Phase]] = {phase.name: phase for phase in (Train, Prune, Finetune)}

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from chipnet._plan import Plan
 from chipnet._structure import Pattern, Structure
 from chipnet._trace import Realisation
 
+if TYPE_CHECKING:
+    from chipnet.methods import Method
+
 
 class Pruner:
     """Learns which channels to keep while you train, in your own loop.
@@ -35,8 +38,8 @@ class Pruner:
             will see them; or the `chipnet.Structure` of this model, with its options.
         budget: what remains: ``{"macs": 0.25}``, ``"params=2M"``, several kinds at once; see `chipnet.Budget`.
         steps: optimiser steps that pruning will take. All schedules are functions of step / steps.
-        method: a name from ``chipnet.methods.METHODS``; with other values for its settings as
-            ``"chipnet:floor=0,travel=16"``.
+        method: a name from ``chipnet.methods.METHODS``, or ``module:Class`` of your own; with other values for its
+            settings as ``"chipnet:floor=0,travel=16"``. Or the class itself.
         realisation, share, ignore, only, min_channels, round_to: see `chipnet.Structure`.
         seed: of everything random in the method.
         group: the processes that train this model together, each with a pruner of its own: a process group, None
@@ -76,7 +79,7 @@ class Pruner:
         budget: Budget | Mapping[str, Any] | str,
         *,
         steps: int,
-        method: str = "chipnet",
+        method: str | type[Method] = "chipnet",
         realisation: Realisation = "plain",
         share: bool | None = None,
         ignore: Iterable[Pattern] = (),

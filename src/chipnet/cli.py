@@ -234,6 +234,7 @@ def bench(
             for run in _bench.runs_of(grid):
                 print(f"{_bench.status(grid, run)}\t{run.folder}")
             return
+        _bench.preflight(grid, names)
     with _failures(), _stop_signals() as stop, _Bars(console, quiet=True) as bars:
 
         def told(number: int, total: int, run: _bench.Run, text: str) -> None:
@@ -251,6 +252,8 @@ def bench(
                 console.print(f"{len(_bench_report.write_plots(grid, rows))} plots in {grid.out / 'plots'}")
             except ConfigError as error:
                 console.print(f"no plots: {error}", soft_wrap=True, markup=False)
+        if rows and all(row["status"] == "failed" for row in rows):
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -604,6 +607,8 @@ def _show(console: Console, result: Mapping[str, Any], out: Path) -> None:
 
 def summary(result: Mapping[str, Any]) -> Table:
     """The table at the end of a run, from what result.json holds."""
+    from chipnet.runs import percent
+
     budget = shown(result["budget"])
     table = Table(
         title=f"{result['model']} on {result['data']}, {result['method']}, budget {budget}",
@@ -616,7 +621,7 @@ def summary(result: Mapping[str, Any]) -> Table:
     dense = result["dense"]
     for row in ("dense", "soft", "hard", "compact"):
         values = result[row]
-        cells = [f"{values['accuracy']:.2f} %"]
+        cells = [percent(values["accuracy"])]
         cells += [
             f"{round(values[k]):,}\n{values[k] / max(dense[k], 1):.2%}".replace("%", " %")
             for k in ("params", "macs", "volume", "channels")

@@ -23,7 +23,7 @@ from chipnet._inputs import Inputs
 from chipnet._io import write_atomically
 from chipnet._latency import Landing
 from chipnet.latency import Part, parts
-from chipnet.runs import Run
+from chipnet.runs import Run, percent
 
 REPORT = "report.html"
 STATES = ("dense", "soft", "hard", "compact")
@@ -116,15 +116,16 @@ def _page(**content: Any) -> str:
 def _one(run: Run) -> dict[str, Any]:
     result = run.result
     dense, small = result["dense"], result["compact"]
-    change = small["accuracy"] - dense["accuracy"]
+    trained = dense["accuracy"] is not None
+    change = small["accuracy"] - dense["accuracy"] if trained else 0.0
     kinds = _counted(result)
     tiles = [
-        _Tile("accuracy, dense", f"{dense['accuracy']:.2f} %", "test images"),
+        _Tile("accuracy, dense", percent(dense["accuracy"]), "test images" if trained else "never trained"),
         _Tile(
             "accuracy, compact",
-            f"{small['accuracy']:.2f} %",
-            f"{change:+.2f} points",
-            "good" if change >= 0 else "",
+            percent(small["accuracy"]),
+            f"{change:+.2f} points" if trained else "from new weights",
+            "good" if trained and change >= 0 else "",
         ),
     ]
     for kind in kinds:
@@ -161,7 +162,7 @@ def _states(result: Mapping[str, Any]) -> _Section:
     rows = []
     for state in STATES:
         values = result[state]
-        row = [Cell(state), Cell(f"{values['accuracy']:.2f} %", values["accuracy"])]
+        row = [Cell(state), Cell(percent(values["accuracy"]), values["accuracy"])]
         for k in KINDS:
             part = values[k] / max(result["dense"][k], 1)
             row.append(Cell(f"{round(values[k]):,} ({_percent(part)})", values[k]))
@@ -432,7 +433,7 @@ def _several(runs: Sequence[Run], base: Path) -> dict[str, Any]:
             Cell(r["method"]),
             Cell(str(r["seed"]), r["seed"]),
         ]
-        row += [Cell(f"{r[s]['accuracy']:.2f}", r[s]["accuracy"]) for s in STATES]
+        row += [Cell(percent(r[s]["accuracy"], ""), r[s]["accuracy"]) for s in STATES]
         row += [Cell(_percent(run.left(k)), run.left(k)) for k in KINDS]
         rows.append(row)
     columns = [("run", False), ("network", False), ("data", False), ("method", False), ("seed", True)]

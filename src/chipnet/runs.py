@@ -264,6 +264,11 @@ def _json(path: Path, hint: str) -> dict[str, Any]:
     return data
 
 
+def percent(accuracy: float | None, sign: str = " %") -> str:
+    """An accuracy as people read it: of a network that was never trained there is none."""
+    return "–" if accuracy is None else f"{accuracy:.2f}{sign}"
+
+
 def _costs(row: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in row.items() if k != "accuracy"}
 
@@ -285,7 +290,7 @@ def _readme(name: str, card: Mapping[str, Any]) -> str:
             "",
             "| | dense | compact | left |",
             "|---|---|---|---|",
-            f"| accuracy | {accuracy['dense']:.2f} % | {accuracy['compact']:.2f} % | |",
+            f"| accuracy | {percent(accuracy['dense'])} | {percent(accuracy['compact'])} | |",
             *rows,
             "",
             "```python",

@@ -499,7 +499,8 @@ def run(job: Job, watcher: Watcher | None = None, stop: Callable[[], bool] = lam
 
     Returns:
         `model, data, method, seed, budget, dense, soft, hard, compact, verify, seconds`, and what it takes to
-        do it again. Accuracies are in percent, on the test images; costs are counts for one image; times are
+        do it again. Accuracies are in percent, on the test images (None of a network that was
+        never trained); costs are counts for one image; times are
         in seconds.
 
     Raises:
@@ -544,6 +545,8 @@ def _result(run: Run) -> dict[str, Any]:
     job, plan, known = run.job, run.plan, run.state.known
     assert plan is not None
     asked = job.request
+    if job.mask is not None and asked.weights is None:  # new weights, which nobody trained before the cut
+        known = {**known, "dense": None, "soft": None, "hard": None}
     seconds = {**run.state.seconds, "total": sum(run.state.seconds.values())}
     return {
         "model": asked.model,

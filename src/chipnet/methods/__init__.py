@@ -1,13 +1,19 @@
 """Methods: ways to give every gate a value. Everything else (gates, costs, hardening, compaction) is shared.
 
-A method is one file with one class; ``METHODS`` is the table of all of them, tried by ``tests/test_methods.py``.
+A method is one file with one class; ``METHODS`` is the table of ours, tried by ``tests/test_methods.py``. One of
+your own extends `Method`, or `Gradual` where it only has scores, and is named ``module:Class``.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import TypeGuard
+
 from chipnet._errors import ConfigError
+from chipnet._lazy import import_callable
 from chipnet.methods._bar import BAR
-from chipnet.methods._base import Method
+from chipnet.methods._base import Gradual, Method, Sensing
 from chipnet.methods._chipnet import ChipNet
 from chipnet.methods._fisher import Fisher
 from chipnet.methods._magnitude import Magnitude
@@ -22,36 +28,103 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def read_method(text: str) -> tuple[type[Method], dict[str, float]]:
-    """A method and other values for its settings, from its name alone or ``name:setting=number,...``.
+_OWN = re.compile(r"(\w[\w.]*:[A-Za-z_][\w.]*)(?:\s*:(.*))?", re.DOTALL)
+
+
+def read_method(method: str | type[Method]) -> tuple[type[Method], dict[str, float]]:
+    """A method and other values for its settings.
+
+    Args:
+        method: a name of ``METHODS``, or ``module:Class`` for a `Method` of your own; with other values for its
+            settings as ``name:setting=number,...``. Or the class itself.
 
     Raises:
-        ConfigError: no such method or setting, or not a number.
+        ConfigError: no such method or setting, not a number, or a number out of range.
 
     Examples:
         >>> read_method("taylor")
         (<class 'chipnet.methods._taylor.Taylor'>, {})
         >>> read_method("slimming: refreshes=0, freeze=1, floor=0")[1]
         {'refreshes': 0, 'freeze': 1.0, 'floor': 0.0}
+        >>> read_method("chipnet.methods:Taylor:floor=0.05")
+        (<class 'chipnet.methods._taylor.Taylor'>, {'floor': 0.05})
         >>> read_method("chipnet:flor=0")
         Traceback (most recent call last):
         ...
         chipnet._errors.ConfigError: chipnet has no setting 'flor'; did you mean 'floor'?
     """
-    name, colon, rest = text.partition(":")
-    name = name.strip()
-    if name not in METHODS:
-        raise ConfigError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+    if isinstance(method, type):
+        return _checked(method, method.__name__), {}
+    if not isinstance(method, str):
+        raise ConfigError(f"method is a name, module:Class or a class of Method, not {method!r}")
+    name, settings = (part.strip() for part in _parts(method))
     options: dict[str, float] = {}
-    for part in rest.split(",") if colon else ():
-        setting, _, value = part.partition("=")
+    for part in settings.split(",") if settings or method.rstrip().endswith(":") else ():
+        setting, _, value = (text.strip() for text in part.partition("="))
+        if setting in options:
+            raise ConfigError(f"{setting} is given twice in the method {method!r}; keep one")
         try:
-            options[setting.strip()] = float(value)
+            options[setting] = float(value)
         except ValueError:
             raise ConfigError(
-                f"cannot read {part.strip()!r} in the method {text!r}: write name:setting=number,setting=number"
+                f"cannot read {part.strip()!r} in the method {method!r}: write name:setting=number,setting=number"
             ) from None
-    return METHODS[name], METHODS[name].checked(options)
+    made = METHODS.get(name) or _checked(import_callable(name), name)
+    return made, made.checked(options)
+
+
+def method_text(text: str) -> str:
+    """A method as read_method takes it, written in one way: what means the same reads the same, but for the order
+    of settings.
+
+    Raises:
+        ConfigError: see `read_method`.
+
+    Example:
+        >>> method_text(" taylor : floor = 5e-2, refreshes=7")
+        'taylor:floor=0.05,refreshes=7'
+    """
+    _, options = read_method(text)
+    name = _parts(text)[0].strip()
+    settings = ",".join(f"{k}={v:.12g}" for k, v in options.items())
+    return f"{name}:{settings}" if settings else name
+
+
+def _parts(text: str) -> tuple[str, str]:
+    """(name, settings) of a method's text; the name is one of ``METHODS`` or module:Class.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    name, _, settings = text.partition(":")
+    if name.strip() in METHODS:
+        return name, settings
+    own = _OWN.fullmatch(text.strip())
+    if own is None:
+        raise ConfigError(
+            f"unknown method {name.strip()!r}; known: {', '.join(METHODS)}, or module:Class for one of your own"
+        )
+    return own[1], own[2] or ""
+
+
+def _checked(found: Callable[..., object], name: str) -> type[Method]:
+    """``found``, if it is a method that can be made.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not is_method(found):
+        raise ConfigError(
+            f"{name} is no method: write a class that extends chipnet.methods.Method or Gradual"
+        )
+    if missing := ", ".join(sorted(getattr(found, "__abstractmethods__", ()))):
+        raise ConfigError(f"the method {name} lacks {missing}")
+    return found
+
+
+def is_method(found: object) -> TypeGuard[type[Method]]:
+    """Is it a class of methods?"""
+    return isinstance(found, type) and issubclass(found, Method)
 
 
 __all__ = [
@@ -60,11 +133,15 @@ __all__ = [
     "ChipNet",
     "ChipNetPaper",
     "Fisher",
+    "Gradual",
     "Magnitude",
     "Method",
     "Random",
+    "Sensing",
     "Slimming",
     "Taylor",
     "Uniform",
+    "is_method",
+    "method_text",
     "read_method",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -33,10 +34,13 @@ class Method(ABC):
         ConfigError: an option that is no setting of this method.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = "own"
     distills: ClassVar[tuple[float, float] | None] = None
     """(temperature, weight) where the dense network's logits are part of the method's task loss:
     ``(1 - weight) CE + weight * distillation_loss(., ., temperature)``. The loop owns the teacher."""
+
+    _ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """Least and largest values of settings; of others from 0 on, or any where the default is negative."""
 
     def __init__(
         self,
@@ -84,11 +88,25 @@ class Method(ABC):
                 close = difflib.get_close_matches(option, known, n=1)
                 meant = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known) or 'none'}"
                 problems.append(f"{cls.name} has no setting {option!r}; {meant}")
-            elif isinstance(known[option], int) and not float(value).is_integer():
+                continue
+            least, most = cls._range(option)
+            if isinstance(known[option], int) and not float(value).is_integer():
                 problems.append(f"{option} of {cls.name} is a whole number, not {value}")
+            elif not (math.isfinite(value) and least <= value <= most):
+                between = (
+                    f"from {least:g} to {most:g}" if most < math.inf else f"at least {least:g} and finite"
+                )
+                problems.append(f"{option} of {cls.name} must be {between}, not {value}")
         if problems:
             raise ConfigError("; ".join(problems))
         return {option: type(known[option])(value) for option, value in options.items()}
+
+    @classmethod
+    def _range(cls, option: str) -> tuple[float, float]:
+        for c in cls.__mro__:
+            if option in (found := vars(c).get("_ranges", {})):
+                return found[option]
+        return (0.0 if cls.settings()[option] >= 0 else -math.inf), math.inf
 
     @abstractmethod
     def values(self, progress: float) -> Tensor:
@@ -158,6 +176,13 @@ class Gradual(Method):
     """How many gates a site that can be bypassed keeps if it keeps any, where its branch costs something however
     thin it is: at most so many as cost as much. A floor keeps branches alive; with ``min_channels`` none can die,
     and one is enough."""
+
+    _ranges: ClassVar = {
+        "shrink": (1e-6, 1.0),
+        "freeze": (0.0, 1.0),
+        "floor": (0.0, 1.0),
+        "together": (1.0, math.inf),
+    }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -241,6 +266,8 @@ class Sensing(Gradual):
     """
 
     memory: float = 0.98
+
+    _ranges: ClassVar = {"memory": (0.0, 0.999999)}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
