@@ -668,6 +668,8 @@ def test_a_rival_does_a_whole_run_of_its_own(tmp_path, monkeypatch):
     assert row["dense"] == dense["final"]
     assert 0 < row["params"] <= 0.3
     assert row["after_0"] != "" and row["epochs"] == 4  # pruning's and fine-tuning's
+    listed = RUNNER.invoke(cli.app, ["ls", str(tmp_path)])
+    assert listed.exit_code == 0 and rival in listed.output and "dense" in listed.output
     net = get_model("resnet8", 10, 1)
     x = torch.zeros(1, 1, 8, 8)
     assert costs(net, x) == Structure(net, x).cost.dense.to_json()  # both count the same things
@@ -700,7 +702,12 @@ def test_the_command_refuses_in_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("left", "message"),
-    [(None, "FileNotFoundError"), ({"x": 1}, "KeyError"), ("{", "is damaged")],
+    [
+        (None, "FileNotFoundError"),
+        ({"x": 1}, "KeyError: 'dense'"),
+        ("{", "JSONDecodeError"),
+        ([], "TypeError"),
+    ],
 )
 def test_a_rival_that_leaves_no_result_has_failed_and_the_grid_goes_on(tmp_path, monkeypatch, left, message):
     def leaves(job, watcher):
@@ -714,6 +721,7 @@ def test_a_rival_that_leaves_no_result_has_failed_and_the_grid_goes_on(tmp_path,
     rows = {r["method"]: r for r in bench(grid, {})}
     assert rows["test_bench:rival"]["status"] == "failed" and message in rows["test_bench:rival"]["error"]
     assert rows["random"]["status"] == rows["dense"]["status"] == "done"
+    assert "is not what a rival leaves" in rows["test_bench:rival"]["error"]
     assert "test_bench:rival" in (tmp_path / "results.csv").read_text()
 
 

@@ -605,6 +605,7 @@ def _one(
         job = train.prepare(request, resume=_goes_on(folder))
         if is_rival(run.method):
             import_callable(run.method)(job, watcher)
+            _complete(folder / RESULT, train.facts(job) | {"method": run.method})
         else:
             train.run(job, watcher, stop)
         done = row(grid, run)
@@ -615,6 +616,29 @@ def _one(
         write_json(folder / ERROR, said)
         return "failed: " + " ".join(said["error"].split())
     return f"done: {done['final']:.2f} % in {done['seconds']:.0f} s"
+
+
+def _complete(path: Path, facts: Mapping[str, Any]) -> None:
+    """Add to a rival's result what is known without it.
+
+    Raises:
+        LoadError: it left no result, or one that lacks something.
+    """
+    try:
+        result = json.loads(path.read_text())
+        accuracies = [result[part]["accuracy"] for part in ("dense", "soft", "hard", "compact")]
+        numbers = [
+            *accuracies,
+            *(result["compact"][k] / result["dense"][k] for k in KINDS),
+            result["seconds"]["total"],
+        ]
+        if not all(math.isfinite(n) for n in numbers):
+            raise ValueError("a number is not finite")
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
+        raise LoadError(
+            f"{path} is not what a rival leaves ({type(error).__name__}: {error}); see docs/bench.md"
+        ) from error
+    write_json(path, {**facts, **result})
 
 
 def _goes_on(folder: Path) -> bool:

@@ -541,13 +541,9 @@ def _clear(out: Path) -> None:
     _checkpoint.remove(out)
 
 
-def _result(run: Run) -> dict[str, Any]:
-    job, plan, known = run.job, run.plan, run.state.known
-    assert plan is not None
+def facts(job: Job) -> dict[str, Any]:
+    """What result.json says of a run whatever came out of it."""
     asked = job.request
-    if job.mask is not None and asked.weights is None:  # new weights, which nobody trained before the cut
-        known = {**known, "dense": None, "soft": None, "hard": None}
-    seconds = {**run.state.seconds, "total": sum(run.state.seconds.values())}
     return {
         "model": asked.model,
         "data": asked.data,
@@ -557,18 +553,31 @@ def _result(run: Run) -> dict[str, Any]:
         "budget": {k: v if isinstance(v, int) else float(v) for k, v in job.budget.targets},
         "limits": job.structure.limits(job.budget),
         "realisation": asked.realisation,
+        "images": job.data.counts(),
+        "recipe": dataclasses.asdict(job.recipe),
+        "environment": _environment(job.fabric),
+        "command": asked.command,
+        **({"masks": asked.masks} if asked.masks is not None else {}),
+    }
+
+
+def _result(run: Run) -> dict[str, Any]:
+    job, plan, known = run.job, run.plan, run.state.known
+    assert plan is not None
+    if (
+        job.mask is not None and job.request.weights is None
+    ):  # new weights, which nobody trained before the cut
+        known = {**known, "dense": None, "soft": None, "hard": None}
+    seconds = {**run.state.seconds, "total": sum(run.state.seconds.values())}
+    return {
+        **facts(job),
         "dense": {"accuracy": known["dense"], **plan.dense.to_json()},
         "soft": {"accuracy": known["soft"], **known["soft_cost"]},
         "hard": {"accuracy": known["hard"], **plan.compact.to_json()},
         "compact": {"accuracy": known["compact"], **plan.compact.to_json()},
         "verify": {"max_abs_difference": known["verify"][0], "output_scale": known["verify"][1]},
         "seconds": {k: round(v, 2) for k, v in seconds.items()},
-        "images": job.data.counts(),
-        "recipe": dataclasses.asdict(job.recipe),
-        "environment": _environment(run.fabric),
-        "command": asked.command,
         **({"latency": plan.latency} if plan.latency is not None else {}),
-        **({"masks": asked.masks} if asked.masks is not None else {}),
     }
 
 
