@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import re
 
 import pytest
 import torch
@@ -80,10 +82,36 @@ def test_masks_go_to_disk_and_back(tmp_path):
     ("damage", "text"),
     [
         (lambda d: d.update(version=2), "no file of masks that this chipnet reads"),
-        (lambda d: d.pop("sites"), "damaged: KeyError"),
+        (lambda d: d.pop("sites"), "they have no sites"),
+        (lambda d: d.update(sites={}), "they have no sites"),
+        (lambda d: d.update(sites=[1]), "they have no sites"),
+        (lambda d: d.update(network=7), "'network' must be a text, not 7"),
+        (lambda d: d.pop("budget"), "'budget' must be a text, not None"),
+        (lambda d: d.update(budget="hello"), "cannot use the budget 'hello': - 'hello' does not say what it"),
+        (lambda d: d.update(realisation="dense"), "'realisation' must be 'plain' or 'indexed', not 'dense'"),
+        (lambda d: d["sites"].update(norm=[1]), "site 'norm': it must have 'channels' and 'kept'"),
+        (lambda d: d["sites"]["norm"].pop("kept"), "site 'norm': it must have 'channels' and 'kept'"),
         (lambda d: d["sites"]["norm"].update(channels=12), "do not match their fingerprint"),
-        (lambda d: d["sites"]["norm"]["kept"].append(99), "damaged"),
-        (lambda d: d["sites"]["norm"].update(kept=[1, 0]), "damaged"),
+        (lambda d: d.pop("fingerprint"), "do not match their fingerprint"),
+        *(
+            (
+                lambda d, width=width: d["sites"]["norm"].update(channels=width),
+                f"site 'norm': channels must be a whole number above 0, not {width!r}",
+            )
+            for width in (math.inf, 0, True, "11", 11.0)
+        ),
+        *(
+            (lambda d, kept=kept: d["sites"]["norm"].update(kept=kept), f"site 'norm': {said}")
+            for kept, said in (
+                ("012", "kept must be a list of indices, not '012'"),
+                ([0.7, 1.9], "kept holds 0.7, which is no index"),
+                ([False, True], "kept holds False, which is no index"),
+                ([0, 99], "kept holds 99, and its channels are 0 to 10"),
+                ([-1], "kept holds -1, and its channels are 0 to 10"),
+                ([1, 0], "kept holds 0 after 1, not ascending"),
+                ([1, 1], "kept holds 1 twice"),
+            )
+        ),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, damage, text):
@@ -91,8 +119,9 @@ def test_damaged_files_are_refused(tmp_path, damage, text):
     data = json.loads((tmp_path / "masks.json").read_text())
     damage(data)
     (tmp_path / "masks.json").write_text(json.dumps(data))
-    with pytest.raises(LoadError, match=text):
+    with pytest.raises(LoadError, match=re.escape(text)) as caught:
         Masks.load(tmp_path / "masks.json")
+    assert str(tmp_path / "masks.json") in str(caught.value)
 
 
 def test_what_is_no_json_or_not_there_is_refused(tmp_path):
@@ -101,6 +130,9 @@ def test_what_is_no_json_or_not_there_is_refused(tmp_path):
         Masks.load(tmp_path / "x")
     with pytest.raises(LoadError, match="cannot read masks"):
         Masks.load(tmp_path / "y")
+    (tmp_path / "z").write_text("[" * 100_000)
+    with pytest.raises(LoadError, match="cannot read masks"):
+        Masks.load(tmp_path / "z")
 
 
 def test_nothing_in_common_is_an_error():
