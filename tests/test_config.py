@@ -96,12 +96,25 @@ def test_all_mistakes_are_named_at_once():
         (b"", "holds a NoneType, not options"),
         (b"seed: [1", "cannot read the config file"),
         (b"\xff\xfe\x00", "cannot read the config file"),
+        (b"seed: 2020-13-45", "cannot read the config file"),
+        (b"seed: 1\nmodel: a\nseed: 2", "the key 'seed' is in line 1 and again in line 3: keep one"),
+        (b"recipe:\n  prune: 1\n  'prune': 2", "the key 'prune' is in line 2 and again in line 3"),
+        (b"a:\n  - b: {c: 1, d: 2,\n     c: 3}", "the key 'c' is in line 2 and again in line 3"),
     ],
 )
 def test_files_that_are_no_config(tmp_path, content, text):
     (tmp_path / "c.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=text):
         read_config(tmp_path / "c.yaml")
+
+
+def test_a_key_of_a_merged_mapping_may_be_given_again(tmp_path):
+    (tmp_path / "c.yaml").write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: {x: 4, 5: 6, '5': 7}")
+    assert read_config(tmp_path / "c.yaml") == {
+        "a": {"x": 1, "y": 2},
+        "b": {"x": 1, "y": 3},
+        "c": {"x": 4, 5: 6, "5": 7},
+    }
 
 
 def test_a_repeated_run_gets_a_new_folder(tmp_path):

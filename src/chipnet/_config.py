@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import math
 import os
@@ -333,22 +334,44 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A layer for `request_from` from a YAML file, such as a run's config.yaml.
 
     Raises:
-        ConfigError: the file is missing, is no YAML, or holds no mapping.
+        ConfigError: the file is missing, is no YAML, gives a key twice, or holds no mapping.
     """
     import yaml
 
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _loader())
     except FileNotFoundError:
         raise ConfigError(f"there is no config file {path}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date that is none
         raise ConfigError(f"cannot read the config file {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(
             f"the config file {path} holds a {type(values).__name__}, not options such as 'seed: 1'."
         )
     return values
+
+
+@functools.cache
+def _loader() -> Any:
+    """YAML's safe loader, but a key that is given twice in one mapping is an error: YAML drops the first."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            lines: dict[Any, int] = {}
+            for key, _ in node.value:  # before << is resolved, whose keys may be given again
+                if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                    continue
+                name, line = self.construct_object(key), key.start_mark.line + 1
+                if name in lines:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"the key {name!r} is in line {lines[name]} and again in line {line}: keep one"
+                    )
+                lines[name] = line
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def unused(out: str | os.PathLike[str]) -> Path:
