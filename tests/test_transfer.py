@@ -278,6 +278,7 @@ def test_transfers_that_are_refused(finished, tmp_path, arguments, text):
     assert done.exit_code == 2
     assert text in done.stderr
     assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_sources_that_are_refused(finished, tmp_path):

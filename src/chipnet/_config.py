@@ -12,6 +12,7 @@ import difflib
 import functools
 import itertools
 import math
+import numbers
 import os
 import shlex
 import sys
@@ -304,6 +305,20 @@ def request_from(*layers: Mapping[str, Any], source: str = "the config") -> Requ
     return Request(**values, recipe=made)
 
 
+def checked(request: Request) -> Request:
+    """A request made in Python, whose values are as those of a file: only such can be written to config.yaml.
+
+    Raises:
+        ConfigError: values of a wrong type, all of them.
+    """
+    problems: list[str] = []
+    values = {name: getattr(request, name) for name in options(Request)}
+    fitted = _fitted(Request, values, "", problems)
+    if problems:
+        raise ConfigError("; ".join(problems) + ".")
+    return dataclasses.replace(request, **fitted)
+
+
 def plain(request: Request) -> dict[str, Any]:
     """The inverse of `request_from`: values that YAML and JSON have."""
 
@@ -376,9 +391,9 @@ def _loader() -> Any:
 
 def unused(out: str | os.PathLike[str]) -> Path:
     """The first of OUT, OUT-2, OUT-3, ... that does not exist: a repeated run replaces nothing."""
-    path = Path(out).expanduser()
+    path = Path(os.path.expanduser(out))
     names = itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in itertools.count(2)))
-    return next(p for p in names if not p.exists())
+    return next(p for p in names if not os.path.lexists(p))  # of a name that cannot be, `prepare` tells
 
 
 def _fitted(
@@ -421,12 +436,16 @@ def _fit(value: Any, wanted: Any) -> Any:
             return None
         return _fit(value, arguments[0])
     if origin is tuple:
+        if isinstance(value, str):
+            return (value,)
         if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
             return tuple(value)
-        raise ValueError("a list of texts")
+        raise ValueError("a text or a list of texts")
     if wanted is bool and not isinstance(value, bool):
         raise ValueError("true or false")
-    if wanted is int and (isinstance(value, bool) or not isinstance(value, int)):
+    if wanted is int:
+        if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            return int(value)  # NumPy's are none that YAML can write
         raise ValueError("a whole number")
     if wanted is float:
         try:
@@ -435,6 +454,8 @@ def _fit(value: Any, wanted: Any) -> Any:
         except (TypeError, ValueError):
             pass
         raise ValueError("a number")
-    if wanted is str and not isinstance(value, (str, os.PathLike)):
+    if wanted is str:
+        if isinstance(value, (str, os.PathLike)):
+            return os.fspath(value)
         raise ValueError("a text")
     return value

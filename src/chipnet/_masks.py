@@ -177,9 +177,7 @@ class Masks:
 
 def _damage(data: Mapping[str, Any]) -> list[str]:
     """What no masks hold, in words; their fingerprint apart, which knows only names and widths."""
-    wrong = [
-        f"'{n}' must be a text, not {data.get(n)!r}" for n in _TEXTS if not isinstance(data.get(n), str)
-    ]
+    wrong = [f"'{n}' must be a text, not {data.get(n)!r}" for n in _TEXTS if not isinstance(data.get(n), str)]
     if wrong:
         return wrong
     if data["realisation"] not in ("plain", "indexed"):

@@ -9,6 +9,7 @@ and new weights this is the usual control: *the same architecture trained from s
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,9 +41,9 @@ def request_for(
     """
     from chipnet._job import Request
 
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     result: dict[str, Any] = {}
-    if path.is_dir():
+    if os.path.isdir(path):  # of a name that cannot be, Masks.load tells
         result, path = _result(path), path / FILE
     masks = Masks.load(path)
     model = model or result.get("model")
@@ -68,7 +69,7 @@ def prepare(request: Request, strict: bool) -> Job:
     """
     from chipnet import _job
 
-    job = _job.prepare(request)
+    job = _job.read_job(request)
     assert job.mask is not None
     cost, dense, limits = job.structure.cost.exact(job.mask), job.dense, job.structure.limits(job.budget)
     above = [
@@ -81,6 +82,7 @@ def prepare(request: Request, strict: bool) -> Job:
             f"on {request.data} the masks cost more than the budget: {'; '.join(above)}. Ask for more, or learn "
             f"masks with a smaller budget. Without --budget they are taken as they are."
         )
+    _job.make_folder(job.out)
     return job
 
 

@@ -405,8 +405,8 @@ def _continued(resume: str, others: list[str]) -> tuple[_config.Request, dict[st
     if others:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
         raise ConfigError(f"a run that continues keeps the options it began with: leave out {flags}.")
-    out = Path(resume).expanduser()
-    if not (out / _config.CONFIG).is_file():
+    out = Path(os.path.expanduser(resume))
+    if not os.path.isfile(out / _config.CONFIG):
         raise ConfigError(f"there is no run in {out}: it has no {_config.CONFIG}.")
     result = out / "result.json"
     finished = json.loads(result.read_text()) if result.is_file() else None
