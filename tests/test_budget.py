@@ -132,6 +132,17 @@ REMAINS = "a fraction is what remains, 0.25 keeps a quarter; for an absolute cou
         ({"flops": 80_000_000}, "may mean FLOPs or MACs"),
         ({"macs": 0.5, "flops": 0.5}, "macs is given twice (flops and macs are one kind); keep one"),
         (["params=0.5", "params=0.25"], "params is given twice; keep one"),
+        ("macs=1e9999", "macs=1e9999: above 10**18, which no network costs; a fraction is what remains"),
+        ("macs=1e999999999", "a number of so many digits is no budget"),
+        ("macs=1e-999999999", "a number of so many digits is no budget"),
+        ("macs=" + "9" * 5000, "a number of so many digits is no budget"),
+        ("latency=" + "9" * 5000 + "ms", "a number of so many digits is no budget"),
+        ("params=2000000000G", "above 10**18"),
+        ({"macs": 10**18 + 1}, "above 10**18"),
+        ({"macs": Fraction(10**400)}, "not finite"),
+        ("macs=1e-999", "nothing would remain"),
+        ({"macs": 5e-324}, "nothing would remain"),
+        ("macs=0." + "1" * 90 + "e-17", "more than 100 digits"),
         ("0.25", "'0.25' does not say what it limits; write for example 'macs=0.25'"),
         (0.25, "a budget is text or a mapping"),
         ([0.25], "0.25 is not text"),
@@ -146,6 +157,17 @@ def test_errors_name_the_problem_and_the_fix(spec, text):
     assert str(caught.value).startswith(f"cannot use the budget {spec!r}:\n  - ")
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, ChipNetError)
+
+
+def test_numbers_that_python_does_not_write_are_errors_too():
+    with pytest.raises(BudgetError, match=r"macs=with a number of thousands of digits: above 10\*\*18"):
+        Budget.parse({"macs": 10**5000})
+
+
+def test_the_largest_and_the_longest_values_read_back():
+    for written in (10**18, "1e-18", "0." + "1" * 100, "0." + "1" * 80 + "e-17"):
+        budget = Budget.parse({"macs": written})
+        assert Budget.parse(str(budget)) == budget
 
 
 def test_all_problems_are_reported_at_once():

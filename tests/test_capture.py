@@ -277,6 +277,8 @@ class TwoStages(nn.Module):
         ({"ignore": ["*.a", "stem*"]}, {"body.b"}),
         ({"ignore": ["type:BatchNorm*"]}, {"body.a", "body.b"}),
         ({"ignore": [nn.ModuleDict]}, {"stem.1"}),
+        ({"ignore": "type:BatchNorm*"}, {"body.a", "body.b"}),  # one alone
+        ({"ignore": "stem", "only": nn.Conv2d}, {"body.a", "body.b"}),
         ({"only": ["body"]}, {"body.a", "body.b"}),
         ({"only": ["stem.0"]}, {"stem.1"}),
         ({"only": [nn.Conv2d], "ignore": ["body.b"]}, {"stem.1", "body.a"}),
@@ -298,7 +300,7 @@ def test_a_pattern_that_matches_nothing_is_an_error_that_lists_what_there_is(opt
 
 
 def test_what_is_neither_pattern_nor_class_is_refused():
-    with pytest.raises(ConfigError, match="ignore takes patterns and classes"):
+    with pytest.raises(ConfigError, match="ignore takes patterns and classes of modules, not 3"):
         Structure(TwoStages(), torch.randn(1, 3, 8, 8), ignore=[3])
 
 

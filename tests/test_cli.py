@@ -185,7 +185,7 @@ def test_refusals(tmp_path, no_training, changes, text):
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
-    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_empty_data_folder_is_refused(tmp_path, no_training):
@@ -204,6 +204,9 @@ def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path, no_trainin
     (tmp_path / "file").write_text("")
     done = prune(tmp_path / "file" / "run")
     assert (done.exit_code, "cannot write to the output folder" in done.stderr) == (2, True)
+    done = prune(tmp_path / "new" / ("x" * 300))
+    assert (done.exit_code, "(File name too long). Give another --out" in done.stderr) == (2, True)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
     if os.geteuid() != 0:  # root may write anywhere
         (tmp_path / "locked").mkdir(mode=0o500)
         done = prune(tmp_path / "locked")

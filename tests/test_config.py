@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import yaml
 
@@ -9,6 +10,7 @@ from chipnet import ConfigError
 from chipnet._config import (
     Recipe,
     Request,
+    checked,
     options,
     plain,
     read_config,
@@ -69,7 +71,8 @@ def test_numbers_as_yaml_reads_them():
         ({"validation": "much"}, "validation must be a number, not 'much'"),
         ({"recipe": {"nesterov": 1}}, "recipe.nesterov must be true or false, not 1"),
         ({"recipe": 5}, "recipe must be a mapping of options, not 5"),
-        ({"ignore": "layer1"}, "ignore must be a list of texts, not 'layer1'"),
+        ({"ignore": 5}, "ignore must be a text or a list of texts, not 5"),
+        ({"only": ["layer1", 5]}, "only must be a text or a list of texts, not ['layer1', 5]"),
         ({"realisation": "sparse"}, "realisation must be 'plain' or 'indexed', not 'sparse'"),
         ({"model": 5}, "model must be a text, not 5"),
         ({"recipe": {"limit": "all"}}, "recipe.limit must be a whole number, not 'all'"),
@@ -81,6 +84,21 @@ def test_mistakes_are_named_with_the_fix(values, text):
         request_from(values, source="c.yaml")
     assert text in str(caught.value)
     assert str(caught.value).startswith("cannot use c.yaml:\n  - ")
+
+
+def test_one_pattern_is_a_list_of_one():
+    assert request_from({"ignore": "layer1", "only": ["a", "b"]}).ignore == ("layer1",)
+
+
+def test_values_of_python_become_those_of_a_file(tmp_path):
+    asked = Request(
+        seed=np.int64(3), data_dir=tmp_path, ignore=["a", "b"], only="c", validation=np.float64(0.2)
+    )
+    write_config(tmp_path / "c.yaml", checked(asked))
+    made = request_from(read_config(tmp_path / "c.yaml"))
+    assert (made.seed, made.data_dir, made.ignore, made.only) == (3, str(tmp_path), ("a", "b"), ("c",))
+    with pytest.raises(ConfigError, match=r"^seed must be a whole number, not 'a'; compile must be true or"):
+        checked(Request(seed="a", compile="no"))
 
 
 def test_all_mistakes_are_named_at_once():
@@ -96,12 +114,25 @@ def test_all_mistakes_are_named_at_once():
         (b"", "holds a NoneType, not options"),
         (b"seed: [1", "cannot read the config file"),
         (b"\xff\xfe\x00", "cannot read the config file"),
+        (b"seed: 2020-13-45", "cannot read the config file"),
+        (b"seed: 1\nmodel: a\nseed: 2", "the key 'seed' is in line 1 and again in line 3: keep one"),
+        (b"recipe:\n  prune: 1\n  'prune': 2", "the key 'prune' is in line 2 and again in line 3"),
+        (b"a:\n  - b: {c: 1, d: 2,\n     c: 3}", "the key 'c' is in line 2 and again in line 3"),
     ],
 )
 def test_files_that_are_no_config(tmp_path, content, text):
     (tmp_path / "c.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=text):
         read_config(tmp_path / "c.yaml")
+
+
+def test_a_key_of_a_merged_mapping_may_be_given_again(tmp_path):
+    (tmp_path / "c.yaml").write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: {x: 4, 5: 6, '5': 7}")
+    assert read_config(tmp_path / "c.yaml") == {
+        "a": {"x": 1, "y": 2},
+        "b": {"x": 1, "y": 3},
+        "c": {"x": 4, 5: 6, "5": 7},
+    }
 
 
 def test_a_repeated_run_gets_a_new_folder(tmp_path):

@@ -97,6 +97,14 @@ def images(**changes):
     return lambda: TensorImages(**{**fields, **changes})
 
 
+def damaged_masks(budget="", kept=(0, 1)):
+    def load():
+        chipnet.Masks({"norm": 11}, {"norm": kept}, "Net", "plain", budget).save("m.json")
+        chipnet.Masks.load("m.json")
+
+    return load
+
+
 CASES = [
     # what is wrong, how, the error, a part of its text
     ("a network that does not exist", run(model="resnet9000"), ConfigError, "There is no network 'resnet9000'"),
@@ -132,6 +140,7 @@ CASES = [
     ("a budget of an unknown kind", run(budget="watts=0.5"), BudgetError, "unknown kind 'watts'"),
     ("a budget without a kind", run(budget="0.5"), BudgetError, "does not say what it limits"),
     ("a budget that is no number", run(budget="macs=half"), BudgetError, "not a number"),
+    ("a budget of more than anything", run(budget="macs=1e9999"), BudgetError, "above 10**18"),
     ("a budget that no network meets", run(budget="macs=0.0001"), BudgetError, "smallest reachable"),
     ("a method that does not exist", run(method="chip"), ConfigError, "unknown method 'chip'"),
     ("a setting that the method has not", run(method="chipnet:flor=0"), ConfigError, "did you mean 'floor'?"),
@@ -139,14 +148,20 @@ CASES = [
     ("weights that do not exist", run(weights="/nowhere.pt"), ConfigError, "/nowhere.pt does not exist"),
     ("weights of another network", lambda: (chipnet._io.save_weights(TinyNet(7, 1), "w.safetensors"),
      run(weights="w.safetensors")()), ConfigError, "do not fit this TinyNet"),
-    ("an unknown realisation", run(realisation="sparse"), ConfigError, "'plain' or 'indexed', got 'sparse'"),
+    ("an unknown realisation", run(realisation="sparse"), ConfigError, "'plain' or 'indexed', not 'sparse'"),
     ("a pattern that matches nothing", run(ignore=("layer9*",)), CaptureError, "matches no module"),
+    ("a pattern that is none", run(ignore=5), ConfigError, "ignore must be a text or a list of texts, not 5"),
     ("a negative seed", run(seed=-1), ConfigError, "the seed must be at least 0"),
     ("no threads", run(threads=0), ConfigError, "threads must be at least 1, not 0"),
     ("no run folder", run(out=""), ConfigError, "there is no run folder"),
     ("a run folder that is a file", lambda: run(out=file("f")())(), ConfigError, "is a file. Give a folder"),
     ("a run folder that cannot be made", lambda: run(out=file("g")() + "/run")(), ConfigError,
      "cannot write to the output folder"),
+    ("a run folder with a NUL in its name", run(out="a\0b"), ConfigError,
+     "cannot write to the output folder 'a\\x00b' (embedded null byte)"),
+    ("a run folder with too long a name", run(out="x" * 300), ConfigError, "(File name too long)"),
+    ("a run folder of nobody", run(out="~nobody-of-that-name/run"), ConfigError,
+     "cannot write to the output folder ~nobody-of-that-name/run"),
     ("a finished run", lambda: (os.mkdir("D"), file("D/result.json", b"{}")(), run(out="D")()), ConfigError,
      "holds a finished run"),
     ("a stopped run", lambda: (os.mkdir("S"), file("S/checkpoint.pt")(), run(out="S")()), ConfigError,
@@ -160,12 +175,18 @@ CASES = [
     ("a batch larger than the data", run(recipe=recipe(batch_size=512, limit=160)()), ConfigError,
      "a batch of 512 is more than the 160 training images"),
     ("checkpoints every 0 steps", run(checkpoint_steps=0), ConfigError, "checkpoint_steps must be at least 1"),
+    ("checkpoints every -1 seconds", run(checkpoint_seconds=-1), ConfigError,
+     "checkpoint_seconds must be at least 0 and finite, not -1.0"),
+    ("checkpoints every nan seconds", run(checkpoint_seconds=float("nan")), ConfigError,
+     "checkpoint_seconds must be at least 0 and finite, not nan"),
     ("a misspelt option", config(sede=1), ConfigError, "did you mean 'seed'?"),
     ("a misspelt key of the recipe", config(recipe={"label_smooting": 0.1}), ConfigError,
      "did you mean 'recipe.label_smoothing'?"),
     ("a key of the recipe outside of it", config(train_lr=0.1), ConfigError, "it belongs inside of recipe"),
     ("an option of a wrong type", config(seed="one"), ConfigError, "seed must be a whole number, not 'one'"),
     ("a config file that does not exist", lambda: read_config("no.yaml"), ConfigError, "there is no config file"),
+    ("a key that a config file gives twice", lambda: read_config(file("k.yaml", b"seed: 1\nseed: 2")()),
+     ConfigError, "the key 'seed' is in line 1 and again in line 2: keep one"),
     ("a config file that is a list", lambda: read_config(file("l.yaml", b"- a")()), ConfigError, "holds a list"),
     ("a batch of one image", recipe(batch_size=1), ConfigError, "batch_size must be at least 2, not 1"),
     ("a learning rate that is not finite", recipe(train_lr=float("nan")), ConfigError,
@@ -178,6 +199,13 @@ CASES = [
     ("gradients shorter than usual clipped", recipe(clip_spikes=0.5), ConfigError, "clip_spikes must be above 1"),
     ("a schedule that does not exist", recipe(schedule="linear"), ConfigError, "'one-cycle', 'cosine' or 'step'"),
     ("a pruner without steps", pruner(steps=0), ConfigError, "steps must be at least 1, got 0"),
+    ("steps that are a text", pruner(steps="10"), ConfigError, "steps must be a whole number, got '10'"),
+    ("a seed that is a text", pruner(seed="a"), ConfigError, "seed must be a whole number, got 'a'"),
+    ("a seed below 0", pruner(seed=-1), ConfigError, "seed must be at least 0, got -1"),
+    ("a seed of too many bits", pruner(seed=2**63), ConfigError, "seed must be below 2**63"),
+    ("an ignore that is no pattern", pruner(ignore=5), ConfigError,
+     "ignore takes patterns and classes of modules, not 5: 'layer1.*'"),
+    ("widths in halves", pruner(round_to=2.5), ConfigError, "round_to must be a whole number, got 2.5"),
     ("example inputs of a wrong shape", pruner(example=torch.zeros(1, 3, 8, 8)), CaptureError,
      "could not be captured"),
     ("a network with nothing to prune",
@@ -192,6 +220,11 @@ CASES = [
     ("a compact file of another network", other_network, LoadError, "was saved from a TinyNet"),
     ("a factory that is a network", lambda: chipnet.load(TinyNet(10, 1), loading_file()), LoadError,
      "give a callable that builds the dense network"),
+    ("masks that do not exist", lambda: chipnet.Masks.load("no.json"), LoadError, "cannot read masks from no.json"),
+    ("masks of channels that are not there", damaged_masks(kept=[0, 99]), LoadError,
+     "site 'norm': kept holds 99, and its channels are 0 to 10"),
+    ("masks with a budget that is none", damaged_masks(budget="hello"), LoadError,
+     "the masks in m.json are damaged: cannot use the budget 'hello'"),
     ("images that are no bytes", images(images=torch.zeros(4, 1, 8, 8)), ConfigError, "images must be uint8"),
     ("more labels than images", images(labels=torch.zeros(5, dtype=torch.int64)), ConfigError,
      "there are 4 images and 5 labels"),

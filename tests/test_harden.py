@@ -414,7 +414,7 @@ def test_a_minimum_that_the_budget_cannot_pay_is_refused_with_the_smallest_cost(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"round_to": 0}, "round_to at least 1"),
+        ({"round_to": 0}, "round_to must be at least 1"),
         ({"min_channels": -1}, "min_channels must be at least 0"),
         ({"round_to": 8, "share": False}, "round_to needs share=True"),
     ],

@@ -745,7 +745,7 @@ def test_ctrl_c_at_once_leaves_the_last_saved_state(request_for, monkeypatch, at
         ({"model": "test_train:features"}, ConfigError, r"returns a tensor \[1, 7, 4, 4\].*logits \[1, 10\]"),
         ({"weights": "/nowhere.pt"}, ConfigError, "does not exist"),
         ({"recipe": dataclasses.replace(TINY, train=0)}, ConfigError, "nothing to prune"),
-        ({"realisation": "sparse"}, ConfigError, "'plain' or 'indexed', got 'sparse'"),
+        ({"realisation": "sparse"}, ConfigError, "'plain' or 'indexed', not 'sparse'"),
         ({"ignore": ("layer9*",)}, ChipNetError, "matches no module"),
         ({"accelerator": "abacus"}, ConfigError, "unknown accelerator 'abacus'"),
         ({"accelerator": "mps"}, ConfigError, "finds no MPS device here"),

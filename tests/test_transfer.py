@@ -2,16 +2,22 @@
 
 import dataclasses
 import json
+import math
+import re
+import shutil
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from typer.testing import CliRunner
 
 import chipnet
 from chipnet import LoadError, Masks, PlanError, Structure, cli
 from chipnet import train as loop
+from chipnet._config import read_config, request_from
 from chipnet._io import save_weights
+from chipnet._transfer import recipe_of
 from chipnet.data import load_data
 from chipnet.models import get_model
 
@@ -80,10 +86,36 @@ def test_masks_go_to_disk_and_back(tmp_path):
     ("damage", "text"),
     [
         (lambda d: d.update(version=2), "no file of masks that this chipnet reads"),
-        (lambda d: d.pop("sites"), "damaged: KeyError"),
+        (lambda d: d.pop("sites"), "they have no sites"),
+        (lambda d: d.update(sites={}), "they have no sites"),
+        (lambda d: d.update(sites=[1]), "they have no sites"),
+        (lambda d: d.update(network=7), "'network' must be a text, not 7"),
+        (lambda d: d.pop("budget"), "'budget' must be a text, not None"),
+        (lambda d: d.update(budget="hello"), "cannot use the budget 'hello': - 'hello' does not say what it"),
+        (lambda d: d.update(realisation="dense"), "'realisation' must be 'plain' or 'indexed', not 'dense'"),
+        (lambda d: d["sites"].update(norm=[1]), "site 'norm': it must have 'channels' and 'kept'"),
+        (lambda d: d["sites"]["norm"].pop("kept"), "site 'norm': it must have 'channels' and 'kept'"),
         (lambda d: d["sites"]["norm"].update(channels=12), "do not match their fingerprint"),
-        (lambda d: d["sites"]["norm"]["kept"].append(99), "damaged"),
-        (lambda d: d["sites"]["norm"].update(kept=[1, 0]), "damaged"),
+        (lambda d: d.pop("fingerprint"), "do not match their fingerprint"),
+        *(
+            (
+                lambda d, width=width: d["sites"]["norm"].update(channels=width),
+                f"site 'norm': channels must be a whole number above 0, not {width!r}",
+            )
+            for width in (math.inf, 0, True, "11", 11.0)
+        ),
+        *(
+            (lambda d, kept=kept: d["sites"]["norm"].update(kept=kept), f"site 'norm': {said}")
+            for kept, said in (
+                ("012", "kept must be a list of indices, not '012'"),
+                ([0.7, 1.9], "kept holds 0.7, which is no index"),
+                ([False, True], "kept holds False, which is no index"),
+                ([0, 99], "kept holds 99, and its channels are 0 to 10"),
+                ([-1], "kept holds -1, and its channels are 0 to 10"),
+                ([1, 0], "kept holds 0 after 1, not ascending"),
+                ([1, 1], "kept holds 1 twice"),
+            )
+        ),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, damage, text):
@@ -91,8 +123,9 @@ def test_damaged_files_are_refused(tmp_path, damage, text):
     data = json.loads((tmp_path / "masks.json").read_text())
     damage(data)
     (tmp_path / "masks.json").write_text(json.dumps(data))
-    with pytest.raises(LoadError, match=text):
+    with pytest.raises(LoadError, match=re.escape(text)) as caught:
         Masks.load(tmp_path / "masks.json")
+    assert str(tmp_path / "masks.json") in str(caught.value)
 
 
 def test_what_is_no_json_or_not_there_is_refused(tmp_path):
@@ -101,6 +134,9 @@ def test_what_is_no_json_or_not_there_is_refused(tmp_path):
         Masks.load(tmp_path / "x")
     with pytest.raises(LoadError, match="cannot read masks"):
         Masks.load(tmp_path / "y")
+    (tmp_path / "z").write_text("[" * 100_000)
+    with pytest.raises(LoadError, match="cannot read masks"):
+        Masks.load(tmp_path / "z")
 
 
 def test_nothing_in_common_is_an_error():
@@ -232,13 +268,105 @@ def test_the_whole_recipe_is_spent_on_the_compact_network(finished, tmp_path, mo
     assert asked[0].mask is not None
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    jobs = []
+    stop = lambda job, *a: jobs.append(job) or (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
+    monkeypatch.setattr(loop, "run", stop)
+    return jobs
+
+
+OWN = {"train": 3, "prune": 2, "finetune": 4, "batch_size": 16, "label_smoothing": 0.1, "limit": 300}
+
+
+@pytest.fixture
+def own_way(finished, tmp_path):
+    """A run with a recipe that no data set has by default."""
+
+    def made(**changes):
+        shutil.copytree(finished, tmp_path / "own")
+        config = tmp_path / "own" / "config.yaml"
+        values = yaml.safe_load(config.read_text())
+        config.write_text(yaml.safe_dump({**values, "recipe": {**values["recipe"], **OWN}, **changes}))
+        return tmp_path / "own"
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ((), {}),
+        (("--batch-size", "32"), {"batch_size": 32, "train_lr": 0.1, "prune_lr": 0.1}),
+        (("--batch-size", "32", "--lr", "0.02"), {"batch_size": 32, "train_lr": 0.02, "prune_lr": 0.02}),
+        (("--limit", "200", "--limit-test", "50"), {"limit": 200, "limit_test": 50}),
+        (("--epochs", "5"), {"train": 0, "prune": 1, "finetune": 4}),
+    ],
+)
+def test_on_the_data_of_the_run_the_recipe_is_the_run_s(own_way, asked, tmp_path, options, changes):
+    source = own_way()
+    done = chipnet_("transfer", "--from", source, "--data", "Digits", "--out", tmp_path / "out", *options)
+    own = request_from(read_config(source / "config.yaml")).recipe
+    assert {n: getattr(own, n) for n in OWN} == OWN
+    assert asked[0].recipe == dataclasses.replace(own, **changes)
+    assert asked[0].data.counts()["train"] == changes.get("limit", 300)
+    assert f"{sum(asked[0].recipe.epochs)} epochs by the run's own recipe" in done.stdout
+    current = loop.Run(asked[0], loop.Silent(), lambda: False)
+    assert current.recipe.finetune == (5 if options[:1] == ("--epochs",) else 9)
+    current.metrics.close()
+
+
+def test_elsewhere_the_recipe_is_the_data_set_s(own_way, asked, tmp_path):
+    source = own_way()
+    chipnet_("transfer", "--from", source, "--data", "test_transfer:few_digits", "--out", tmp_path / "a")
+    chipnet_("transfer", "--from", source, "--data", "digits", "--quick", "--out", tmp_path / "b")
+    model = ("--model", "test_train:tiny_net")
+    chipnet_("transfer", "--from", source / "masks.json", "--data", "digits", *model, "--out", tmp_path / "c")
+    usual = loop.recipe_for("digits")
+    assert [job.recipe for job in asked] == [
+        loop.recipe_for("test_transfer:few_digits"),
+        loop.recipe_for("digits", quick=True),
+        usual,
+    ]
+
+
+def test_a_name_that_says_little_means_the_run_s_data_only_in_the_run_s_folder(
+    own_way, tmp_path, monkeypatch
+):
+    (tmp_path / "there").mkdir()
+    source = own_way(data="image-folder", data_dir="there")
+    result = json.loads((source / "result.json").read_text())
+    result["input"]["data_dir"] = str(tmp_path / "there")
+    (source / "result.json").write_text(json.dumps(result))
+    same = ("there", tmp_path / "there", tmp_path / "here" / ".." / "there")
+    monkeypatch.chdir(tmp_path)
+    for folder in same:
+        assert recipe_of(str(source), "image_folder", str(folder))[1] == "the run's own recipe"
+    for folder in ("here", None):
+        assert recipe_of(str(source), "image_folder", folder)[1] == "the recipe of image_folder"
+
+
+def test_a_run_s_config_that_cannot_be_read_is_named(own_way, tmp_path):
+    source = own_way()
+    (source / "config.yaml").write_text("recipe: [1")
+    done = chipnet_("transfer", "--from", source, "--data", "digits", "--out", tmp_path / "out")
+    assert (done.exit_code, f"cannot read the config file {source}" in done.stderr) == (2, True)
+    (source / "config.yaml").write_text("data: digits\nrecipe: {trian: 1}")
+    done = chipnet_("transfer", "--from", source, "--data", "digits", "--out", tmp_path / "out")
+    assert (done.exit_code, f"cannot use {source}" in done.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (("--budget", "macs=0.1"), "the masks cost more than the budget: macs: "),
         (("--model", "resnet8"), "nothing of the masks (of a TinyNet) matches this ResNet"),
         (("--ignore", "norm_a"), "norm_a: not gated in this TinyNet"),
-        (("--epochs", "0"), "--epochs '0': give one whole number, of at least 1"),
+        *(
+            (("--epochs", n), f"--epochs '{n}': give one whole number, of at least 1: nothing is pruned here")
+            for n in ("0", "-1", "abc", "1,2,3")
+        ),
+        (("--limit", "1"), "limit must be at least 2, not 1"),
     ],
 )
 def test_transfers_that_are_refused(finished, tmp_path, arguments, text):
@@ -246,6 +374,7 @@ def test_transfers_that_are_refused(finished, tmp_path, arguments, text):
     assert done.exit_code == 2
     assert text in done.stderr
     assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_sources_that_are_refused(finished, tmp_path):

@@ -10,7 +10,7 @@ import difflib
 import math
 import numbers
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -40,6 +40,8 @@ _NUMBER = re.compile(
     r"(?:(?P<percent>%)|(?P<prefix>[kmgb]?)\s*(?P<unit>(?:channel|param|mac|flop)s?)?)",
     re.IGNORECASE,
 )
+_MOST, _DIGITS = 10**18, 100
+"""No network costs more than the first; no value is written with more digits than the second."""
 _FRACTION_HINT = (
     "a fraction is what remains, 0.25 keeps a quarter; for an absolute count write '2M' or an int"
 )
@@ -116,11 +118,12 @@ class Budget:
             try:
                 targets[kind] = _value(name.strip().lower(), kind, raw)
             except ValueError as error:
-                problems.append(f"{name.strip()}={raw}: {error}")
+                problems.append(f"{name.strip()}={_written(raw, str)}: {error}")
         if not targets and not problems:
             problems.append("it is empty; name at least one limit, for example 'macs=0.25'")
         if problems:
-            raise BudgetError(f"cannot use the budget {spec!r}:\n" + "\n".join(f"  - {p}" for p in problems))
+            told = "\n".join(f"  - {p}" for p in problems)
+            raise BudgetError(f"cannot use the budget {_written(spec, repr)}:\n{told}")
         return cls(tuple((kind, targets[kind]) for kind in _KNOWN if kind in targets))
 
     @property
@@ -210,19 +213,23 @@ def _value(written_kind: str, kind: str, raw: Any) -> Fraction | int:
         raise ValueError(f"a {type(raw).__name__} is not a number; {_FRACTION_HINT}")
     if isinstance(raw, numbers.Integral):
         return _fraction_or_count(written_kind, int(raw))
-    if not math.isfinite(raw):
+    try:
+        value = float(raw)
+    except OverflowError:  # of a ratio of whole numbers
+        value = math.inf
+    if not math.isfinite(value):
         raise ValueError(f"not finite; {_FRACTION_HINT}")
     # The shortest decimal that reads back as this float is what was typed; the float itself is not.
-    return _fraction(Fraction(repr(float(raw))))
+    return _fraction(Fraction(repr(value)))
 
 
 def _from_text(written_kind: str, kind: str, text: str) -> Fraction | int:
     if kind == LATENCY and (time := _TIME.fullmatch(text.strip())):
-        return _count(kind, Fraction(time["number"]) * _TIMES[time["unit"]], time["unit"])
+        return _count(kind, _number(time["number"]) * _TIMES[time["unit"]], time["unit"])
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
         raise ValueError("not a number; write a fraction '0.25', a percentage '25%' or a count '2M'")
-    number = Fraction(match["number"].replace("_", ""))
+    number = _number(match["number"])
     if match["percent"]:
         return _fraction(number / 100)
     prefix, unit = (match["prefix"] or "").lower(), (match["unit"] or "").lower().removesuffix("s")
@@ -238,15 +245,25 @@ def _from_text(written_kind: str, kind: str, text: str) -> Fraction | int:
     return _count(kind, count * per_unit)
 
 
+def _number(text: str) -> Fraction:
+    """The number as written; a bare ValueError for one that would fill the memory."""
+    exponent = text.lower().partition("e")[2]
+    if len(text) > len("0.") + _DIGITS or len(exponent) > 4:
+        raise ValueError("a number of so many digits is no budget; write '0.25', '25%' or '2M'")
+    return Fraction(text.replace("_", ""))
+
+
 def _fraction_or_count(written_kind: str, number: int) -> Fraction | int:
     return _fraction(Fraction(number)) if number <= 1 else _count(written_kind, Fraction(number))
 
 
 def _fraction(fraction: Fraction) -> Fraction:
-    if fraction <= 0:
+    if fraction * _MOST < 1:
         raise ValueError(f"nothing would remain; {_FRACTION_HINT}")
     if fraction > 1:
         raise ValueError(f"above 1; {_FRACTION_HINT}")
+    if (fraction * 10**_DIGITS).denominator != 1:
+        raise ValueError(f"more than {_DIGITS} digits; {_FRACTION_HINT}")
     return fraction
 
 
@@ -260,7 +277,17 @@ def _count(written_kind: str, count: Fraction, unit: str = "") -> int:
         )
     if count < 2:
         raise ValueError(f"a count must be at least 2; {_FRACTION_HINT}")
+    if count > _MOST:
+        raise ValueError(f"above 10**18, which no network costs; {_FRACTION_HINT}")
     return math.floor(count)
+
+
+def _written(value: Any, how: Callable[[Any], str]) -> str:
+    """A value in an error: Python refuses to write whole numbers of thousands of digits."""
+    try:
+        return how(value)
+    except ValueError:
+        return "with a number of thousands of digits"
 
 
 def _text(value: Fraction | int, kind: str) -> str:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import math
+import numbers
 import os
 import shlex
 import sys
@@ -303,6 +305,20 @@ def request_from(*layers: Mapping[str, Any], source: str = "the config") -> Requ
     return Request(**values, recipe=made)
 
 
+def checked(request: Request) -> Request:
+    """A request made in Python, whose values are as those of a file: only such can be written to config.yaml.
+
+    Raises:
+        ConfigError: values of a wrong type, all of them.
+    """
+    problems: list[str] = []
+    values = {name: getattr(request, name) for name in options(Request)}
+    fitted = _fitted(Request, values, "", problems)
+    if problems:
+        raise ConfigError("; ".join(problems) + ".")
+    return dataclasses.replace(request, **fitted)
+
+
 def plain(request: Request) -> dict[str, Any]:
     """The inverse of `request_from`: values that YAML and JSON have."""
 
@@ -333,16 +349,16 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A layer for `request_from` from a YAML file, such as a run's config.yaml.
 
     Raises:
-        ConfigError: the file is missing, is no YAML, or holds no mapping.
+        ConfigError: the file is missing, is no YAML, gives a key twice, or holds no mapping.
     """
     import yaml
 
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _loader())
     except FileNotFoundError:
         raise ConfigError(f"there is no config file {path}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date that is none
         raise ConfigError(f"cannot read the config file {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(
@@ -351,11 +367,33 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     return values
 
 
+@functools.cache
+def _loader() -> Any:
+    """YAML's safe loader, but a key that is given twice in one mapping is an error: YAML drops the first."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            lines: dict[Any, int] = {}
+            for key, _ in node.value:  # before << is resolved, whose keys may be given again
+                if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                    continue
+                name, line = self.construct_object(key), key.start_mark.line + 1
+                if name in lines:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"the key {name!r} is in line {lines[name]} and again in line {line}: keep one"
+                    )
+                lines[name] = line
+            return super().construct_mapping(node, deep)
+
+    return Loader
+
+
 def unused(out: str | os.PathLike[str]) -> Path:
     """The first of OUT, OUT-2, OUT-3, ... that does not exist: a repeated run replaces nothing."""
-    path = Path(out).expanduser()
+    path = Path(os.path.expanduser(out))
     names = itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in itertools.count(2)))
-    return next(p for p in names if not p.exists())
+    return next(p for p in names if not os.path.lexists(p))  # of a name that cannot be, `prepare` tells
 
 
 def _fitted(
@@ -398,12 +436,16 @@ def _fit(value: Any, wanted: Any) -> Any:
             return None
         return _fit(value, arguments[0])
     if origin is tuple:
+        if isinstance(value, str):
+            return (value,)
         if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
             return tuple(value)
-        raise ValueError("a list of texts")
+        raise ValueError("a text or a list of texts")
     if wanted is bool and not isinstance(value, bool):
         raise ValueError("true or false")
-    if wanted is int and (isinstance(value, bool) or not isinstance(value, int)):
+    if wanted is int:
+        if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            return int(value)  # NumPy's are none that YAML can write
         raise ValueError("a whole number")
     if wanted is float:
         try:
@@ -412,6 +454,8 @@ def _fit(value: Any, wanted: Any) -> Any:
         except (TypeError, ValueError):
             pass
         raise ValueError("a number")
-    if wanted is str and not isinstance(value, (str, os.PathLike)):
+    if wanted is str:
+        if isinstance(value, (str, os.PathLike)):
+            return os.fspath(value)
         raise ValueError("a text")
     return value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from chipnet import Budget, ConfigError, Cost, Masks, Structure
 from chipnet._checkpoint import CHECKPOINT
-from chipnet._config import Recipe, Request, recipe_for
+from chipnet._config import Recipe, Request, checked, recipe_for
 from chipnet._io import write_atomically
 from chipnet._lazy import optional_import
 from chipnet._random import seed_everything
@@ -57,6 +59,8 @@ class Job:
 def prepare(request: Request, resume: bool = False) -> Job:
     """Read and check all that a run needs: data, network, weights, budget, device, folder. Trains nothing.
 
+    The folder is made last: what is refused leaves none.
+
     Args:
         request: what was asked for.
         resume: `run` will continue the run that was stopped or killed in the request's folder.
@@ -74,11 +78,16 @@ def prepare(request: Request, resume: bool = False) -> Job:
         chipnet._errors.BudgetError: cannot use the budget 'macs=1.5':
           - macs=1.5: above 1; a fraction is what remains, 0.25 keeps a quarter; for an absolute count ...
     """
-    recipe = check(request)
-    budget = Budget.parse(request.budget)
-    if not os.fspath(request.out):
-        raise ConfigError("there is no run folder. Give --out DIR.")
-    out = Path(request.out).expanduser()
+    job = read_job(request, resume)
+    make_folder(job.out)
+    return job
+
+
+def read_job(request: Request, resume: bool = False) -> Job:
+    """As `prepare`, but for the folder, which is not made."""
+    request = checked(request)
+    recipe, budget = check(request), Budget.parse(request.budget)
+    out = _run_folder(os.fspath(request.out))
     if not resume:
         _check_unused(out, request.overwrite)
     threads = use_threads(request.threads)
@@ -133,7 +142,6 @@ def prepare(request: Request, resume: bool = False) -> Job:
     else:
         mask = Masks.load(request.masks).transfer(structure)
     _check_logits(network, example, request.model, data.num_classes)
-    _check_writable(out)
     # What was left to this machine is written out, so that config.yaml repeats the run on another one.
     request = dataclasses.replace(
         request,
@@ -169,6 +177,10 @@ def check(request: Request) -> Recipe:
         raise ConfigError(f"the seed must be at least 0 and below 2**63, not {request.seed}")
     if request.checkpoint_steps is not None and request.checkpoint_steps < 1:
         raise ConfigError(f"checkpoint_steps must be at least 1, not {request.checkpoint_steps}.")
+    if not 0 <= request.checkpoint_seconds < math.inf:
+        raise ConfigError(
+            f"checkpoint_seconds must be at least 0 and finite, not {request.checkpoint_seconds}."
+        )
     _check_threads(request.threads)
     if request.tensorboard:
         optional_import(
@@ -213,6 +225,19 @@ def _check_batch(data: Data, batch_size: int, processes: int) -> None:
         )
 
 
+def _run_folder(out: str) -> Path:
+    """The run folder's path, which the system can at least look for."""
+    if not out:
+        raise ConfigError("there is no run folder. Give --out DIR.")
+    try:
+        path = Path(out).expanduser()
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()
+    except (OSError, ValueError, RuntimeError) as error:  # too long or closed; a NUL in it; ~nobody
+        raise _unwritable(out, error) from error
+    return path
+
+
 def _check_unused(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"the output folder {out} is a file. Give a folder.")
@@ -227,16 +252,30 @@ def _check_unused(out: Path, overwrite: bool) -> None:
         )
 
 
-def _check_writable(out: Path) -> None:
+def make_folder(out: Path) -> None:
+    """Make the run folder and write to it once.
+
+    Raises:
+        ConfigError: it cannot be made or written to; what was made on the way is gone again.
+    """
+    new = [path for path in (out, *out.parents) if not os.path.lexists(path)]
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".probe-{os.getpid()}"
         write_atomically(probe, b"")
         probe.unlink()
     except OSError as error:
-        raise ConfigError(
-            f"cannot write to the output folder {out} ({error.strerror or error}). Give another --out."
-        ) from error
+        for path in new:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise _unwritable(str(out), error) from error
+
+
+def _unwritable(out: str, error: Exception) -> ConfigError:
+    why = getattr(error, "strerror", None) or error
+    name = out if len(out) <= 100 else f"{out[:60]}...{out[-20:]}"
+    name = name if name.isprintable() else repr(name)
+    return ConfigError(f"cannot write to the output folder {name} ({why}). Give another --out.")
 
 
 def _check_device(request: Request) -> None:

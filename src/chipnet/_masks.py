@@ -19,11 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chipnet._errors import LoadError, PlanError
+from chipnet._budget import Budget
+from chipnet._errors import BudgetError, LoadError, PlanError
 from chipnet._io import write_json
 from chipnet._structure import Structure
 
 FORMAT, VERSION = "chipnet-masks", 1
+_TEXTS = ("network", "realisation", "budget")
 
 
 @dataclass(frozen=True)
@@ -146,11 +148,12 @@ class Masks:
         """Read masks written by ``save``.
 
         Raises:
-            LoadError: the file is missing, is of another kind or version, or is damaged.
+            LoadError: the file is missing, is of another kind or version, or is damaged: what is wrong, and at
+                which site.
         """
         try:
             data = json.loads(Path(path).read_text())
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise LoadError(f"cannot read masks from {path}: {e}") from e
         kind = (data.get("format"), data.get("version")) if isinstance(data, dict) else None
         if kind != (FORMAT, VERSION):
@@ -158,23 +161,60 @@ class Masks:
                 f"{path} is no file of masks that this chipnet reads (format {FORMAT!r}, version {VERSION}). "
                 "Give the masks.json of a run, or what Masks.save wrote."
             )
-        try:
-            masks = cls(
-                widths={n: int(s["channels"]) for n, s in data["sites"].items()},
-                kept={n: tuple(map(int, s["kept"])) for n, s in data["sites"].items()},
-                network=data["network"],
-                realisation=data["realisation"],
-                budget=data["budget"],
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise LoadError(f"the masks in {path} are damaged: {type(e).__name__}: {e}") from e
-        inside = all(
-            list(k) == sorted(set(k)) and all(0 <= i < masks.widths[n] for i in k)
-            for n, k in masks.kept.items()
+        if wrong := _damage(data):
+            raise LoadError(f"the masks in {path} are damaged: {_some(wrong)}")
+        masks = cls(
+            widths={n: site["channels"] for n, site in data["sites"].items()},
+            kept={n: tuple(site["kept"]) for n, site in data["sites"].items()},
+            network=data["network"],
+            realisation=data["realisation"],
+            budget=data["budget"],
         )
-        if not inside or masks.fingerprint != data.get("fingerprint"):
+        if masks.fingerprint != data.get("fingerprint"):
             raise LoadError(f"the masks in {path} are damaged: their sites do not match their fingerprint")
         return masks
+
+
+def _damage(data: Mapping[str, Any]) -> list[str]:
+    """What no masks hold, in words; their fingerprint apart, which knows only names and widths."""
+    wrong = [f"'{n}' must be a text, not {data.get(n)!r}" for n in _TEXTS if not isinstance(data.get(n), str)]
+    if wrong:
+        return wrong
+    if data["realisation"] not in ("plain", "indexed"):
+        wrong.append(f"'realisation' must be 'plain' or 'indexed', not {data['realisation']!r}")
+    if data["budget"]:
+        try:
+            Budget.parse(data["budget"])
+        except BudgetError as error:
+            wrong.append(" ".join(str(error).split()))
+    sites = data.get("sites")
+    if not isinstance(sites, dict) or not sites:
+        return [*wrong, "they have no sites"]
+    for name, site in sites.items():
+        if said := _damaged_site(site):
+            wrong.append(f"site '{name}': {said}")
+    return wrong
+
+
+def _damaged_site(site: Any) -> str:
+    """What is wrong with one site, or nothing."""
+    if not isinstance(site, dict) or not {"channels", "kept"} <= site.keys():
+        return "it must have 'channels' and 'kept'"
+    width, kept = site["channels"], site["kept"]
+    if type(width) is not int or width < 1:
+        return f"channels must be a whole number above 0, not {width!r}"
+    if not isinstance(kept, list):
+        return f"kept must be a list of indices, not {kept!r}"
+    before = -1
+    for index in kept:
+        if type(index) is not int:  # a bool is none
+            return f"kept holds {index!r}, which is no index"
+        if not 0 <= index < width:
+            return f"kept holds {index}, and its channels are 0 to {width - 1}"
+        if index <= before:
+            return f"kept holds {index} " + ("twice" if index == before else f"after {before}, not ascending")
+        before = index
+    return ""
 
 
 def _differ(gates: Tensor, vote: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from chipnet._errors import ConfigError
 from chipnet._gates import add_gates
 from chipnet._latency import Landing, land
 from chipnet._plan import Plan
-from chipnet._structure import Pattern, Structure
+from chipnet._structure import Patterns, Structure, check_whole
 from chipnet._trace import Realisation
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class Pruner:
         BudgetError: no connected network meets the budget (with the smallest cost that can be reached). With a
             latency budget also later, when final masks are measured and none that was built is fast enough.
         CaptureError: the model cannot be captured or has nothing to prune.
-        ConfigError: unknown method or setting, steps < 1.
+        ConfigError: unknown method or setting, no steps, or an option that is no number or pattern where one is
+            needed.
 
     Example:
         >>> import chipnet, torch
@@ -82,8 +83,8 @@ class Pruner:
         method: str | type[Method] = "chipnet",
         realisation: Realisation = "plain",
         share: bool | None = None,
-        ignore: Iterable[Pattern] = (),
-        only: Iterable[Pattern] = (),
+        ignore: Patterns = (),
+        only: Patterns = (),
         min_channels: int = 0,
         round_to: int = 1,
         seed: int = 0,
@@ -92,10 +93,10 @@ class Pruner:
         from chipnet.methods import read_method
 
         made, options = read_method(method)
-        if steps < 1:
-            raise ConfigError(
-                f"steps must be at least 1, got {steps}: the optimiser steps of the pruning phase"
-            )
+        check_whole("steps", steps, 1, ": the optimiser steps of the pruning phase")
+        check_whole("seed", seed, 0)
+        if seed >= 2**63:
+            raise ConfigError(f"seed must be below 2**63, got {seed}")
         self.model, self.group = model, group
         self.budget = Budget.parse(budget)
         self.structure = (

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import gc
+import numbers
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatch
@@ -31,6 +32,8 @@ from chipnet._trace import Mode, Realisation
 from chipnet._trials import Trials
 
 Pattern = str | type[nn.Module]
+Patterns = Pattern | Iterable[Pattern]
+"""One alone is a list of one."""
 
 
 class Structure:
@@ -48,7 +51,8 @@ class Structure:
         share: layers that are added into one stream share the stream's gates. The default: where rows exist
             together anyway (``"plain"``); the paper's masks are not shared.
         ignore: modules that keep all their output channels, and what is in them: patterns (``fnmatch``) of names
-            (``"layer4.*"``), ``"type:"`` and a pattern of class names (``"type:Linear"``), or classes.
+            (``"layer4.*"``), ``"type:"`` and a pattern of class names (``"type:Linear"``), or classes; one, or
+            several.
         only: if given, nothing but these modules is pruned; written as ``ignore``.
         min_channels: channels that every site keeps at least (all, where it has fewer). Then no branch dies.
         round_to: widths of sites are multiples of this (8 suits most hardware), or whole. Needs ``share`` in the
@@ -76,17 +80,16 @@ class Structure:
         *,
         realisation: Realisation = "plain",
         share: bool | None = None,
-        ignore: Iterable[Pattern] = (),
-        only: Iterable[Pattern] = (),
+        ignore: Patterns = (),
+        only: Patterns = (),
         min_channels: int = 0,
         round_to: int = 1,
     ) -> None:
         if realisation not in ("plain", "indexed"):
             raise ConfigError(f"realisation must be 'plain' or 'indexed', got {realisation!r}")
-        if min_channels < 0 or round_to < 1:
-            raise ConfigError(
-                f"min_channels must be at least 0 and round_to at least 1, got {min_channels} and {round_to}"
-            )
+        check_whole("min_channels", min_channels, 0)
+        check_whole("round_to", round_to, 1)
+        ignore, only = read_patterns(ignore, "ignore"), read_patterns(only, "only")
         if round_to > 1 and realisation == "plain" and share is False:
             raise ConfigError("round_to needs share=True: separate masks of one stream have no common width")
         if has_gates(model):
@@ -98,7 +101,7 @@ class Structure:
         self.realisation: Realisation = realisation
         self._name = type(model).__name__
         self.min_channels, self.round_to = min_channels, round_to
-        self._ignored, self._only = _named(model, tuple(ignore), "ignore"), _named(model, tuple(only), "only")
+        self._ignored, self._only = _named(model, ignore, "ignore"), _named(model, only, "only")
         self._broken: dict[str, str] = {}
         self._anchored: set[str] = set()
         self._outputs: frozenset[str] | None = None
@@ -380,6 +383,39 @@ def _where(pin: Pin) -> dict[str, str]:
     return {"reason": pin.reason, "operator": pin.node, "module": pin.module, "line": pin.line}
 
 
+def check_whole(name: str, value: Any, least: int, why: str = "") -> None:
+    """Refuse what is no whole number of at least ``least``.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ConfigError(f"{name} must be a whole number, got {value!r}{why}")
+    if value < least:
+        raise ConfigError(f"{name} must be at least {least}, got {value}{why}")
+
+
+def read_patterns(given: Any, option: str) -> tuple[Pattern, ...]:
+    """Patterns and classes as a tuple; one alone is a tuple of one.
+
+    Raises:
+        ConfigError: something else is among them.
+
+    Example:
+        >>> read_patterns("layer1.*", "ignore"), read_patterns(["a", nn.ReLU], "ignore")[1].__name__
+        (('layer1.*',), 'ReLU')
+    """
+    if isinstance(given, (str, type)):
+        given = (given,)
+    patterns = tuple(given) if isinstance(given, Iterable) else (given,)
+    if wrong := [p for p in patterns if not isinstance(p, (str, type))]:
+        raise ConfigError(
+            f"{option} takes patterns and classes of modules, not {wrong[0]!r}: 'layer1.*', 'type:Linear', "
+            "or a list of such"
+        )
+    return patterns
+
+
 def _named(model: nn.Module, patterns: tuple[Pattern, ...], option: str) -> frozenset[str]:
     """Modules that the user's patterns name, and all that is in them."""
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -393,8 +429,6 @@ def _named(model: nn.Module, patterns: tuple[Pattern, ...], option: str) -> froz
 
     found: set[str] = set()
     for pattern in patterns:
-        if not isinstance(pattern, (str, type)):
-            raise ConfigError(f"{option} takes patterns and classes of modules, not {pattern!r}")
         mine = [n for n in modules if matches(n, pattern)]
         if not mine:
             kinds = sorted({type(m).__name__ for m in modules.values()})

@@ -2,23 +2,25 @@
 
 The data set, its number of classes and its input channels may differ; sites may not. Nothing is pruned: the compact
 network that the masks leave is trained for all the epochs of the recipe, which is the effort that learning masks
-on the target takes. It starts from new weights, or from dense ones of the target. With the data of the run itself
-and new weights this is the usual control: *the same architecture trained from scratch*.
+on the target takes. It starts from new weights, or from dense ones of the target. With the data of the run itself,
+its recipe and new weights this is the usual control: *the same architecture trained from scratch*.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chipnet._budget import Budget
+from chipnet._config import CONFIG, Recipe, Request, read_config, recipe_for, request_from
 from chipnet._errors import BudgetError, ConfigError, LoadError
 from chipnet._masks import Masks
 
 if TYPE_CHECKING:
-    from chipnet._job import Job, Request
+    from chipnet._job import Job
 
 FILE = "masks.json"
 
@@ -38,11 +40,9 @@ def request_for(
     Raises:
         ConfigError, LoadError: the source cannot be used.
     """
-    from chipnet._job import Request
-
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     result: dict[str, Any] = {}
-    if path.is_dir():
+    if os.path.isdir(path):  # of a name that cannot be, Masks.load tells
         result, path = _result(path), path / FILE
     masks = Masks.load(path)
     model = model or result.get("model")
@@ -53,6 +53,35 @@ def request_for(
     asked = list(budget or ()) or masks.budget or "channels=1.0"
     defaults = {"realisation": masks.realisation, "method": result.get("method", "chipnet")}
     return Request(model=model, data=data, budget=asked, masks=str(path), **{**defaults, **given})
+
+
+def recipe_of(source: str, data: str, data_dir: str | None = None, quick: bool = False) -> tuple[Recipe, str]:
+    """How to train where nothing else is said, and whose recipe that is, for people.
+
+    The run's own recipe where ``source`` is a run folder and ``data`` the run's own data set: a control has the
+    effort of what it is compared with. Else the data set's.
+
+    Args:
+        source, data, data_dir: as for `request_for`.
+        quick: the short one of the data set, in any case.
+
+    Raises:
+        ConfigError, LoadError: the run's files cannot be read.
+    """
+    run = Path(os.path.expanduser(source))
+    config = run / CONFIG
+    if not quick and os.path.isfile(config):
+        from chipnet.data._load import identity
+
+        values = read_config(config)
+        folder = values.get("data_dir")
+        if not str(folder).startswith("~"):  # of a relative one, result.json knows where that was
+            folder = _result(run).get("input", {}).get("data_dir", folder)
+        if identity(str(values.get("data", Request.data)), folder) == identity(data, data_dir):
+            recipe = request_from(values, source=str(config)).recipe
+            assert recipe is not None
+            return recipe, "the run's own recipe"
+    return recipe_for(data, quick), f"the {'quick ' if quick else ''}recipe of {data}"
 
 
 def prepare(request: Request, strict: bool) -> Job:
@@ -68,7 +97,7 @@ def prepare(request: Request, strict: bool) -> Job:
     """
     from chipnet import _job
 
-    job = _job.prepare(request)
+    job = _job.read_job(request)
     assert job.mask is not None
     cost, dense, limits = job.structure.cost.exact(job.mask), job.dense, job.structure.limits(job.budget)
     above = [
@@ -81,6 +110,7 @@ def prepare(request: Request, strict: bool) -> Job:
             f"on {request.data} the masks cost more than the budget: {'; '.join(above)}. Ask for more, or learn "
             f"masks with a smaller budget. Without --budget they are taken as they are."
         )
+    _job.make_folder(job.out)
     return job
 
 

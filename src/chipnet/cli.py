@@ -46,6 +46,7 @@ _REALISATION = "plain: dense layers only; indexed: layers may read or write a pa
 _IGNORE = (
     "modules that keep all channels: a pattern of names ('layer1.*') or types ('type:Linear'); repeatable"
 )
+_WHOSE = "the run's own on its data, else the data set's"
 _ONLY = "the only modules that are pruned, written as for --ignore; repeatable"
 
 
@@ -138,13 +139,21 @@ def transfer(
     ] = None,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
     epochs: Annotated[
-        str | None, typer.Option(help="in all: one number [default: the data set's, of all phases]")
+        str | None, typer.Option(help=f"in all: one number [default: those of all phases, {_WHOSE}]")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="a first look: few epochs and 6,000 training images")
     ] = False,
-    batch_size: Annotated[int | None, typer.Option(help="images per step")] = None,
-    lr: Annotated[float | None, typer.Option(help="peak learning rate, at this batch size")] = None,
+    batch_size: Annotated[int | None, typer.Option(help=f"images per step [default: {_WHOSE}]")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help=f"peak learning rate, at this batch size [default: {_WHOSE}]")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help=f"keep only so many training images [default: {_WHOSE}]")
+    ] = None,
+    limit_test: Annotated[
+        int | None, typer.Option(help=f"keep only so many test images [default: {_WHOSE}]")
+    ] = None,
     realisation: Annotated[str | None, typer.Option(help=f"{_REALISATION} [default: the run's]")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help=_IGNORE)] = None,
     only: Annotated[list[str] | None, typer.Option(help=_ONLY)] = None,
@@ -155,19 +164,23 @@ def transfer(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a finished run in --out")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars, no table")] = False,
 ) -> None:
-    """Train the compact network of another run's masks: same architecture, other data, classes, channels."""
+    """Train the compact network of another run's masks: same architecture, other data, classes, channels.
+
+    On the run's own data the recipe is the run's own, epochs and limits included, unless an option says otherwise:
+    the same architecture from new weights, with the same effort.
+    """
     console = Console(quiet=quiet, highlight=False)
     with _refusals():
         from chipnet import _transfer, train
 
-        changes: dict[str, Any] = {} if lr is None else {"train_lr": lr, "prune_lr": lr}
-        if batch_size is not None:
-            changes["batch_size"] = batch_size
-        recipe = train.recipe_for(data, quick).changed(changes)
+        asked = {"batch_size": batch_size, "limit": limit, "limit_test": limit_test}
+        changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        if lr is not None:
+            changes |= {"train_lr": lr, "prune_lr": lr}
+        recipe, whose = _transfer.recipe_of(source, data, data_dir, quick)
+        recipe = recipe.changed(changes)
         if epochs is not None:
-            total = parse_epochs(epochs)[0]
-            if total < 1 or "," in epochs:
-                raise ConfigError(f"--epochs {epochs!r}: give one whole number, of at least 1.")
+            total = parse_total(epochs)
             # All epochs of the recipe are trained; pruning has at least one by itself.
             recipe = dataclasses.replace(recipe, train=0, prune=1, finetune=total - 1)
         request = _transfer.request_for(
@@ -190,7 +203,11 @@ def transfer(
             threads=threads,
         )
         job = _transfer.prepare(request, strict=bool(budget))
-    console.print(f"masks of {source} fit; on {data} they leave {_transfer.reached(job)}", soft_wrap=True)
+    console.print(
+        f"masks of {source} fit; on {data} they leave {_transfer.reached(job)}; "
+        f"{sum(job.recipe.epochs)} epochs by {whose}",
+        soft_wrap=True,
+    )
     with _failures(), _stop_signals() as stop, _Bars(console) as bars:
         result = train.run(job, bars, stop)
     _show(console, result, job.out)
@@ -361,6 +378,21 @@ def parse_epochs(text: str) -> tuple[int, int, int]:
     return first, middle, last
 
 
+def parse_total(text: str) -> int:
+    """Epochs in all, where there are no phases.
+
+    Raises:
+        ConfigError: not one whole number, or less than 1.
+    """
+    try:
+        total = int(text)
+    except ValueError:
+        total = 0
+    if total < 1:
+        raise ConfigError(f"--epochs {text!r}: give one whole number, of at least 1: nothing is pruned here.")
+    return total
+
+
 def parse_shape(text: str) -> tuple[int, ...]:
     """The shape of an input, from numbers with commas.
 
@@ -408,8 +440,8 @@ def _continued(resume: str, others: list[str]) -> tuple[_config.Request, dict[st
     if others:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
         raise ConfigError(f"a run that continues keeps the options it began with: leave out {flags}.")
-    out = Path(resume).expanduser()
-    if not (out / _config.CONFIG).is_file():
+    out = Path(os.path.expanduser(resume))
+    if not os.path.isfile(out / _config.CONFIG):
         raise ConfigError(f"there is no run in {out}: it has no {_config.CONFIG}.")
     result = out / "result.json"
     finished = json.loads(result.read_text()) if result.is_file() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -200,6 +201,23 @@ def list_data() -> tuple[str, ...]:
         True
     """
     return tuple(sorted(("digits", *_SOURCES)))
+
+
+def identity(name: str, data_dir: str | Path | None) -> tuple[str, str | None]:
+    """What tells two data sets apart: the name, and the folder where the name alone does not say what is in it.
+
+    Example:
+        >>> identity("CIFAR-10", "a") == identity("cifar10", "b")
+        True
+        >>> identity("image-folder", "a") == identity("image-folder", "b")
+        False
+    """
+    if ":" not in name and not name.startswith("tv/"):
+        asked = name.strip().lower().replace("_", "-")
+        name = _ALIASES.get(asked, asked)
+        if name in list_data() and name not in _DECODED:
+            return name, None
+    return name, os.path.realpath(os.path.expanduser(str(data_dir))) if data_dir else None
 
 
 def load_data(
