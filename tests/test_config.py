@@ -128,6 +128,9 @@ def test_files_that_are_no_config(tmp_path, content, text):
 
 def test_a_key_of_a_merged_mapping_may_be_given_again(tmp_path):
     (tmp_path / "c.yaml").write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: {x: 4, 5: 6, '5': 7}")
+    chained = "base: &base {x: 0}\ndeep: {deeper: {a: &a {<<: *base, x: 1}}}\nb: {<<: *a}"
+    (tmp_path / "chained.yaml").write_text(chained)
+    assert read_config(tmp_path / "chained.yaml") == yaml.safe_load(chained)
     assert read_config(tmp_path / "c.yaml") == {
         "a": {"x": 1, "y": 2},
         "b": {"x": 1, "y": 3},

@@ -361,6 +361,8 @@ def test_settings_come_with_the_name():
         ("taylor:refreshes=-3", "refreshes of taylor must be at least 0 and finite, not -3"),
         ("taylor:together=0", "together of taylor must be at least 1 and finite, not 0"),
         ("chipnet:travel=inf", "travel of chipnet must be at least 0 and finite, not inf"),
+        ("bar:beta=0,slope=0", "beta of bar must be at least 0.001 and finite, not 0.0; slope"),
+        ("bar:gamma=0.5", "gamma of bar must be from -inf to -0.001, not 0.5"),
         ("random:floor=0,floor=0.5", "floor is given twice in the method"),
         ("random:", "cannot read '' in the method"),
         ("no.such:Method", "there is no module 'no'"),

@@ -49,6 +49,7 @@ from chipnet._lazy import import_callable
 
 if TYPE_CHECKING:
     from chipnet._config import Recipe, Request
+    from chipnet._job import Job
     from chipnet.train import Watcher
 
 RESULTS, RESULT, ERROR, SETTINGS, LOCK = "results.csv", "result.json", "error.json", "settings.json", ".lock"
@@ -128,7 +129,7 @@ class Run:
 
 
 def read_grid(path: str | Path, out: str | Path | None = None) -> Grid:
-    """Read and check a configuration.
+    """Read and check a configuration; ``out`` is another folder than its own.
 
     Raises:
         ConfigError: all that is wrong: keys that do not exist, with the one that was probably meant; values of
@@ -138,7 +139,7 @@ def read_grid(path: str | Path, out: str | Path | None = None) -> Grid:
 
     path = Path(path)
     found = read_config(path)
-    return grid_from(found, str(path), out or Path("runs") / path.stem)
+    return grid_from(found | ({"out": out} if out else {}), str(path), Path("runs") / path.stem)
 
 
 def grid_from(found: Mapping[str, Any], name: str, out: str | Path) -> Grid:
@@ -264,13 +265,16 @@ def is_rival(text: str) -> bool:
     """Is this ``module:function`` of a whole run, and not a method?
 
     Raises:
-        ConfigError: it looks like one, and there is nothing of that name.
+        ConfigError: it looks like one, and there is nothing of that name, or a class that is no method.
     """
     from chipnet.methods import METHODS, is_method
 
     if _REFERENCE.fullmatch(text) is None or text.partition(":")[0] in METHODS:
         return False
-    return not is_method(import_callable(text))
+    found = import_callable(text)
+    if isinstance(found, type) and not is_method(found):
+        raise ConfigError(f"{text} is a class, and no method: extend chipnet.methods.Method or Gradual")
+    return not is_method(found)
 
 
 def _asked(grid: Grid, data: str) -> Request:
@@ -356,7 +360,7 @@ def request_of(grid: Grid, run: Run, data_dirs: Mapping[str, str], command: str)
     else:
         if run.source is not None:
             masks = str(grid.out / run.source.folder / MASKS)
-        if not run.method.startswith("scratch"):
+        if not run.method.startswith("scratch("):
             weights = str(grid.out / run.dense.folder / "model.safetensors")
     return dataclasses.replace(
         _asked(grid, run.data),
@@ -470,8 +474,11 @@ def claimed(folder: Path) -> Iterator[bool]:
         lock.release()
 
 
-def preflight(grid: Grid, data_dirs: Mapping[str, str]) -> None:
+def preflight(grid: Grid, data_dirs: Mapping[str, str], retry: bool = False) -> None:
     """What is known to fail is said before anything is trained or written.
+
+    Args:
+        grid, data_dirs, retry: as for `bench`.
 
     Raises:
         ConfigError: all that cannot be used: a network, a data set or its folder, a seed, an option of all runs, or
@@ -484,7 +491,8 @@ def preflight(grid: Grid, data_dirs: Mapping[str, str]) -> None:
     from chipnet.models import get_model
 
     _settings(grid, data_dirs)
-    runs = [run for run in runs_of(grid) if status(grid, run) != "done"]
+    again = ("open", "failed") if retry else ("open",)
+    runs = [run for run in runs_of(grid) if status(grid, run) in again]
     problems: dict[str, None] = {}
 
     def tried(check: Callable[[], object]) -> None:
@@ -497,7 +505,10 @@ def preflight(grid: Grid, data_dirs: Mapping[str, str]) -> None:
         if ":" in name:  # it may do anything: the first run finds out
             import_callable(name)
             return
-        with torch.device("meta"):
+        try:
+            with torch.device("meta"):
+                get_model(name)
+        except Exception:  # some read their weights while they are made
             get_model(name)
 
     def data_set(name: str, seed: int) -> None:
@@ -531,10 +542,6 @@ def _folder(data: str, data_dirs: Mapping[str, str]) -> str | None:
     return data_dirs.get(data, None if data == "digits" else data_dirs.get(""))
 
 
-_BEFORE = {"clip_spikes": 0.0}
-"""Fields of recipes that runs of earlier versions were made without, and what they did instead."""
-
-
 def _settings(grid: Grid, data_dirs: Mapping[str, str]) -> dict[str, Any]:
     """What settings.json is to hold: how all runs of the folder are made, those of other grids too. Runs of other
     settings must not be taken for this grid's; new networks, data sets, methods and seeds may come.
@@ -542,12 +549,15 @@ def _settings(grid: Grid, data_dirs: Mapping[str, str]) -> dict[str, Any]:
     Raises:
         ConfigError: the folder's runs were trained otherwise, or on other files.
     """
+    from chipnet._config import BEFORE
+    from chipnet.data._load import identity
+
     recipes = {d: dataclasses.asdict(recipe_of(grid, d)) for d in grid.data}
-    folders = {d: os.path.realpath(Path(f).expanduser()) for d in grid.data if (f := _folder(d, data_dirs))}
+    folders = {d: f for d in grid.data if (f := identity(d, _folder(d, data_dirs))[1]) is not None}
     path = grid.out / SETTINGS
     try:
         was = json.loads(path.read_text()) if path.exists() else {"recipe": {}, "request": grid.request}
-        before = {d: {**_BEFORE, **recipe} for d, recipe in was["recipe"].items()}
+        before = {d: {**BEFORE, **recipe} for d, recipe in was["recipe"].items()}
         request, known = dict(was["request"]), dict(was.get("data_dir", {}))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
@@ -604,49 +614,44 @@ def _one(
             _whole(request)
         job = train.prepare(request, resume=_goes_on(folder))
         if is_rival(run.method):
-            import_callable(run.method)(job, watcher)
-            _complete(folder / RESULT, train.facts(job) | {"method": run.method})
+            _rivals(grid, run, job, watcher)
         else:
             train.run(job, watcher, stop)
-        done = row(grid, run)
     except Exception as error:  # a benchmark's finding, not its end
         said = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-        if (folder / RESULT).exists():  # what a rival left cannot be read: it is no result
-            (folder / RESULT).replace(folder / f"unreadable-{RESULT}")
         write_json(folder / ERROR, said)
         return "failed: " + " ".join(said["error"].split())
+    done = row(grid, run)
     return f"done: {done['final']:.2f} % in {done['seconds']:.0f} s"
 
 
-def _complete(path: Path, facts: Mapping[str, Any]) -> None:
-    """Add to a rival's result what is known without it.
+def _rivals(grid: Grid, run: Run, job: Job, watcher: Watcher | None) -> None:
+    """A rival's run; what is known without it is added to its result.
 
     Raises:
         LoadError: it left no result, or one that lacks something.
     """
+    from chipnet import train
+
+    path = grid.out / run.folder / RESULT
+    import_callable(run.method)(job, watcher)
     try:
         result = json.loads(path.read_text())
-        accuracies = [result[part]["accuracy"] for part in ("dense", "soft", "hard", "compact")]
-        numbers = [
-            *accuracies,
-            *(result["compact"][k] / result["dense"][k] for k in KINDS),
-            result["seconds"]["total"],
-        ]
-        if not all(math.isfinite(n) for n in numbers):
-            raise ValueError("a number is not finite")
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
-        raise LoadError(
-            f"{path} is not what a rival leaves ({type(error).__name__}: {error}); see docs/bench.md"
-        ) from error
-    write_json(path, {**facts, **result})
+        write_json(path, {**train.facts(job), "method": run.method, **result})
+        if not math.isfinite(row(grid, run)["final"]):
+            raise ValueError("its accuracy is not finite")
+    except (OSError, ValueError, TypeError, LoadError) as error:
+        if path.exists():
+            path.replace(path.with_name(f"unreadable-{RESULT}"))
+        raise LoadError(f"{path} is not what a rival leaves ({error}); see docs/bench.md") from error
 
 
 def _goes_on(folder: Path) -> bool:
-    """Is there a state of the run to go on from? One that cannot be read is removed: the run begins anew."""
+    """Is there a state of the run to go on from? One that cannot be read is set aside: the run begins anew."""
     try:
         return _checkpoint.read(folder) is not None
     except LoadError:
-        _checkpoint.remove(folder)
+        _checkpoint.set_aside(folder)
         return False
 
 
@@ -693,6 +698,9 @@ def write_results(grid: Grid) -> list[dict[str, Any]]:
         except FileNotFoundError:
             if status(grid, run) != "open":  # or is open again: another process took it for a retry just now
                 raise
+        except LoadError:
+            if not is_rival(run.method):  # of a rival's another process has not judged yet
+                raise
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -722,25 +730,25 @@ def row(grid: Grid, run: Run) -> dict[str, Any]:
         return values
     try:
         result = json.loads((folder / RESULT).read_text())
-    except ValueError as error:
+        for name, part in (("dense", "dense"), ("soft", "soft"), ("hard", "hard"), ("final", "compact")):
+            values[name] = "" if (known := result[part]["accuracy"]) is None else float(known)
+        values |= {k: result["compact"][k] / max(result["dense"][k], 1) for k in KINDS}
+        values["seconds"] = float(result["seconds"]["total"])
+        limits = Budget.parse(run.budget).limits({**result["dense"], LATENCY: 0}) if run.budget else {}
+        values["above"] = " ".join(k for k in KINDS if result["compact"][k] > limits.get(k, math.inf))
+        values[LATENCY] = Landing(**landed).left if (landed := result.get(LATENCY)) is not None else ""
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        said = f"{type(error).__name__}: {error}"
         raise LoadError(
-            f"{folder / RESULT} is damaged ({error}); remove it, and the run is done anew"
+            f"{folder / RESULT} is damaged ({said}); remove it, and the run is done anew"
         ) from error
-    for name, part in (("dense", "dense"), ("soft", "soft"), ("hard", "hard"), ("final", "compact")):
-        values[name] = "" if (known := result[part]["accuracy"]) is None else known
-    if run.method == DENSE or run.method.startswith("scratch"):  # they begin with new weights
+    if run.method == DENSE or run.method.startswith("scratch("):  # they begin with new weights
         values |= {"dense": "", "soft": "", "hard": ""}
-    values |= {k: result["compact"][k] / max(result["dense"][k], 1) for k in KINDS}
-    if (landed := result.get(LATENCY)) is not None:
-        values[LATENCY] = Landing(**landed).left
-    limits = Budget.parse(run.budget).limits({**result["dense"], LATENCY: 0}) if run.budget else {}
-    values["above"] = " ".join(k for k in KINDS if result["compact"][k] > limits.get(k, math.inf))
     tuned = {int(r["epoch"]): r for r in metrics(folder) if r["phase"] == "finetune"}
     for epoch in RECOVERY:
         if epoch in tuned:
             values[f"after_{epoch}"] = float(tuned[epoch]["validation_accuracy"])
     values["epochs"] = sum(1 for r in metrics(folder) if int(r["epoch"]) > 0)
-    values["seconds"] = result["seconds"]["total"]
     return values
 
 

@@ -100,9 +100,9 @@ def standings(rows: Rows) -> str:
     """Markdown: how methods stand over all networks, data sets and budgets, as cut, on the way and fine-tuned.
 
     For each of those a method's mean over seeds is held against the best method's. A cell has how often it is the
-    best, and how far behind the best it is, in the mean and at most, in points; methods that are seldom behind come
-    first. Architectures trained anew and masks of other runs do not compete. Empty below three
-    budgets, each network and data set counted for itself.
+    best, and how far behind the best it is, in the mean and at most, in points. Methods that have results at more
+    budgets come first, then those that are less behind. Architectures trained anew and masks of other runs do
+    not compete. Empty below three budgets, each network and data set counted for itself.
 
     Example:
         >>> row = dict(model="net", data="digits", seed=0, status="done", hard=90.0)
@@ -131,7 +131,8 @@ def standings(rows: Rows) -> str:
     behind: dict[tuple[str, str], list[float]] = {}
     for here, stage in itertools.product(places.values(), _STAGES):
         found = {
-            m: _numbers([r for r in here if r["method"] == m], stage) for m in {r["method"] for r in here}
+            m: _numbers([r for r in here if r["method"] == m], stage)
+            for m in dict.fromkeys(r["method"] for r in here)
         }
         means = {m: statistics.mean(v) for m, v in found.items() if v}
         for method, mean in means.items() if len(means) > 1 else ():
@@ -151,7 +152,9 @@ def standings(rows: Rows) -> str:
         "|---" * (len(stages) + 2) + "|",
         *(
             "| " + " | ".join([method, str(len(far)), *(cell(method, s) for s in stages)]) + " |"
-            for method, far in sorted(final.items(), key=lambda item: statistics.mean(item[1]))
+            for method, far in sorted(
+                final.items(), key=lambda item: (-len(item[1]), statistics.mean(item[1]))
+            )
         ),
     ]
     return "\n".join(lines) + "\n"

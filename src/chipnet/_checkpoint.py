@@ -68,6 +68,13 @@ def read(out: Path) -> dict[str, Any] | None:
     return None
 
 
+def set_aside(out: Path) -> None:
+    """Give checkpoints that cannot be read another name: nothing is lost, and the run begins anew."""
+    for name in (CHECKPOINT, BEFORE):
+        if (out / name).exists():
+            (out / name).replace(out / f"unreadable-{name}")
+
+
 def remove(out: Path) -> None:
     """Delete the checkpoints."""
     for name in (CHECKPOINT, BEFORE):

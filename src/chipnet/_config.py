@@ -246,6 +246,8 @@ class Request:
     command: str = field(default_factory=lambda: shlex.join(["chipnet", *sys.argv[1:]]))
 
 
+BEFORE = {"clip_spikes": 0.0}
+"""Fields of recipes that runs of earlier versions were made without, and what they did instead."""
 NOT_OPTIONS = {"recipe", "command"}
 """Fields of `Request` that are no option by themselves."""
 EPOCHS = ("train", "prune", "finetune")
@@ -372,19 +374,27 @@ def _loader() -> Any:
     """YAML's safe loader, but a key that is given twice in one mapping is an error: YAML drops the first."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            lines: dict[Any, int] = {}
-            for key, _ in node.value:  # before << is resolved, whose keys may be given again
-                if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                    continue
-                name, line = self.construct_object(key), key.start_mark.line + 1
+    def check(node: Any, seen: set[int]) -> None:
+        if isinstance(node, yaml.ScalarNode) or node is None or id(node) in seen:
+            return
+        seen.add(id(node))  # an alias is the node itself
+        lines: dict[Any, int] = {}
+        for child in node.value:
+            key, value = child if isinstance(node, yaml.MappingNode) else (None, child)
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                name, line = (key.tag, key.value), key.start_mark.line + 1
                 if name in lines:
                     raise yaml.constructor.ConstructorError(
-                        problem=f"the key {name!r} is in line {lines[name]} and again in line {line}: keep one"
+                        problem=f"the key {key.value!r} is in line {lines[name]} and again in line {line}: keep one"
                     )
                 lines[name] = line
-            return super().construct_mapping(node, deep)
+            check(value, seen)
+
+    class Loader(yaml.SafeLoader):
+        def get_single_node(self) -> Any:
+            node = super().get_single_node()
+            check(node, set())  # as written: << is resolved later, and its keys may be given again
+            return node
 
     return Loader
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chipnet._budget import Budget
-from chipnet._config import CONFIG, Recipe, Request, read_config, recipe_for, request_from
+from chipnet._config import BEFORE, CONFIG, Recipe, Request, read_config, recipe_for, request_from
 from chipnet._errors import BudgetError, ConfigError, LoadError
 from chipnet._masks import Masks
 
@@ -55,8 +55,11 @@ def request_for(
     return Request(model=model, data=data, budget=asked, masks=str(path), **{**defaults, **given})
 
 
-def recipe_of(source: str, data: str, data_dir: str | None = None, quick: bool = False) -> tuple[Recipe, str]:
-    """How to train where nothing else is said, and whose recipe that is, for people.
+def recipe_of(
+    source: str, data: str, data_dir: str | None = None, quick: bool = False
+) -> tuple[Recipe, int | None, str]:
+    """How to train where nothing else is said, the size of images that are decoded, and whose recipe that is, for
+    people.
 
     The run's own recipe where ``source`` is a run folder and ``data`` the run's own data set: a control has the
     effort of what it is compared with. Else the data set's.
@@ -78,10 +81,11 @@ def recipe_of(source: str, data: str, data_dir: str | None = None, quick: bool =
         if not str(folder).startswith("~"):  # of a relative one, result.json knows where that was
             folder = _result(run).get("input", {}).get("data_dir", folder)
         if identity(str(values.get("data", Request.data)), folder) == identity(data, data_dir):
-            recipe = request_from(values, source=str(config)).recipe
-            assert recipe is not None
-            return recipe, "the run's own recipe"
-    return recipe_for(data, quick), f"the {'quick ' if quick else ''}recipe of {data}"
+            values["recipe"] = BEFORE | dict(values.get("recipe") or {})
+            own = request_from(values, source=str(config))
+            assert own.recipe is not None
+            return own.recipe, own.image_size, "the run's own recipe"
+    return recipe_for(data, quick), None, f"the {'quick ' if quick else ''}recipe of {data}"
 
 
 def prepare(request: Request, strict: bool) -> Job:

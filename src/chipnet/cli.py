@@ -177,7 +177,7 @@ def transfer(
         changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         if lr is not None:
             changes |= {"train_lr": lr, "prune_lr": lr}
-        recipe, whose = _transfer.recipe_of(source, data, data_dir, quick)
+        recipe, image_size, whose = _transfer.recipe_of(source, data, data_dir, quick)
         recipe = recipe.changed(changes)
         if epochs is not None:
             total = parse_total(epochs)
@@ -191,6 +191,7 @@ def transfer(
             out=out,
             recipe=recipe,
             data_dir=data_dir,
+            image_size=image_size,
             weights=weights,
             realisation=realisation,
             ignore=tuple(ignore or ()),
@@ -251,7 +252,7 @@ def bench(
             for run in _bench.runs_of(grid):
                 print(f"{_bench.status(grid, run)}\t{run.folder}")
             return
-        _bench.preflight(grid, names)
+        _bench.preflight(grid, names, retry)
     with _failures(), _stop_signals() as stop, _Bars(console, quiet=True) as bars:
 
         def told(number: int, total: int, run: _bench.Run, text: str) -> None:
@@ -261,14 +262,13 @@ def bench(
         rows = _bench.bench(grid, names, command=command, retry=retry, watcher=bars, stop=stop, told=told)
         console.print(f"\n{_bench_report.write_tables(grid, rows).read_text()}", markup=False, soft_wrap=True)
         with _bench.claimed(grid.out) as mine:
-            if not mine:
-                text = f"another process draws the plots in {grid.out / 'plots'}"
-                console.print(text, soft_wrap=True, markup=False)  # a path may hold brackets
-                return
-            try:
-                console.print(f"{len(_bench_report.write_plots(grid, rows))} plots in {grid.out / 'plots'}")
-            except ConfigError as error:
-                console.print(f"no plots: {error}", soft_wrap=True, markup=False)
+            text = f"another process draws the plots in {grid.out / 'plots'}"
+            if mine:
+                try:
+                    text = f"{len(_bench_report.write_plots(grid, rows))} plots in {grid.out / 'plots'}"
+                except ConfigError as error:
+                    text = f"no plots: {error}"
+            console.print(text, soft_wrap=True, markup=False)  # a path may hold brackets
         if rows and all(row["status"] == "failed" for row in rows):
             raise typer.Exit(1)
 
@@ -421,6 +421,10 @@ def _asked(
 ) -> _config.Request:
     """The request that a config file and the flags over it make."""
     given = {name: value for name, value in options.items() if value is not None}
+    if "method" in given:  # of a run with masks it is only a name, but one that is typed is meant
+        from chipnet.methods import read_method
+
+        read_method(given["method"])
     recipe = {name: given.pop(name) for name in _config.options(_config.Recipe) if name in given}
     if epochs is not None:
         recipe |= dict(zip(_config.EPOCHS, parse_epochs(epochs), strict=True))

@@ -18,7 +18,7 @@ from torch import nn
 
 from chipnet import _charts
 from chipnet._budget import KINDS, shown
-from chipnet._errors import ChipNetError, ConfigError
+from chipnet._errors import ChipNetError, ConfigError, LoadError
 from chipnet._inputs import Inputs
 from chipnet._io import write_atomically
 from chipnet._latency import Landing
@@ -83,7 +83,7 @@ def report(*runs: Run | str | os.PathLike[str], path: str | os.PathLike[str] | N
         The file.
 
     Raises:
-        LoadError: there is no finished run.
+        LoadError: there is no finished run, or the only one is a rival's, without a plan.
         ConfigError: no run was given, or matplotlib is missing.
         OSError: the file cannot be written.
     """
@@ -115,6 +115,10 @@ def _page(**content: Any) -> str:
 
 def _one(run: Run) -> dict[str, Any]:
     result = run.result
+    if "verify" not in result:
+        raise LoadError(
+            f"{run.folder} has no plan to report: it is a rival's run. Compare several runs instead."
+        )
     dense, small = result["dense"], result["compact"]
     trained = dense["accuracy"] is not None
     change = small["accuracy"] - dense["accuracy"] if trained else 0.0
@@ -151,11 +155,17 @@ def _one(run: Run) -> dict[str, Any]:
     sections = [_states(result), _progress(run, kinds), *_channels(run), _whole(run), _conditions(run)]
     return {
         "title": f"{result['model']} on {result['data']}: {run.name}",
-        "lead": f"Pruned with {result['method']} to a budget of {shown(result['budget'])}, seed {result['seed']}, "
+        "lead": f"{_how(result)}, a budget of {shown(result['budget'])}, seed {result['seed']}, "
         f"realisation {result['realisation']}.",
         "tiles": tiles,
         "sections": sections,
     }
+
+
+def _how(result: Mapping[str, Any]) -> str:
+    if "masks" in result:
+        return f"Masks that were given ({result['method']})"
+    return f"Pruned with {result['method']}"
 
 
 def _states(result: Mapping[str, Any]) -> _Section:

@@ -229,7 +229,7 @@ class Run:
             phase.optimizer.load_state_dict(saved["optimizer"])
             if phase.pruner is not None:
                 phase.pruner.load_state_dict(saved["pruner"])
-            if self.spikes is not None:
+            if self.spikes is not None and saved["spikes"] is not None:
                 self.spikes.load_state_dict(saved["spikes"])
         self._setup(phase)
         self.objective = self._objective()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,11 @@ class BAR(Method):
     margin: float = 1e-4
     tolerance: float = 0.01
     cap: float = 1e3
+
+    ranges: ClassVar = {
+        "beta": (1e-3, math.inf), "gamma": (-math.inf, -1e-3), "zeta": (1.001, math.inf),
+        "start": (-math.inf, math.inf), "slope": (1e-3, math.inf),
+    }  # fmt: skip
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

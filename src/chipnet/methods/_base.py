@@ -39,8 +39,9 @@ class Method(ABC):
     """(temperature, weight) where the dense network's logits are part of the method's task loss:
     ``(1 - weight) CE + weight * distillation_loss(., ., temperature)``. The loop owns the teacher."""
 
-    _ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
-    """Least and largest values of settings; of others from 0 on, or any where the default is negative."""
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """Least and largest values of settings; of others from 0 on, or any where the default is negative. A class that
+    extends another has only those that differ."""
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class Method(ABC):
     @classmethod
     def _range(cls, option: str) -> tuple[float, float]:
         for c in cls.__mro__:
-            if option in (found := vars(c).get("_ranges", {})):
+            if option in (found := vars(c).get("ranges", {})):
                 return found[option]
         return (0.0 if cls.settings()[option] >= 0 else -math.inf), math.inf
 
@@ -177,7 +178,7 @@ class Gradual(Method):
     thin it is: at most so many as cost as much. A floor keeps branches alive; with ``min_channels`` none can die,
     and one is enough."""
 
-    _ranges: ClassVar = {
+    ranges: ClassVar = {
         "shrink": (1e-6, 1.0),
         "freeze": (0.0, 1.0),
         "floor": (0.0, 1.0),
@@ -267,7 +268,7 @@ class Sensing(Gradual):
 
     memory: float = 0.98
 
-    _ranges: ClassVar = {"memory": (0.0, 0.999999)}
+    ranges: ClassVar = {"memory": (0.0, 0.999999)}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
