@@ -359,7 +359,7 @@ def test_settings_come_with_the_name():
         ("chipnet:floor=nan", "floor of chipnet must be from 0 to 1, not nan"),
         ("taylor:floor=-5,memory=2", r"floor of taylor must be .*; memory of taylor must be from 0 to"),
         ("taylor:refreshes=-3", "refreshes of taylor must be at least 0 and finite, not -3"),
-        ("taylor:together=0", "together of taylor must be at least 1 and finite, not 0"),
+        ("taylor:together=-1", "together of taylor must be at least 0 and finite, not -1"),
         ("chipnet:travel=inf", "travel of chipnet must be at least 0 and finite, not inf"),
         ("bar:beta=0,slope=0", "beta of bar must be at least 0.001 and finite, not 0.0; slope"),
         ("bar:gamma=0.5", "gamma of bar must be from -inf to -0.001, not 0.5"),

@@ -242,8 +242,11 @@ def _method(text: str, data: Sequence[str]) -> _Method:
 
     text = text.strip()
     match = _CALL.fullmatch(text)
+    if match is None and is_rival(text):
+        return _Method("rival", text, text)
     if match is None:
-        return _Method("rival", text, text) if is_rival(text) else _Method("prune", *2 * (method_text(text),))
+        text = method_text(text)
+        return _Method("prune", text, text)
     kind, inside = match.groups()
     method, source = inside.strip(), ""
     if kind == "transfer":

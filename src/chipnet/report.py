@@ -155,7 +155,7 @@ def _one(run: Run) -> dict[str, Any]:
     sections = [_states(result), _progress(run, kinds), *_channels(run), _whole(run), _conditions(run)]
     return {
         "title": f"{result['model']} on {result['data']}: {run.name}",
-        "lead": f"{_how(result)}, a budget of {shown(result['budget'])}, seed {result['seed']}, "
+        "lead": f"{_how(result)} a budget of {shown(result['budget'])}, seed {result['seed']}, "
         f"realisation {result['realisation']}.",
         "tiles": tiles,
         "sections": sections,
@@ -164,8 +164,8 @@ def _one(run: Run) -> dict[str, Any]:
 
 def _how(result: Mapping[str, Any]) -> str:
     if "masks" in result:
-        return f"Masks that were given ({result['method']})"
-    return f"Pruned with {result['method']}"
+        return f"Masks that were given ({result['method']}), beside"
+    return f"Pruned with {result['method']} to"
 
 
 def _states(result: Mapping[str, Any]) -> _Section:

@@ -178,12 +178,7 @@ class Gradual(Method):
     thin it is: at most so many as cost as much. A floor keeps branches alive; with ``min_channels`` none can die,
     and one is enough."""
 
-    ranges: ClassVar = {
-        "shrink": (1e-6, 1.0),
-        "freeze": (0.0, 1.0),
-        "floor": (0.0, 1.0),
-        "together": (1.0, math.inf),
-    }
+    ranges: ClassVar = {"shrink": (1e-6, 1.0), "freeze": (0.0, 1.0), "floor": (0.0, 1.0)}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
