@@ -45,7 +45,7 @@ from chipnet._budget import KINDS, LATENCY, Budget
 from chipnet._errors import ChipNetError, ConfigError, LoadError
 from chipnet._io import write_atomically, write_json
 from chipnet._latency import Landing
-from chipnet._lazy import import_callable
+from chipnet._lazy import REFERENCE, import_callable
 
 if TYPE_CHECKING:
     from chipnet._config import Recipe, Request
@@ -65,7 +65,6 @@ _FIXED = (
     "recipe", "quick",
 )  # fmt: skip
 """Options of a run that the grid decides."""
-_REFERENCE = re.compile(r"\w[\w.]*:[A-Za-z_][\w.]*")
 _CALL = re.compile(r"(scratch|transfer)\(\s*([^,()]+(?:,[^()]*)?)\s*\)")
 
 
@@ -117,6 +116,11 @@ class Run:
     def dense(self) -> Run:
         """The run that trains its dense network."""
         return Run(self.model, self.data, "", DENSE, self.seed)
+
+    @property
+    def anew(self) -> bool:
+        """Does it begin with new weights?"""
+        return self.method == DENSE or self.method.startswith("scratch(")
 
     @property
     def needs(self) -> tuple[Run, ...]:
@@ -177,36 +181,29 @@ def grid_from(found: Mapping[str, Any], name: str, out: str | Path) -> Grid:
         where = out
     grid = Grid(**axes, **parts, out=Path(where).expanduser(), about=str(found.get("about", "")).strip())
 
-    def tried(read: Callable[[str], Any], texts: Sequence[str]) -> list[Any]:
-        """What can be read of ``texts``; what cannot is a problem."""
-        read_ones = []
-        for text in texts:
-            try:
-                read_ones.append(read(text))
-            except ChipNetError as error:
-                lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
-                problems.extend(lines[1:] if lines[0].endswith(":") and len(lines) > 1 else [" ".join(lines)])
-        return read_ones
-
     # Written in one way, so that what is the same has the same folder, and what is not has another.
-    budgets = tried(lambda b: str(Budget.parse(b)), grid.budgets)
-    methods = tried(lambda m: _method(m, grid.data), grid.methods)
-    recipes = [request.recipe for request in tried(lambda d: _asked(grid, d), grid.data or ("digits",))]
-    if any(recipe.train < 1 for recipe in recipes):
-        problems.append(
-            "recipe.train must be at least 1: methods start from a dense network that is trained first"
-        )
-    for axis, read, given in (
-        ("budgets", budgets, grid.budgets),
-        ("methods", [m.text for m in methods], grid.methods),
-    ):
+    budgets: list[str] = []
+    methods: list[str] = []
+    for budget in grid.budgets:
+        with _noting(problems):
+            budgets.append(str(Budget.parse(budget)))
+    for method in grid.methods:
+        with _noting(problems):
+            methods.append(_method(method, grid.data).text)
+    for data in grid.data or ("digits",):
+        with _noting(problems):
+            if recipe_of(grid, data).train < 1:
+                raise ConfigError(
+                    "recipe.train must be at least 1: methods start from a dense network that is trained first"
+                )
+    for axis, read, given in (("budgets", budgets, grid.budgets), ("methods", methods, grid.methods)):
         same = [t for t in dict.fromkeys(read) if read.count(t) > 1]
         if same and len(set(given)) == len(given):
             problems.append(f"{axis} has {' and '.join(same)} twice, written in two ways: {list(given)}")
     problems = list(dict.fromkeys(problems))  # what is wrong for all data sets is said once
     if problems:
         raise ConfigError(f"cannot use {name}:\n" + "\n".join(f"  - {p}" for p in problems))
-    grid = dataclasses.replace(grid, budgets=tuple(budgets), methods=tuple(m.text for m in methods))
+    grid = dataclasses.replace(grid, budgets=tuple(budgets), methods=tuple(methods))
     runs = runs_of(grid)
     if not any(run.method != DENSE for run in runs):
         raise ConfigError(
@@ -220,6 +217,16 @@ def grid_from(found: Mapping[str, Any], name: str, out: str | Path) -> Grid:
                 f"{run.model}, {run.data}. Rename one."
             )
     return grid
+
+
+@contextmanager
+def _noting(problems: list[str]) -> Iterator[None]:
+    """What is refused while the block lasts is a problem; of a list of reasons each is."""
+    try:
+        yield
+    except ChipNetError as error:
+        lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+        problems += lines[1:] if lines[0].endswith(":") and len(lines) > 1 else [" ".join(lines)]
 
 
 class _Method(NamedTuple):
@@ -272,7 +279,7 @@ def is_rival(text: str) -> bool:
     """
     from chipnet.methods import METHODS, is_method
 
-    if _REFERENCE.fullmatch(text) is None or text.partition(":")[0] in METHODS:
+    if REFERENCE.fullmatch(text) is None or text.partition(":")[0] in METHODS:
         return False
     found = import_callable(text)
     if isinstance(found, type) and not is_method(found):
@@ -338,12 +345,12 @@ def runs_of(grid: Grid) -> list[Run]:
             add(needed)
         found.setdefault(run)
 
+    entries = [_method(text, grid.data) for text in grid.methods]
     for seed in grid.seeds:
         for model in grid.models:
             for data in grid.data:
                 for budget in grid.budgets:
-                    for text in grid.methods:
-                        kind, _, method, source = _method(text, grid.data)
+                    for kind, text, method, source in entries:
                         if source == data:
                             continue  # nothing to carry: the method's own run on this data set is that
                         run = Run(model, data, budget, text, seed)
@@ -363,7 +370,7 @@ def request_of(grid: Grid, run: Run, data_dirs: Mapping[str, str], command: str)
     else:
         if run.source is not None:
             masks = str(grid.out / run.source.folder / MASKS)
-        if not run.method.startswith("scratch("):
+        if not run.anew:
             weights = str(grid.out / run.dense.folder / "model.safetensors")
     return dataclasses.replace(
         _asked(grid, run.data),
@@ -496,13 +503,7 @@ def preflight(grid: Grid, data_dirs: Mapping[str, str], retry: bool = False) -> 
     _settings(grid, data_dirs)
     again = ("open", "failed") if retry else ("open",)
     runs = [run for run in runs_of(grid) if status(grid, run) in again]
-    problems: dict[str, None] = {}
-
-    def tried(check: Callable[[], object]) -> None:
-        try:
-            check()
-        except ChipNetError as error:
-            problems[" ".join(str(error).split())] = None
+    problems: list[str] = []
 
     def network(name: str) -> None:
         if ":" in name:  # it may do anything: the first run finds out
@@ -530,14 +531,17 @@ def preflight(grid: Grid, data_dirs: Mapping[str, str], retry: bool = False) -> 
 
     seeds = dict.fromkeys(run.seed for run in runs)
     for seed in seeds:
-        tried(lambda: _job.check(dataclasses.replace(_asked(grid, grid.data[0]), seed=seed)))  # noqa: B023
+        with _noting(problems):
+            _job.check(dataclasses.replace(_asked(grid, grid.data[0]), seed=seed))
     for name in dict.fromkeys(run.model for run in runs):
-        tried(lambda: network(name))  # noqa: B023
+        with _noting(problems):
+            network(name)
     if not problems:  # of seeds, too
         for name in dict.fromkeys(run.data for run in runs):
-            tried(lambda: data_set(name, next(iter(seeds))))  # noqa: B023
+            with _noting(problems):
+                data_set(name, next(iter(seeds)))
     if problems:
-        raise ConfigError("nothing was run:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise ConfigError("nothing was run:\n" + "\n".join(f"  - {p}" for p in dict.fromkeys(problems)))
 
 
 def _folder(data: str, data_dirs: Mapping[str, str]) -> str | None:
@@ -561,8 +565,11 @@ def _settings(grid: Grid, data_dirs: Mapping[str, str]) -> dict[str, Any]:
     try:
         was = json.loads(path.read_text()) if path.exists() else {"recipe": {}, "request": grid.request}
         before = {d: {**BEFORE, **recipe} for d, recipe in was["recipe"].items()}
-        request, known = dict(was["request"]), dict(was.get("data_dir", {}))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        requests = [
+            _asked(dataclasses.replace(grid, request=r), grid.data[0]) for r in (was["request"], grid.request)
+        ]
+        known = dict(was.get("data_dir", {}))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ConfigError) as error:
         raise ConfigError(
             f"cannot read {path}, which says how the runs there were made ({type(error).__name__}: {error}). "
             "Give another folder (out)."
@@ -573,13 +580,8 @@ def _settings(grid: Grid, data_dirs: Mapping[str, str]) -> dict[str, Any]:
         for k, v in recipe.items()
         if d in before and before[d].get(k, v) != v
     ]
-    default = dataclasses.asdict(_asked(dataclasses.replace(grid, request={}), grid.data[0]))
-    now = dict(grid.request)
-    changed += [
-        f"request.{k} was {request.get(k, default[k])!r}, is {now.get(k, default[k])!r}"
-        for k in sorted(default.keys() & (request.keys() | now.keys()))
-        if _listed(request.get(k, default[k])) != _listed(now.get(k, default[k]))
-    ]
+    then, now = map(dataclasses.asdict, requests)
+    changed += [f"request.{k} was {then[k]!r}, is {now[k]!r}" for k in sorted(then) if then[k] != now[k]]
     changed += [
         f"the folder of {d} was {known[d]}, is {f}" for d, f in folders.items() if known.get(d, f) != f
     ]
@@ -588,11 +590,7 @@ def _settings(grid: Grid, data_dirs: Mapping[str, str]) -> dict[str, Any]:
             f"the runs in {grid.out} were made with other settings: {'; '.join(changed)}. "
             "Give another folder (out)."
         )
-    return {"recipe": {**before, **recipes}, "request": now, "data_dir": {**known, **folders}}
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return {"recipe": {**before, **recipes}, "request": dict(grid.request), "data_dir": {**known, **folders}}
 
 
 def _one(
@@ -745,7 +743,7 @@ def row(grid: Grid, run: Run) -> dict[str, Any]:
         raise LoadError(
             f"{folder / RESULT} is damaged ({said}); remove it, and the run is done anew"
         ) from error
-    if run.method == DENSE or run.method.startswith("scratch("):  # they begin with new weights
+    if run.anew:
         values |= {"dense": "", "soft": "", "hard": ""}
     tuned = {int(r["epoch"]): r for r in metrics(folder) if r["phase"] == "finetune"}
     for epoch in RECOVERY:

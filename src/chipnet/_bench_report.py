@@ -23,6 +23,8 @@ _STAGES = {
     "after_2": "after 2 (validation)",
     "final": "fine-tuned",
 }
+_GIVEN = ("scratch(", "transfer(")
+"""How methods begin whose masks another run decided on."""
 _LEGEND = {"fontsize": 7, "handlelength": 3.5}  # so long that dashes show
 Rows = Sequence[dict[str, Any]]
 
@@ -122,11 +124,7 @@ def standings(rows: Rows) -> str:
     """
     places: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for r in rows:
-        if (
-            r["status"] == "done"
-            and r["method"] != DENSE
-            and not r["method"].startswith(("scratch(", "transfer("))
-        ):
+        if r["status"] == "done" and r["method"] != DENSE and not r["method"].startswith(_GIVEN):
             places.setdefault((r["model"], r["data"], r["budget"]), []).append(r)
     behind: dict[tuple[str, str], list[float]] = {}
     for here, stage in itertools.product(places.values(), _STAGES):
@@ -248,7 +246,7 @@ def write_plots(grid: Grid, rows: Rows) -> list[Path]:
             title = f"{model} on {data}, {budget}"
             paths.append(_recovery(folder, title, chosen))
             first = [r for r in chosen if r["seed"] == min(c["seed"] for c in chosen)]
-            own = [r for r in first if not r["method"].startswith(("scratch(", "transfer("))]
+            own = [r for r in first if not r["method"].startswith(_GIVEN)]
             own = [r for r in own if (grid.out / r["folder"] / MASKS).exists()]
             paths += [_layers(grid, folder, title, own)] if own else []
             paths += _histograms(grid, folder, title, first)
@@ -335,7 +333,7 @@ def _layers(grid: Grid, folder: Path, title: str, rows: Rows) -> Path:
         names = list(sites)
         kept = [100 * len(site["kept"]) / site["channels"] for site in sites.values()]
         axis.plot(range(len(sites)), kept, marker=".", linewidth=1, label=_short(row["method"]))
-    axis.set(ylabel="channels kept, %", title=title, ylim=(0, 105))
+    axis.set(ylabel="channels kept, %", title=_short(title, 90), ylim=(0, 105))
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=5)
     axis.legend(**_LEGEND)
     return _saved(figure, folder, f"layers {title}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from chipnet._errors import ConfigError
+
+REFERENCE = re.compile(r"\w[\w.]*:[A-Za-z_][\w.]*")
+"""What `import_callable` reads: module:callable."""
 
 
 def optional_import(module: str, *, needed_for: str, install: str) -> Any:

@@ -499,9 +499,8 @@ def run(job: Job, watcher: Watcher | None = None, stop: Callable[[], bool] = lam
 
     Returns:
         `model, data, method, seed, budget, dense, soft, hard, compact, verify, seconds`, and what it takes to
-        do it again. Accuracies are in percent, on the test images (None of a network that was
-        never trained); costs are counts for one image; times are
-        in seconds.
+        do it again. Accuracies are in percent, on the test images (None of a network that was never trained);
+        costs are counts for one image; times are in seconds.
 
     Raises:
         Interrupted: `stop` said so, or Ctrl-C. A run that continues from the state ends with the same bits.
@@ -564,9 +563,8 @@ def facts(job: Job) -> dict[str, Any]:
 def _result(run: Run) -> dict[str, Any]:
     job, plan, known = run.job, run.plan, run.state.known
     assert plan is not None
-    if (
-        job.mask is not None and job.request.weights is None
-    ):  # new weights, which nobody trained before the cut
+    if job.mask is not None and job.request.weights is None:
+        # New weights, which nobody trained before the cut.
         known = {**known, "dense": None, "soft": None, "hard": None}
     seconds = {**run.state.seconds, "total": sum(run.state.seconds.values())}
     return {

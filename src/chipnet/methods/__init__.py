@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TypeGuard
 
 from chipnet._errors import ConfigError
-from chipnet._lazy import import_callable
+from chipnet._lazy import REFERENCE, import_callable
 from chipnet.methods._bar import BAR
 from chipnet.methods._base import Gradual, Method, Sensing
 from chipnet.methods._chipnet import ChipNet
@@ -28,7 +28,7 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-_OWN = re.compile(r"(\w[\w.]*:[A-Za-z_][\w.]*)(?:\s*:(.*))?", re.DOTALL)
+_OWN = re.compile(rf"({REFERENCE.pattern})(?:\s*:(.*))?", re.DOTALL)
 
 
 def read_method(method: str | type[Method]) -> tuple[type[Method], dict[str, float]]:
@@ -57,9 +57,9 @@ def read_method(method: str | type[Method]) -> tuple[type[Method], dict[str, flo
         return _checked(method, method.__name__), {}
     if not isinstance(method, str):
         raise ConfigError(f"method is a name, module:Class or a class of Method, not {method!r}")
-    name, settings = (part.strip() for part in _parts(method))
+    name, settings = _parts(method)
     options: dict[str, float] = {}
-    for part in settings.split(",") if settings or method.rstrip().endswith(":") else ():
+    for part in settings.split(",") if settings is not None else ():
         setting, _, value = (text.strip() for text in part.partition("="))
         if setting in options:
             raise ConfigError(f"{setting} is given twice in the method {method!r}; keep one")
@@ -85,26 +85,27 @@ def method_text(text: str) -> str:
         'taylor:floor=0.05,refreshes=7'
     """
     _, options = read_method(text)
-    name = _parts(text)[0].strip()
+    name, _ = _parts(text)
     settings = ",".join(f"{k}={v:.12g}" for k, v in options.items())
     return f"{name}:{settings}" if settings else name
 
 
-def _parts(text: str) -> tuple[str, str]:
-    """(name, settings) of a method's text; the name is one of ``METHODS`` or module:Class.
+def _parts(text: str) -> tuple[str, str | None]:
+    """(name, settings, if any) of a method's text; the name is one of ``METHODS`` or module:Class.
 
     Raises:
         ConfigError: it is neither.
     """
-    name, _, settings = text.partition(":")
-    if name.strip() in METHODS:
-        return name, settings
+    name, colon, settings = text.partition(":")
+    name = name.strip()
+    if name in METHODS:
+        return name, settings if colon else None
     own = _OWN.fullmatch(text.strip())
     if own is None:
         raise ConfigError(
-            f"unknown method {name.strip()!r}; known: {', '.join(METHODS)}, or module:Class for one of your own"
+            f"unknown method {name!r}; known: {', '.join(METHODS)}, or module:Class for one of your own"
         )
-    return own[1], own[2] or ""
+    return own[1], own[2]
 
 
 def _checked(found: Callable[..., object], name: str) -> type[Method]:
