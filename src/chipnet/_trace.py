@@ -104,8 +104,21 @@ def shrink(full: Tensor) -> Tensor:
     return full
 
 
+@dataclass(frozen=True)
+class Mark:
+    """Where the graph stood before a rule was asked: how many slots, facts, layers and index maps it had, what it
+    had counted, and which modules stood in its tables."""
+
+    slots: int
+    facts: int
+    layers: int
+    resizes: int
+    macs: int
+    tables: tuple[frozenset[str], ...]
+
+
 class Tracer:
-    """Walks the captured graph; rules in ``_rules.py`` call the methods below."""
+    """Walks the captured graph; rules in ``_rules`` call the methods below."""
 
     def __init__(self, graph: ChannelGraph, modules: dict[str, nn.Module], realisation: Realisation) -> None:
         self.graph, self.modules, self.realisation = graph, modules, realisation
@@ -321,6 +334,34 @@ class Tracer:
             )
         return self.uniform(int(dst[0]), tuple(val.shape)) if isinstance(val, Tensor) else val
 
+    @property
+    def _tables(self) -> tuple[dict[str, Any], ...]:
+        """What surgery does to modules and numbers beside cutting tensors."""
+        return self.graph.pools, self.graph.rescaled, self.graph.risky
+
+    def mark(self) -> Mark:
+        """Where the graph stands now: what `undo` goes back to."""
+        g = self.graph
+        tables = tuple(frozenset(table) for table in self._tables)
+        return Mark(g.slots, len(g.facts), len(g.layers), len(g.resizes), g.fixed_macs, tables)
+
+    def undo(self, mark: Mark, reason: str) -> None:
+        """A rule failed halfway: what it has made since ``mark`` is kept whole, and is no layer or module that
+        surgery could replace. (Ties and pins stay: they only keep more.)"""
+        g = self.graph
+        g.pin(np.arange(mark.slots, g.slots, dtype=np.int64), self.why(reason))
+        for i, fact in enumerate(g.facts[mark.facts :], mark.facts):
+            if isinstance(fact, (Mix, Norm)):
+                g.facts[i] = Barrier(fact.dst, fact.src)
+        del g.layers[mark.layers :]
+        del g.resizes[mark.resizes :]
+        g.fixed_macs = mark.macs
+        for name in [n for n, facts in g.owners.items() if facts[-1] >= mark.facts]:
+            del g.owners[name]
+        for table, before in zip(self._tables, mark.tables, strict=True):
+            for name in table.keys() - before:
+                del table[name]
+
     def count_macs(self) -> None:
         """Add the current operator's own multiply-accumulates to those that no mask changes."""
         if not self.counting:
@@ -329,7 +370,7 @@ class Tracer:
             (self.node.args, self.node.kwargs), lambda n: n.meta.get("val", n)
         )
         fakes = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
-        if not any(f.is_floating_point() for f in fakes) or not callable(self.node.target):
+        if not any(f.is_floating_point() or f.is_complex() for f in fakes) or not callable(self.node.target):
             return
         try:
             with fakes[0].fake_mode, counting() as counter:  # type: ignore[attr-defined]
@@ -378,7 +419,7 @@ class Tracer:
                 self._origin[slot] = origins.pop()
                 if kind == "const" or any(s in self._shifted for s in sources):
                     self._shifted.add(slot)
-        return Labels(torch.from_numpy(dst[inverse.reshape(cores[0].shape)]), shape)
+        return Labels(torch.from_numpy(np.asarray(dst[inverse.reshape(cores[0].shape)])), shape)
 
     def is_zero(self, x: Any) -> bool:
         """Is ``x`` zero whatever the input: a number, or a constant tensor?"""

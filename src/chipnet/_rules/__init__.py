@@ -1,0 +1,24 @@
+"""One rule per operator: what it does to channels, as facts.
+
+A rule reads labels of the operator's inputs and returns labels of its outputs. An operator without a rule is
+not an error, nor is a rule that fails: its inputs are pinned, with the operator and the user's line as the reason.
+"""
+
+from chipnet._rules import elementwise, layers, movement, norms, reductions, space
+from chipnet._rules.ask import apply
+from chipnet._rules.layers import LAYERS
+from chipnet._rules.table import RULES, operator_name, rule
+
+__all__ = [
+    "LAYERS",
+    "RULES",
+    "apply",
+    "elementwise",
+    "layers",
+    "movement",
+    "norms",
+    "operator_name",
+    "reductions",
+    "rule",
+    "space",
+]

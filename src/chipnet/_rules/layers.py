@@ -1,0 +1,96 @@
+"""Layers with a weight: convolutions and linear layers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from chipnet._rules.table import rule
+from chipnet._trace import Labels, Tracer
+
+LAYERS = frozenset(
+    ["linear", *(f"conv{k}{n}d" for k in ("", "_transpose") for n in (1, 2, 3))]
+)  # operators with a weight
+
+
+def _convolution(
+    t: Tracer, x: Labels, weight: Labels, bias: Labels | None, groups: int, transposed: bool
+) -> Labels:
+    if weight.param is None or (bias is not None and bias.param is None):
+        return t.barrier([v for v in (x, weight, bias) if v is not None], "a weight that is computed")
+    axis = 1 if len(x.shape) == len(weight.shape) else 0
+    src = t.channels(x, axis)
+    if src is None:
+        return t.barrier([x], "channels lie along another axis")
+    if groups > 1 and not isinstance(
+        t.modules.get(t.module), nn.modules.conv._ConvNd
+    ):  # a number in the call
+        if t.mode == "literal":
+            t.graph.pin(src, t.why("a convolution with a fixed number of groups"))
+        else:
+            t.risk(src, groups)
+            for name, index in t.attributes(groups) if t.mode == "attribute" else ():
+                t.number(name, index, src.reshape(groups, -1)[:, 0])
+    shape = t.shape
+    kernel = math.prod(weight.shape[2:])
+    area = math.prod(shape) // shape[axis]
+    positions = math.prod(x.shape) // x.shape[axis] if transposed else area
+    dst = t.mix(
+        src,
+        weight,
+        bias,
+        groups=groups,
+        transposed=transposed,
+        rows=shape[axis],
+        axis=axis,
+        macs_per=positions * kernel,
+        area=area,
+    )
+    return t.along(dst, axis, shape)
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def conv(
+    t: Tracer,
+    x: Labels,
+    weight: Labels,
+    bias: Labels | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Labels:
+    """Convolution, grouped or not."""
+    return _convolution(t, x, weight, bias, groups, transposed=False)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def conv_transpose(
+    t: Tracer,
+    x: Labels,
+    weight: Labels,
+    bias: Labels | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Labels:
+    """Transposed convolution: the weight's first axis reads."""
+    return _convolution(t, x, weight, bias, groups, transposed=True)
+
+
+@rule("linear")
+def linear(t: Tracer, x: Labels, weight: Labels, bias: Labels | None = None) -> Labels:
+    """A linear layer over the last axis."""
+    if weight.param is None or (bias is not None and bias.param is None):
+        return t.barrier([v for v in (x, weight, bias) if v is not None], "a weight that is computed")
+    src = t.channels(x, -1)
+    if src is None:
+        return t.barrier([x], "channels lie along another axis")
+    shape = t.shape
+    area = math.prod(shape[:-1])
+    dst = t.mix(src, weight, bias, rows=shape[-1], axis=-1, macs_per=area, area=area)
+    return t.along(dst, -1, shape)

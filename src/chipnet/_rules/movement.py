@@ -1,0 +1,225 @@
+"""Operators that move data: they are run on the labels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from chipnet._graph import Number, Risk
+from chipnet._rules.table import operator_name, rule
+from chipnet._trace import Labels, Tracer
+
+# The graph shows numbers, not where they came from: whether ``view(b, 64, -1)`` had the width as a literal or
+# computed it is found out by running a compact copy (``_capture.py``).
+_LITERAL = {"view", "reshape", "_unsafe_view", "unflatten", "repeat"}
+
+
+@rule(
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "flatten",
+    "unflatten",
+    "permute",
+    "transpose",
+    "t",
+    "unsqueeze",
+    "squeeze",
+    "movedim",
+    "swapaxes",
+    "flip",
+    "repeat",
+    "repeat_interleave",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "unfold",
+)
+def move(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """Elements change place: so do their labels."""
+    x = t.labelled(x)
+    if not x.varying:
+        assert x.core is not None
+        return t.uniform(int(x.core.reshape(-1)[0]), t.shape)
+    literal = operator_name(t.node) in _LITERAL
+    if literal and t.mode == "literal":
+        t.pin(x, "is reshaped to sizes that do not follow its width")
+    out = t.moved(t.node.target(x.full().contiguous(), *args, **kwargs))  # type: ignore[operator]
+    if literal and t.mode != "literal":
+        t.risk(x.slots(), *(out.shape[a] for a in out.varying))
+        if t.mode == "attribute":
+            for axis in out.varying:
+                rows = out.core.movedim(axis, 0).reshape(out.shape[axis], -1)  # type: ignore[union-attr]
+                for name, index in t.attributes(out.shape[axis]):
+                    t.number(name, index, rows[:, 0].numpy().copy())
+    return out
+
+
+@rule("channel_shuffle")
+def channel_shuffle(t: Tracer, x: Labels, groups: int) -> Labels:
+    """The number of groups stays: the same positions remain in each."""
+    x = t.labelled(x)
+    if x.varying == [1]:
+        for column in x.slots().reshape(groups, -1).T:
+            t.graph.tie_all(column.tolist())
+        t.meet(x.slots())
+    return t.moved(t.node.target(x.full().contiguous(), groups))  # type: ignore[operator]
+
+
+@rule("roll")
+def roll(t: Tracer, x: Labels, shifts: Any, dims: Any = ()) -> Labels:
+    """Rolled channels are other channels once some are gone: they are kept."""
+    x = t.labelled(x)
+    dims = [dims] if isinstance(dims, int) else list(dims)
+    if not dims or any(d % len(x.shape) in x.varying for d in dims):
+        t.pin(x, "is rolled along channels")
+    return t.moved(t.node.target(x.full(), shifts, dims))  # type: ignore[operator]
+
+
+@rule("expand", "expand_as", "broadcast_to")
+def expand(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """Axes of size one are repeated: labels stay. Where the result only meets other tensors, element by element,
+    that is what broadcasting does: it follows their width (unless the sizes turn out to be fixed)."""
+    x = t.labelled(x)
+    assert x.core is not None
+    shape = t.shape
+    core = x.core.reshape((1,) * (len(shape) - x.core.ndim) + tuple(x.core.shape))
+    before = (1,) * (len(shape) - len(x.shape)) + x.shape
+    if (
+        before != shape
+        and t.mode != "literal"
+        and all(operator_name(n) in _ELEMENTWISE for n in t.node.users)
+    ):
+        t.risk(x.slots())
+        return Labels(core, before)
+    sizes = args[0] if args and isinstance(args[0], (list, tuple)) else [-1] * len(shape)
+    if t.mode == "literal" and any(sizes[a - len(x.shape)] != -1 for a in x.varying):
+        t.pin(x, "is expanded to sizes that do not follow its width")
+    return Labels(core, shape)
+
+
+_ELEMENTWISE = {"add", "sub", "mul", "div", "maximum", "minimum"}
+
+
+@rule("view_as", "reshape_as")
+def view_as(t: Tracer, x: Labels, other: Labels) -> Labels:
+    """A view whose sizes are another tensor's."""
+    x = t.labelled(x)
+    return t.moved(x.full().reshape(t.shape)) if x.varying else t.uniform(int(x.slots()[0]), t.shape)
+
+
+@rule(
+    "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like", "new_zeros", "new_ones"
+)
+def like(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """As wide as another tensor. Zeros are zero anyway; the rest is not zero where that tensor is."""
+    x = t.labelled(x)
+    same_shape = x.shape == t.shape
+    if not same_shape and x.varying:
+        return t.barrier([x], "a new tensor whose sizes are numbers")
+    if not same_shape:
+        return t.uniform(int(t.constant[0]), t.shape)
+    if operator_name(t.node) in ("new_zeros", "new_ones", "full_like"):
+        t.risk(x.slots())
+    return x if "zeros" in operator_name(t.node) else t.map([x], "const")
+
+
+@rule("fill", "zero")
+def fill(t: Tracer, x: Labels, value: Any = 0) -> Labels:
+    """Zeros leave zeros zero."""
+    x = t.labelled(x)
+    return x if t.is_zero(value) else t.map([x], "const")
+
+
+@rule("cat", "concat", "concatenate")
+def cat(t: Tracer, xs: list[Labels], dim: int = 0) -> Labels:
+    """Labels side by side."""
+    xs = [t.labelled(x) for x in xs if math.prod(x.shape) > 0]
+    shape = t.shape
+    dim %= len(shape)
+    varying = {a for x in xs for a in x.varying}
+    if any(a != dim for a in varying):
+        cores = [x.core for x in xs]
+        if dim not in varying and all(torch.equal(c, cores[0]) for c in cores):  # type: ignore[arg-type]
+            return Labels(cores[0], shape)
+        return t.barrier(xs, "concatenates along another axis than channels")
+    parts = []
+    for x in xs:
+        assert x.core is not None
+        sizes = [n if a == dim else 1 for a, n in enumerate(x.shape)]
+        parts.append(x.core.expand(sizes))
+    return Labels(torch.cat(parts, dim), shape)
+
+
+@rule("stack")
+def stack(t: Tracer, xs: list[Labels], dim: int = 0) -> Labels:
+    """Labels side by side along a new axis."""
+    shape = t.shape
+    dim %= len(shape)
+    full = torch.stack([t.labelled(x).full() for x in xs], dim)
+    return t.moved(full)
+
+
+@rule("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
+def split(t: Tracer, x: Labels, size: Any, dim: int = 0, *, follows: bool = False) -> Any:
+    """Pieces of an axis. Sizes in an attribute of the module are kept true; otherwise equal pieces keep equal
+    widths (the same positions remain in each) and unequal ones are kept whole. ``follows``: no numbers."""
+    x = t.labelled(x)
+    dim %= len(x.shape)
+    full = x.full()
+    pieces = list(full.split(size, dim) if follows else t.node.target(full, size, dim))  # type: ignore[operator]
+    sizes = tuple(p.shape[dim] for p in pieces)
+    if dim not in x.varying or len(pieces) < 2:
+        return tuple(t.moved(p) for p in pieces)
+    first = [p.movedim(dim, 0).reshape(p.shape[dim], -1)[:, 0].numpy().copy() for p in pieces]
+    equal, listed = len(set(sizes)) == 1, isinstance(size, (list, tuple))
+    attributes = list(t.attributes(sizes)) if listed else []
+    if t.mode == "literal" or not (equal or attributes):
+        t.pin(x, f"is split into pieces of a fixed width ({', '.join(map(str, sizes))})")
+    elif attributes:
+        t.graph.risky[t.key] = Risk(t.line, False, x.slots())
+        for name, index in attributes:  # pieces may be empty
+            t.graph.number(Number(t.module, name, index, first[index]))  # type: ignore[index]
+    else:
+        whole = x.shape[dim]
+        if not follows:
+            t.risk(x.slots(), sizes[0], whole)
+        if t.mode == "attribute":
+            for name, index in t.attributes(sizes[0]):
+                t.number(name, index, first[0])
+            for name, index in t.attributes(whole):
+                t.number(name, index, np.concatenate(first))
+        flat = [p.movedim(dim, 0).reshape(p.shape[dim], -1) for p in pieces]
+        for column in torch.cat(flat, 1).numpy():
+            t.graph.tie_all(np.unique(column).tolist())
+        t.meet(first[0])
+    return tuple(t.moved(p) for p in pieces)
+
+
+@rule("unbind")
+def unbind(t: Tracer, x: Labels, dim: int = 0) -> Any:
+    """Pieces of one index each; along channels their number is fixed."""
+    x = t.labelled(x)
+    if dim % len(x.shape) in x.varying:
+        t.pin(x, "is taken apart along channels")
+    return tuple(t.moved(p) for p in x.full().unbind(dim))
+
+
+@rule("slice", "select", "narrow", "index_select")
+def take(t: Tracer, x: Labels, dim: int = 0, *args: Any, **kwargs: Any) -> Labels:
+    """A part of an axis. Taken out of channels, its bounds are the user's literals: channels are kept."""
+    x = t.labelled(x)
+    dim %= len(x.shape)
+    if any(isinstance(a, Labels) for a in args):
+        return t.barrier([x], "indexes by a tensor")
+    full = t.node.target(x.full(), dim, *args, **kwargs)  # type: ignore[operator]
+    if dim in x.varying and tuple(full.shape) != x.shape:
+        t.pin(x, "a fixed part of its channels is taken")
+    return t.moved(full)
+
+
+@rule("_assert_tensor_metadata", "_assert_async", "_assert_scalar")
+def check(t: Tracer, *args: Any, **kwargs: Any) -> None:
+    """What export leaves of dtype and value checks; nothing is computed."""
