@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from chipnet._cli_errors import refusals
 
 if TYPE_CHECKING:
     from chipnet.latency import Comparison
@@ -48,7 +49,7 @@ def export(
 
     A mismatch is an error and leaves no file. Budget, costs, accuracy, labels and preprocessing travel in the file.
     """
-    with _refusals():
+    with refusals():
         from chipnet._export import FORMATS
         from chipnet._export import export as write
         from chipnet.runs import Run
@@ -87,7 +88,7 @@ def latency(
     as_json: Annotated[bool, typer.Option("--json", help="everything, as JSON on stdout")] = False,
 ) -> None:
     """Measure a run's network and its dense one (or another run's) side by side, and say where the time went."""
-    with _refusals():
+    with refusals():
         import torch
 
         from chipnet.latency import RUNTIMES, compare
@@ -129,7 +130,7 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML page with everything in it: of one run, or a comparison of several."""
-    with _refusals():
+    with refusals():
         from chipnet.report import report as write
 
         try:
@@ -154,7 +155,7 @@ def list_runs(
         "date": lambda run: run.result["environment"]["date"],
         **{k: lambda run, k=k: run.left(k) for k in ("params", "macs", "volume", "channels")},  # type: ignore[misc]
     }
-    with _refusals():
+    with refusals():
         from chipnet._budget import shown
         from chipnet.runs import find_runs, percent
 
@@ -244,11 +245,3 @@ def _config_error(text: str) -> Exception:
     from chipnet._errors import ConfigError
 
     return ConfigError(text)
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    from chipnet import cli
-
-    with cli._refusals():
-        yield

@@ -1,0 +1,75 @@
+"""`chipnet bench`. Part of `chipnet.cli`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from chipnet._cli_errors import failures, refusals, stop_signals
+from chipnet._cli_show import Bars
+from chipnet._errors import ConfigError
+
+app = typer.Typer()
+
+
+@app.command()
+def bench(
+    config: Annotated[
+        str, typer.Argument(help="YAML file: models, data, budgets, methods, seeds; docs/bench.md")
+    ],
+    data_dir: Annotated[
+        list[str] | None, typer.Option(help="DIR, or NAME=DIR where data sets lie apart; repeatable")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="folder of all runs [default: the file's, or runs/FILE]")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the runs and how they stand")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="everything once, as short as can be")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="run what failed again")] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads [default: PyTorch's]")] = None,
+) -> None:
+    """Run a grid of networks, data, budgets, methods and seeds; goes on where it stopped.
+
+    In the folder afterwards: results.csv (a row a run), tables.md, plots/, and a folder a run.
+    """
+    console = Console(highlight=False)
+    with refusals():
+        from chipnet import _bench, _bench_report
+        from chipnet._job import torchruns, use_threads
+
+        if torchruns() > 1:
+            raise ConfigError(
+                "chipnet bench does not train one run on several processes. Start it without torchrun, as often as "
+                "there is room: its processes share the runs among them."
+            )
+        grid = _bench.read_grid(config, out)
+        grid = _bench.smoke(grid) if smoke else grid
+        names = dict(_bench.data_dir(text, grid.data) for text in data_dir or ())
+        use_threads(threads)
+        if dry_run:
+            for run in _bench.runs_of(grid):
+                print(f"{_bench.status(grid, run)}\t{run.folder}")
+            return
+        _bench.preflight(grid, names, retry)
+    with failures(), stop_signals() as stop, Bars(console, quiet=True) as bars:
+
+        def told(number: int, total: int, run: _bench.Run, text: str) -> None:
+            console.print(f"{number}/{total} {run.folder}: {text}", soft_wrap=True, markup=False)
+
+        command = shlex.join(["chipnet", *sys.argv[1:]])
+        rows = _bench.bench(grid, names, command=command, retry=retry, watcher=bars, stop=stop, told=told)
+        console.print(f"\n{_bench_report.write_tables(grid, rows).read_text()}", markup=False, soft_wrap=True)
+        with _bench.claimed(grid.out) as mine:
+            text = f"another process draws the plots in {grid.out / 'plots'}"
+            if mine:
+                try:
+                    text = f"{len(_bench_report.write_plots(grid, rows))} plots in {grid.out / 'plots'}"
+                except ConfigError as error:
+                    text = f"no plots: {error}"
+            console.print(text, soft_wrap=True, markup=False)  # a path may hold brackets
+        if rows and all(row["status"] == "failed" for row in rows):
+            raise typer.Exit(1)
