@@ -55,6 +55,19 @@ def folders(run_folder, tmp_path_factory):
     return [base / name for name in ("one", "two", "three")]
 
 
+def test_doubts_are_red(folders, tmp_path):
+    shutil.copytree(folders[0], tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    result["dense"]["accuracy"], result["warnings"] = 66.0, ["<it> has 3 steps"]
+    (tmp_path / "run" / "result.json").write_text(json.dumps(result))
+    text = report.report(tmp_path / "run").read_text()
+    assert '<p class="bad">Warning: &lt;it&gt; has 3 steps</p>' in text
+    assert '<b class="bad">60.00 %</b><span>-6.00 points' in text
+    del result["warnings"]  # of an older run
+    (tmp_path / "run" / "result.json").write_text(json.dumps(result))
+    assert "Warning:" not in report.report(tmp_path / "run").read_text()
+
+
 @pytest.fixture(scope="module")
 def page(folders):
     return report.report(folders[0])

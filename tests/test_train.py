@@ -215,11 +215,67 @@ def test_recipes():
         Recipe(1, 1, 1, prune_lr=math.nan)
 
 
+def test_what_a_recipe_only_suggests_is_fitted_to_the_data():
+    usual = recipe_for("image-folder", quick=True)
+    small = usual.fitted(8, lambda size: 216 // size)
+    assert (small.batch_size, small.epochs) == (8, (12, 12, 12))  # 12 * 27 steps
+    assert (small.train_lr, small.prune_lr) == (usual.train_lr / 4, usual.prune_lr / 4)
+    assert usual.fitted(8, lambda size: 216 // size, trained=True).prune_lr == pytest.approx(
+        small.prune_lr / 10
+    )
+    assert usual.fitted(32, lambda size: 8000 // size) == usual
+    assert recipe_for("digits").fitted(32, lambda size: 1294 // size) == recipe_for("digits")
+
+    # What is given stays: by `changed`, as flags and files do, or by hand.
+    some = usual.changed({"prune": 3, "train": 0}).fitted(8, lambda size: 216 // size)
+    assert (some.epochs, some.batch_size) == ((0, 3, 12), 8)
+    size = usual.changed({"batch_size": 64}).fitted(8, lambda size: 216 // size)
+    assert (size.batch_size, size.train_lr, size.epochs) == (64, usual.train_lr * 2, (100, 100, 100))
+    rate = usual.changed({"prune_lr": 0.3}).fitted(8, lambda size: 216 // size, trained=True)
+    assert (rate.prune_lr, rate.train_lr) == (0.3, usual.train_lr / 4)
+    for given in (dataclasses.replace(usual, momentum=0.8), Recipe(1, 1, 1), small):
+        assert given.fitted(8, lambda size: 216 // size, trained=True) == given
+
+
+@pytest.mark.parametrize(("limit", "batch", "steps"), [(20, 8, 3), (60, 8, 8), (400, 16, 25), (1294, 32, 41)])
+def test_a_run_fits_batches_and_epochs_to_its_images(request_for, limit, batch, steps):
+    job = prepare(request_for(recipe=recipe_for("digits", quick=True).changed({"limit": limit})))
+    assert job.recipe.batch_size == batch
+    assert len(job.data.loader("train", batch, train=True)) == steps
+    assert job.recipe.prune == max(8, math.ceil(300 / steps))
+
+
+def test_weights_are_tried_before_pruning_and_doubts_are_said(request_for, tmp_path, caplog):
+    caplog.set_level("INFO", "chipnet")
+    before = run(prepare(request_for()))
+    assert any("soft pruning has 10 optimiser steps" in text for text in before["warnings"])
+    caplog.clear()
+    torch.manual_seed(3)
+    save_weights(TinyNet(10, 1), tmp_path / "w.safetensors")
+    result = run(prepare(request_for(weights=str(tmp_path / "w.safetensors"), out=tmp_path / "b")))
+    said = [record.getMessage() for record in caplog.records if record.name == "chipnet"]
+    tried = next(i for i, text in enumerate(said) if text.startswith("before pruning: "))
+    dense = result["dense"]["accuracy"]
+    assert f"{dense:.2f} % on the test images" in said[tried] and "on the validation images" in said[tried]
+    assert "guessing is on 10.00 %" in said[tried + 1] and "give --mean" in said[tried + 1]
+    assert [text for text in result["warnings"] if "guessing" in text] == [said[tried + 1]]
+
+
+def test_doubts():
+    from chipnet import _sanity
+
+    assert _sanity.short(300) == "" != _sanity.short(299)
+    assert _sanity.lost(90.0, 85.0) == _sanity.lost(None, 1.0) == "" != _sanity.lost(90.0, 84.9)
+    for classes, right, doubt in ((2, 54.0, True), (2, 56.0, False), (10, 18.0, True), (10, 20.0, False)):
+        assert bool(_sanity.guessing(right, classes, (0.5,), (0.5,))) is doubt
+
+
 # -- whole runs -------------------------------------------------------------------------------------------
 
 KEYS = {
     "model", "data", "input", "method", "seed", "budget", "limits", "realisation", "dense", "soft", "hard",
     "compact", "verify", "seconds", "images", "recipe", "environment", "command",
+    "steps", "warnings",
 }  # fmt: skip
 
 

@@ -324,7 +324,7 @@ def test_elsewhere_the_recipe_is_the_data_set_s(own_way, asked, tmp_path):
     chipnet_("transfer", "--from", source / "masks.json", "--data", "digits", *model, "--out", tmp_path / "c")
     usual = loop.recipe_for("digits")
     assert [job.recipe for job in asked] == [
-        loop.recipe_for("test_transfer:few_digits"),
+        loop.recipe_for("test_transfer:few_digits").fitted(8, lambda size: 200 // size),
         loop.recipe_for("digits", quick=True),
         usual,
     ]

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from chipnet import _config
 from chipnet._cli_errors import failures, first, refusals, stop_signals
-from chipnet._cli_show import Bars, show_result, summary
+from chipnet._cli_show import Bars, said, show_result, summary
 from chipnet._errors import ConfigError
 
 app = typer.Typer()
@@ -59,7 +59,7 @@ def prune(
         typer.Option(help="folder of a run that was stopped or killed: continue it"),
     ] = None,
     quick: Annotated[
-        bool | None, typer.Option(help="a first look: few epochs and 6,000 training images")
+        bool | None, typer.Option(help="a first look: few steps, at most some thousand training images")
     ] = None,
     epochs: Annotated[
         str | None, typer.Option(help="of each phase: one number, or train,prune,finetune such as 20,15,10")
@@ -76,7 +76,7 @@ def prune(
     metrics.csv, metrics.jsonl, split.json, config.yaml, report.html.
     """
     console = Console(quiet=quiet or not first(), highlight=False)
-    with refusals():
+    with said(console), refusals():
         if resume is not None:
             others = {"config": config, "quick": quick, "epochs": epochs, "lr": lr, **options}
             request, finished = _continued(resume, [n for n, value in others.items() if value is not None])
@@ -89,7 +89,7 @@ def prune(
         from chipnet import train
 
         job = train.prepare(request, resume=resume is not None)
-    with failures(), stop_signals() as stop, Bars(console) as bars:
+    with said(console), failures(), stop_signals() as stop, Bars(console) as bars:
         result = train.run(job, bars, stop)
     show_result(console, result, job.out)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,40 @@ _FILES = (
     "result.json", "plan.json", "masks.json", "model.safetensors", "dense.safetensors", "metrics.csv",
     "metrics.jsonl", "split.json", "config.yaml", "report.html",
 )  # fmt: skip
+
+
+class _Saying(logging.Handler):
+    """What the library logs: facts like other output, warnings on stderr; the same text once."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self.console, self.before = console, set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if not first() or text in self.before:
+            return
+        self.before.add(text)
+        if record.levelno >= logging.WARNING:
+            print(f"warning: {text}", file=sys.stderr)
+        else:
+            self.console.print(text, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def said(console: Console) -> Iterator[None]:
+    """Show what the library logs on the way."""
+    log, handler = logging.getLogger("chipnet"), _Saying(console)
+    level, propagate = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate
 
 
 class Bars:

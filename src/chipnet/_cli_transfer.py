@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from chipnet._cli_errors import failures, refusals, stop_signals
+from chipnet._cli_errors import failures, first, refusals, stop_signals
 from chipnet._cli_inspect import DATA, DATA_DIR, IGNORE, MODEL, ONLY, REALISATION
-from chipnet._cli_show import Bars, show_result
+from chipnet._cli_show import Bars, said, show_result
 from chipnet._errors import ConfigError
 
 app = typer.Typer()
@@ -64,8 +63,8 @@ def transfer(
     On the run's own data the recipe is the run's own, epochs and limits included, unless an option says otherwise:
     the same architecture from new weights, with the same effort.
     """
-    console = Console(quiet=quiet, highlight=False)
-    with refusals():
+    console = Console(quiet=quiet or not first(), highlight=False)
+    with said(console), refusals():
         from chipnet import _transfer, train
 
         asked = {"batch_size": batch_size, "limit": limit, "limit_test": limit_test}
@@ -77,7 +76,7 @@ def transfer(
         if epochs is not None:
             total = parse_total(epochs)
             # All epochs of the recipe are trained; pruning has at least one by itself.
-            recipe = dataclasses.replace(recipe, train=0, prune=1, finetune=total - 1)
+            recipe = recipe.changed({"train": 0, "prune": 1, "finetune": total - 1})
         request = _transfer.request_for(
             source,
             data,
@@ -104,7 +103,7 @@ def transfer(
         f"{sum(job.recipe.epochs)} epochs by {whose}",
         soft_wrap=True,
     )
-    with failures(), stop_signals() as stop, Bars(console) as bars:
+    with said(console), failures(), stop_signals() as stop, Bars(console) as bars:
         result = train.run(job, bars, stop)
     show_result(console, result, job.out)
 

@@ -18,15 +18,25 @@ import shlex
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from chipnet._errors import ConfigError
 
 CONFIG = "config.yaml"
 """The resolved options of a run, in its folder."""
+EPOCHS = ("train", "prune", "finetune")
+"""Fields of `Recipe` that are epochs of a phase."""
+RATES = ("train_lr", "prune_lr")
+"""Fields of `Recipe` that are peak rates, and change with the batch size."""
+PRUNING_STEPS = 300
+"""Optimiser steps that soft pruning should have: masks move a little in each, and with fewer they do not settle."""
+EPOCH_STEPS, LEAST_BATCH = 16, 8
+"""A suggested batch is small enough for so many steps an epoch, and large enough for batch norm's statistics."""
+FINETUNING = 0.1
+"""Rates for a network that is trained already, as a part of those for one that is trained first."""
 
 
 def option(default: Any, help: str) -> Any:
@@ -37,6 +47,9 @@ def option(default: Any, help: str) -> Any:
 @dataclass(frozen=True)
 class Recipe:
     """How to train. The same for every method and network; only data sets differ, in length and batch size.
+
+    What is given stays as it is. Lengths, batch size and rates that nobody gave, but `recipe_for` suggests, are
+    fitted to the data once its size is known (`fitted`).
 
     Dense training is SGD under one schedule (one-cycle). Soft pruning and fine-tuning are SGD under a second
     one that runs through both: the cut happens on its way down, and momentum goes through the cut. The method
@@ -88,6 +101,10 @@ class Recipe:
     recalibrate: bool = option(False, "measure batch norm statistics anew after the cut")
     limit: int | None = option(None, "keep only so many training images")
     limit_test: int | None = option(None, "keep only so many test images")
+
+    # No fields: a recipe that is made or replaced by hand suggests nothing.
+    _open: ClassVar[frozenset[str]] = frozenset()
+    _usual: ClassVar[Recipe | None] = None
 
     def __post_init__(self) -> None:
         wrong = [
@@ -144,13 +161,49 @@ class Recipe:
         >>> Recipe(1, 1, 1, batch_size=32, train_lr=0.5).changed({"batch_size": 64}).train_lr
         1.0
         """
-        changes = dict(changes)
+        given, changes = set(changes), dict(changes)
         if (size := changes.get("batch_size")) is not None:
             if size < 2:
                 raise ConfigError(f"batch_size must be at least 2, not {size}.")
-            for rate in ("train_lr", "prune_lr"):
+            for rate in RATES:
                 changes.setdefault(rate, getattr(self, rate) * size / self.batch_size)
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **changes)._suggesting(self._open - given, self._usual)
+
+    def fitted(self, batch_size: int, steps: Callable[[int], int], trained: bool = False) -> Recipe:
+        """This recipe, with what is only suggested fitted to the data; one that was given is itself.
+
+        Epochs become so many more, in all phases alike, that pruning has `PRUNING_STEPS`. Rates change with the
+        batch size, and are a tenth in pruning and fine-tuning where the network is trained already.
+
+        Args:
+            batch_size: that suits the data.
+            steps: batch size -> optimiser steps of an epoch.
+            trained: weights were given.
+
+        Example:
+            >>> recipe_for("image-folder", quick=True).fitted(8, lambda size: 216 // size).epochs
+            (12, 12, 12)
+            >>> Recipe(2, 2, 2).fitted(8, lambda size: 216 // size).epochs
+            (2, 2, 2)
+        """
+        if self._usual is None:
+            return self
+        values: dict[str, Any] = {}
+        size = values["batch_size"] = batch_size if "batch_size" in self._open else self.batch_size
+        for rate in self._open.intersection(RATES):
+            part = FINETUNING if trained and rate == "prune_lr" else 1.0
+            values[rate] = getattr(self, rate) * part * size / self.batch_size
+        longer = PRUNING_STEPS / (self._usual.prune * max(steps(size), 1))
+        if longer > 1:
+            values |= {n: math.ceil(getattr(self, n) * longer) for n in self._open.intersection(EPOCHS)}
+        return dataclasses.replace(self, **values)
+
+    def _suggesting(self, names: Iterable[str], usual: Recipe | None) -> Recipe:
+        """This recipe, whose values of ``names`` are only suggestions, from those of ``usual``."""
+        if usual is not None:
+            object.__setattr__(self, "_open", frozenset(names))
+            object.__setattr__(self, "_usual", usual)
+        return self
 
 
 _GREY = Recipe(30, 20, 20)
@@ -163,13 +216,22 @@ _RECIPES: dict[str, Recipe] = {
 }
 _QUICK: dict[str, dict[str, Any]] = {
     "digits": {"train": 10, "prune": 8, "finetune": 5},
-    "image-folder": {"train": 2, "prune": 2, "finetune": 2, "limit": 8000, "limit_test": 2000},
+    "image-folder": {
+        "train": 2,
+        "prune": 2,
+        "finetune": 2,
+        "batch_size": 32,
+        "train_lr": 0.05,
+        "prune_lr": 0.05,
+        "limit": 8000,
+        "limit_test": 2000,
+    },
 }
 _QUICK_ELSEWHERE: dict[str, Any] = {"train": 6, "prune": 5, "finetune": 5, "batch_size": 64, "limit": 6000}
 
 
 def recipe_for(data: str, quick: bool = False) -> Recipe:
-    """The default recipe of a data set.
+    """The default recipe of a data set: a suggestion, which a run fits to its images (`Recipe.fitted`).
 
     Args:
         data: its name as in `load_data`.
@@ -183,7 +245,8 @@ def recipe_for(data: str, quick: bool = False) -> Recipe:
     """
     name = data.strip().lower().replace("_", "-")
     recipe = _RECIPES.get(name, _SMALL)
-    return dataclasses.replace(recipe, **_QUICK.get(name, _QUICK_ELSEWHERE)) if quick else recipe
+    recipe = dataclasses.replace(recipe, **(_QUICK.get(name, _QUICK_ELSEWHERE) if quick else {}))
+    return recipe._suggesting((*EPOCHS, "batch_size", *RATES), dataclasses.replace(recipe))
 
 
 @dataclass(frozen=True)
@@ -249,7 +312,6 @@ BEFORE = {"clip_spikes": 0.0}
 """Fields of recipes that runs of earlier versions were made without, and what they did instead."""
 NOT_OPTIONS = {"recipe", "command"}
 """Fields of `Request` that are no option by themselves."""
-EPOCHS = ("train", "prune", "finetune")
 
 
 def options(cls: type) -> dict[str, tuple[Any, str, Any]]:

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from chipnet import Budget, ConfigError, Cost, Masks, Structure
 from chipnet._checkpoint import CHECKPOINT
-from chipnet._config import Recipe, Request, checked, recipe_for
+from chipnet._config import EPOCH_STEPS, EPOCHS, LEAST_BATCH, Recipe, Request, checked, recipe_for
 from chipnet._io import write_atomically
 from chipnet._lazy import optional_import
 from chipnet._random import seed_everything
+from chipnet._sanity import log
 from chipnet.data import Data, LoaderImages, load_data
+from chipnet.data._images import count_batches
 from chipnet.methods import read_method
 from chipnet.models import get_model, load_weights
 
@@ -112,6 +114,7 @@ def read_job(request: Request, resume: bool = False) -> Job:
         batch_size=recipe.batch_size // processes,
         part=(fabric.global_rank, processes),
     )
+    asked, recipe = recipe, fitted(recipe, data, processes, request)
     _check_batch(data, recipe.batch_size, processes)
     seed_everything(request.seed)
     network = get_model(request.model, data.num_classes, data.in_channels)
@@ -142,6 +145,15 @@ def read_job(request: Request, resume: bool = False) -> Job:
     else:
         mask = Masks.load(request.masks).transfer(structure)
     _check_logits(network, example, request.model, data.num_classes)
+    if recipe != asked:
+        log.info(
+            "recipe for these images: batches of %d, epochs %s, peak rates %.3g in training and %.3g in pruning; "
+            "what is given (--epochs, --batch-size, --lr) stays as it is",
+            recipe.batch_size,
+            ", ".join(f"{n} {e}" for n, e in zip(EPOCHS, recipe.epochs, strict=True)),
+            recipe.train_lr,
+            recipe.prune_lr,
+        )
     # What was left to this machine is written out, so that config.yaml repeats the run on another one.
     request = dataclasses.replace(
         request,
@@ -167,7 +179,7 @@ def check(request: Request) -> Recipe:
         read_method(request.method)
     recipe = request.recipe or recipe_for(request.data)
     if request.weights is not None:
-        recipe = dataclasses.replace(recipe, train=0)
+        recipe = recipe.changed({"train": 0})
     elif recipe.train == 0 and request.masks is None:
         raise ConfigError(
             "there is nothing to prune: training is given 0 epochs and there are no weights. Give "
@@ -207,6 +219,18 @@ def example_images(data: Data) -> Tensor:
     """One image of noise, as the networks for this data set see images: float32 [1, C, H, W]."""
     shape = (1, data.in_channels, data.image_size, data.image_size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def fitted(recipe: Recipe, data: Data, processes: int, request: Request) -> Recipe:
+    """The recipe with what it only suggests fitted to the data."""
+    images = data.train
+    trained = request.weights is not None and request.masks is None  # masks take a whole network apart
+    if isinstance(images, LoaderImages):
+        steps = images.steps or 1
+        return recipe.fitted(images.batch_size * processes, lambda size: steps, trained)
+    most = max(len(images) // EPOCH_STEPS, LEAST_BATCH * processes)
+    size = min(recipe.batch_size, 2 ** int(math.log2(most)), len(images))
+    return recipe.fitted(size, lambda n: count_batches(len(images), n, True, (0, processes)), trained)
 
 
 def _check_batch(data: Data, batch_size: int, processes: int) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import chipnet
-from chipnet import ChipNetError, Masks, Plan, Pruner
+from chipnet import ChipNetError, Masks, Plan, Pruner, _sanity
 from chipnet._budget import KINDS
 from chipnet._config import Recipe
 from chipnet._cost import counting
@@ -113,7 +113,14 @@ class Train(Phase):
     def finish(self, run: Run) -> str:
         run.save(DENSE, "dense weights", lambda path: save_weights(self.network, path))
         run.charge("train")
-        run.state.known["dense"] = evaluate(self.network, run.test, run.fabric)
+        dense = run.state.known["dense"] = evaluate(self.network, run.test, run.fabric)
+        if run.job.request.weights is not None:
+            held = evaluate(self.network, run.validation, run.fabric)
+            run.say(
+                f"before pruning: {dense:.2f} % on the test images, {held:.2f} % on the validation images"
+            )
+            data = run.job.data
+            run.warn(_sanity.guessing(dense, data.num_classes, data.mean, data.std))
         run.charge("evaluate")
         return "prune"
 

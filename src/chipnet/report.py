@@ -22,6 +22,7 @@ from chipnet._errors import ChipNetError, ConfigError, LoadError
 from chipnet._inputs import Inputs
 from chipnet._io import write_atomically
 from chipnet._latency import Landing
+from chipnet._sanity import LOST_POINTS
 from chipnet.latency import Part, parts
 from chipnet.runs import Run, percent
 
@@ -129,7 +130,7 @@ def _one(run: Run) -> dict[str, Any]:
             "accuracy, compact",
             percent(small["accuracy"]),
             f"{change:+.2f} points" if trained else "from new weights",
-            "good" if trained and change >= 0 else "",
+            ("good" if change >= 0 else "bad" if change < -LOST_POINTS else "") if trained else "",
         ),
     ]
     for kind in kinds:
@@ -158,6 +159,7 @@ def _one(run: Run) -> dict[str, Any]:
         "lead": f"{_how(result)} a budget of {shown(result['budget'])}, seed {result['seed']}, "
         f"realisation {result['realisation']}.",
         "tiles": tiles,
+        "warnings": result.get("warnings", []),
         "sections": sections,
     }
 

@@ -45,10 +45,10 @@ import torch
 from torch import Tensor
 
 import chipnet
-from chipnet import ChipNetError, Plan, _checkpoint
+from chipnet import ChipNetError, Plan, _checkpoint, _sanity
 from chipnet._budget import KINDS
 from chipnet._compact import apply_plan
-from chipnet._config import CONFIG, write_config
+from chipnet._config import CONFIG, EPOCHS, write_config
 from chipnet._distributed import gathered, same_buffers, sums
 from chipnet._gates import strip_gates
 from chipnet._io import write_atomically, write_json
@@ -195,6 +195,8 @@ class Run:
     # -- the run --------------------------------------------------------------------------------------
     def advance(self) -> None:
         """From where the state stands to the end."""
+        if not self.job.resume and self.job.mask is None:
+            self.warn(_sanity.short(self.recipe.prune * len(self.train)))
         while self.state.phase != "done":
             self.enter()
             while self.state.epoch < self.phase.epochs:
@@ -205,6 +207,16 @@ class Run:
             self.state = dataclasses.replace(
                 self.state, phase=next_phase, epoch=0, step=0, totals={}, best=None, text=""
             )
+
+    def warn(self, text: str) -> None:
+        """Say a warning, once for all processes; an empty one is none."""
+        if text and self.fabric.is_global_zero:
+            _sanity.log.warning("%s", text)
+
+    def say(self, text: str) -> None:
+        """Say a fact, once for all processes."""
+        if self.fabric.is_global_zero:
+            _sanity.log.info("%s", text)
 
     def enter(self) -> None:
         """Begin the state's phase, or continue it where a checkpoint was read."""
@@ -498,9 +510,9 @@ def run(job: Job, watcher: Watcher | None = None, stop: Callable[[], bool] = lam
         stop: asked between steps; once it says True, the state is saved and the run stops.
 
     Returns:
-        `model, data, method, seed, budget, dense, soft, hard, compact, verify, seconds`, and what it takes to
-        do it again. Accuracies are in percent, on the test images (None of a network that was never trained);
-        costs are counts for one image; times are in seconds.
+        `model, data, method, seed, budget, dense, soft, hard, compact, verify, warnings, seconds`, and what it
+        takes to do it again. Accuracies are in percent, on the test images (None of a network that was never
+        trained); costs are counts for one image; times are in seconds.
 
     Raises:
         Interrupted: `stop` said so, or Ctrl-C. A run that continues from the state ends with the same bits.
@@ -527,6 +539,7 @@ def run(job: Job, watcher: Watcher | None = None, stop: Callable[[], bool] = lam
         if current.metrics is not None:
             current.metrics.close()
     result = _result(current)
+    current.warn(_sanity.lost(result["dense"]["accuracy"], result["compact"]["accuracy"]))
     if job.fabric.is_global_zero:
         write_json(job.out / RESULT, result)
         _checkpoint.remove(job.out)
@@ -567,6 +580,8 @@ def _result(run: Run) -> dict[str, Any]:
         # New weights, which nobody trained before the cut.
         known = {**known, "dense": None, "soft": None, "hard": None}
     seconds = {**run.state.seconds, "total": sum(run.state.seconds.values())}
+    steps = {name: epochs * len(run.train) for name, epochs in zip(EPOCHS, run.recipe.epochs, strict=True)}
+    masks, weights = job.mask is not None, job.request.weights is not None
     return {
         **facts(job),
         "dense": {"accuracy": known["dense"], **plan.dense.to_json()},
@@ -574,6 +589,8 @@ def _result(run: Run) -> dict[str, Any]:
         "hard": {"accuracy": known["hard"], **plan.compact.to_json()},
         "compact": {"accuracy": known["compact"], **plan.compact.to_json()},
         "verify": {"max_abs_difference": known["verify"][0], "output_scale": known["verify"][1]},
+        "steps": {**steps, "prune": 0} if masks else steps,
+        "warnings": _sanity.warnings_of(steps, known, weights, masks, job.data),
         "seconds": {k: round(v, 2) for k, v in seconds.items()},
         **({"latency": plan.latency} if plan.latency is not None else {}),
     }
