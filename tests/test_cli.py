@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -29,6 +31,14 @@ def chipnet_(*arguments):
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def train(*args, **kwargs):
+        raise AssertionError("training has started")
+
+    monkeypatch.setattr(loop, "train_step", train)
 
 
 def prune(out, *arguments, **changes):
@@ -86,11 +96,72 @@ def test_the_demo_of_the_readme_runs_with_its_flags(tmp_path):
     assert sum(p.numel() for p in small.parameters()) == result["compact"]["params"]
 
 
-def test_the_default_budget_is_a_quarter_of_the_macs(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(loop, "prepare", lambda request, **_: asked.append(request) or stop())
-    prune(tmp_path, **{"--budget": None})
-    assert asked[0].budget == "macs=0.25"
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        (
+            ("--budget",),
+            "error: --budget is missing. For example: chipnet prune --model test_train:tiny_net --data digits ",
+        ),
+        (
+            ("--model", "--data"),
+            "error: --model and --data are missing. For example: chipnet prune --model resnet8 ",
+        ),
+        (("--model", "--data", "--budget"), "error: --model, --data and --budget are missing. For example: "),
+    ],
+)
+def test_model_data_and_budget_have_no_defaults(tmp_path, no_training, missing, said):
+    done = prune(tmp_path / "run", **dict.fromkeys(missing))
+    assert (done.exit_code, done.stderr[: len(said)]) == (2, said)
+    for name in ("model", "data", "budget", "out"):
+        assert f" --{name} " in done.stderr.split("For example: ")[1]
+    (tmp_path / "c.yaml").write_text("model: test_train:tiny_net\ndata: digits\n")
+    done = prune(
+        tmp_path / "run",
+        **dict.fromkeys(("--model", "--data", "--budget")),
+        **{"--config": tmp_path / "c.yaml"},
+    )
+    assert done.stderr.startswith(
+        "error: --budget is missing. For example: chipnet prune --model test_train:tiny_net "
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_mistakes_in_options_are_told_at_once(tmp_path, no_training):
+    wrong = {
+        "--seed": "x", "--threads": "0", "--lr": "-1", "--epochs": "two", "--budget": "macs=1.5", "--method": "foo",
+        "--weights": "/nope.pt", "--precision": "3", "--model": "resnet9000", "--data": "digitz",
+        "--batch-size": "1", "--checkpoint-steps": "0", "--round-to": "0", "--clip": "many",
+        "--accelerator": "abacus",
+    }  # fmt: skip
+    (tmp_path / "file").write_text("")
+    done = prune(tmp_path / "file", **wrong)
+    assert done.exit_code == 2
+    head, *lines = done.stderr.splitlines()
+    # --lr speaks of the recipe, which --batch-size spoils first.
+    assert head == f"error: {len(wrong)} mistakes:"
+    for flag in {*wrong, "--out"} - {"--lr"}:
+        assert any(line.startswith(f"  - {flag}") for line in lines), flag
+    alone = prune(tmp_path / "run", **{"--lr": "-1"})
+    assert alone.stderr == "error: --lr must be above 0 and finite, not -1.0.\n"
+
+
+def test_a_line_comes_before_pytorch(tmp_path):
+    code = (
+        "import builtins, sys\n"
+        "def say(*a, **k): assert 'torch' not in sys.modules; print(*a)\n"
+        "from rich.console import Console; Console.print = lambda self, *a, **k: say(*a)\n"
+        "from chipnet.cli import main\n"
+        "sys.argv = ['chipnet', *sys.argv[1:]]\n"
+        "main()\n"
+    )
+    given = ("--model", "a", "--budget", "macs=0.5", "--out", str(tmp_path / "r"))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "prune", *given], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.startswith(f"chipnet {chipnet.__version__}: a, budget macs=0.5, into {tmp_path}")
+    assert done.returncode == 2
 
 
 def test_a_run_is_repeated_from_its_config_and_flags_win(tmp_path, monkeypatch):
@@ -135,14 +206,6 @@ def test_options_change_the_recipe(tmp_path, monkeypatch, arguments, expected):
 # -- refusals ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def no_training(monkeypatch):
-    def train(*args, **kwargs):
-        raise AssertionError("training has started")
-
-    monkeypatch.setattr(loop, "train_step", train)
-
-
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
@@ -151,8 +214,8 @@ def no_training(monkeypatch):
         ({"--model": "test_train:not_exportable"}, "could not be captured"),
         ({"--model": "test_train:features"}, "this loop needs logits [1, 10]"),
         ({"--data": "digitz"}, "There is no data set 'digitz'"),
-        ({"--data": "fashion-mnist"}, "fashion-mnist needs data_dir"),
-        ({"--data": "fashion-mnist", "--data-dir": "/nowhere"}, "data_dir /nowhere does not exist"),
+        ({"--data": "fashion-mnist"}, "fashion-mnist needs --data-dir"),
+        ({"--data": "fashion-mnist", "--data-dir": "/nowhere"}, "--data-dir /nowhere does not exist"),
         ({"--method": "chip"}, "unknown method 'chip'; known: chipnet,"),
         ({"--budget": "macs=0"}, "nothing would remain"),
         ({"--budget": "macs=1.5"}, "above 1"),
@@ -164,11 +227,11 @@ def no_training(monkeypatch):
         ({"--epochs": "-1"}, "--epochs '-1': give one whole number"),
         ({"--epochs": "1,0,1"}, "prune must be at least 1, not 0"),
         ({"--epochs": "0,1,1"}, "there is nothing to prune"),
-        ({"--batch-size": "1"}, "batch_size must be at least 2"),
-        ({"--lr": "-0.1"}, "train_lr must be above 0"),
-        ({"--lr": "nan"}, "train_lr must be above 0 and finite"),
+        ({"--batch-size": "1"}, "--batch-size must be at least 2"),
+        ({"--lr": "-0.1"}, "--lr must be above 0"),
+        ({"--lr": "nan"}, "--lr must be above 0 and finite"),
         ({"--config": "/nowhere.yaml"}, "there is no config file /nowhere.yaml"),
-        ({"--label-smoothing": "1"}, "label_smoothing must be in [0, 1)"),
+        ({"--label-smoothing": "1"}, "--label-smoothing must be in [0, 1)"),
         ({"--threads": "0"}, "threads must be at least 1"),
         ({"--weights": "/nowhere.pt"}, "/nowhere.pt does not exist"),
         ({"--realisation": "sparse"}, "'plain' or 'indexed'"),
@@ -184,7 +247,7 @@ def test_refusals(tmp_path, no_training, changes, text):
     assert text in done.stderr
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    assert done.stdout == ""
+    assert done.stdout.startswith(f"chipnet {chipnet.__version__}: ") and done.stdout.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

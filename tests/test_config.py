@@ -41,10 +41,15 @@ def test_a_request_survives_yaml(tmp_path):
 
 
 def test_later_layers_win_and_a_batch_size_scales_the_rates_of_its_layer():
-    layers = {"seed": 1, "recipe": {"train_lr": 0.2, "prune": 4}}, {"recipe": {"batch_size": 64}}
+    layers = (
+        {"seed": 1, "data": "digits", "recipe": {"train_lr": 0.2, "prune": 4}},
+        {"recipe": {"batch_size": 64}},
+    )
     made = request_from(*layers)
     assert (made.seed, made.recipe.prune, made.recipe.train_lr, made.recipe.prune_lr) == (1, 4, 0.4, 0.1)
-    assert request_from({"recipe": {"batch_size": 64, "train_lr": 0.2}}).recipe.train_lr == 0.2
+    assert (
+        request_from({"data": "digits", "recipe": {"batch_size": 64, "train_lr": 0.2}}).recipe.train_lr == 0.2
+    )
     assert request_from({"data": "mnist", "quick": True}).recipe == recipe_for("mnist", quick=True)
 
 
@@ -92,7 +97,12 @@ def test_one_pattern_is_a_list_of_one():
 
 def test_values_of_python_become_those_of_a_file(tmp_path):
     asked = Request(
-        seed=np.int64(3), data_dir=tmp_path, ignore=["a", "b"], only="c", validation=np.float64(0.2)
+        budget="macs=0.5",
+        seed=np.int64(3),
+        data_dir=tmp_path,
+        ignore=["a", "b"],
+        only="c",
+        validation=np.float64(0.2),
     )
     write_config(tmp_path / "c.yaml", checked(asked))
     made = request_from(read_config(tmp_path / "c.yaml"))

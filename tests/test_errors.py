@@ -16,6 +16,7 @@ from torch import nn
 import chipnet
 from chipnet import BudgetError, CaptureError, ChipNetError, ConfigError, LoadError, PlanError
 from chipnet._config import read_config, request_from
+from chipnet._errors import Mistakes
 from chipnet.data import Batches, TensorImages, load_data
 from chipnet.models import get_model, load_weights
 from chipnet.schedules import Linear
@@ -153,7 +154,11 @@ CASES = [
     ("a pattern that is none", run(ignore=5), ConfigError, "ignore must be a text or a list of texts, not 5"),
     ("a negative seed", run(seed=-1), ConfigError, "the seed must be at least 0"),
     ("no threads", run(threads=0), ConfigError, "threads must be at least 1, not 0"),
-    ("no run folder", run(out=""), ConfigError, "there is no run folder"),
+    ("no run folder", run(out=""), ConfigError, "--out is missing"),
+    ("a run that says nothing", lambda: prepare(Request()), ConfigError,
+     "--model, --data, --budget and --out are missing. For example: chipnet prune --model resnet8"),
+    ("several mistakes", run(budget="macs=1.5", threads=0), Mistakes,
+     "above 1; a fraction is what remains, 0.25 keeps a quarter; for an absolute count write"),
     ("a run folder that is a file", lambda: run(out=file("f")())(), ConfigError, "is a file. Give a folder"),
     ("a run folder that cannot be made", lambda: run(out=file("g")() + "/run")(), ConfigError,
      "cannot write to the output folder"),

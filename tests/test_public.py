@@ -33,7 +33,9 @@ def test_every_method_names_itself_and_its_source() -> None:
 
 
 def test_names_are_imported_when_they_are_used_and_modules_are_found() -> None:
-    code = "import sys, chipnet, chipnet.cli; assert 'torch' not in sys.modules; chipnet.models.get_model; chipnet.Pruner"
+    code = (
+        "import sys, chipnet.cli; assert 'torch' not in sys.modules; chipnet.models.get_model; chipnet.Pruner"
+    )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     assert set(chipnet.__all__) <= set(dir(chipnet))

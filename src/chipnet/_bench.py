@@ -530,9 +530,12 @@ def preflight(grid: Grid, data_dirs: Mapping[str, str], retry: bool = False) -> 
         )
 
     seeds = dict.fromkeys(run.seed for run in runs)
+    asked = dataclasses.replace(
+        _asked(grid, grid.data[0]), model=grid.models[0], budget="channels=1.0", out=grid.out
+    )
     for seed in seeds:
         with _noting(problems):
-            _job.check(dataclasses.replace(_asked(grid, grid.data[0]), seed=seed))
+            _job.check(dataclasses.replace(asked, seed=seed))
     for name in dict.fromkeys(run.model for run in runs):
         with _noting(problems):
             network(name)

@@ -6,21 +6,16 @@ import contextlib
 import io
 import logging
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import typer
 
-from chipnet._errors import ChipNetError, ConfigError
-
-
-def one_line(error: BaseException) -> str:
-    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines() if line.strip()]
-    ended = [line if line[-1] in ".:;,?!" else f"{line}." for line in lines[:-1]]
-    return " ".join([*ended, *lines[-1:]])
+from chipnet._errors import ChipNetError, ConfigError, Mistakes, one_line
 
 
 def first() -> bool:
@@ -28,14 +23,43 @@ def first() -> bool:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
-def say(error: BaseException) -> None:
-    if first() or not isinstance(error, ConfigError):  # the others refuse the same request
-        print(f"error: {one_line(error)}", file=sys.stderr)
+def say(error: BaseException, flags: Mapping[str, str] | None = None) -> None:
+    """Print an error in one line, or several as a list. Options that flags gave are called by their flags."""
+    if not first() and isinstance(error, ConfigError):  # every process refuses the same request
+        return
+    errors = error.errors if isinstance(error, Mistakes) else (error,)
+    lines = [by_flag(one_line(e), flags or {}, getattr(e, "option", "")) for e in errors]
+    heading = [f"error: {len(lines)} mistakes:"] if len(lines) > 1 else []
+    start = "  - " if heading else "error: "
+    print("\n".join([*heading, *(start + line for line in lines)]), file=sys.stderr, flush=True)
+
+
+def by_flag(text: str, flags: Mapping[str, str], option: str = "") -> str:
+    """An error about options, by their flags; ``option`` is the one to blame.
+
+    >>> by_flag(
+    ...     "train_lr must be above 0; prune_lr must be above 0.", {"train_lr": "--lr", "prune_lr": "--lr"}
+    ... )
+    '--lr must be above 0.'
+    >>> by_flag("unknown method 'a'", {"method": "--method"}, "method")
+    "--method: unknown method 'a'"
+    """
+    for name, flag in flags.items():
+        text = re.sub(rf"(^|; |: )(the )?{name}(?= must | is | -?\d|: )", rf"\1{flag}", text)
+        if "_" in name:
+            text = re.sub(rf"(?<![\w./'\"-]){name}(?![\w./'\"=-])", flag, text)
+    said = dict.fromkeys(text.removesuffix(".").split("; "))
+    text = "; ".join(said) + "." * text.endswith(".")
+    return f"{flags[option]}: {text}" if option in flags and flags[option] not in text else text
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """A request that cannot be used: one line and exit code 2."""
+def refusals(flags: Mapping[str, str] | None = None) -> Iterator[None]:
+    """A request that cannot be used: one line, or a list, and exit code 2.
+
+    Args:
+        flags: option -> the flag that gave it.
+    """
     # torch.export logs, and prints as whole graphs, what it is about to raise; the error says it better.
     logging.getLogger("torch.fx.experimental.symbolic_shapes").setLevel(logging.ERROR)
     held = io.StringIO()
@@ -43,7 +67,7 @@ def refusals() -> Iterator[None]:
         with contextlib.redirect_stderr(held):
             yield
     except ChipNetError as error:
-        say(error)
+        say(error, flags)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         print("stopped before training", file=sys.stderr)

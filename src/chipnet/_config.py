@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from chipnet._errors import ConfigError
+from chipnet._errors import ConfigError, Problems
 
 CONFIG = "config.yaml"
 """The resolved options of a run, in its folder."""
@@ -253,17 +253,14 @@ def recipe_for(data: str, quick: bool = False) -> Recipe:
 class Request:
     """One run, in the user's words. `chipnet.train.prepare` reads it.
 
-    Attributes: see the text of each field, which is its help on the command line. `recipe` None is
-    `recipe_for(data)`. `command` says how the run was started, for result.json.
+    Attributes: see the text of each field, which is its help on the command line. A run that does not say `model`,
+    `data`, `budget` and `out` is refused. `recipe` None is `recipe_for(data)`. `command` says how the run was
+    started, for result.json.
     """
 
-    model: str = option(
-        "resnet8", "a name (`chipnet models`; torchvision's and timm's too), or module:callable"
-    )
-    data: str = option(
-        "digits", "digits, cifar10, image-folder, hf, wds, tv/NAME and more, or module:callable"
-    )
-    budget: Any = option("macs=0.25", "what remains: macs=0.25, params=2M, latency=3ms; repeatable")
+    model: str = option("", "a name (`chipnet models`; torchvision's and timm's too), or module:callable")
+    data: str = option("", "digits, cifar10, image-folder, hf, wds, tv/NAME and more, or module:callable")
+    budget: Any = option("", "what remains: macs=0.25, params=2M, latency=3ms; repeatable")
     out: str | os.PathLike[str] = option("", "run folder; made if missing")
     recipe: Recipe | None = None
     data_dir: str | None = option(None, "folder of the data set; nothing is ever downloaded")
@@ -348,24 +345,68 @@ def request_from(*layers: Mapping[str, Any], source: str = "the config") -> Requ
         chipnet._errors.ConfigError: cannot use the config:
           - there is no option 'sede'; did you mean 'seed'?
     """
-    problems: list[str] = []
+    problems = Problems()
+    request = read_layers([(source, layer) for layer in layers], problems)
+    problems.tell()
+    return request
+
+
+def read_layers(layers: Iterable[tuple[str, Mapping[str, Any]]], problems: Problems) -> Request:
+    """As `request_from`, for layers with what to call each in errors (nothing: flags, whose errors speak for
+    themselves). Mistakes are added to ``problems``, and the request goes without them."""
     values: dict[str, Any] = {}
     recipes: list[dict[str, Any]] = []
-    for layer in layers:
+    quick = False
+    for source, layer in layers:
+        wrong: list[str] = []
         top = {k: v for k, v in layer.items() if k not in ("recipe", "quick")}
-        values |= _fitted(Request, top, "", problems, extra=("recipe", "quick"))
+        values |= _fitted(Request, top, "", wrong, extra=("recipe", "quick"))
         recipe = layer.get("recipe") or {}
         if isinstance(recipe, Mapping):
-            recipes.append(_fitted(Recipe, recipe, "recipe.", problems))
+            recipes.append(_fitted(Recipe, recipe, "recipe." if source else "", wrong))
         else:
-            problems.append(f"recipe must be a mapping of options, not {recipe!r}")
-    quick = next((layer["quick"] for layer in reversed(layers) if layer.get("quick") is not None), False)
-    if problems:
-        raise ConfigError(f"cannot use {source}:\n" + "\n".join(f"  - {p}" for p in problems))
-    made = recipe_for(values.get("data", Request.data), bool(quick))
+            wrong.append(f"recipe must be a mapping of options, not {recipe!r}")
+        quick = quick if layer.get("quick") is None else bool(layer["quick"])
+        if wrong and source:
+            told = "\n".join(f"  - {w}" for w in wrong)
+            problems.found.append(ConfigError(f"cannot use {source}:\n{told}"))
+        else:
+            for text in wrong:
+                problems.add(text)
+    made = recipe_for(values.get("data", ""), quick)
     for changes in recipes:
-        made = made.changed(changes)
+        with problems.collected():
+            made = made.changed(changes)
     return Request(**values, recipe=made)
+
+
+SAID = ("model", "data", "budget", "out")
+"""What every run has to say."""
+
+
+def check_said(request: Request) -> None:
+    """Refuse a run that does not say what to prune, on what, to what and where.
+
+    Raises:
+        ConfigError: names all that is missing, with a command that has it.
+
+    Example:
+        >>> check_said(Request(model="resnet20", out="runs/a"))
+        Traceback (most recent call last):
+        ...
+        chipnet._errors.ConfigError: --data and --budget are missing. For example: chipnet prune --model resnet20
+        --data digits --budget macs=0.25 --out runs/a
+    """
+    values = {name: getattr(request, name) for name in SAID}
+    missing = [f"--{name}" for name, value in values.items() if value is None or value == ""]
+    if missing:
+        example = {"model": "resnet8", "data": "digits", "budget": "macs=0.25", "out": "runs/first"}
+        example |= {n: str(v) for n, v in values.items() if v and n != "budget"}
+        flags = " ".join(f"--{name} {shlex.quote(value)}" for name, value in example.items())
+        some = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
+        raise ConfigError(
+            f"{some} {'are' if len(missing) > 1 else 'is'} missing. For example: chipnet prune {flags}"
+        )
 
 
 def checked(request: Request) -> Request:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from chipnet import Budget, ConfigError, Cost, Masks, Structure
 from chipnet._checkpoint import CHECKPOINT
-from chipnet._config import EPOCH_STEPS, EPOCHS, LEAST_BATCH, Recipe, Request, checked, recipe_for
+from chipnet._config import EPOCH_STEPS, EPOCHS, LEAST_BATCH, Recipe, Request, check_said, checked, recipe_for
+from chipnet._errors import Problems
 from chipnet._io import write_atomically
 from chipnet._lazy import optional_import
 from chipnet._random import seed_everything
@@ -25,12 +26,15 @@ from chipnet.data import Data, LoaderImages, load_data
 from chipnet.data._images import count_batches
 from chipnet.methods import read_method
 from chipnet.models import get_model, load_weights
+from chipnet.models._weights import find_weights
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
+LEAST = {"threads": 1, "num_nodes": 1, "checkpoint_steps": 1, "workers": 0, "min_channels": 0, "round_to": 1}
+"""Least values of options that are whole numbers."""
 RESULT = "result.json"
 """Written last: where it is, a run was finished."""
 
@@ -58,7 +62,7 @@ class Job:
         return self.structure.cost.dense
 
 
-def prepare(request: Request, resume: bool = False) -> Job:
+def prepare(request: Request, resume: bool = False, problems: Problems | None = None) -> Job:
     """Read and check all that a run needs: data, network, weights, budget, device, folder. Trains nothing.
 
     The folder is made last: what is refused leaves none.
@@ -66,10 +70,11 @@ def prepare(request: Request, resume: bool = False) -> Job:
     Args:
         request: what was asked for.
         resume: `run` will continue the run that was stopped or killed in the request's folder.
+        problems: what is known to be wrong with it already; told together with what is found.
 
     Raises:
-        ChipNetError: the first thing that cannot be used, with what to do about it. A `BudgetError` for the
-            budget, a `CaptureError` for the network, a `ConfigError` for the rest.
+        ChipNetError: what cannot be used, with what to do about it. A `BudgetError` for the budget, a
+            `CaptureError` for the network, a `ConfigError` for the rest, or for several options at once.
 
     Example:
         >>> import tempfile
@@ -80,18 +85,27 @@ def prepare(request: Request, resume: bool = False) -> Job:
         chipnet._errors.BudgetError: cannot use the budget 'macs=1.5':
           - macs=1.5: above 1; a fraction is what remains, 0.25 keeps a quarter; for an absolute count ...
     """
-    job = read_job(request, resume)
+    job = read_job(request, resume, problems)
     make_folder(job.out)
     return job
 
 
-def read_job(request: Request, resume: bool = False) -> Job:
+def read_job(request: Request, resume: bool = False, problems: Problems | None = None) -> Job:
     """As `prepare`, but for the folder, which is not made."""
     request = checked(request)
-    recipe, budget = check(request), Budget.parse(request.budget)
-    out = _run_folder(os.fspath(request.out))
-    if not resume:
-        _check_unused(out, request.overwrite)
+    problems = problems or Problems()
+    recipe = request.recipe or recipe_for(request.data)
+    with problems.collected():
+        recipe = check(request)
+    if request.out:
+        with problems.collected("out"):
+            out = _run_folder(os.fspath(request.out))
+            if not resume:
+                _check_unused(out, request.overwrite)
+    if problems.found:  # what else is wrong, on this process alone
+        _parts(request, recipe, problems)
+    problems.tell()
+    budget = Budget.parse(request.budget)
     threads = use_threads(request.threads)
     if request.precision == "32":
         request = dataclasses.replace(request, precision="32-true")
@@ -103,21 +117,10 @@ def read_job(request: Request, resume: bool = False) -> Job:
             f"a batch of {recipe.batch_size} is too small for {processes} processes. Give --batch-size "
             f"{2 * processes} or more."
         )
-    data = load_data(
-        request.data,
-        request.data_dir,
-        seed=request.seed,
-        validation=request.validation,
-        limit=recipe.limit,
-        limit_test=recipe.limit_test,
-        image_size=request.image_size,
-        batch_size=recipe.batch_size // processes,
-        part=(fabric.global_rank, processes),
-    )
+    data, network = _parts(request, recipe, problems, fabric.global_rank, processes)
+    problems.tell()
+    assert data is not None and network is not None
     asked, recipe = recipe, fitted(recipe, data, processes, request)
-    _check_batch(data, recipe.batch_size, processes)
-    seed_everything(request.seed)
-    network = get_model(request.model, data.num_classes, data.in_channels)
     if request.weights is not None:
         load_weights(network, request.weights)
     if request.sync_batch_norm:
@@ -168,49 +171,85 @@ def read_job(request: Request, resume: bool = False) -> Job:
     return Job(request, recipe, budget, data, network, example, structure, fabric, out, resume, mask)
 
 
+def _parts(
+    request: Request, recipe: Recipe, problems: Problems, rank: int = 0, processes: int = 1
+) -> tuple[Data | None, nn.Module | None]:
+    """Data and network, as far as they can be had."""
+    data = network = None
+    seed = request.seed if 0 <= request.seed < 2**63 else 0
+    if request.data:
+        with problems.collected("data"):
+            data = load_data(
+                request.data,
+                request.data_dir,
+                seed=seed,
+                validation=request.validation,
+                limit=recipe.limit,
+                limit_test=recipe.limit_test,
+                image_size=request.image_size,
+                batch_size=recipe.batch_size // processes,
+                part=(rank, processes),
+            )
+            _check_batch(data, fitted(recipe, data, processes, request).batch_size, processes)
+    if request.model:
+        seed_everything(seed)
+        with problems.collected("model"):
+            network = get_model(
+                request.model, *((data.num_classes, data.in_channels) if data is not None else ())
+            )
+    return data, network
+
+
 def check(request: Request) -> Recipe:
     """What can be said of a request before anything is loaded; its recipe.
 
     Raises:
         ChipNetError: as `prepare`.
     """
-    Budget.parse(request.budget)
+    problems = Problems()
+    with problems.collected():
+        check_said(request)
+    if request.budget:
+        with problems.collected("budget"):
+            Budget.parse(request.budget)
     if request.masks is None:
-        read_method(request.method)
+        with problems.collected("method"):
+            read_method(request.method)
     recipe = request.recipe or recipe_for(request.data)
     if request.weights is not None:
         recipe = recipe.changed({"train": 0})
+        with problems.collected("weights"):
+            find_weights(request.weights)
     elif recipe.train == 0 and request.masks is None:
-        raise ConfigError(
+        problems.add(
             "there is nothing to prune: training is given 0 epochs and there are no weights. Give "
             "--weights FILE or at least one epoch of training."
         )
     if not 0 <= request.seed < 2**63:
-        raise ConfigError(f"the seed must be at least 0 and below 2**63, not {request.seed}")
-    if request.checkpoint_steps is not None and request.checkpoint_steps < 1:
-        raise ConfigError(f"checkpoint_steps must be at least 1, not {request.checkpoint_steps}.")
+        problems.add(f"the seed must be at least 0 and below 2**63, not {request.seed}")
+    for name, least in LEAST.items():
+        value = getattr(request, name)
+        if value is not None and value < least:
+            problems.add(f"{name} must be at least {least}, not {value}.")
     if not 0 <= request.checkpoint_seconds < math.inf:
-        raise ConfigError(
-            f"checkpoint_seconds must be at least 0 and finite, not {request.checkpoint_seconds}."
-        )
-    _check_threads(request.threads)
+        problems.add(f"checkpoint_seconds must be at least 0 and finite, not {request.checkpoint_seconds}.")
     if request.tensorboard:
-        optional_import(
-            "torch.utils.tensorboard", needed_for="tensorboard: true (--tensorboard)", install="tensorboard"
-        )
-    _check_device(request)
+        with problems.collected():
+            optional_import(
+                "torch.utils.tensorboard",
+                needed_for="tensorboard: true (--tensorboard)",
+                install="tensorboard",
+            )
+    _check_device(request, problems)
+    problems.tell()
     return recipe
-
-
-def _check_threads(threads: int | None) -> None:
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads must be at least 1, not {threads}.")
 
 
 def use_threads(threads: int | None) -> int:
     """Set the CPU threads, where a number is given; how many there are."""
-    _check_threads(threads)
     if threads is not None:
+        if threads < 1:
+            raise ConfigError(f"threads must be at least 1, not {threads}.")
         torch.set_num_threads(threads)
     return torch.get_num_threads()
 
@@ -251,8 +290,6 @@ def _check_batch(data: Data, batch_size: int, processes: int) -> None:
 
 def _run_folder(out: str) -> Path:
     """The run folder's path, which the system can at least look for."""
-    if not out:
-        raise ConfigError("there is no run folder. Give --out DIR.")
     try:
         path = Path(out).expanduser()
         with contextlib.suppress(FileNotFoundError):
@@ -302,35 +339,36 @@ def _unwritable(out: str, error: Exception) -> ConfigError:
     return ConfigError(f"cannot write to the output folder {name} ({why}). Give another --out.")
 
 
-def _check_device(request: Request) -> None:
+def _check_device(request: Request, problems: Problems) -> None:
     accelerator, precision = request.accelerator, request.precision
     has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if accelerator != "auto" and accelerator not in has:
-        raise ConfigError(f"unknown accelerator {accelerator!r}; known: auto, {', '.join(has)}")
     if precision not in (*PRECISIONS, "32"):
-        raise ConfigError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+        problems.add(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}", "precision")
     if request.strategy not in STRATEGIES:
-        raise ConfigError(
+        problems.add(
             f"unknown strategy {request.strategy!r}; known: {', '.join(STRATEGIES)}. Strategies that cut up "
-            "parameters leave no whole channels to prune."
+            "parameters leave no whole channels to prune.",
+            "strategy",
         )
+    if request.devices < -1 or request.devices == 0:
+        problems.add(f"devices must be at least 1, or -1 for all GPUs, not {request.devices}")
+    if accelerator != "auto" and accelerator not in has:
+        problems.add(f"unknown accelerator {accelerator!r}; known: auto, {', '.join(has)}", "accelerator")
+        return
     if accelerator != "auto" and not has[accelerator]:
-        raise ConfigError(f"PyTorch finds no {accelerator.upper()} device here. Use --accelerator cpu.")
+        problems.add(f"PyTorch finds no {accelerator.upper()} device here. Use --accelerator cpu.")
+        return
     cuda = accelerator in ("auto", "cuda") and has["cuda"]
     if precision == "16-mixed" and not cuda:
-        raise ConfigError("the precision 16-mixed needs a CUDA device; on a CPU use 32-true or bf16-mixed.")
+        problems.add("the precision 16-mixed needs a CUDA device; on a CPU use 32-true or bf16-mixed.")
     if request.sync_batch_norm and not cuda:
-        raise ConfigError("sync_batch_norm needs CUDA devices: PyTorch has none for the CPU. Leave it out.")
-    if request.devices < -1 or request.devices == 0:
-        raise ConfigError(f"devices must be at least 1, or -1 for all GPUs, not {request.devices}")
+        problems.add("sync_batch_norm needs CUDA devices: PyTorch has none for the CPU. Leave it out.")
     if request.devices == -1 and not cuda:
-        raise ConfigError("devices -1 takes all GPUs, and there is none. Give the number of processes.")
+        problems.add("devices -1 takes all GPUs, and there is none. Give the number of processes.")
     if cuda and request.devices > torch.cuda.device_count():
-        raise ConfigError(
+        problems.add(
             f"devices is {request.devices}, and there are {torch.cuda.device_count()} CUDA devices here."
         )
-    if request.num_nodes < 1:
-        raise ConfigError(f"num_nodes must be at least 1, not {request.num_nodes}")
 
 
 def _check_logits(network: nn.Module, example: Tensor, name: str, classes: int) -> None:

@@ -66,10 +66,20 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def find_weights(path: str | Path) -> None:
+    """Refuse what is no file.
+
+    Raises:
+        ConfigError: there is no file of that name.
+    """
+    path = Path(path).expanduser()
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise ConfigError(f"The weights file {path} {what}. Give a .safetensors, .pt or .pth file.")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    find_weights(path)
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
