@@ -396,7 +396,8 @@ ELEMENTWISE: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, int], int]] =
     "mean-over-channels": (lambda x: x - x.mean(1, keepdim=True), NO, 12),
     "cumsum-over-channels": (lambda x: x.cumsum(1), NO, 12),
     "max-over-channels": (lambda x: x - x.amax(1, keepdim=True), NO, 12),
-    "divided-by-channels": (lambda x: x / (x.abs() + 1), NO, 12),
+    "divided-by-channels": (lambda x: x / x.exp().sub(1).abs(), NO, 12),
+    "divided-by-shifted-channels": (lambda x: x / (x.abs() + 1), ALL, 12),
     "where-number": (lambda x: torch.where(mask_of_rows(x), x, 1.0), NO, 12),
     "sigmoid": (lambda x: x.sigmoid(), NO, 12),
 }

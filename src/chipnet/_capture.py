@@ -325,10 +325,10 @@ def _placeholder(
     t.node = node
     if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
         return Labels(None, shape, canonical.get(spec.target, spec.target))
-    if spec.kind == InputKind.CONSTANT_TENSOR and not bool(constants[spec.target].any()):
-        return t.uniform(int(t.zero[0]), shape)
+    if spec.kind == InputKind.CONSTANT_TENSOR:
+        return t.uniform(int((t.constant if bool(constants[spec.target].any()) else t.zero)[0]), shape)
     slots = t.graph.new(1)
-    t.source(slots, live=True, flow=spec.kind == InputKind.USER_INPUT, reason="an input of the network")
+    t.source(slots, live=True, flow=True, reason="an input of the network")
     return t.uniform(int(slots[0]), shape)
 
 

@@ -59,12 +59,12 @@ class Map:
     """``dst[i]`` is computed from ``srcs[k][i]`` alone.
 
     ``kind``: ``or`` (sum, max: non-zero where any side is), ``and`` (product), ``const`` (non-zero even where the
-    sources are zero, as after a sigmoid).
+    sources are zero, as after a sigmoid), ``place`` (where a value stood: likewise, but only read beside values).
     """
 
     dst: Slots
     srcs: tuple[Slots, ...]
-    kind: Literal["or", "and", "const"]
+    kind: Literal["or", "and", "const", "place"]
 
 
 @dataclass(frozen=True)

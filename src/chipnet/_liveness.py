@@ -221,7 +221,7 @@ class Liveness:
                 flow[dst] = f.any(np.unique(flow[fact.src]).tolist())
             elif isinstance(fact, Map):
                 _fold(f.both if fact.kind == "and" else f.either, [live[s] for s in fact.srcs], live, dst)
-                if fact.kind == "const":
+                if fact.kind in ("const", "place"):
                     live[dst] = TRUE
                 if fact.kind == "and":
                     parts = []

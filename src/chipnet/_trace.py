@@ -137,6 +137,8 @@ class Tracer:
         self._origin: dict[int, int] = {}
         self._shifted: set[int] = set()
         """Slots that are functions of their origin, and not zero where it is."""
+        self._stays: set[int] = set()
+        """Slots that are not zero whatever the masks."""
         self.constant = graph.new(1)
         self.zero = graph.new(1)
         graph.facts.append(Source(self.constant, live=True, flow=False))
@@ -176,12 +178,6 @@ class Tracer:
         val = self.node.meta["val"]
         val = val[0] if isinstance(val, (tuple, list)) else val
         return tuple(int(n) for n in val.shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the current node's first input."""
-        found = (n.meta.get("val") for n in self.node.all_input_nodes)
-        return next((v.dtype for v in found if isinstance(v, Tensor)), torch.get_default_dtype())
 
     # -- sizes kept as numbers ----------------------------------------------------------------------------
     @property
@@ -317,9 +313,8 @@ class Tracer:
         self.graph.facts.append(Source(slots, live, flow))
         self.graph.pin(slots, self.why(reason))
 
-    def barrier(self, inputs: list[Labels], reason: str) -> Any:
-        """Pin every input and give outputs of a fixed size."""
-        self.count_macs()
+    def hold(self, inputs: list[Labels], reason: str) -> Slots:
+        """Keep all of ``inputs``: one slot that reads them."""
         src = [self.labelled(x).slots() for x in inputs]
         for s in src:
             self.graph.pin(s, self.why(reason))
@@ -327,12 +322,53 @@ class Tracer:
         all_src = np.unique(np.concatenate(src)) if src else np.empty(0, dtype=np.int64)
         self.graph.facts.append(Barrier(dst, all_src))
         self.graph.pin(dst, self.why(reason))
+        return dst
+
+    def barrier(self, inputs: list[Labels], reason: str) -> Any:
+        """Pin every input and give outputs of a fixed size."""
+        self.count_macs()
+        dst = self.hold(inputs, reason)
         val = self.node.meta.get("val")
         if isinstance(val, (tuple, list)):
             return tuple(
                 self.uniform(int(dst[0]), tuple(v.shape)) if isinstance(v, Tensor) else v for v in val
             )
         return self.uniform(int(dst[0]), tuple(val.shape)) if isinstance(val, Tensor) else val
+
+    def beside(self, x: Labels, others: list[Any], reason: str) -> Labels:
+        """``x``, computed with ``others``, which are kept whole: zero where ``x`` is, whatever they are."""
+        others = [o for o in others if not self.is_constant(o)]
+        x = self.labelled(x)
+        if not others:
+            return x
+        assert x.core is not None
+        src, inverse = np.unique(x.core.numpy(), return_inverse=True)
+        dst = self.graph.new(len(src))
+        whole = np.full(len(src), int(self.hold(others, reason)[0]), dtype=np.int64)
+        self.graph.facts.append(Map(dst, (src, whole), "and"))
+        self.graph.tie(dst, src)
+        return Labels(torch.from_numpy(dst[inverse.reshape(x.core.shape)]), x.shape)
+
+    def places(self, x: Labels) -> Labels:
+        """Where values of ``x`` stood: numbers, not zero at zero."""
+        assert x.core is not None
+        src, inverse = np.unique(x.core.numpy(), return_inverse=True)
+        dst = self.graph.new(len(src))
+        self.graph.facts.append(Map(dst, (src,), "place"))
+        self.graph.tie(dst, src)
+        for slot, source in zip(dst.tolist(), src.tolist(), strict=True):
+            self._origin[slot] = self.origin(source)
+            self._shifted.add(slot)
+        return Labels(torch.from_numpy(dst[inverse.reshape(x.core.shape)]), x.shape)
+
+    def is_constant(self, x: Any) -> bool:
+        """The same whatever the masks: a number, or a tensor that no channel of the network goes into."""
+        if not isinstance(x, Labels):
+            return True
+        return x.core is not None and {*x.core.reshape(-1).tolist()} <= {
+            int(self.constant[0]),
+            int(self.zero[0]),
+        }
 
     @property
     def _tables(self) -> tuple[dict[str, Any], ...]:
@@ -417,8 +453,11 @@ class Tracer:
             origins = {self.origin(s) for s in sources}
             if len(origins) == 1:
                 self._origin[slot] = origins.pop()
-                if kind == "const" or any(s in self._shifted for s in sources):
+                several = all if kind == "and" else any
+                if kind == "const" or several(s in self._shifted for s in sources):
                     self._shifted.add(slot)
+            if kind == "const" or (kind == "and" and self._stays.issuperset(sources)):
+                self._stays.add(slot)
         return Labels(torch.from_numpy(np.asarray(dst[inverse.reshape(cores[0].shape)])), shape)
 
     def is_zero(self, x: Any) -> bool:
@@ -426,6 +465,10 @@ class Tracer:
         if isinstance(x, Labels):
             return x.core is not None and set(x.core.reshape(-1).tolist()) == set(self.zero.tolist())
         return bool(x == 0)
+
+    def stays(self, x: Labels) -> bool:
+        """Is ``x`` not zero, whatever the masks, as what is shifted by an ``eps`` is?"""
+        return x.core is not None and self._stays.issuperset(x.core.reshape(-1).tolist())
 
     def vanishes(self, x: Labels) -> bool:
         """Is ``x`` zero where what it follows is zero?"""
@@ -508,7 +551,9 @@ class Tracer:
 
     def follows(self, x: Labels, of: Labels) -> bool:
         """Is every element of ``x`` a function of the same element of ``of`` alone, and of no other?"""
-        if x.core is None or of.core is None or x.shape != of.shape:
+        if x.core is None or of.core is None or len(x.shape) != len(of.shape):
+            return False
+        if any(x.shape[a] != of.shape[a] for a in {*x.varying, *of.varying}):
             return False
         a, b = torch.broadcast_tensors(x.core, of.core)
         pairs = zip(a.reshape(-1).tolist(), b.reshape(-1).tolist(), strict=True)

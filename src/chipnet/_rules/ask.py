@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from chipnet._rules.elementwise import unary
+from chipnet._rules.elementwise import pointwise
 from chipnet._rules.table import RULES, operator_name
 from chipnet._trace import Labels, Tracer
 
@@ -32,8 +32,8 @@ def _ask(t: Tracer, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if name in RULES:
         return RULES[name](t, *args, **kwargs)
     inputs = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, Labels)]
-    if len(inputs) == 1 and isinstance(t.node.target, torch._ops.OpOverload) and _pointwise(t.node.target):
-        return unary(t, *args, **kwargs)
+    if inputs and isinstance(t.node.target, torch._ops.OpOverload) and _pointwise(t.node.target):
+        return pointwise(t, *args, **kwargs)
     return t.barrier(inputs, f"no rule for operator '{name}'")
 
 

@@ -8,62 +8,71 @@ from typing import Any
 import torch
 
 from chipnet._rules.movement import expand, split
-from chipnet._rules.table import rule
+from chipnet._rules.table import operator_name, rule
 from chipnet._trace import Labels, Tracer
 
 
 @rule(
-    "relu",
-    "relu6",
-    "hardtanh",
-    "silu",
-    "gelu",
-    "hardswish",
-    "sigmoid",
-    "hardsigmoid",
-    "tanh",
-    "leaky_relu",
-    "elu",
-    "celu",
-    "selu",
-    "mish",
-    "softplus",
-    "exp",
-    "log",
-    "neg",
-    "abs",
-    "sqrt",
-    "rsqrt",
-    "reciprocal",
-    "square",
-    "erf",
-    "sin",
-    "cos",
-    "dropout",
-    "feature_dropout",
-    "alpha_dropout",
-    "log_sigmoid",
-    "threshold",
-    "softshrink",
-    "hardshrink",
-    "round",
-    "floor",
-    "softsign",
-    "expm1",
-    "log1p",
-    "tan",
-    "nan_to_num",
+    *(
+        "relu",
+        "relu6",
+        "hardtanh",
+        "silu",
+        "gelu",
+        "hardswish",
+        "sigmoid",
+        "hardsigmoid",
+        "tanh",
+        "leaky_relu",
+    ),
+    *(
+        "elu",
+        "celu",
+        "selu",
+        "mish",
+        "softplus",
+        "log_sigmoid",
+        "threshold",
+        "softshrink",
+        "hardshrink",
+        "rrelu",
+    ),
+    *(
+        "softsign",
+        "dropout",
+        "feature_dropout",
+        "fix",
+        "absolute",
+        "negative",
+        "arctan",
+        "arctan2",
+        "special_expit",
+    ),
+    *("floor_divide", "complex", "polar", "clamp", "clamp_min", "clamp_max", "float_power"),
 )
-def unary(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
-    """Zero stays zero or it does not: the operator itself is asked."""
-    if not isinstance(x, Labels):
-        return t.barrier([a for a in args if isinstance(a, Labels)], "a scalar meets channels")
-    others = [a for a in (*args, *kwargs.values()) if isinstance(a, Labels)]
-    if others:
-        return t.barrier([x, *others], "another tensor decides on its values")
-    x = t.labelled(x)
-    zero = t.node.target(torch.zeros((), dtype=t.dtype), *args, **kwargs)  # type: ignore[operator]
-    return Labels(x.core, x.shape) if float(zero) == 0.0 else t.map([x], "const")
+def pointwise(t: Tracer, *args: Any, **kwargs: Any) -> Labels:
+    """Zeros give zero or they do not: the operator itself is asked. (It may give zero where only some are: where
+    that matters it has a rule of its own.)"""
+    inputs = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, Labels)]
+
+    def zero_of(n: torch.fx.Node) -> Any:
+        val = n.meta["val"]
+        return torch.zeros((), dtype=val.dtype) if isinstance(val, torch.Tensor) else val
+
+    nodes = torch.fx.node.map_arg((t.node.args, dict(t.node.kwargs)), zero_of)
+    out = t.node.target(*nodes[0], **nodes[1])  # type: ignore[operator]
+    kind: Any = "or" if bool(out == 0) else "const"
+    if len(inputs) == 1 and kind == "or":
+        x = t.labelled(inputs[0])
+        return Labels(x.core, x.shape)
+    return t.map(inputs, kind)
+
+
+@rule("bernoulli", "alpha_dropout", "feature_alpha_dropout")
+def random(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """Drawn for every element: what is 0 stays 0 where it is the chance of a 1, or where nothing is dropped."""
+    stays = not args if operator_name(t.node) == "bernoulli" else args[-1] is False
+    return t.labelled(x) if stays else t.map([x], "const")
 
 
 @rule(
@@ -77,30 +86,44 @@ def unary(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     "type_as",
     "float",
     "double",
+    "real",
+    "imag",
+    "conj",
+    "_conj",
+    "resolve_conj",
+    "positive",
 )
 def same(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     """The same values."""
     return x
 
 
-@rule("clamp", "clamp_min", "clamp_max")
-def clamp(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
-    """Bounds are numbers or tensors; zero stays zero where they are zero too."""
-    bounds = [a for a in (*args, *kwargs.values()) if isinstance(a, Labels)]
-    return t.map([x, *bounds], "or") if bounds else unary(t, x, *args, **kwargs)
+@rule("view_as_complex")
+def view_as_complex(t: Tracer, x: Labels) -> Labels:
+    """The last axis of two becomes one number."""
+    x = t.labelled(x)
+    assert x.core is not None
+    if len(x.shape) - 1 in x.varying:
+        return t.barrier([x], "two channels become one number")
+    return Labels(x.core.squeeze(-1), t.shape)
+
+
+@rule("view_as_real")
+def view_as_real(t: Tracer, x: Labels) -> Labels:
+    """One number becomes a last axis of two."""
+    x = t.labelled(x)
+    assert x.core is not None
+    return Labels(x.core.unsqueeze(-1), t.shape)
 
 
 @rule("where")
 def where(t: Tracer, condition: Labels, a: Any = None, b: Any = None) -> Any:
-    """Non-zero where either side is; the condition must not differ between channels."""
-    xs = [v for v in (a, b) if isinstance(v, Labels)]
-    sides = [t.labelled(x) for x in xs]
-    offset = len(t.shape) - len(condition.shape) if xs else 0
-    axes = {v + len(t.shape) - len(x.shape) for x in sides for v in x.varying}
-    fixed = any(v >= offset and condition.shape[v - offset] > 1 for v in axes)
-    if not xs or fixed or t.labelled(condition).varying:
-        return t.barrier([condition, *xs], "another tensor decides on its values")
-    return t.map(xs, "const" if any(v for v in (a, b) if not isinstance(v, Labels)) else "or")
+    """Non-zero where either side is, whatever the condition."""
+    sides = [v for v in (a, b) if isinstance(v, Labels)]
+    if not sides:
+        return t.barrier([condition], "another tensor decides on its values")
+    values = t.map(sides, "const" if any(v for v in (a, b) if not isinstance(v, Labels)) else "or")
+    return t.map([values, condition if condition.core is None else t.places(condition)], "and")
 
 
 @rule("masked_fill")
@@ -137,7 +160,7 @@ def _broadcast(t: Tracer, x: Labels) -> Labels:
     return expand(t, x) if missing else x
 
 
-@rule("add", "sub", "maximum", "minimum", "rsub")
+@rule("add", "sub", "subtract", "maximum", "minimum", "rsub", "fmax", "fmin")
 def add(t: Tracer, a: Any, b: Any, **kwargs: Any) -> Labels:
     """Non-zero where either side is."""
     return _binary(t, a, b, "or", "const")
@@ -149,20 +172,36 @@ def addcmul(t: Tracer, x: Labels, a: Labels, b: Labels, **kwargs: Any) -> Labels
     return t.map([x, t.map([a, b], "and")], "or")
 
 
-@rule("mul")
+@rule("addcdiv")
+def addcdiv(t: Tracer, x: Labels, a: Labels, b: Labels, **kwargs: Any) -> Labels:
+    """``x + a / b``."""
+    return t.map([x, div(t, a, b)], "or")
+
+
+@rule("lerp")
+def lerp(t: Tracer, x: Labels, y: Labels, weight: Any) -> Labels:
+    """Between two tensors: non-zero where either is, whatever the weight."""
+    between = t.map([x, y], "or")
+    return between if _is_scalar(weight) else t.map([between, t.map([weight], "const")], "and")
+
+
+@rule("mul", "multiply")
 def mul(t: Tracer, a: Any, b: Any) -> Labels:
     """Non-zero where both sides are. ``x * f(x)``, as activations are written by hand, is a function of x."""
     if isinstance(a, Labels) and isinstance(b, Labels) and t.follows(a, b):  # f(x) * x is zero where x is
-        return min(a, b, key=lambda x: not t.vanishes(x))
+        return Labels(min(a, b, key=lambda x: not t.vanishes(x)).core, t.shape)
     return _binary(t, a, b, "and", "same")
 
 
-@rule("div", "true_divide")
+@rule("div", "true_divide", "divide")
 def div(t: Tracer, a: Any, b: Any, **kwargs: Any) -> Labels:
-    """Zero where the numerator is; a channel divided by may become infinite and is kept."""
+    """Zero where the numerator is. A channel divided by that may be zero is kept; one that is shifted (``+ eps``)
+    is not zero."""
     if isinstance(b, Labels) and not _is_scalar(b) and t.labelled(b).varying:
-        inputs = [x for x in (a, b) if isinstance(x, Labels)]
-        return t.barrier(inputs, "divides by channels")
+        if not t.stays(b):
+            return t.barrier([x for x in (a, b) if isinstance(x, Labels)], "divides by channels")
+        if isinstance(a, Labels) and t.follows(a, b):
+            return Labels(a.core, t.shape)
     return _binary(t, a, b, "and", "same")
 
 
