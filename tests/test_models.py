@@ -1,6 +1,8 @@
 """Networks by name: parameter counts from hand formulas, shapes, names, and weights from files."""
 
+import os
 import sys
+import warnings
 
 import pytest
 import torch
@@ -354,14 +356,11 @@ def test_a_child_called_module_keeps_its_name(tmp_path):
     saved.add_module("module", nn.Linear(2, 3))
     model = nn.Sequential()
     model.add_module("module", nn.Linear(2, 3))
-    for prefix in ("", "module."):
+    for prefix in ("", "module."):  # the second: the network in a DataParallel
         torch.save({prefix + k: v for k, v in saved.state_dict().items()}, tmp_path / "net.pt")
-        if prefix:
-            with pytest.raises(ConfigError, match=r"unexpected: module\.module\.weight"):
-                load_weights(model, tmp_path / "net.pt")
-        else:
-            load_weights(model, tmp_path / "net.pt")
-            assert equal(saved, model)
+        nn.init.zeros_(model[0].weight)
+        load_weights(model, tmp_path / "net.pt")
+        assert equal(saved, model)
 
 
 def test_old_files_without_batch_counters(tmp_path):
@@ -411,8 +410,130 @@ def test_missing_file_and_folder(tmp_path):
 
 def test_whole_network_pickled(tmp_path):
     torch.save(get_model("resnet8"), tmp_path / "net.pt")
-    with pytest.raises(ConfigError, match=r"was the whole network saved\?.*model.state_dict\(\)"):
+    text = r"whole pickled network \(chipnet.models._resnet.ResNet\).*weights_only=False\).state_dict\(\)"
+    with pytest.raises(ConfigError, match=text):
         load_weights(get_model("resnet8"), tmp_path / "net.pt")
+    torch.save({"epoch": 3, "model": get_model("resnet8").half()}, tmp_path / "net.pt")
+    with pytest.raises(ConfigError, match=r"ResNet.*\)\['model'\].state_dict\(\)"):
+        load_weights(get_model("resnet8"), tmp_path / "net.pt")
+    with warnings.catch_warnings():  # TorchScript is deprecated
+        warnings.simplefilter("ignore")
+        torch.jit.trace(get_model("resnet8").eval(), torch.zeros(1, 3, 8, 8)).save(tmp_path / "net.pt")
+    with pytest.raises(ConfigError, match=r"it is a TorchScript file.*torch.jit.load\('net.pt'\).state_dict"):
+        load_weights(get_model("resnet8"), tmp_path / "net.pt")
+
+
+class Settings:
+    """What trainers save beside the weights. Its pickle would run code when it is read."""
+
+    def __reduce__(self):
+        return (os.system, ("touch ran",))
+
+
+def lightning(net):
+    import lightning
+
+    module = lightning.LightningModule()
+    module.net, module.loss = net, nn.CrossEntropyLoss(weight=torch.ones(10))
+    return {
+        "state_dict": module.state_dict(),
+        "hyper_parameters": Settings(),
+        "optimizer_states": [{"state": {}}],
+    }
+
+
+def averaged(net):
+    return torch.optim.swa_utils.AveragedModel(net).state_dict()
+
+
+def nested(net):
+    state = net.state_dict()
+    parts = {}
+    for key, value in state.items():
+        at = parts
+        for name in key.split(".")[:-1]:
+            at = at.setdefault(name, {})
+        at[key.rpartition(".")[2]] = value
+    return {"params": parts, "step": 5}
+
+
+def compiled_inside(net):
+    state = net.state_dict()
+    return {k.replace("stages.1.", "stages.1._orig_mod."): v for k, v in state.items()}
+
+
+def both(net):
+    other = {f"module.{k}": v + 1 for k, v in net.state_dict().items()}
+    return {"ema": other, "net": net.state_dict(), "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}
+
+
+def prefixed(*prefixes):
+    def made(net):
+        return {"".join(prefixes) + k: v for k, v in net.state_dict().items()} | {
+            "temperature": torch.ones(1)
+        }
+
+    made.__name__ = "".join(prefixes)
+    return made
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lightning, averaged, nested, compiled_inside, both, prefixed("model."), prefixed("net."),
+        prefixed("model.", "_orig_mod."), prefixed("_forward_module.", "module.", "backbone."),
+        lambda net: net.state_dict() | {f"shadow.{k}": v for k, v in net.state_dict().items()},
+        lambda net: {"model_ema": {"module": net.state_dict()}},
+        lambda net: {"state_dict": {k: v.half() for k, v in net.state_dict().items()}},
+        lambda net: {"weights": {k: nn.Parameter(v) if v.is_floating_point() else v
+                                 for k, v in net.state_dict().items()}},
+    ],
+)  # fmt: skip
+def test_whatever_wraps_the_weights_is_found_and_said(tmp_path, monkeypatch, caplog, wrap):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO", "chipnet")
+    saved, model = get_model("resnet8"), get_model("resnet8")
+    torch.save(wrap(saved), "net.ckpt")
+    load_weights(model, "net.ckpt")
+    assert not os.path.exists("ran")
+    close = [torch.allclose(a.float(), b.float(), atol=1e-3) for a, b in zip(saved.state_dict().values(),
+             model.state_dict().values(), strict=True)]  # fmt: skip
+    assert all(close)
+    if wrap is both or wrap is lightning:
+        assert "weights are below '" in caplog.text
+    if wrap is both:
+        assert "below 'net.'" in caplog.text and "also below 'ema.module.'" in caplog.text
+
+
+def test_a_network_that_is_wrapped_here_and_not_in_the_file(tmp_path, caplog):
+    caplog.set_level("INFO", "chipnet")
+    saved, model = (
+        get_model("resnet8"),
+        nn.ModuleDict({"model": nn.ModuleDict({"net": get_model("resnet8")})}),
+    )
+    torch.save({"state_dict": saved.state_dict()}, tmp_path / "net.pt")
+    load_weights(model, tmp_path / "net.pt")
+    assert equal(saved, model["model"]["net"])
+    assert "the network calls them 'model.net....'" in caplog.text
+
+
+def test_wrapped_weights_that_do_not_fit_are_named_without_their_prefix(tmp_path):
+    torch.save({"state_dict": prefixed("net.")(get_model("resnet8"))}, tmp_path / "net.pt")
+    with pytest.raises(
+        ConfigError, match=r"fit this ResNet. 2 of another shape: fc.weight \(file \[10, 64\]"
+    ):
+        load_weights(get_model("resnet8", num_classes=7), tmp_path / "net.pt")
+    with pytest.raises(ConfigError, match=r"missing: stages.0.1.conv1"):
+        load_weights(get_model("resnet20"), tmp_path / "net.pt")
+
+
+def test_numbers_that_are_no_weights_are_refused(tmp_path):
+    state = get_model("resnet8").state_dict()
+    torch.save(state | {"fc.weight": state["fc.weight"].to(torch.int8)}, tmp_path / "int.pt")
+    torch.save(state | {"fc.bias": state["fc.bias"] / 0}, tmp_path / "nan.pt")
+    for name, text in (("int.pt", r"1 not floating point: fc.weight"), ("nan.pt", r"1 not finite: fc.bias")):
+        with pytest.raises(ConfigError, match=text):
+            load_weights(get_model("resnet8"), tmp_path / name)
 
 
 @pytest.mark.parametrize(
