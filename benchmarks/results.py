@@ -16,7 +16,7 @@ from pathlib import Path
 
 from chipnet._bench import read_results
 from chipnet._bench_report import standings, tables
-from chipnet._io import write_atomically
+from chipnet._files import write_atomically
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _BLOCK = re.compile(r"(<!-- (over )?([\w.-]+\.csv(?: [\w.-]+\.csv)*) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from chipnet._io import write_json
+from chipnet._files import write_json
 from chipnet._job import Job
 from chipnet.schedules import OneCycle
 from chipnet.train import evaluate

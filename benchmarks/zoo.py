@@ -42,7 +42,7 @@ from torch import Tensor, nn
 import chipnet
 from benchmarks.zoo_models import SETS
 from chipnet._cost import KINDS, counting
-from chipnet._io import write_atomically
+from chipnet._files import write_atomically
 
 Model = tuple[nn.Module, tuple[Any, ...]]
 

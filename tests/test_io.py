@@ -2,6 +2,7 @@
 
 import json
 import struct
+from pathlib import Path
 
 import pytest
 import safetensors
@@ -10,7 +11,8 @@ from torch import nn
 
 import chipnet
 from chipnet import LoadError, PlanError, Structure
-from chipnet._io import save_weights, write_atomically, write_json
+from chipnet._files import write_atomically, write_json
+from chipnet._io import save_weights
 from chipnet.models import get_model, load_weights
 
 
@@ -309,6 +311,31 @@ def test_written_files_are_readable_by_others(tmp_path):
     write_atomically(tmp_path / "a", b"x")
     (tmp_path / "b").write_bytes(b"x")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+    (tmp_path / "a").chmod(0o640)
+    write_atomically(tmp_path / "a", b"y")
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_link_stays_a_link_and_its_target_is_replaced(saved, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "plan.json").symlink_to(tmp_path / "kept" / "plan.json")
+    (tmp_path / "plan.json.tmp").symlink_to(tmp_path / "kept" / "victim")  # a name that can be guessed
+    saved[1].save(tmp_path / "plan.json")
+    assert (tmp_path / "plan.json").is_symlink()
+    assert [p.name for p in (tmp_path / "kept").iterdir()] == ["plan.json"]
+    assert chipnet.Plan.load(tmp_path / "plan.json") == saved[1]
+
+
+def test_names_of_all_lengths_and_what_is_no_file(tmp_path):
+    for name in ("é" * 120, "x" * 255):
+        write_atomically(tmp_path / name, b"x")
+        assert (tmp_path / name).read_bytes() == b"x"
+    write_atomically("/dev/null", b"x")
+    assert not Path("/dev/null").is_file()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_atomically(tmp_path / "folder", b"x")
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_dense_weights_round_trip(tmp_path):

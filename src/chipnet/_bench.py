@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from chipnet import _checkpoint
 from chipnet._budget import KINDS, LATENCY, Budget
 from chipnet._errors import ChipNetError, ConfigError, LoadError
-from chipnet._io import write_atomically, write_json
+from chipnet._files import write_atomically, write_json
 from chipnet._latency import Landing
 from chipnet._lazy import REFERENCE, import_callable
 

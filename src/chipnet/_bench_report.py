@@ -14,7 +14,7 @@ from typing import Any
 from chipnet._bench import DENSE, MASKS, RECOVERY, Grid, metrics
 from chipnet._budget import KINDS, Budget
 from chipnet._errors import ConfigError
-from chipnet._io import write_atomically
+from chipnet._files import replacing, write_atomically
 
 TABLES = "tables.md"
 _STAGES = {
@@ -271,7 +271,8 @@ def _saved(figure: Any, folder: Path, name: str) -> Path:
     import matplotlib.pyplot as plt
 
     path = folder / (re.sub(r"[^\w=.]+", "-", name).strip("-") + ".png")
-    figure.savefig(path, dpi=120)
+    with replacing(path, path.suffix) as temporary:
+        figure.savefig(temporary, dpi=120)
     plt.close(figure)
     return path
 

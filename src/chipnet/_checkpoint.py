@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from chipnet._errors import ChipNetError, LoadError
-from chipnet._io import write_atomically
+from chipnet._files import write_atomically
 
 CHECKPOINT, BEFORE = "checkpoint.pt", "checkpoint-before.pt"
 FORMAT = 3

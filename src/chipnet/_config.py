@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from chipnet._errors import ConfigError, Problems
+from chipnet._files import write_atomically
 
 CONFIG = "config.yaml"
 """The resolved options of a run, in its folder."""
@@ -444,8 +445,6 @@ def _budget(budget: Any) -> str:
 def write_config(path: str | os.PathLike[str], request: Request) -> None:
     """Write the options of a run as YAML, all or nothing."""
     import yaml
-
-    from chipnet._io import write_atomically  # with PyTorch, before which the command line reads options
 
     text = yaml.safe_dump(plain(request), sort_keys=False, allow_unicode=True)
     write_atomically(path, text.encode())

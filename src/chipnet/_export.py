@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import secrets
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from chipnet._capture import canonical_names
 from chipnet._errors import ConfigError, ExportError
+from chipnet._files import replacing
 from chipnet._inputs import Inputs, tensors
 from chipnet._lazy import optional_import
 
@@ -125,22 +125,18 @@ def export(
     with _step(kind, "capturing the network", _NOT_DYNAMIC if dynamic_batch else ""):
         program = _program(network, traced, dynamic_batch)
     small, folded = fold_norms(network, program) if fold else (network, 0)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{FORMATS[kind].suffix}")
-    try:
-        with torch.no_grad():
-            with _step(kind, "writing the file"):
-                FORMATS[kind].write(
-                    small, traced, dynamic_batch, opset, json.dumps(metadata or {}), temporary
-                )
-            with _step(kind, "loading the file"):
-                run = FORMATS[kind].load(temporary)
-            worst, scale = 0.0, 0.0
-            sizes = (size, 2 if size == 1 else 1) if dynamic_batch else (size,)
-            for n in sizes:
-                some = _resized(given, n)
-                with _step(kind, f"running the file on a batch of {n}"):
-                    found = run(some)
-                worst, scale = _compared(list(tensors(some(network))), found, kind, n, worst, scale)
+    with torch.no_grad(), replacing(path, FORMATS[kind].suffix) as temporary:
+        with _step(kind, "writing the file"):
+            FORMATS[kind].write(small, traced, dynamic_batch, opset, json.dumps(metadata or {}), temporary)
+        with _step(kind, "loading the file"):
+            run = FORMATS[kind].load(temporary)
+        worst, scale = 0.0, 0.0
+        sizes = (size, 2 if size == 1 else 1) if dynamic_batch else (size,)
+        for n in sizes:
+            some = _resized(given, n)
+            with _step(kind, f"running the file on a batch of {n}"):
+                found = run(some)
+            worst, scale = _compared(list(tensors(some(network))), found, kind, n, worst, scale)
         limit = min(tolerance, 1e-9) if double else tolerance
         if not worst <= limit * scale:
             raise ExportError(
@@ -148,9 +144,6 @@ def export(
                 f"{scale:.3g}, more than {limit:g} of it. No file was left. Try fold=False or another opset, and "
                 "please report it."
             )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return Exported(path, kind, path.stat().st_size, folded, sizes, worst, scale)
 
 

@@ -20,11 +20,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -33,6 +31,7 @@ from torch import Tensor, nn
 
 from chipnet._compact import apply_plan
 from chipnet._errors import LoadError, PlanError
+from chipnet._files import write_atomically
 from chipnet._plan import Plan
 
 FORMAT = "chipnet-compact"
@@ -152,37 +151,6 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         True
     """
     write_atomically(path, safetensors.torch.save(_tensors(model), {"format": "pt"}))
-
-
-def write_json(path: str | os.PathLike[str], data: Any) -> None:
-    """Write `data` as indented JSON, all or nothing. NaN and infinity are refused: they are not JSON.
-
-    Raises:
-        OSError: the file could not be written; an older file at `path` is as it was.
-        ValueError: a number is not finite.
-    """
-    write_atomically(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
-    """Put `content` at `path`: a temporary file in the same folder, synced to disk, then renamed.
-
-    Whatever goes wrong, Ctrl-C included, `path` holds its old content or all of the new.
-
-    Raises:
-        OSError: the file could not be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # otherwise a crash may leave the new name on an empty file
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 # -- writing ----------------------------------------------------------------------------------------------

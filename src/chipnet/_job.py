@@ -18,7 +18,7 @@ from chipnet import Budget, ConfigError, Cost, Masks, Structure
 from chipnet._checkpoint import CHECKPOINT
 from chipnet._config import EPOCH_STEPS, EPOCHS, LEAST_BATCH, Recipe, Request, check_said, checked, recipe_for
 from chipnet._errors import Problems
-from chipnet._io import write_atomically
+from chipnet._files import write_atomically
 from chipnet._lazy import optional_import
 from chipnet._random import seed_everything
 from chipnet._sanity import log

@@ -35,9 +35,9 @@ from torch import Tensor, nn
 from chipnet._budget import LATENCY
 from chipnet._compact import _fit_attributes, compact
 from chipnet._errors import BudgetError
+from chipnet._files import write_atomically
 from chipnet._gates import strip_gates
 from chipnet._inputs import device_of
-from chipnet._io import write_atomically
 from chipnet.latency import Timing, device_name, interleaved
 
 if TYPE_CHECKING:

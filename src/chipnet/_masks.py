@@ -21,7 +21,7 @@ from torch import Tensor
 
 from chipnet._budget import Budget
 from chipnet._errors import BudgetError, LoadError, PlanError
-from chipnet._io import write_json
+from chipnet._files import write_json
 from chipnet._structure import Structure
 
 FORMAT, VERSION = "chipnet-masks", 1

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from chipnet._budget import Budget
 from chipnet._cost import KINDS, Cost
 from chipnet._errors import LoadError, PlanError
+from chipnet._files import write_json
 from chipnet._graph import Frozen
 from chipnet._inputs import Inputs
 
@@ -213,11 +214,8 @@ class Plan:
             raise LoadError(f"the plan is damaged: {type(e).__name__}: {e}") from e
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON: a temporary file first, then renamed."""
-        path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(self.to_json()))
-        os.replace(temporary, path)
+        """Write the plan as JSON, all or nothing."""
+        write_json(path, self.to_json(), indent=None)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

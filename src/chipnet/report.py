@@ -19,8 +19,8 @@ from torch import nn
 from chipnet import _charts
 from chipnet._budget import KINDS, shown
 from chipnet._errors import ChipNetError, ConfigError, LoadError
+from chipnet._files import write_atomically
 from chipnet._inputs import Inputs
-from chipnet._io import write_atomically
 from chipnet._latency import Landing
 from chipnet._sanity import LOST_POINTS
 from chipnet.latency import Part, parts

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from chipnet._config import CONFIG as OPTIONS
 from chipnet._config import read_config
 from chipnet._errors import ConfigError, LoadError
-from chipnet._io import load, write_atomically, write_json
+from chipnet._files import write_atomically, write_json
+from chipnet._io import load
 from chipnet._plan import Plan
 from chipnet.data import Data, load_data
 from chipnet.models import get_model, load_weights

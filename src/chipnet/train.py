@@ -50,8 +50,8 @@ from chipnet._budget import KINDS
 from chipnet._compact import apply_plan
 from chipnet._config import CONFIG, EPOCHS, write_config
 from chipnet._distributed import gathered, same_buffers, sums
+from chipnet._files import write_atomically, write_json
 from chipnet._gates import strip_gates
-from chipnet._io import write_atomically, write_json
 from chipnet._job import RESULT, Job, Recipe, Request, example_images, prepare, recipe_for
 from chipnet._metrics import LOSSES, Metrics
 from chipnet._optim import States, cut_state, set_state

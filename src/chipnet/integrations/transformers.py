@@ -10,6 +10,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from chipnet import ConfigError, Plan
+from chipnet._files import replacing
 from chipnet.integrations._pruning import Pruning
 
 FILE = "chipnet.pt"
@@ -90,7 +91,8 @@ class PruningCallback(TrainerCallback):
         pruner = self.pruning.pruner
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if pruner is not None and state.is_world_process_zero and folder.is_dir():
-            torch.save(pruner.state_dict(), folder / FILE)
+            with replacing(folder / FILE) as temporary:
+                torch.save(pruner.state_dict(), temporary)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
