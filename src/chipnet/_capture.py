@@ -17,7 +17,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from chipnet._errors import CaptureError
 from chipnet._graph import Barrier, ChannelGraph, Frozen, Host, Mix, Norm, Pin
 from chipnet._inputs import Inputs, tensors
-from chipnet._rules import LAYERS, apply, operator_name
+from chipnet._rules import FAKE_QUANTISED, LAYERS, apply, operator_name
 from chipnet._trace import Labels, Mode, Realisation, Tracer
 
 _REGIONS = {
@@ -271,6 +271,8 @@ def _computed_weights(
         for node in layers:
             weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
             if not isinstance(weight, torch.fx.Node) or weight.op != "call_function" or weight not in static:
+                break
+            if operator_name(weight) in FAKE_QUANTISED:  # the weight itself, with scales along its channels
                 break
             leaves = _leaves(weight)
             own = all(held[n.name].rpartition(".")[0].startswith(path) for n in leaves if n.name in held)

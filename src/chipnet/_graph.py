@@ -206,6 +206,8 @@ class ChannelGraph:
     resizes: list[Resize] = field(default_factory=list)
     axes: dict[str, dict[int, Slots]] = field(default_factory=dict)
     """Parameter or buffer name -> axis -> the slot that each index along it belongs to."""
+    along: dict[tuple[str, int], list[str]] = field(default_factory=dict)
+    """Parameter and axis -> vectors with an element for each index along it."""
     owners: dict[str, list[int]] = field(default_factory=dict)
     """Module -> its facts, for modules that a constant can stand in for when all their facts are dead."""
     pools: dict[str, Slots] = field(default_factory=dict)
@@ -299,3 +301,5 @@ class ChannelGraph:
             self.tie(mine[axis], slots)
         else:
             mine[axis] = slots
+        for vector in self.along.get((name, axis), ()):
+            self.own(vector, 0, slots)

@@ -4,12 +4,14 @@ A rule reads labels of the operator's inputs and returns labels of its outputs. 
 not an error, nor is a rule that fails: its inputs are pinned, with the operator and the user's line as the reason.
 """
 
-from chipnet._rules import axes, elementwise, layers, movement, norms, reductions, space
+from chipnet._rules import axes, elementwise, layers, movement, norms, quantised, reductions, space
 from chipnet._rules.ask import apply
 from chipnet._rules.layers import LAYERS
+from chipnet._rules.quantised import FAKE_QUANTISED
 from chipnet._rules.table import RULES, operator_name, rule
 
 __all__ = [
+    "FAKE_QUANTISED",
     "LAYERS",
     "RULES",
     "apply",
@@ -19,6 +21,7 @@ __all__ = [
     "movement",
     "norms",
     "operator_name",
+    "quantised",
     "reductions",
     "rule",
     "space",

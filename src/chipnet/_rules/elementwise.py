@@ -118,11 +118,14 @@ def view_as_real(t: Tracer, x: Labels) -> Labels:
 
 @rule("where")
 def where(t: Tracer, condition: Labels, a: Any = None, b: Any = None) -> Any:
-    """Non-zero where either side is, whatever the condition."""
+    """Non-zero where either side is, whatever the condition. One that is a function of the same channel, as in
+    activations written by hand, decides nothing of its own."""
     sides = [v for v in (a, b) if isinstance(v, Labels)]
     if not sides:
         return t.barrier([condition], "another tensor decides on its values")
     values = t.map(sides, "const" if any(v for v in (a, b) if not isinstance(v, Labels)) else "or")
+    if t.follows(condition, values):
+        return values
     return t.map([values, condition if condition.core is None else t.places(condition)], "and")
 
 
@@ -182,7 +185,9 @@ def addcdiv(t: Tracer, x: Labels, a: Labels, b: Labels, **kwargs: Any) -> Labels
 def lerp(t: Tracer, x: Labels, y: Labels, weight: Any) -> Labels:
     """Between two tensors: non-zero where either is, whatever the weight."""
     between = t.map([x, y], "or")
-    return between if _is_scalar(weight) else t.map([between, t.map([weight], "const")], "and")
+    if _is_scalar(weight) or t.follows(weight, between):
+        return between
+    return t.map([between, t.map([weight], "const")], "and")
 
 
 @rule("mul", "multiply")
@@ -203,14 +208,6 @@ def div(t: Tracer, a: Any, b: Any, **kwargs: Any) -> Labels:
         if isinstance(a, Labels) and t.follows(a, b):
             return Labels(a.core, t.shape)
     return _binary(t, a, b, "and", "same")
-
-
-@rule("pow")
-def power(t: Tracer, a: Any, b: Any) -> Labels:
-    """Zero stays zero for a positive exponent."""
-    if isinstance(a, Labels) and not isinstance(b, Labels):
-        return t.labelled(a) if b > 0 else t.map([a], "const")
-    return t.barrier([x for x in (a, b) if isinstance(x, Labels)], "a power with channels as exponent")
 
 
 @rule("prelu")

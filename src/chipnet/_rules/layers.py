@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from chipnet._graph import Number
 from chipnet._rules.table import rule
 from chipnet._trace import Labels, Tracer
 
@@ -16,7 +17,14 @@ LAYERS = frozenset(
 
 
 def _convolution(
-    t: Tracer, x: Labels, weight: Labels, bias: Labels | None, groups: int, transposed: bool
+    t: Tracer,
+    x: Labels,
+    weight: Labels,
+    bias: Labels | None,
+    groups: int,
+    *,
+    transposed: bool = False,
+    counted: bool = True,
 ) -> Labels:
     if weight.param is None or (bias is not None and bias.param is None):
         return t.barrier([v for v in (x, weight, bias) if v is not None], "a weight that is computed")
@@ -45,7 +53,7 @@ def _convolution(
         transposed=transposed,
         rows=shape[axis],
         axis=axis,
-        macs_per=positions * kernel,
+        macs_per=positions * kernel * counted,
         area=area,
     )
     return t.along(dst, axis, shape)
@@ -63,7 +71,7 @@ def conv(
     groups: int = 1,
 ) -> Labels:
     """Convolution, grouped or not."""
-    return _convolution(t, x, weight, bias, groups, transposed=False)
+    return _convolution(t, x, weight, bias, groups)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -80,6 +88,30 @@ def conv_transpose(
 ) -> Labels:
     """Transposed convolution: the weight's first axis reads."""
     return _convolution(t, x, weight, bias, groups, transposed=True)
+
+
+@rule("torchvision::deform_conv2d")
+def deform_conv(
+    t: Tracer, x: Labels, weight: Labels, offset: Labels, mask: Labels, bias: Labels | None, *numbers: Any
+) -> Labels:
+    """A convolution at places that another tensor gives, whole, in ``offset_groups`` parts of its channels.
+    (PyTorch counts nothing for it.)"""
+    *_, groups, offset_groups, _ = numbers
+    x = t.labelled(x)
+    if offset_groups > 1 and x.varying == [1]:
+        for column in x.slots().reshape(offset_groups, -1).T:
+            t.graph.tie_all(column.tolist())
+        t.meet(x.slots())
+    x = t.beside(x, [offset, mask], "where a deformable convolution reads")
+    if str(getattr(t.node.args[4], "target", "")) == "aten.zeros.default":  # torchvision's, for no bias
+        bias = None
+    out = _convolution(t, x, weight, bias, groups, counted=False)
+    module = t.modules.get(t.module)
+    first = x.slots().reshape(groups, -1)[:, 0] if x.varying else x.slots()
+    for name, slots in (("in_channels", x.slots()), ("out_channels", out.slots()), ("groups", first)):
+        if getattr(module, name, 0) == len(slots) > 1:
+            t.graph.numbers[t.module, name, None] = Number(t.module, name, None, slots)
+    return out
 
 
 @rule("linear")

@@ -14,7 +14,7 @@ from chipnet._trace import Labels, Tracer
 
 # The graph shows numbers, not where they came from: whether ``view(b, 64, -1)`` had the width as a literal or
 # computed it is found out by running a compact copy (``_capture.py``).
-_LITERAL = {"view", "reshape", "_unsafe_view", "unflatten", "repeat"}
+_LITERAL = {"view", "reshape", "_unsafe_view", "unflatten", "repeat", "tile"}
 
 
 @rule(
@@ -30,9 +30,19 @@ _LITERAL = {"view", "reshape", "_unsafe_view", "unflatten", "repeat"}
     "squeeze",
     "movedim",
     "swapaxes",
+    "swapdims",
+    "moveaxis",
     "flip",
+    "fliplr",
+    "flipud",
+    "rot90",
+    "mT",
+    "ravel",
+    "atleast_1d",
+    "atleast_2d",
+    "atleast_3d",
     "repeat",
-    "repeat_interleave",
+    "tile",
     "pixel_shuffle",
     "pixel_unshuffle",
     "unfold",
@@ -57,7 +67,33 @@ def move(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     return out
 
 
-@rule("channel_shuffle")
+@rule("repeat_interleave")
+def repeat_interleave(t: Tracer, x: Labels, repeats: Any, dim: Any = None, **kwargs: Any) -> Labels:
+    """Every element by itself, as often as a number says, or a tensor along axes without channels."""
+    if not isinstance(repeats, Labels):
+        return move(t, x, repeats, dim)
+    x = t.labelled(x)
+    if dim is None or dim % len(x.shape) in x.varying:
+        return t.barrier([x, repeats], "channels are repeated as a tensor says")
+    return Labels(t.beside(x, [repeats], "how often positions are repeated").core, t.shape)
+
+
+@rule("triu", "tril", "diagonal")
+def triangle(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """Parts of a matrix along two axes without channels."""
+    x = t.labelled(x)
+    if operator_name(t.node) == "diagonal":
+        places = dict(zip(("offset", "dim1", "dim2"), args, strict=False)) | kwargs
+        axes = [places.get("dim1", 0) % len(x.shape), places.get("dim2", 1) % len(x.shape)]
+    else:
+        axes = [len(x.shape) - 2, len(x.shape) - 1]
+    if any(a in x.varying for a in axes):
+        return t.barrier([x], "a part of a matrix of channels")
+    assert x.core is not None
+    return Labels(x.core if len(t.shape) == len(x.shape) else x.core.squeeze(axes).unsqueeze(-1), t.shape)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(t: Tracer, x: Labels, groups: int) -> Labels:
     """The number of groups stays: the same positions remain in each."""
     x = t.labelled(x)
@@ -66,6 +102,15 @@ def channel_shuffle(t: Tracer, x: Labels, groups: int) -> Labels:
             t.graph.tie_all(column.tolist())
         t.meet(x.slots())
     return t.moved(t.node.target(x.full().contiguous(), groups))  # type: ignore[operator]
+
+
+@rule("fft_fftshift", "fft_ifftshift")
+def shift(t: Tracer, x: Labels, dim: Any = None) -> Labels:
+    """Rolled by half of an axis."""
+    x = t.labelled(x)
+    if dim is None or any(d % len(x.shape) in x.varying for d in ([dim] if isinstance(dim, int) else dim)):
+        return t.barrier([x], "is rolled along channels")
+    return x
 
 
 @rule("roll")
