@@ -1,7 +1,9 @@
 """The command line: whole runs, refusals in one line before any training, signals, and what is listed."""
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,11 +11,13 @@ import sys
 import pytest
 import torch
 from killing import fingerprint
+from rich.console import Console
 from typer.testing import CliRunner
 
 import chipnet
 from chipnet import ConfigError, cli
 from chipnet import train as loop
+from chipnet._cli_show import Bars
 from chipnet._io import save_weights
 from chipnet.models import get_model, list_models
 
@@ -78,7 +82,7 @@ def test_prune_leaves_a_run_folder_and_prints_a_table(tmp_path):
         assert word in done.stdout
     assert f"{result['compact']['macs']:,}" in done.stdout
     assert "budget params 2,000, macs 0.5" in done.stdout
-    assert max(len(line) for line in done.stdout.splitlines()[3:-2]) <= 80
+    assert max(len(line) for line in done.stdout.splitlines() if line[:1] in "┏┃┡│├└") <= 80
 
     again = prune(out)
     assert again.exit_code == 2
@@ -411,3 +415,32 @@ def test_the_help_names_every_stable_flag():
     text = chipnet_("prune", "--help").stdout
     flags = ("model", "data", "data-dir", "weights", "budget", "method", "seed", "epochs", "quick", "out")
     assert all(f"--{flag}" in text for flag in flags)
+
+
+# -- progress ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_bar_keeps_accuracy_and_time_left(width):
+    screen = io.StringIO()
+    with Bars(Console(file=screen, force_terminal=True, width=width)) as bars:
+        bars.start("finetune", 100)
+        bars.advance(40)
+        bars.tick(
+            "validation 97.22 %, 0:12:34 left, epoch 3/10, loss 0.1234, budget +0.0123, macs 27.1% soft"
+        )
+    last = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", screen.getvalue().split("\r")[-1]).strip()
+    assert "finetune" in last and "━" in last and "validation 97.22 %, 0:12:34 left" in last
+    assert len(last) <= width
+
+
+def test_a_pipe_gets_a_line_an_epoch_and_no_control_characters(tmp_path):
+    done = prune(tmp_path / "run", "--limit", "160", **{"--epochs": "2"})
+    assert done.exit_code == 0, done.output
+    for phase in ("train", "prune", "finetune"):
+        for epoch in (1, 2):
+            assert re.search(
+                rf"^{phase} {epoch}/2: validation [\d.]+ %, \d:\d\d:\d\d left, loss", done.stdout, re.M
+            )
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", done.output)
+    assert "\n    network = chipnet.load(lambda: get_model('test_train:tiny_net', 10, 1), " in done.stdout

@@ -52,7 +52,7 @@ def test_losses_are_split_and_costs_are_shown(request_for, method, parts):  # no
     text = [t for phase, t in heard.texts if phase == "prune"][5]  # the second epoch's first
     assert re.search(r"epoch 2/2, loss \d\.\d+", text)
     assert re.search(r"macs [\d.]+% soft, [\d.]+% exact", text)
-    assert re.search(r"\d:\d\d:\d\d left in all$", text)
+    assert re.search(r"\d:\d\d:\d\d left, epoch ", text)
     assert ("budget" in text) == parts
 
 

@@ -28,7 +28,7 @@ ONLY = "the only modules that are pruned, written as for --ignore; repeatable"
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help=MODEL)],
+    model: Annotated[str, typer.Argument(help=f"{MODEL}; or the folder of a run")],
     data: Annotated[str | None, typer.Option(help="a data set whose image size and classes to use")] = None,
     data_dir: Annotated[str | None, typer.Option(help=DATA_DIR)] = None,
     input: Annotated[
@@ -121,10 +121,18 @@ def _inspected(
     import torch
 
     from chipnet import Structure
+    from chipnet._further import run_named
     from chipnet.data import load_data
     from chipnet.models import get_model, list_models
+    from chipnet.runs import Run
 
-    if data is not None:
+    folder = run_named(model)
+    if folder and (data is not None or shape is not None):
+        raise ConfigError(f"{model} is a run, whose network knows its input: leave out --data and --input.")
+    if folder:
+        run = Run.open(folder)
+        network, size = run.compact(), cast("tuple[int, int, int, int]", tuple(run.noise(1).shape))
+    elif data is not None:
         if shape is not None:
             raise ConfigError("give --data or --input, not both.")
         loaded = load_data(data, data_dir)
@@ -135,7 +143,8 @@ def _inspected(
     else:
         own = model.lower().replace("_", "-") in list_models() or model.lower().startswith("wrn")
         size = (1, 3, 32, 32) if own else (1, 3, 224, 224)
-    network = get_model(model, num_classes, size[1])
+    if not folder:
+        network = get_model(model, num_classes, size[1])
     structure = Structure(
         network,
         torch.zeros(size),

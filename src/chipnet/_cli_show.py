@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column, Table
 
 from chipnet import _cli_runs
 from chipnet._budget import shown
@@ -58,19 +58,20 @@ def said(console: Console) -> Iterator[None]:
 
 
 class Bars:
-    """A `Watcher` with one progress bar a phase; a plain line a phase where stdout is no terminal."""
+    """A `Watcher` with one progress bar a phase; where stdout is no terminal, a plain line an epoch and a phase."""
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
         """``quiet``: no lines where stdout is no terminal."""
         self.console, self.quiet = console, quiet
+        # What is told, most important first, is cut where the terminal ends; the bar has what is left over.
+        told = Column(no_wrap=True, overflow="ellipsis", ratio=4)
         self.progress = Progress(
-            TextColumn("{task.description:9}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            TextColumn("{task.fields[text]}", markup=False, table_column=told),
             console=console,
             disable=not console.is_terminal,
+            expand=True,
         )
         self.task: TaskID | None = None
         self.phase = ""
@@ -94,11 +95,17 @@ class Bars:
         if self.task is not None:
             self.progress.advance(self.task, steps)
 
+    def epoch(self, text: str) -> None:
+        self._line(f"{self.phase} {text}")
+
     def end(self, text: str) -> None:
         if self.task is not None:
             self.progress.update(self.task, text=text)
+        self._line(f"{self.phase}: {text}")
+
+    def _line(self, text: str) -> None:
         if not self.console.is_terminal and not self.quiet:
-            self.console.print(f"{self.phase}: {text}")
+            self.console.print(text, markup=False, soft_wrap=True)
 
 
 def show_result(console: Console, result: Mapping[str, Any], out: Path) -> None:
@@ -111,7 +118,37 @@ def show_result(console: Console, result: Mapping[str, Any], out: Path) -> None:
         from chipnet._latency import Landing
 
         console.print(str(Landing(**result["latency"])), soft_wrap=True)
-    console.print(f"{_verified(result)}\nIn {out}: {', '.join(_FILES)}", soft_wrap=True)
+    lines = [_verified(result), f"In {out}: {', '.join(_FILES)}", *how_to_load(result, out)]
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+def how_to_load(result: Mapping[str, Any], out: Path) -> list[str]:
+    """Where the compact network is, and three lines of Python that load it.
+
+    >>> given = {"num_classes": 10, "in_channels": 1}
+    >>> for line in how_to_load({"model": "nets:make", "input": given}, Path("runs/a")):
+    ...     print(line)
+    The compact network is runs/a/model.safetensors. In Python:
+        import chipnet
+        from chipnet.models import get_model
+        network = chipnet.load(lambda: get_model('nets:make', 10, 1), 'runs/a/model.safetensors')
+    """
+    file, model, given = str(out / "model.safetensors"), result["model"], result["input"]
+    if ":" in model:  # a folder does not choose which code runs
+        code = [
+            "import chipnet",
+            "from chipnet.models import get_model",
+            f"network = chipnet.load(lambda: get_model({model!r}, {given['num_classes']}, {given['in_channels']}), "
+            f"{file!r})",
+        ]
+    else:
+        size = given["image_size"]
+        code = [
+            "import chipnet.runs",
+            f"network = chipnet.runs.from_pretrained({str(out)!r})",
+            f"logits = network(images)  # float32 [N, {given['in_channels']}, {size}, {size}]",
+        ]
+    return [f"The compact network is {file}. In Python:", *(f"    {line}" for line in code)]
 
 
 def summary(result: Mapping[str, Any]) -> Table:
@@ -121,6 +158,8 @@ def summary(result: Mapping[str, Any]) -> Table:
     budget = shown(result["budget"])
     table = Table(
         title=f"{result['model']} on {result['data']}, {result['method']}, budget {budget}",
+        caption=f"start: the network of {result['start']['run']}" if "start" in result else None,
+        caption_justify="left",
         title_justify="left",
         show_lines=True,
     )
@@ -128,7 +167,9 @@ def summary(result: Mapping[str, Any]) -> Table:
     for name in ("accuracy", "params", "MACs", "volume", "channels", "budget"):
         table.add_column(name, justify="right")
     dense = result["dense"]
-    for row in ("dense", "soft", "hard", "compact"):
+    for row in ("dense", "start", "soft", "hard", "compact"):
+        if row not in result:
+            continue  # only a network that was pruned before has a start
         values = result[row]
         cells = [percent(values["accuracy"])]
         cells += [

@@ -259,9 +259,15 @@ class Request:
     started, for result.json.
     """
 
-    model: str = option("", "a name (`chipnet models`; torchvision's and timm's too), or module:callable")
+    model: str = option(
+        "",
+        "a name (`chipnet models`; torchvision's, timm's), module:callable, or the folder of a finished run, "
+        "whose compact network is pruned further",
+    )
     data: str = option("", "digits, cifar10, image-folder, hf, wds, tv/NAME and more, or module:callable")
-    budget: Any = option("", "what remains: macs=0.25, params=2M, latency=3ms; repeatable")
+    budget: Any = option(
+        "", "what remains of the dense network: macs=0.25, params=2M, latency=3ms; repeatable"
+    )
     out: str | os.PathLike[str] = option("", "run folder; made if missing")
     recipe: Recipe | None = None
     data_dir: str | None = option(None, "folder of the data set; nothing is ever downloaded")

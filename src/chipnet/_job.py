@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from chipnet import Budget, ConfigError, Cost, Masks, Structure
+from chipnet import Budget, ConfigError, Cost, Masks, Plan, Structure
 from chipnet._checkpoint import CHECKPOINT
 from chipnet._config import EPOCH_STEPS, EPOCHS, LEAST_BATCH, Recipe, Request, check_said, checked, recipe_for
 from chipnet._errors import Problems
 from chipnet._files import write_atomically
+from chipnet._further import Start, run_named
 from chipnet._lazy import optional_import
 from chipnet._random import seed_everything
 from chipnet._sanity import log
@@ -27,6 +29,7 @@ from chipnet.data._images import count_batches
 from chipnet.methods import read_method
 from chipnet.models import get_model, load_weights
 from chipnet.models._weights import find_weights
+from chipnet.runs import Run
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -55,11 +58,25 @@ class Job:
     resume: bool = False
     mask: Tensor | None = None
     """Of `Request.masks`, as gates."""
+    start: Start | None = None
+    """Where the network is the compact one of an earlier run; `budget` is then in counts."""
 
     @property
     def dense(self) -> Cost:
-        """Cost of the dense network."""
-        return self.structure.cost.dense
+        """Cost of the dense network, which budgets are counted from: where there was an earlier run, of its."""
+        return (self.start.whole if self.start else self.structure).cost.dense
+
+    def parts(self, costs: Mapping[str, float]) -> dict[str, float]:
+        """Costs as parts of the network that is pruned, as parts of the dense one."""
+        now, dense = self.structure.cost.dense, self.dense
+        return {kind: part * now[kind] / max(dense[kind], 1) for kind, part in costs.items()}
+
+    def shipped(self, plan: Plan) -> Plan:
+        """A plan for the network that is pruned, as one for the dense network."""
+        if self.start is None:
+            return plan
+        both = self.start.plan(self.structure, plan.mask, Budget.parse(self.request.budget))
+        return dataclasses.replace(both, latency=plan.latency)
 
 
 def prepare(request: Request, resume: bool = False, problems: Problems | None = None) -> Job:
@@ -105,7 +122,8 @@ def read_job(request: Request, resume: bool = False, problems: Problems | None =
     if problems.found:  # what else is wrong, on this process alone
         _parts(request, recipe, problems)
     problems.tell()
-    budget = Budget.parse(request.budget)
+    budget, folder = Budget.parse(request.budget), run_named(request.model)
+    run = Run.open(folder) if folder else None
     threads = use_threads(request.threads)
     if request.precision == "32":
         request = dataclasses.replace(request, precision="32-true")
@@ -142,8 +160,13 @@ def read_job(request: Request, resume: bool = False, problems: Problems | None =
                 "(--devices 1), or by macs."
             )
         structure.time(network)
-    mask = None
-    if request.masks is None:
+    mask = start = None
+    if run is not None:
+        start = Start.of(run, example)
+        budget = start.budget(budget, structure)
+        structure.check(budget)
+        start.check(structure, network, budget)
+    elif request.masks is None:
         structure.check(budget)
     else:
         mask = Masks.load(request.masks).transfer(structure)
@@ -166,9 +189,11 @@ def read_job(request: Request, resume: bool = False, problems: Problems | None =
         accelerator=fabric.device.type,
         devices=local,
         num_nodes=processes // local,
-        budget=str(budget),
+        budget=str(Budget.parse(request.budget)),
     )
-    return Job(request, recipe, budget, data, network, example, structure, fabric, out, resume, mask)
+    if run is not None:
+        request = dataclasses.replace(request, model=str(run.folder))  # from wherever it goes on
+    return Job(request, recipe, budget, data, network, example, structure, fabric, out, resume, mask, start)
 
 
 def _parts(
@@ -194,10 +219,27 @@ def _parts(
     if request.model:
         seed_everything(seed)
         with problems.collected("model"):
-            network = get_model(
-                request.model, *((data.num_classes, data.in_channels) if data is not None else ())
-            )
+            if folder := run_named(request.model):
+                network = _compact_of(folder, data)
+            else:
+                network = get_model(
+                    request.model, *((data.num_classes, data.in_channels) if data is not None else ())
+                )
     return data, network
+
+
+def _compact_of(folder: Path, data: Data | None) -> nn.Module:
+    """The compact network of a run, for the data of another."""
+    run = Run.open(folder)
+    given = run.result.get("input", {})
+    if data is not None:
+        for name, what in (("num_classes", "classes"), ("in_channels", "channels")):
+            if given.get(name) != getattr(data, name):
+                raise ConfigError(
+                    f"the network of {folder} is for {given.get(name)} {what}, and {data.name} has "
+                    f"{getattr(data, name)}. Prune it on data like {run.result['data']}."
+                )
+    return run.compact().train()
 
 
 def check(request: Request) -> Recipe:
@@ -216,7 +258,15 @@ def check(request: Request) -> Recipe:
         with problems.collected("method"):
             read_method(request.method)
     recipe = request.recipe or recipe_for(request.data)
-    if request.weights is not None:
+    folder = run_named(request.model)
+    for name in ("weights", "masks"):
+        if folder and getattr(request, name) is not None:
+            problems.add(
+                f"--model {request.model} is a run, which has {name} of its own: leave out --{name}."
+            )
+    if folder:
+        recipe = recipe.changed({"train": 0})
+    elif request.weights is not None:
         recipe = recipe.changed({"train": 0})
         with problems.collected("weights"):
             find_weights(request.weights)
@@ -263,7 +313,8 @@ def example_images(data: Data) -> Tensor:
 def fitted(recipe: Recipe, data: Data, processes: int, request: Request) -> Recipe:
     """The recipe with what it only suggests fitted to the data."""
     images = data.train
-    trained = request.weights is not None and request.masks is None  # masks take a whole network apart
+    # Masks take a whole network apart.
+    trained = request.masks is None and bool(request.weights or run_named(request.model))
     if isinstance(images, LoaderImages):
         steps = images.steps or 1
         return recipe.fitted(images.batch_size * processes, lambda size: steps, trained)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -111,10 +110,16 @@ class Train(Phase):
         return {"validation_accuracy": accuracy, **run.job.dense.to_json()}
 
     def finish(self, run: Run) -> str:
-        run.save(DENSE, "dense weights", lambda path: save_weights(self.network, path))
+        start, known = run.job.start, run.state.known
+        whole = start.dense.to(run.fabric.device) if start else self.network
+        run.save(DENSE, "dense weights", lambda path: save_weights(whole, path))
         run.charge("train")
-        dense = run.state.known["dense"] = evaluate(self.network, run.test, run.fabric)
-        if run.job.request.weights is not None:
+        dense = known["dense"] = evaluate(whole, run.test, run.fabric)
+        if start is not None:
+            dense = known["start"] = evaluate(self.network, run.test, run.fabric)
+            if start.run.result["dense"]["accuracy"] is None:  # it was never trained
+                known["dense"] = None
+        if start is not None or run.job.request.weights is not None:
             held = evaluate(self.network, run.validation, run.fabric)
             run.say(
                 f"before pruning: {dense:.2f} % on the test images, {held:.2f} % on the validation images"
@@ -165,7 +170,7 @@ class Prune(Phase):
         return {
             "validation_accuracy": soft,
             "hard_validation_accuracy": hard,
-            **{f"soft_{k}": v for k, v in self.pruner.soft_cost().items()},
+            **{f"soft_{k}": v for k, v in run.job.parts(self.pruner.soft_cost()).items()},
             **self.pruner.structure.cost.exact(mask).to_json(),
             "gates": " ".join(map(str, self.pruner.histogram())),
         }
@@ -216,10 +221,12 @@ def compacted(run: Run, network: nn.Module, plan: Plan) -> str:
     small = chipnet.compact(network, plan)
     example = run.job.example.to(run.fabric.device)
     run.state.known["verify"] = list(chipnet.verify_compact(network, small, plan, (example,)))
-    run.save(PLAN, "the plan", plan.save)
-    masks = Masks.of(run.job.structure, torch.tensor(plan.mask), plan.budget)
+    whole = run.job.start.whole if run.job.start else run.job.structure
+    shipped = run.job.shipped(plan)
+    run.save(PLAN, "the plan", shipped.save)
+    masks = Masks.of(whole, torch.tensor(shipped.mask), shipped.budget)
     run.save(MASKS, "the masks", masks.save)
-    run.save(MODEL, "compact network, not fine-tuned", lambda path: chipnet.save(small, plan, path))
+    run.save(MODEL, "compact network, not fine-tuned", lambda path: chipnet.save(small, shipped, path))
     if run.recipe.recalibrate:
         run.train.set_epoch(run.state.passes)
         recalibrate(small, run.train)
@@ -281,13 +288,9 @@ class Finetune(Phase):
         return run.state.best
 
     def _save(self, run: Run, what: str) -> None:
-        plan = run.plan
-        assert plan is not None
-
-        def write(path: Path) -> None:
-            chipnet.save(self.network, plan, path)
-
-        run.save(MODEL, what, write)
+        assert run.plan is not None
+        shipped = run.job.shipped(run.plan)
+        run.save(MODEL, what, lambda path: chipnet.save(self.network, shipped, path))
 
 
 def paper(run: Run) -> bool:

@@ -45,12 +45,13 @@ import torch
 from torch import Tensor
 
 import chipnet
-from chipnet import ChipNetError, Plan, _checkpoint, _sanity
+from chipnet import Budget, ChipNetError, Plan, _checkpoint, _sanity
 from chipnet._budget import KINDS
 from chipnet._compact import apply_plan
 from chipnet._config import CONFIG, EPOCHS, write_config
 from chipnet._distributed import gathered, same_buffers, sums
 from chipnet._files import write_atomically, write_json
+from chipnet._further import row
 from chipnet._gates import strip_gates
 from chipnet._job import RESULT, Job, Recipe, Request, example_images, prepare, recipe_for
 from chipnet._metrics import LOSSES, Metrics
@@ -108,6 +109,9 @@ class Watcher(Protocol):
     def advance(self, steps: int) -> None:
         """So many steps are done since the last call."""
 
+    def epoch(self, text: str) -> None:
+        """An epoch is over, and scored. A watcher without this method is not told."""
+
     def end(self, text: str) -> None:
         """The phase is over; `text` sums it up."""
 
@@ -118,6 +122,7 @@ class Silent:
     def start(self, phase: str, steps: int) -> None: ...
     def tick(self, text: str) -> None: ...
     def advance(self, steps: int) -> None: ...
+    def epoch(self, text: str) -> None: ...
     def end(self, text: str) -> None: ...
 
 
@@ -189,6 +194,8 @@ class Run:
         self.metrics = Metrics(job.out, position, board) if self.fabric.is_global_zero else None
         self.shown: dict[str, float] = {}
         """Costs as the progress bar shows them: soft ones of the last line of metrics, exact of the last epoch."""
+        self.accuracy: float | None = None
+        """On the validation images, after the last epoch; in soft pruning, with hard masks."""
         self.pace = (0, 0.0)
         """Steps since this process began, and the seconds that they and their evaluations took."""
 
@@ -280,7 +287,7 @@ class Run:
             temperature, weight = read_method(job.request.method)[0].distills or (temperature, 0.0)
         if not weight or self.state.phase == "train":
             return plain
-        teacher = copy.deepcopy(job.network)
+        teacher = copy.deepcopy(job.start.dense if job.start else job.network)
         strip_gates(teacher)
         self.fabric.barrier()  # the first process has written the file by now
         load_weights(teacher, dense)
@@ -314,6 +321,7 @@ class Run:
         scores = self.phase.score(self)
         self._took(time.perf_counter() - before, 0)
         self._row(scores)
+        self.accuracy = scores.get("hard_validation_accuracy", scores["validation_accuracy"])
         pruner = self.phase.pruner
         if pruner is not None:
             dense = self.job.dense
@@ -321,7 +329,11 @@ class Run:
             if self.metrics is not None:
                 gates = pruner.method.relaxed(pruner.progress).detach()
                 self.metrics.histogram("prune/gates", gates, (state.epoch + 1) * len(self.train))
+        loss = state.totals.get("task", 0.0) / max(state.totals.get("images", 0.0), 1.0)
         state.epoch, state.passes, state.step, state.totals = state.epoch + 1, state.passes + 1, 0, {}
+        if tell := getattr(self.watcher, "epoch", None):
+            told = [*self._soon(), f"loss {loss:.4f}", *self._costs()]
+            tell(f"{state.epoch}/{self.phase.epochs}: {', '.join(told)}")
         self.pause()
 
     def step(self, images: Tensor, labels: Tensor) -> None:
@@ -369,7 +381,7 @@ class Run:
         done = state.epoch * steps + state.step
         if self.metrics is not None and (done % LOG_EVERY == 0 or state.step == steps):
             pruner = self.phase.pruner
-            soft = pruner.soft_cost() if pruner is not None else {}
+            soft = self.job.parts(pruner.soft_cost()) if pruner is not None else {}
             self.shown |= {f"soft_{k}": v for k, v in soft.items()}
             values = {name: value for name, value in losses.items() if value}
             values |= {"lr": self.phase.rate(done - 1), **{f"soft_{k}": v for k, v in soft.items()}}
@@ -378,25 +390,38 @@ class Run:
         self.watcher.advance(len(rows))
 
     def _text(self, losses: dict[str, float]) -> str:
-        """How it stands, in one line."""
+        """How it stands, in one line: what matters most first, since a terminal may end."""
         state, phase = self.state, self.phase
-        parts = [f"epoch {state.epoch + 1}/{phase.epochs}", f"loss {losses['task']:.4f}"]
+        parts = [*self._soon(), f"epoch {state.epoch + 1}/{phase.epochs}", f"loss {losses['task']:.4f}"]
         parts += [f"{n} {losses[n]:+.4f}" for n in ("distillation", "budget", "crispness") if losses[n]]
-        if phase.pruner is not None:
-            for kind in self.job.budget.kinds:
-                costs = [f"{self.shown[f'{how}_{kind}']:.1%} {how}" for how in ("soft", "exact")
-                         if f"{how}_{kind}" in self.shown]  # fmt: skip
-                parts += [f"{kind} {', '.join(costs)}"] if costs else []
+        parts += self._costs()
         waited, seconds = (state.totals.get(name, 0.0) for name in ("data_seconds", "seconds"))
         if seconds and waited > 0.1 * seconds:
             parts.append(f"{waited / seconds:.0%} of the time waiting for data")
-        steps, spent = self.pace
+        return ", ".join(parts)
+
+    def _soon(self) -> list[str]:
+        """The accuracy and the time that is left in all, as far as they are known."""
+        state, phase, (steps, spent) = self.state, self.phase, self.pace
+        right, images = (state.totals.get(name, 0.0) for name in ("right", "images"))
+        parts = [f"training {100 * right / images:.2f} %"] if images else []
+        if self.accuracy is not None:
+            parts = [f"validation {self.accuracy:.2f} %"]
         if steps:
             names = list(PHASES)
             later = sum(getattr(self.recipe, n) for n in names[names.index(state.phase) + 1 :])
             left = (phase.epochs + later - state.epoch) * len(self.train) - state.step
-            parts.append(f"{timedelta(seconds=round(left * spent / steps))} left in all")
-        return ", ".join(parts)
+            parts.append(f"{timedelta(seconds=round(left * spent / steps))} left")
+        return parts
+
+    def _costs(self) -> list[str]:
+        """In soft pruning, the costs that the budget limits, as parts of the dense ones."""
+        parts = []
+        for kind in self.job.budget.kinds if self.phase.pruner is not None else ():
+            costs = [f"{self.shown[f'{how}_{kind}']:.1%} {how}" for how in ("soft", "exact")
+                     if f"{how}_{kind}" in self.shown]  # fmt: skip
+            parts += [f"{kind} {', '.join(costs)}"] if costs else []
+        return parts
 
     def pause(self) -> None:
         """Between two steps: save where it is time, stop where that was asked for."""
@@ -557,12 +582,12 @@ def facts(job: Job) -> dict[str, Any]:
     """What result.json says of a run whatever came out of it."""
     asked = job.request
     return {
-        "model": asked.model,
+        "model": job.start.run.result["model"] if job.start else asked.model,
         "data": asked.data,
         "input": job.data.to_json() | {"data_dir": asked.data_dir and os.path.abspath(asked.data_dir)},
         "method": asked.method,
         "seed": asked.seed,
-        "budget": {k: v if isinstance(v, int) else float(v) for k, v in job.budget.targets},
+        "budget": {k: v if isinstance(v, int) else float(v) for k, v in Budget.parse(asked.budget).targets},
         "limits": job.structure.limits(job.budget),
         "realisation": asked.realisation,
         "images": job.data.counts(),
@@ -584,7 +609,8 @@ def _result(run: Run) -> dict[str, Any]:
     masks, weights = job.mask is not None, job.request.weights is not None
     return {
         **facts(job),
-        "dense": {"accuracy": known["dense"], **plan.dense.to_json()},
+        "dense": {"accuracy": known["dense"], **job.dense.to_json()},
+        **({"start": row(job.start, known["start"], plan.dense.to_json())} if job.start else {}),
         "soft": {"accuracy": known["soft"], **known["soft_cost"]},
         "hard": {"accuracy": known["hard"], **plan.compact.to_json()},
         "compact": {"accuracy": known["compact"], **plan.compact.to_json()},

@@ -118,6 +118,21 @@ def get_model(name: str, num_classes: int = 10, in_channels: int = 3) -> nn.Modu
     raise ConfigError(_unknown(name))
 
 
+def is_known(name: str) -> bool:
+    """Is it a name of ours, torchvision's or timm's, without a prefix?
+
+    >>> is_known("resnet8"), is_known("resnet9000")
+    (True, False)
+    """
+    own = name.lower().replace("_", "-")
+    return (
+        own in _OWN
+        or own.startswith("wrn-")
+        or (_installed("torchvision") and _torchvision_name(name) in _torchvision_names())
+        or (_installed("timm") and _is_timm(name))
+    )
+
+
 def _wrn(name: str) -> Callable[..., nn.Module] | None:
     match = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
     if match is None:
