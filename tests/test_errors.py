@@ -98,6 +98,26 @@ def images(**changes):
     return lambda: TensorImages(**{**fields, **changes})
 
 
+def with_structure(do):
+    """What `do` says of a small network and its structure."""
+
+    def call():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+        do(net, chipnet.Structure(net, torch.ones(1, 3)))
+
+    return call
+
+
+def diverged(net, structure):
+    nn.init.constant_(net[0].weight, float("nan"))
+    structure.plan([1] * 6)
+
+
+def unverifiable(net, structure):
+    chipnet.compact(net, structure.plan([1] * 6), torch.full((1, 3), float("nan"))[:0])
+
+
 def damaged_masks(budget="", kept=(0, 1)):
     def load():
         chipnet.Masks({"norm": 11}, {"norm": kept}, "Net", "plain", budget).save("m.json")
@@ -217,6 +237,17 @@ CASES = [
      lambda: chipnet.Pruner(nn.Linear(3, 2), torch.zeros(1, 3), "macs=0.5", steps=1), CaptureError,
      "can be pruned"),
     ("a plan for another network", plan_of_another, PlanError, "this plan was made for another network"),
+    ("a mask of scores", with_structure(lambda net, s: s.plan(torch.full((6,), 0.4))), PlanError,
+     "the mask must hold 0 and 1 (or False and True), and it holds 0.4"),
+    ("a mask of another length", with_structure(lambda net, s: s.plan([1] * 5)), PlanError,
+     "the mask has shape (5,); this network has 6 gates"),
+    ("a mask that is a text", with_structure(lambda net, s: s.plan("110")), PlanError, "it is a str"),
+    ("scores that are not finite", with_structure(lambda net, s: s.harden([float("nan")] * 6, "macs=0.5")),
+     PlanError, "6 of 6 scores are NaN or infinite"),
+    ("weights that are not finite", with_structure(diverged), PlanError,
+     "weights of this Sequential are NaN or infinite: 0.weight: 18 of 18 numbers"),
+    ("outputs that cannot be compared", with_structure(unverifiable), PlanError,
+     "cannot be verified: there is no finite number to compare in any output"),
     ("a compact file that does not exist", lambda: chipnet.load(nn.Identity, "no.safetensors"), LoadError,
      "does not exist"),
     ("a compact file that is empty", loading(file("e.safetensors")), LoadError, "is empty"),

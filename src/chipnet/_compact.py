@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
@@ -14,10 +15,13 @@ from torch.overrides import TorchFunctionMode
 from chipnet._errors import PlanError
 from chipnet._gates import strip_gates
 from chipnet._graph import Frozen
-from chipnet._inputs import Inputs, device_of, tensors
+from chipnet._inputs import Inputs, device_of
 from chipnet._plan import Plan, Remap, Size, StandIn
 from chipnet._rules import LAYERS
 from chipnet._trace import STANDARD_MIX
+from chipnet._verify import Comparison, check_weights, compare
+
+_log = logging.getLogger("chipnet")
 
 _Conv = nn.modules.conv._ConvNd
 _ConvTranspose = nn.modules.conv._ConvTransposeNd
@@ -147,7 +151,8 @@ def compact(
         A deep copy with smaller parameters, on the model's device, without gates.
 
     Raises:
-        PlanError: the plan is for another network, or the outputs differ (nothing of the model is changed).
+        PlanError: the plan is for another network, weights are not finite, the outputs differ, or they have no
+            finite number that could be compared (nothing of the model is changed).
 
     Example:
         >>> import torch
@@ -165,14 +170,7 @@ def compact(
     _cut(small, plan)
     inputs = Inputs.of(example_inputs) if example_inputs is not None else plan.inputs
     if verify and inputs is not None:
-        difference, scale = verify_compact(model, small, plan, inputs)
-        limit = _limit(small, plan)
-        if not difference <= limit * max(scale, 1e-12):
-            raise PlanError(
-                f"the compact network does not compute what the masked one does: outputs differ by "
-                f"{difference:.3g} at scale {scale:.3g}. This is a bug of chipnet's rules for one of the model's "
-                "operators; please report it. Exclude the layers concerned with ignore=[...]."
-            )
+        _verify(model, small, plan, inputs)
     return small
 
 
@@ -200,50 +198,59 @@ class _Shut:
         return output.index_fill(self.axis, self.channels.to(output.device), 0)
 
 
-def agree(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> bool:
+def agree(
+    model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs, blind: frozenset[int] = frozenset()
+) -> bool:
     """Do masked and compact networks compute the same? In the model's dtype, which is fast; where that leaves a
-    doubt, in float64. Raises what their forwards raise."""
-    device = device_of(model)
-    difference, scale = _difference(masked(model, plan), small, inputs.to(device))
-    if difference <= (1e-9 if _is_double(small) else 1e-5) * scale:
+    doubt, in float64. Where an output, but for those in ``blind``, has nothing that could be compared, they do
+    not. Raises what their forwards raise."""
+    found = compare(masked(model, plan), small, inputs.to(device_of(model)))
+    if found.within(1e-9 if _is_double(small) else 1e-5, blind=blind):
         return True
-    difference, scale = verify_compact(model, small, plan, inputs)
-    return difference <= _limit(small, plan) * scale
+    return verify_compact(model, small, plan, inputs).within(_limit(small, plan), blind=blind)
 
 
-def verify_compact(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) -> tuple[float, float]:
+def verify_compact(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) -> Comparison:
     """Largest difference between the masked and the compact outputs on ``inputs``, and the outputs' scale.
 
-    Runs in eval mode and in float64 where both networks do.
+    Runs in eval mode and in float64 where both networks do. Numbers that are not finite must stand in the same
+    places; where outputs have no others, or the inputs are constant, random inputs of the same shapes are used too.
+
+    Returns:
+        A `Comparison`, which unpacks as ``difference, scale`` and knows how many numbers were compared. Where none
+        were, the difference is NaN: nothing is verified.
     """
     device = device_of(model)
     inputs = Inputs.of(inputs)
     try:
         big, other = masked(model, plan).double(), copy.deepcopy(small).double()
-        return _difference(big, other, inputs.to(device, torch.float64))
+        return compare(big, other, inputs.to(device, torch.float64))
     except (RuntimeError, TypeError):  # a forward that makes tensors of its own dtype: as it is, then
-        return _difference(masked(model, plan), copy.deepcopy(small), inputs.to(device))
+        return compare(masked(model, plan), copy.deepcopy(small), inputs.to(device))
 
 
-@torch.no_grad()
-def _difference(a: nn.Module, b: nn.Module, inputs: Inputs) -> tuple[float, float]:
-    outs = [list(tensors(inputs(m.eval()))) for m in (a, b)]
-    if len(outs[0]) != len(outs[1]):
-        return math.inf, 1.0
-    worst, scale = 0.0, 1.0
-    for x, y in zip(*outs, strict=True):
-        if x.shape != y.shape:
-            return math.inf, 1.0
-        if not x.numel() or not (x.is_floating_point() or x.is_complex()):
-            continue
-        finite = torch.isfinite(x)
-        if not torch.equal(finite, torch.isfinite(y)):
-            return math.inf, 1.0
-        difference = float((x - y)[finite].abs().max()) if finite.any() else 0.0
-        size = float(x[finite].abs().max()) if finite.any() else 1.0
-        if difference * scale >= worst * size:  # the worst output relative to its own scale
-            worst, scale = difference, size
-    return worst, scale
+def _verify(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> None:
+    """Raise `PlanError` unless the compact network has been seen to compute what the masked one does."""
+    check_weights(model)
+    found = verify_compact(model, small, plan, inputs)
+    if found.within(_limit(small, plan), least=1e-12):
+        if found.drawn:
+            _log.info(
+                "verified on random inputs too: example inputs or their outputs are constant or not finite"
+            )
+        return
+    if found.difference > _limit(small, plan) * max(found.scale, 1e-12):
+        raise PlanError(
+            f"the compact network does not compute what the masked one does: outputs differ by "
+            f"{found.difference:.3g} at scale {found.scale:.3g}. This is a bug of chipnet's rules for one of the "
+            "model's operators; please report it. Exclude the layers concerned with ignore=[...]."
+        )
+    which = f"in output {', '.join(map(str, found.unverified))}" if found.unverified else "in any output"
+    raise PlanError(
+        f"the compact network cannot be verified: there is no finite number to compare {which} of this "
+        f"{type(model).__name__}, neither on the example inputs nor on random ones. Give example_inputs on which "
+        "its outputs are finite and not empty, or verify=False."
+    )
 
 
 def _limit(small: nn.Module, plan: Plan) -> float:

@@ -23,12 +23,13 @@ from chipnet._budget import Budget
 from chipnet._errors import BudgetError, LoadError, PlanError
 from chipnet._files import write_json
 from chipnet._structure import Structure
+from chipnet._vectors import read_mask
 
 FORMAT, VERSION = "chipnet-masks", 1
 _TEXTS = ("network", "realisation", "budget")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Masks:
     """Which channels of which sites are kept.
 
@@ -61,11 +62,7 @@ class Masks:
     @classmethod
     def of(cls, structure: Structure, mask: Tensor, budget: str = "") -> Masks:
         """The masks of Boolean gates ``[gates]`` of a structure, such as ``pruner.mask`` or ``plan.mask``."""
-        mask = torch.as_tensor(mask).cpu().bool()
-        if mask.shape != (structure.gates,):
-            raise PlanError(
-                f"the mask has shape {tuple(mask.shape)}; this network has {structure.gates} gates"
-            )
+        mask = read_mask(mask, structure.gates).cpu()
         opened = np.append(mask.numpy(), True)  # index -1: a channel without a gate stays
         sites = [site for site in structure.sites if site.free]
         return cls(
@@ -74,6 +71,14 @@ class Masks:
             network=structure._name,
             realisation=structure.realisation,
             budget=budget,
+        )
+
+    def __repr__(self) -> str:
+        kept, whole = sum(map(len, self.kept.values())), sum(self.widths.values())
+        asked = f", budget {self.budget}" if self.budget else ""
+        return (
+            f"Masks({self.network}, {self.realisation}: {kept:,} of {whole:,} channels of {len(self.widths)} "
+            f"sites{asked})"
         )
 
     @property

@@ -18,6 +18,7 @@ from chipnet._errors import LoadError, PlanError
 from chipnet._files import write_json
 from chipnet._graph import Frozen
 from chipnet._inputs import Inputs
+from chipnet._vectors import read_mask
 
 if TYPE_CHECKING:
     from chipnet._structure import Structure
@@ -80,7 +81,7 @@ class StandIn:
     channels: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """Hard masks as surgery: per parameter the indices that stay, before and after shapes and costs.
 
@@ -120,6 +121,12 @@ class Plan:
     """With a latency budget, what was measured: the fields of `chipnet._latency.Landing`."""
     inputs: Inputs | None = field(default=None, compare=False, repr=False)
     """Example inputs for verification; not serialised."""
+
+    def __repr__(self) -> str:
+        cut = sum(s.kept < s.channels for s in self.sites)
+        costs = ", ".join(f"{k} {self.compact[k]:,} of {self.dense[k]:,}" for k in KINDS)
+        asked = f", budget {self.budget}" if self.budget else ""
+        return f"Plan({self.realisation}: {cut} of {len(self.sites)} sites narrower, {costs}{asked})"
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor after compaction (of modules that are kept)."""
@@ -256,9 +263,7 @@ def _few(names: tuple[str, ...]) -> str:
 def make_plan(structure: Structure, mask: Tensor, budget: Budget | None = None) -> Plan:
     """Read hard masks as index sets (the third reading of liveness)."""
     live, g = structure.liveness, structure.graph
-    mask = mask.detach().cpu().bool()
-    if mask.shape != (structure.gates,):
-        raise PlanError(f"the mask has shape {tuple(mask.shape)}; this network has {structure.gates} gates")
+    mask = read_mask(mask, structure.gates).cpu()
     if not structure.connected(mask):
         raise PlanError("under this mask the input does not reach every output: open more gates")
     roots = sorted(live.exists)

@@ -21,6 +21,7 @@ from chipnet._latency import Landing, land
 from chipnet._plan import Plan
 from chipnet._structure import Patterns, Structure, check_whole
 from chipnet._trace import Realisation
+from chipnet._vectors import read_mask
 
 if TYPE_CHECKING:
     from chipnet.methods import Method
@@ -145,6 +146,10 @@ class Pruner:
         self._sizes = [site.channels for site in sites]
         self._handles = add_gates(model, sites, self._channel_values)
 
+    def __repr__(self) -> str:
+        method = type(self.method).__name__
+        return f"Pruner({method}, {self.budget}, step {self.taken} of {self.steps}, {self.structure!r})"
+
     @property
     def progress(self) -> float:
         """Steps taken / steps, in [0, 1]."""
@@ -218,9 +223,16 @@ class Pruner:
             self._forced = None
 
     def harden(self, mask: Tensor | None = None) -> Plan:
-        """The plan of the hard masks. The model keeps computing with them until ``detach()``."""
-        mask = self.method.settle(self.method.mask) if mask is None else mask
-        plan = self.structure.plan(self._force(mask), self.budget)
+        """The plan of the hard masks. The model keeps computing with them until ``detach()``.
+
+        Raises:
+            PlanError: a mask of another length or with other values than 0 and 1, or weights that are not finite.
+        """
+        if mask is None:
+            mask = self.method.settle(self.method.mask)
+        mask = read_mask(mask, self.structure.gates)
+        plan = self.structure.plan(mask, self.budget)
+        self._force(mask)
         if self.landing is None or self._landed is None or not torch.equal(mask, self._landed):
             return plan
         return replace(plan, latency=self.landing.to_json())
@@ -246,7 +258,7 @@ class Pruner:
     def _force(self, mask: Tensor | None) -> Tensor:
         """Compute with a mask as its compact network does: an open gate that the input does not reach, such as
         that of a residual stream behind a dead branch, is shut, where a norm would emit a constant."""
-        mask = self.mask if mask is None else mask
+        mask = read_mask(self.mask if mask is None else mask, self.structure.gates)
         opened = self.structure.open(mask).to(self._index.device, torch.float32)
         parts = opened.split([site.channels for site in self.structure.sites])
         self._forced = tuple(part for part, gated in zip(parts, self._gated, strict=True) if gated)

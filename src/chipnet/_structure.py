@@ -7,6 +7,7 @@ import copy
 import functools
 import gc
 import numbers
+import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatch
@@ -30,6 +31,8 @@ from chipnet._liveness import Liveness, Site
 from chipnet._plan import Plan, make_plan
 from chipnet._trace import Mode, Realisation
 from chipnet._trials import Trials
+from chipnet._vectors import read_mask, read_scores
+from chipnet._verify import check_weights
 
 Pattern = str | type[nn.Module]
 Patterns = Pattern | Iterable[Pattern]
@@ -100,6 +103,7 @@ class Structure:
         self.share = realisation == "plain" if share is None else share
         self.realisation: Realisation = realisation
         self._name = type(model).__name__
+        self._model = weakref.ref(model)
         self.min_channels, self.round_to = min_channels, round_to
         self._ignored, self._only = _named(model, ignore, "ignore"), _named(model, only, "only")
         self._broken: dict[str, str] = {}
@@ -118,6 +122,14 @@ class Structure:
                 break
             modes.update(found)
             self._read(model, program, modes, training)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_model": _nobody}
+
+    def __repr__(self) -> str:
+        free = sum(1 for site in self.sites if site.free)
+        sites = f"{free} of {len(self.sites)} sites free"
+        return f"Structure({self._name}: {self.gates:,} gates, {sites}, {self.cost.dense})"
 
     def _export(self, model: nn.Module) -> tuple[ExportedProgram, ExportedProgram | None]:
         """The eval graph, and the train-mode graph where only that reads some of the parameters."""
@@ -285,16 +297,17 @@ class Structure:
     # -- questions about masks ----------------------------------------------------------------------------
     def useful(self, masks: Tensor) -> Tensor:
         """Per gate: does it pass the input on to an output? ``[..., gates]``."""
-        return self._evaluate("useful", self.liveness.useful, masks)
+        return self._evaluate("useful", self.liveness.useful, read_mask(masks, self.gates, batch=True))
 
     @torch.no_grad()
     def open(self, mask: Tensor) -> Tensor:
         """Per channel of every site, concatenated in the order of ``sites``: is it open? Boolean."""
-        return self._evaluate("open", self.liveness.open, mask) > 0.5
+        return self._evaluate("open", self.liveness.open, read_mask(mask, self.gates, batch=True)) > 0.5
 
     @torch.no_grad()
     def connected(self, mask: Tensor) -> bool:
         """Does the input reach every output?"""
+        mask = read_mask(mask, self.gates)
         return bool(self._evaluate("connected", lambda: [self.liveness.connected()], mask)[0] > 0.5)
 
     @functools.cached_property
@@ -310,12 +323,13 @@ class Structure:
     @torch.no_grad()
     def existing(self, mask: Tensor) -> Tensor:
         """Per class of tied slots, in order of their representatives: does it exist physically?"""
-        exists = self.liveness.exists
+        exists, mask = self.liveness.exists, read_mask(mask, self.gates, batch=True)
         return self._evaluate("exists", lambda: [exists[r] for r in sorted(exists)], mask)
 
     @torch.no_grad()
     def widths(self, masks: Tensor) -> Tensor:
         """Per site: how many of its channels exist physically? ``[..., sites]``."""
+        masks = read_mask(masks, self.gates, batch=True)
         present = [self.liveness.present(site.slots) for site in self.sites]
         exists = self._evaluate("widths", lambda: np.concatenate(present).tolist(), masks)
         site = torch.arange(len(present)).repeat_interleave(torch.tensor([len(p) for p in present]))
@@ -324,13 +338,13 @@ class Structure:
     @torch.no_grad()
     def alive(self, mask: Tensor) -> Tensor:
         """Per module in ``graph.owners``: is anything that it writes live and needed?"""
-        owners = self.graph.owners.values()
+        owners, mask = self.graph.owners.values(), read_mask(mask, self.gates, batch=True)
         return self._evaluate("alive", lambda: [self.liveness.alive(facts) for facts in owners], mask)
 
     @torch.no_grad()
     def canonical(self, mask: Tensor) -> Tensor:
         """Close gates that do nothing: a branch with one fully dead layer dies whole."""
-        mask = mask.clone()
+        mask = read_mask(mask, self.gates, batch=True).clone()
         while True:
             new = mask & (self.useful(mask) > 0.5)
             if bool((new == mask).all()):
@@ -358,8 +372,18 @@ class Structure:
     def harden(
         self, scores: Tensor, budget: Budget | Mapping[str, Any] | str, *, floor: float = 0.0
     ) -> Tensor:
-        """Boolean mask of the best-scored gates that meets ``budget`` exactly. See ``_harden.py``."""
-        return Hardener(self, self.limits(budget), scores).solve(floor)
+        """Boolean mask ``[gates]`` of the best-scored gates that meets ``budget`` exactly. See ``_harden.py``.
+
+        Args:
+            scores: ``[gates]``, finite numbers: a tensor, an array or a list.
+            budget: see `chipnet.Budget`.
+            floor: fraction of every site's gates that is kept before scores decide, where the budget allows it.
+
+        Raises:
+            PlanError: scores of another length, or that are not finite.
+            BudgetError: no connected network meets the budget.
+        """
+        return Hardener(self, self.limits(budget), read_scores(scores, self.gates)).solve(floor)
 
     def check(self, budget: Budget | Mapping[str, Any] | str) -> None:
         """Raise ``BudgetError`` where no connected network meets the budget."""
@@ -371,8 +395,20 @@ class Structure:
         Hardener(self, self.limits(budget)).check()
 
     def plan(self, mask: Tensor, budget: Budget | None = None) -> Plan:
-        """What to cut for Boolean ``mask`` ``[gates]``."""
+        """What to cut for ``mask`` ``[gates]``: Booleans, or numbers that are all 0 or 1.
+
+        Raises:
+            PlanError: a mask of another length or with other values, one under which the input does not reach every
+                output, or weights of the model that are not finite.
+        """
+        model = self._model()
+        if model is not None:
+            check_weights(model)
         return make_plan(self, mask, budget)
+
+
+def _nobody() -> None:
+    """In place of the reference to the model where a structure has been pickled."""
 
 
 def _count(calls: Counter[str], path: str, *call: Any) -> None:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from chipnet._compact import agree, compact
 from chipnet._errors import CaptureError, PlanError
-from chipnet._inputs import device_of
+from chipnet._inputs import Inputs, device_of
+from chipnet._plan import make_plan
+from chipnet._verify import example
 
 if TYPE_CHECKING:
     from chipnet._structure import Structure
@@ -44,9 +46,27 @@ class Trials:
         broken: dict[str, str],
         anchored: set[str],
     ) -> None:
-        self.structure, self.model, self.trains = structure, _lively(model), trains
+        self.structure, self.trains = structure, trains
         self.broken, self.anchored = broken, anchored
         self.name = type(model).__name__
+        self.model, self.inputs, self.blind = self._comparable(model)
+
+    def _comparable(self, model: nn.Module) -> tuple[nn.Module, Inputs, frozenset[int]]:
+        """What is tried, on which inputs: outputs must have numbers that can be compared, but for some (``blind``)
+        that never have any."""
+        given = self.structure.inputs.to(device_of(model))
+        for shown in (_lively(model), model):
+            try:
+                found = example(_copied(shown), given)
+            except Exception:  # a lively copy that does not run; what the model itself raises, trials report
+                found = (given, frozenset()) if shown is model else None
+            if found is not None:
+                return shown, *found
+        raise CaptureError(
+            f"outputs of this {self.name} cannot be compared: they are no tensors, empty, or not finite, on the "
+            "example inputs as on random ones, so nobody could say whether a pruned copy computes the same. Give "
+            "example inputs on which its outputs are finite."
+        )
 
     def findings(self) -> dict[str, Mode] | None:
         """One round: None where nothing breaks, else how reshapes and splits are to be read from now on; what
@@ -150,11 +170,11 @@ class Trials:
     # -- trying -------------------------------------------------------------------------------------------
     def _error(self, mask: Tensor) -> Exception | None:
         """What goes wrong with a copy pruned by ``mask``: it does not run, or computes something else."""
-        inputs = self.structure.inputs
+        inputs = self.inputs
         try:
-            plan = self.structure.plan(mask)
+            plan = make_plan(self.structure, mask)
             small = compact(self.model, plan, verify=False)
-            if not agree(self.model, small, plan, inputs):
+            if not agree(self.model, small, plan, inputs, self.blind):
                 raise PlanError("outputs change")
             if self.trains:
                 with torch.no_grad():
@@ -210,22 +230,34 @@ class Trials:
         return {w: said for w, said in broken.items() if w not in self.broken}, anchored
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy, where there can be one."""
+    try:
+        return copy.deepcopy(model)
+    except Exception:
+        return model
+
+
 def _lively(model: nn.Module) -> nn.Module:
     """A copy for trials in which signals pass: behind a scale of 0, as residual branches often start, and behind
     activations that are shut on the example, everything agrees with everything. No parameter is all zeros, and
-    vectors (shifts, scales) are positive."""
-    try:
-        shown = copy.deepcopy(model)
-    except Exception:  # then it is tried as it is
+    vectors (shifts, scales) are positive. NaN is a number like others: what weights are must not matter here."""
+    shown = _copied(model)
+    if shown is model:  # then it is tried as it is
         return model
     generator = torch.Generator().manual_seed(0)
     for p in shown.parameters():
         if not p.is_floating_point():
             continue
+        if not bool(torch.isfinite(p).all()):
+            p.data.nan_to_num_(0.5, 0.5, -0.5)
         if p.dim() == 1:
             p.data.abs_().add_(0.5)
         elif not bool(p.any()):
             p.data.copy_(0.5 + torch.rand(p.shape, generator=generator))
+    for b in shown.buffers():
+        if b.is_floating_point() and bool(torch.isnan(b).any()):  # infinities of a mask are meant
+            b.nan_to_num_(0.5, float("inf"), float("-inf"))
     return shown
 
 

@@ -1,0 +1,197 @@
+"""Do two networks compute the same? What was compared is counted: where nothing was, nothing is verified."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from chipnet._errors import PlanError
+from chipnet._inputs import Inputs, tensors
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Outputs of two networks, side by side. Unpacks as ``difference, scale``.
+
+    Attributes:
+        difference: the largest, of the output that differs most for its scale; infinity where shapes, whole numbers
+            or the places of NaN and infinities differ; NaN where no number was compared.
+        scale: the largest number of that output.
+        compared: how many numbers were compared: finite ones, whole ones and Booleans.
+        unverified: outputs, by their place, that have elements but no finite number.
+        drawn: inputs were drawn at random too, since the given ones tell too little (no finite outputs, or constant
+            inputs).
+    """
+
+    difference: float
+    scale: float
+    compared: int = 0
+    unverified: tuple[int, ...] = ()
+    drawn: bool = False
+
+    def __iter__(self) -> Iterator[float]:
+        yield from (self.difference, self.scale)
+
+    @property
+    def complete(self) -> bool:
+        """Has every output that has elements been compared, and any?"""
+        return self.compared > 0 and not self.unverified
+
+    def within(self, limit: float, least: float = 0.0, blind: frozenset[int] = frozenset()) -> bool:
+        """Complete but for outputs ``blind``, and no difference above ``limit`` times the scale (of at least
+        ``least``)?"""
+        complete = self.compared > 0 and blind.issuperset(self.unverified)
+        return complete and self.difference <= limit * max(self.scale, least)
+
+
+@torch.no_grad()
+def compare(a: nn.Module, b: nn.Module, inputs: Inputs) -> Comparison:
+    """Compare two networks in eval mode on ``inputs``; where these tell too little, on drawn ones too.
+
+    Raises:
+        Exception: what their forwards raise on the given inputs, and the second one's on drawn ones.
+    """
+    found = _compared(outputs(a, inputs), outputs(b, inputs))
+    if found.difference == math.inf or (found.complete and telling(inputs)):
+        return found
+    for other in drawn(inputs):
+        try:
+            wanted = outputs(a, other)
+        except Exception:  # inputs that it does not take
+            continue
+        found = _both(found, _compared(wanted, outputs(b, other)))
+        if found.complete or found.difference == math.inf:
+            break
+    return found
+
+
+def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """The tensors that a network returns in eval mode."""
+    with torch.no_grad():
+        return list(tensors(inputs(model.eval())))
+
+
+def example(model: nn.Module, inputs: Inputs) -> tuple[Inputs, frozenset[int]] | None:
+    """Of the given inputs and drawn ones, those that vary and on which most outputs of the model can be compared,
+    with the outputs that cannot; None where none can."""
+    best: tuple[tuple[int, bool, int], Inputs, frozenset[int]] | None = None
+    for i, some in enumerate([inputs, *drawn(inputs)]):
+        try:
+            outs = outputs(model, some)
+        except Exception:
+            if not i:
+                raise
+            continue
+        found = _compared(outs, outs)
+        worth = -len(found.unverified), telling(some), -i
+        if found.compared and (best is None or worth > best[0]):
+            best = worth, some, frozenset(found.unverified)
+            if found.complete and telling(some):
+                break
+    return best[1:] if best is not None else None
+
+
+def telling(inputs: Inputs) -> bool:
+    """Does every floating-point input vary? Layers without biases make zeros of zeros, whatever their weights."""
+    return all(x.numel() < 2 or bool((x != x.flatten()[0]).any()) for x in _floats(inputs))
+
+
+def drawn(inputs: Inputs) -> Iterator[Inputs]:
+    """The same inputs with other floating-point numbers: normal ones, and such between 0 and 1. Nothing where
+    there are none to draw."""
+    if not any(x.numel() for x in _floats(inputs)):
+        return
+    for draw in (torch.randn, torch.rand):
+        generator = torch.Generator().manual_seed(0)
+
+        def one(x: object, draw=draw, generator=generator) -> object:  # type: ignore[no-untyped-def]
+            if not isinstance(x, Tensor) or not x.is_floating_point():
+                return x
+            return draw(x.shape, generator=generator, dtype=torch.float64).to(x.device, x.dtype)
+
+        yield Inputs(*torch.utils._pytree.tree_map(one, (inputs.args, inputs.kwargs)))
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse a network with weights or running statistics that are not finite.
+
+    Infinities in parameters that need no gradient may be meant (masks); NaN never is.
+
+    Raises:
+        PlanError: names the first of them.
+    """
+    statistics = {
+        f"{name}.{key}" if name else key
+        for name, m in model.named_modules()
+        if isinstance(m, nn.modules.batchnorm._NormBase)
+        for key in ("running_mean", "running_var")
+    }
+    buffers = [(n, b) for n, b in model.named_buffers() if n in statistics]
+    wrong = []
+    for name, t in [*model.named_parameters(), *buffers]:
+        if not (t.is_floating_point() or t.is_complex()) or t.is_meta:
+            continue
+        bad = ~torch.isfinite(t) if t.requires_grad or name in statistics else torch.isnan(t)
+        if bool(bad.any()):
+            wrong.append(f"{name}: {int(bad.sum()):,} of {t.numel():,} numbers")
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise PlanError(
+            f"weights of this {type(model).__name__} are NaN or infinite: {'; '.join(wrong[:3])}{more}. Training "
+            "has diverged, or the weights were not loaded: go back to weights that are finite (a lower learning "
+            "rate, clipped gradients)."
+        )
+
+
+def _floats(inputs: Inputs) -> list[Tensor]:
+    leaves = torch.utils._pytree.tree_leaves((inputs.args, inputs.kwargs))
+    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+
+
+def _both(a: Comparison, b: Comparison) -> Comparison:
+    """Of two comparisons of the same networks: the worse difference, and what neither compared."""
+    parts = [c for c in (a, b) if c.compared] or [a]
+    worst = max(parts, key=lambda c: c.difference / c.scale if c.scale else float(c.difference > 0))
+    left = tuple(i for i in a.unverified if i in b.unverified) if b.compared else a.unverified
+    if any(c.difference == math.inf for c in (a, b)):
+        return Comparison(math.inf, 1.0, drawn=True)
+    return Comparison(worst.difference, worst.scale, a.compared + b.compared, left, drawn=True)
+
+
+def _compared(wanted: list[Tensor], found: list[Tensor]) -> Comparison:
+    different = Comparison(math.inf, 1.0)
+    if [x.shape for x in wanted] != [y.shape for y in found]:
+        return different
+    worst, scale, count, unverified = 0.0, 0.0, 0, []
+    for i, (x, y) in enumerate(zip(wanted, found, strict=True)):
+        if x.is_complex() and y.is_complex():
+            x, y = torch.view_as_real(x), torch.view_as_real(y)
+        if not x.numel():
+            continue
+        if x.is_floating_point() != y.is_floating_point():
+            return different
+        if not x.is_floating_point():
+            if not torch.equal(x, y.to(x.dtype)):
+                return different
+            count += x.numel()
+            continue
+        finite = torch.isfinite(x)
+        odd = torch.nan_to_num(x[~finite], 2.0, 1.0, -1.0)  # NaN and the two infinities, told apart
+        if not torch.equal(finite, torch.isfinite(y)) or not torch.equal(
+            odd, torch.nan_to_num(y[~finite], 2.0, 1.0, -1.0).to(odd.dtype)
+        ):
+            return different
+        if not bool(finite.any()):
+            unverified.append(i)
+            continue
+        count += int(finite.sum())
+        difference, size = float((x - y)[finite].abs().max()), float(x[finite].abs().max())
+        if difference * scale >= worst * size:  # the worst output relative to its own scale
+            worst, scale = difference, size
+    if not count:
+        return Comparison(math.nan, 1.0, 0, tuple(unverified))
+    return Comparison(worst, scale, count, tuple(unverified))
