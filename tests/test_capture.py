@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from harness import conforms
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from toys import (
     TOYS,
     Wrapped,
@@ -423,3 +425,229 @@ class _Positions(nn.Module):
 def test_a_mask_may_be_inverted() -> None:
     s = exact_under_random_masks(_Positions().eval(), torch.randn(2, 3, 9, 9))
     assert [site.name for site in s.sites if site.free] == ["first"]
+
+
+# -- what only training reads -------------------------------------------------------------------------------
+class _Trained(nn.Module):
+    """Linear layers e 5>9, mu 9>6, lv 9>6, d 6>5, aux 6>3; what training adds is in ``extra``."""
+
+    def __init__(self, extra) -> None:
+        super().__init__()
+        self.e, self.mu, self.lv = nn.Linear(5, 9), nn.Linear(9, 6), nn.Linear(9, 6)
+        self.d, self.aux, self.extra = nn.Linear(6, 5), nn.Linear(6, 3), extra
+
+    def forward(self, x, target=None):
+        h = F.relu(self.e(x))
+        return self.extra(self, F.relu(self.mu(h)), F.relu(self.lv(h)), target)
+
+
+def _returned(m, y, z, target):
+    a, o = m.aux(z), m.d(y)
+    return (o, a) if m.training else o
+
+
+def _noise(m, y, z, target):
+    return m.d(y + torch.randn_like(z) * (0.5 * z).exp() if m.training else y)
+
+
+def _stored(m, y, z, target):
+    a = m.aux(z)
+    if m.training:
+        m.loss = a.square().mean()
+    return m.d(y)
+
+
+def _wants_target(m, y, z, target):
+    a = m.aux(z)
+    return F.mse_loss(a, target) + m.d(y).sum() if m.training else m.d(y)
+
+
+@pytest.mark.parametrize("extra", [_returned, _noise, _stored, _wants_target])
+def test_what_only_training_reads_is_there_when_training_goes_on(extra):
+    torch.manual_seed(0)
+    model, x = randomised(_Trained(extra)), torch.randn(4, 5).double()
+    s = Structure(model, x)
+    small = compact(model, s.plan(torch.ones(s.gates, dtype=torch.bool)))
+    unread = {n for n, _ in model.named_parameters() if n.startswith("aux")} if extra is _noise else set()
+    shapes = {n: p.shape for n, p in model.named_parameters() if n not in unread}
+    assert {n: p.shape for n, p in small.named_parameters() if n not in unread} == shapes
+    target = (torch.zeros(4, 3).double(),) if extra is _wants_target else ()
+    outs = []
+    for net in (model, small):
+        torch.manual_seed(1)
+        outs.append(net.train()(x, *target))
+    torch.testing.assert_close(outs[0], outs[1])
+    if extra is _wants_target:
+        assert {"aux.weight", "lv.bias"} <= set(s.untraced)
+        assert any("training may read it" in site.reason for site in s.sites)
+    if extra is _stored:
+        torch.testing.assert_close(model.loss, small.loss)
+
+
+def test_train_mode_is_captured_only_where_it_must_be(monkeypatch):
+    modes = []
+    real = torch.export.export
+    monkeypatch.setattr(
+        torch.export, "export", lambda model, *a, **k: (modes.append(model.training), real(model, *a, **k))[1]
+    )
+    Structure(TOYS["residual"].build(), torch.randn(2, 3, 5, 5))
+    assert modes == [False]
+    Structure(_Trained(_returned), torch.randn(4, 5))
+    assert modes == [False, False, True]
+
+
+# -- what cannot be captured --------------------------------------------------------------------------------
+def _net() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 7, 3), nn.ReLU(), nn.Conv2d(7, 4, 1))
+
+
+def _with(**attributes) -> nn.Module:
+    net = _net()
+    vars(net[1]).update(attributes)
+    return net
+
+
+def _old_weight_norm() -> nn.Module:
+    net = _net()
+    with pytest.warns(FutureWarning):
+        torch.nn.utils.weight_norm(net[0])
+    return net
+
+
+def _torch_pruned() -> nn.Module:
+    net = _net()
+    prune.l1_unstructured(net[0], "weight", 0.5)
+    return net
+
+
+class DistributedDataParallel(nn.Module):
+    """By its name what PyTorch's is; that one wants processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = _net()
+
+
+def _exported() -> nn.Module:
+    return torch.export.export(_net(), (torch.randn(2, 3, 5, 5),)).module()
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (_old_weight_norm, r"'0.weight' .*remove_weight_norm\(model.0, 'weight'\)"),
+        (_torch_pruned, r"'0.weight' .*prune.remove\(model.0, 'weight'\)"),
+        (lambda: _with(z=torch.ones(1, requires_grad=True) * 2), r"'1.z' .*model.1.z = model.1.z.detach\(\)"),
+        (lambda: _with(lock=threading.Lock()), r"'1.lock' \(of type lock\).*set that attribute to None"),
+        (lambda: _with(parts=[{"file": open(__file__)}]), r"'1.parts' \(of type list\).*set that attribute"),  # noqa: SIM115
+        (DistributedDataParallel, r"a DistributedDataParallel cannot be captured.*model.module"),
+        (lambda: torch.jit.script(_net()), r"give the nn.Module that it was made of"),
+        (_exported, r"a torch.export program: give the nn.Module"),
+        (lambda: _net().to("meta"), r"'0.weight' holds no numbers .*to_empty"),
+        (lambda: nn.Sequential(_net(), nn.LazyConv2d(4, 1)), r"'1.weight' has no shape yet.*Run it once"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_cannot_be_captured_says_what_to_do(build, said):
+    with pytest.raises(CaptureError, match=said):
+        Structure(build(), torch.randn(2, 3, 5, 5))
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (torch.randn(0, 3, 5, 5), r"a batch of nothing: a tensor has shape \(0, 3, 5, 5\)"),
+        (torch.randn(2, 3, 5, 5, device="meta"), "hold no numbers"),
+        (
+            torch.nested.nested_tensor([torch.ones(2, 3)], layout=torch.jagged),
+            r"nested ones: give x.to_padded",
+        ),
+        (torch.randn(2, 3, 5, 5, dtype=torch.complex64), "its forward said: RuntimeError"),
+    ],
+)
+def test_example_inputs_that_tell_nothing_are_refused(x, said):
+    with pytest.raises(CaptureError, match=said):
+        Structure(_net(), x)
+
+
+def test_a_forward_without_tensors_is_refused():
+    with pytest.raises(CaptureError, match="returns no tensor"):
+        Structure(nn.Sequential(_net(), Lambda(lambda x: "done")), torch.randn(2, 3, 5, 5))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.fx.symbolic_trace, torch.compile])
+@pytest.mark.filterwarnings("ignore")
+def test_wrappers_whose_forward_is_the_networks_are_taken(wrap):
+    s = Structure(wrap(_net()), torch.randn(2, 3, 5, 5))
+    assert s.gates == 7
+
+
+# -- operators of operators ---------------------------------------------------------------------------------
+class _Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clamp(min=0) * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class _Between(nn.Module):
+    """conv a 3>7 - relu - conv b 7>7 - something - conv c 7>4"""
+
+    def __init__(self, something) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 7, 3), nn.Conv2d(7, 7, 1), nn.Conv2d(7, 4, 1)
+        self.norm, self.something = nn.CrossMapLRN2d(3), something
+
+    def forward(self, x):
+        return self.c(self.something(self, self.b(self.a(x).relu())))
+
+
+def _cond(m, y):
+    return torch.cond(y.sum() > 0, lambda z: z * 2, lambda z: z.sin(), (y,))
+
+
+def _cond_with_layers(m, y):
+    return torch.cond(y.sum() > 0, lambda z: m.b(z).relu(), lambda z: m.b(z), (y,))
+
+
+def _loop(m, y):
+    from torch._higher_order_ops.while_loop import while_loop
+
+    return while_loop(lambda i, z: i < 2, lambda i, z: (i + 1, m.b(z).relu()), (torch.tensor(0), y))[1]
+
+
+def _map(m, y):
+    from functorch.experimental.control_flow import map as each
+
+    return each(lambda z: z * 2, y)
+
+
+def _checkpoint(m, y):
+    return torch.utils.checkpoint.checkpoint(lambda z: m.b(z).relu(), y, use_reentrant=False)
+
+
+@pytest.mark.parametrize(
+    ("something", "free"),
+    [
+        (lambda m, y: _Doubled.apply(y), {"a", "b"}),
+        (_checkpoint, {"a", "b"}),
+        (lambda m, y: torch.vmap(lambda z: z * 2)(y), {"a"}),
+        (_cond, {"a"}),
+        (_cond_with_layers, set()),
+        (_loop, set()),
+        (_map, {"a"}),
+        (lambda m, y: m.norm(y), {"a"}),
+    ],
+    ids=["function", "checkpoint", "vmap", "cond", "cond-layers", "while", "map", "lrn"],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_operators_that_hold_others_are_kept_whole(something, free):
+    torch.manual_seed(0)
+    model, x = randomised(_Between(something)), torch.randn(2, 3, 5, 5).double()
+    s = Structure(model, x)
+    assert {site.name for site in s.sites if site.free} == free
+    plan = s.plan(torch.arange(s.gates) % 2 == 0)
+    assert_same_outputs(masked(model, plan), compact(model, plan), x)

@@ -6,6 +6,7 @@ UPDATE=1 pytest tests/test_errors.py     # writes docs/errors.md anew
 import os
 import re
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,12 @@ def other_network():
 def plan_of_another():
     plan = chipnet.Pruner(TinyNet(10, 1), torch.zeros(1, 1, 8, 8), "macs=0.5", steps=1).harden()
     chipnet.compact(TinyNet(10, 3), plan)
+
+
+def locked():
+    layer = nn.Linear(3, 2)
+    layer.lock = threading.Lock()
+    return nn.Sequential(layer)
 
 
 def images(**changes):
@@ -231,6 +238,15 @@ CASES = [
     ("an ignore that is no pattern", pruner(ignore=5), ConfigError,
      "ignore takes patterns and classes of modules, not 5: 'layer1.*'"),
     ("widths in halves", pruner(round_to=2.5), ConfigError, "round_to must be a whole number, got 2.5"),
+    ("a network that cannot be copied", lambda: chipnet.Structure(locked(), torch.zeros(1, 3)), CaptureError,
+     "'0.lock' (of type lock)"),
+    ("a network without memory", lambda: chipnet.Structure(nn.Linear(3, 2, device="meta"), torch.zeros(1, 3)),
+     CaptureError, "to_empty(device='cpu')"),
+    ("a network of lazy modules", lambda: chipnet.Structure(nn.LazyLinear(2), torch.zeros(1, 3)), CaptureError,
+     "Run it once before"),
+    ("a network in TorchScript", lambda: chipnet.Structure(torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3)),
+     torch.zeros(1, 3)), CaptureError, "give the nn.Module that it was made of"),
+    ("example inputs of no images", pruner(example=torch.zeros(0, 1, 8, 8)), CaptureError, "a batch of nothing"),
     ("example inputs of a wrong shape", pruner(example=torch.zeros(1, 3, 8, 8)), CaptureError,
      "could not be captured"),
     ("a network with nothing to prune",

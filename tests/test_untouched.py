@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -260,3 +261,79 @@ def test_an_input_that_needs_gradients_is_taken_as_it_is():
         assert s.gates == 8
         assert given.requires_grad
         assert leaf.grad is None
+
+
+# -- forwards that store things -----------------------------------------------------------------------------
+class Detector(nn.Module):
+    """Keeps grids: on itself, in lists and dicts, on its class; registers a buffer and counts in another."""
+
+    shape: torch.Size | None = None
+    grid = torch.empty(0)
+    known: ClassVar[dict[int, Tensor]] = {}
+    seen: ClassVar[list[list[int]]] = [[]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.history: list[Tensor] = []
+        self.by_name = {"old": torch.ones(1)}
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(F.relu(self.a(x)))
+        if self.shape != x.shape:
+            self.grid, self.shape = torch.arange(x.shape[-1], dtype=x.dtype), x.shape
+            self.register_buffer("anchors", torch.ones(x.shape[-1], dtype=x.dtype), persistent=False)
+        self.calls += 1
+        self.last = y
+        self.by_name["new"] = y * 2
+        self.history.append(y)
+        self.known.setdefault(x.shape[-1], torch.arange(x.shape[-1], dtype=x.dtype))
+        self.seen[0].append(len(x))
+        type(self).total = random.random() + np.random.rand()
+        return y + self.grid + self.anchors + self.known[x.shape[-1]]
+
+
+class Kept(Detector):
+    """What it writes to its class is its own."""
+
+    known: ClassVar[dict[int, Tensor]] = {}
+    seen: ClassVar[list[list[int]]] = [[]]
+
+
+class Raising(Detector):
+    def forward(self, x: Tensor) -> Tensor:
+        super().forward(x)
+        raise OSError("no weights")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", [Detector, Raising])
+def test_what_a_forward_stores_is_stored_on_a_copy(kind, training):
+    model, x = kind().train(training), torch.randn(2, 3, 6, 6)
+    random.seed(3)
+    np.random.seed(3)
+    before = snapshot(model), random.getstate(), np.random.get_state()[1].tolist()
+    shared = {n: v for n, v in vars(Detector).items() if not n.startswith("__")}
+    if kind is Raising:
+        with pytest.raises(CaptureError, match="OSError: no weights"):
+            Structure(model, x)
+    else:
+        assert Structure(model, x).gates == 8
+    assert_same(before[0], snapshot(model))
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+    assert {n: v for n, v in vars(Detector).items() if not n.startswith("__")} == shared
+    assert (Detector.known, Detector.seen) == ({}, [[]])
+
+
+def test_a_network_that_stores_things_is_pruned_trained_and_copied():
+    model, x = Kept().double(), torch.randn(2, 3, 6, 6).double()
+    pruner = Pruner(model, x, "macs=0.6", steps=2)
+    for _ in range(2):
+        (model(x).sum() + pruner.loss()).backward()  # `last` and `history` have gradients now
+        pruner.step()
+    plan = pruner.harden()
+    pruner.detach()
+    small = compact(model, plan)
+    assert small.a.out_channels == sum(plan.mask) < 8
+    assert small.last.shape == model.last.shape

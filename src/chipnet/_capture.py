@@ -1,113 +1,31 @@
-"""From a module and example inputs to a channel graph: ``torch.export`` and one walk over its nodes."""
+"""From a captured forward to a channel graph: one walk over its nodes."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export.graph_signature import InputKind, OutputKind
 
-from chipnet._errors import CaptureError
 from chipnet._graph import Barrier, ChannelGraph, Frozen, Host, Mix, Norm, Pin
-from chipnet._inputs import Inputs, tensors
+from chipnet._program import Captured, base_of, is_view, written_by
 from chipnet._rules import FAKE_QUANTISED, LAYERS, apply, operator_name
 from chipnet._trace import Labels, Mode, Realisation, Tracer
-
-_REGIONS = {
-    torch.ops.higher_order.wrap_with_autocast: 4,
-    torch.ops.higher_order.wrap_with_set_grad_enabled: 1,
-}
-"""Operators that hold others: how many settings stand before the graph inside and its inputs."""
-
-
-def export(model: nn.Module, inputs: Inputs, train: bool = False) -> torch.export.ExportedProgram:
-    """The model's forward in eval (or train) mode as an ATen graph. The model is left as it was."""
-    training = {m: m.training for m in model.modules()}
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), _plain_outputs(model):
-            model.train(train)
-            program = torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
-            _inline(program.graph_module)
-            return program
-    except Exception as e:
-        said = str(e).strip().split("\n")[0]
-        raise CaptureError(
-            f"{type(model).__name__} could not be captured with example inputs {inputs}.\n"
-            f"torch.export said: {type(e).__name__}: {said}\n"
-            f"{_user_line(e)}"
-            "Check first that model(*example_inputs) runs; then take what depends on values of tensors (if, loops, "
-            "int(), tolist()) out of forward, or prune a part of the network: Structure(model.backbone, ...)."
-        ) from e
-    finally:
-        model.train(training[model])  # for those who override it
-        for module, flag in training.items():
-            module.training = flag
-
-
-def _inline(module: torch.fx.GraphModule) -> None:
-    """Put the operators of ``with torch.autocast(...)`` and ``with torch.no_grad()`` where the region stands: what
-    it is for (precision, gradients) moves no channel, and a region seen as one operator keeps all of them."""
-    graph = module.graph
-    for node in [n for n in graph.nodes if n.op == "call_function" and n.target in _REGIONS]:
-        region, *inputs = node.args[_REGIONS[node.target] :]
-        inside = getattr(module, region.target)
-        _inline(inside)
-        placeholders = inside.graph.find_nodes(op="placeholder")
-        with graph.inserting_before(node):
-            outputs = graph.graph_copy(inside.graph, dict(zip(placeholders, inputs, strict=True)))
-        for user in list(node.users):  # each takes one output of the region
-            user.replace_all_uses_with(outputs[user.args[1]])  # type: ignore[index]
-            graph.erase_node(user)
-        graph.erase_node(node)
-        if not region.users:
-            graph.erase_node(region)
-
-
-@contextlib.contextmanager
-def _plain_outputs(model: nn.Module) -> Iterator[None]:
-    """Inside, forward returns a list of tensors: ``torch.export`` does not know every output class."""
-    forward, own = model.forward, vars(model).get("forward")
-
-    @functools.wraps(forward)
-    def flat(*args: Any, **kwargs: Any) -> list[Tensor]:
-        return list(tensors(forward(*args, **kwargs)))
-
-    vars(model)["forward"] = flat
-    try:
-        yield
-    finally:
-        del vars(model)["forward"]
-        if own is not None:
-            vars(model)["forward"] = own
-
-
-def _user_line(error: BaseException) -> str:
-    lines = []
-    tb = error.__traceback__
-    while tb is not None:
-        name = tb.tb_frame.f_code.co_filename
-        if "/torch/" not in name.replace("\\", "/") and "/chipnet/_" not in name.replace("\\", "/"):
-            lines.append(f"{name}:{tb.tb_lineno} in {tb.tb_frame.f_code.co_name}")
-        tb = tb.tb_next
-    return f"at {lines[-1]}\n" if lines else ""
 
 
 def trace(
     model: nn.Module,
-    program: torch.export.ExportedProgram,
+    program: Captured,
     realisation: Realisation,
     modes: Mapping[str, Mode] = MappingProxyType({}),
-    training: torch.export.ExportedProgram | None = None,
+    training: Captured | None = None,
     gated: Set[str] = frozenset(),
 ) -> ChannelGraph:
-    """Walk the exported graph with the rules.
+    """Walk the captured graph with the rules.
 
     ``modes``: what is known of nodes that hold the user's sizes. ``training``: the train-mode graph, where that has
     parts which the other lacks (auxiliary heads): its facts hold too, its operators cost nothing. ``gated``: nodes
@@ -144,22 +62,12 @@ def _drop_hosts(graph: ChannelGraph, foreign: set[str]) -> None:
 
 def _walk(
     t: Tracer,
-    program: torch.export.ExportedProgram,
+    program: Captured,
     canonical: dict[str, str],
     gated: Set[str] = frozenset(),
 ) -> None:
-    graph, signature = t.graph, program.graph_signature
-    specs = {s.arg.name: s for s in signature.input_specs if hasattr(s.arg, "name")}
-    outputs = [
-        s.arg.name
-        for s in signature.output_specs
-        if s.kind == OutputKind.USER_OUTPUT and hasattr(s.arg, "name")
-    ]
-    held = {
-        name: canonical.get(s.target, s.target)
-        for name, s in specs.items()
-        if s.kind in (InputKind.PARAMETER, InputKind.BUFFER) and s.target is not None
-    }
+    graph = t.graph
+    held = {name: canonical.get(target, target) for name, target in program.held.items()}
     weights, skipped = _computed_weights(t, program, held)
     env: dict[torch.fx.Node, Any] = {}
     uses: Counter[str] = Counter()
@@ -172,38 +80,32 @@ def _walk(
         if node in skipped:
             continue
         if node.op == "placeholder":
-            env[node] = _placeholder(t, node, specs[node.name], canonical, program.constants)
+            env[node] = _placeholder(t, node, held.get(node.name), program.constants)
         elif node.op == "get_attr":
             val = node.meta.get("val")
             env[node] = t.uniform(int(t.constant[0]), tuple(val.shape)) if isinstance(val, Tensor) else val
         elif node.op == "call_function":
             args = torch.fx.node.map_arg(node.args, lambda n: weights.get((node, n), env.get(n)))  # type: ignore  # noqa
-            kwargs = torch.fx.node.map_arg(node.kwargs, lambda n: env[n])
+            named = {k: v for k, v in node.kwargs.items() if k != "out"}  # it is written, not read
+            kwargs = torch.fx.node.map_arg(named, lambda n: env[n])
             env[node] = apply(t, node, args, dict(kwargs))
             _write(t, node, env)
             t.offer_gate(env[node])
             if t.key in gated and t.key in graph.outputs:
                 env[node] = t.gate_output(env[node])
-        elif node.op == "output":
+    for node, labels in env.items():
+        why = program.outputs.get(node.name)
+        if why is not None and isinstance(labels, Labels):
             t.node = node
-            for n in node.all_input_nodes:
-                if n.name in outputs and isinstance(env[n], Labels):
-                    slots = t.labelled(env[n]).slots()
-                    dst = graph.new(1)
-                    graph.pin(slots, Pin("an output of the network", n.name, "", ""))
-                    graph.pin(dst, Pin("an output of the network", n.name, "", ""))
-                    graph.facts.append(Barrier(dst, slots, output=True))
+            slots, dst = t.labelled(labels).slots(), graph.new(1)
+            graph.pin(slots, Pin(why, node.name, "", ""))
+            graph.pin(dst, Pin(why, node.name, "", ""))
+            graph.facts.append(Barrier(dst, slots, output=True))
 
 
 def _write(t: Tracer, node: torch.fx.Node, env: dict[torch.fx.Node, Any]) -> None:
     """After an operator that works in place: what it wrote to has its labels now, under every name."""
-    schema = getattr(node.target, "_schema", None)
-    written = [
-        a
-        for a, argument in zip(node.args, schema.arguments if schema is not None else (), strict=False)
-        if isinstance(a, torch.fx.Node) and argument.alias_info is not None and argument.alias_info.is_write
-    ]
-    for a in written:
+    for a in written_by(node):
         old, new = env.get(a), env[node]
         if not isinstance(old, Labels) or not isinstance(new, Labels) or a.op == "placeholder":
             continue
@@ -223,26 +125,18 @@ def _write(t: Tracer, node: torch.fx.Node, env: dict[torch.fx.Node, Any]) -> Non
 def _views_of(node: torch.fx.Node) -> set[torch.fx.Node]:
     """Other nodes whose tensors share memory with the node's."""
 
-    def aliases(n: torch.fx.Node) -> bool:
-        if operator_name(n) == "getitem":
-            return True
-        returns = getattr(getattr(n.target, "_schema", None), "returns", ())
-        return any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
-
-    root = node
-    while root.op == "call_function" and aliases(root) and isinstance(root.args[0], torch.fx.Node):
-        root = root.args[0]
+    root = base_of(node)
     found, stack = {root}, [root]
     while stack:
         for user in stack.pop().users:
-            if user.op == "call_function" and aliases(user) and user not in found:
+            if is_view(user) and user not in found:
                 found.add(user)
                 stack.append(user)
     return found - {node}
 
 
 def _computed_weights(
-    t: Tracer, program: torch.export.ExportedProgram, held: dict[str, str]
+    t: Tracer, program: Captured, held: dict[str, str]
 ) -> tuple[dict[tuple[torch.fx.Node, torch.fx.Node], Labels], set[torch.fx.Node]]:
     """Weights that layers compute from parameters of their own, and the nodes that do nothing else.
 
@@ -317,18 +211,16 @@ def _leaves(node: torch.fx.Node) -> set[torch.fx.Node]:
     return found
 
 
-def _placeholder(
-    t: Tracer, node: torch.fx.Node, spec: Any, canonical: dict[str, str], constants: Mapping[str, Any]
-) -> Any:
+def _placeholder(t: Tracer, node: torch.fx.Node, held: str | None, constants: Mapping[str, Tensor]) -> Any:
     val = node.meta.get("val")
     if not isinstance(val, Tensor):
         return val
     shape = tuple(int(n) for n in val.shape)
     t.node = node
-    if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-        return Labels(None, shape, canonical.get(spec.target, spec.target))
-    if spec.kind == InputKind.CONSTANT_TENSOR:
-        return t.uniform(int((t.constant if bool(constants[spec.target].any()) else t.zero)[0]), shape)
+    if held is not None:
+        return Labels(None, shape, held)
+    if node.name in constants:
+        return t.uniform(int((t.constant if bool(constants[node.name].any()) else t.zero)[0]), shape)
     slots = t.graph.new(1)
     t.source(slots, live=True, flow=True, reason="an input of the network")
     return t.uniform(int(slots[0]), shape)

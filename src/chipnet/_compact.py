@@ -17,6 +17,7 @@ from chipnet._gates import strip_gates
 from chipnet._graph import Frozen
 from chipnet._inputs import Inputs, device_of
 from chipnet._plan import Plan, Remap, Size, StandIn
+from chipnet._ready import copied
 from chipnet._rules import LAYERS
 from chipnet._trace import STANDARD_MIX
 from chipnet._verify import Comparison, check_weights, compare
@@ -164,7 +165,7 @@ def compact(
         torch.Size([3, 3])
     """
     plan.check(model)
-    small = strip_gates(copy.deepcopy(model))
+    small = strip_gates(copied(model, detached=True))
     freeze(small, plan)
     _zero(small, plan)
     _cut(small, plan)
@@ -181,7 +182,7 @@ def masked(model: nn.Module, plan: Plan) -> nn.Module:
     those of modules without affine parameters.
     """
     plan.check(model)
-    out = strip_gates(copy.deepcopy(model))
+    out = strip_gates(copied(model, detached=True))
     _zero(out, plan, {f"{f.module}.weight" for f in plan.frozen})
     for name, (axis, channels) in plan.shut.items():
         out.get_submodule(name).register_forward_hook(_Shut(axis, channels))

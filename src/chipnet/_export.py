@@ -23,8 +23,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from chipnet._capture import canonical_names
 from chipnet._errors import ConfigError, ExportError
 from chipnet._files import replacing
-from chipnet._inputs import Inputs, tensors
+from chipnet._inputs import Inputs
 from chipnet._lazy import optional_import
+from chipnet._outputs import tensors
 
 META = "chipnet"
 """Under this name the metadata (JSON) are in every file."""

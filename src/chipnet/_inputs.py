@@ -2,48 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from chipnet._errors import CaptureError
+from chipnet._outputs import Outputs, tensors
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arguments of one call of a network's forward."""
+    """Arguments of one call of a network's forward, and which of its outputs matter (None: all)."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    outputs: Outputs | None = None
 
     @classmethod
-    def of(cls, example_inputs: Any) -> Inputs:
-        """A tensor, a tuple or list of positional arguments, or a mapping of keyword arguments.
+    def of(cls, example_inputs: Any, outputs: Any = None) -> Inputs:
+        """A tensor, a tuple or list of positional arguments, or a mapping of keyword arguments; ``outputs`` as in
+        `Outputs.of`.
 
         Raises:
             CaptureError: none of these.
+            ConfigError: ``outputs`` is no selection.
 
         Example:
             >>> Inputs.of({"image": 1}).kwargs, Inputs.of(torch.ones(2)).args
             ({'image': 1}, (tensor([1., 1.]),))
         """
+        chosen = Outputs.of(outputs)
         if isinstance(example_inputs, Inputs):
-            return example_inputs
+            return example_inputs if chosen is None else dataclasses.replace(example_inputs, outputs=chosen)
 
         def detached(x: Any) -> Any:
             return torch.utils._pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, x)
 
         if isinstance(example_inputs, Tensor):
-            return cls((example_inputs.detach(),), {})
+            return cls((example_inputs.detach(),), {}, chosen)
         if isinstance(example_inputs, (tuple, list)):
-            return cls(detached(tuple(example_inputs)), {})
+            return cls(detached(tuple(example_inputs)), {}, chosen)
         if isinstance(example_inputs, Mapping):
-            return cls((), detached(dict(example_inputs)))
+            return cls((), detached(dict(example_inputs)), chosen)
         raise CaptureError(
             "example_inputs must be a tensor, a tuple of forward's arguments or a dict of its keyword arguments, "
             f"got {type(example_inputs).__name__}"
@@ -53,11 +61,13 @@ class Inputs:
         """The model's output. Arguments are copied, since a forward may write into them, and random numbers are the
         same in every call and not the user's."""
         args, kwargs = copy.deepcopy((self.args, self.kwargs))
-        devices = {p.device for p in model.parameters() if p.device.type != "cpu"}
-        kind = next(iter(devices)).type if devices else "cuda"
-        with torch.random.fork_rng([d.index or 0 for d in devices], device_type=kind):
-            torch.manual_seed(0)
+        with _same_numbers({p.device for p in model.parameters() if p.device.type != "cpu"}):
             return model(*args, **kwargs)
+
+    def read(self, model: nn.Module) -> list[Tensor]:
+        """The tensors of the model's output that matter."""
+        out = self(model)
+        return list(tensors(out)) if self.outputs is None else self.outputs(out)
 
     def __iter__(self) -> Iterator[Any]:
         """The positional arguments."""
@@ -69,7 +79,7 @@ class Inputs:
         def one(x: Any) -> Any:
             return x.to(device, dtype if x.is_floating_point() else None) if isinstance(x, Tensor) else x
 
-        return Inputs(*torch.utils._pytree.tree_map(one, (self.args, self.kwargs)))
+        return self.mapped(one)
 
     def twice(self) -> Inputs:
         """The same with two images where there is one: batch norms want more than one value in train mode."""
@@ -78,7 +88,16 @@ class Inputs:
             single = isinstance(x, Tensor) and x.dim() > 1 and x.shape[0] == 1
             return torch.cat([x, x]) if single else x
 
-        return Inputs(*torch.utils._pytree.tree_map(one, (self.args, self.kwargs)))
+        return self.mapped(one)
+
+    def mapped(self, one: Any) -> Inputs:
+        """The same with ``one(x)`` in place of every leaf ``x`` of the arguments."""
+        args, kwargs = torch.utils._pytree.tree_map(one, (self.args, self.kwargs))
+        return Inputs(args, kwargs, self.outputs)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors among the arguments."""
+        return tensors((self.args, self.kwargs))
 
     def __str__(self) -> str:
         named = [f"{k}={_shown(v)}" for k, v in self.kwargs.items()]
@@ -93,27 +112,20 @@ def _shown(x: Any) -> str:
     return repr(x)
 
 
-def tensors(out: Any) -> Iterator[Tensor]:
-    """All tensors of an output: in tuples, mappings, dataclasses, output classes, in their order.
-
-    Example:
-        >>> [t.item() for t in tensors({"a": torch.tensor(1), "b": (torch.tensor(2), None)})]
-        [1, 2]
-    """
-    if isinstance(out, Tensor):
-        yield out
-    elif isinstance(out, Mapping):
-        for value in out.values():
-            yield from tensors(value)
-    elif isinstance(out, (tuple, list, set)):
-        for value in out:
-            yield from tensors(value)
-    elif dataclasses.is_dataclass(out) and not isinstance(out, type):
-        for field in dataclasses.fields(out):
-            yield from tensors(getattr(out, field.name))
-    elif hasattr(out, "__dict__") and not isinstance(out, (nn.Module, type)):
-        for value in vars(out).values():
-            yield from tensors(value)
+@contextlib.contextmanager
+def _same_numbers(devices: set[torch.device]) -> Iterator[None]:
+    """Inside, random numbers of Python, NumPy and PyTorch are the same every time, and not the user's."""
+    states = random.getstate(), np.random.get_state()
+    kind = next(iter(devices)).type if devices else "cuda"
+    with torch.random.fork_rng([d.index or 0 for d in devices], device_type=kind):
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -38,6 +38,7 @@ from chipnet._errors import BudgetError
 from chipnet._files import write_atomically
 from chipnet._gates import strip_gates
 from chipnet._inputs import device_of
+from chipnet._ready import copied
 from chipnet.latency import Timing, device_name, interleaved
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _cell(x: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
 
 def measured(model: nn.Module, structure: Structure) -> LatencyModel:
     """The latency model of a network on the device that it is on."""
-    network = strip_gates(copy.deepcopy(model)).eval()
+    network = strip_gates(copied(model, detached=True)).eval()
     device = device_of(network)
     cost = structure.cost
     shapes = _input_shapes(network, structure)
@@ -159,7 +160,7 @@ def _rest(model: nn.Module, structure: Structure) -> tuple[float, float, float]:
 
 
 def _networks(model: nn.Module, structure: Structure, mask: Tensor) -> tuple[nn.Module, nn.Module]:
-    dense = strip_gates(copy.deepcopy(model)).eval()
+    dense = strip_gates(copied(model, detached=True)).eval()
     return dense, compact(dense, structure.plan(mask), verify=False).eval()
 
 

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
 from chipnet._budget import LATENCY, Budget
-from chipnet._capture import canonical_names, export, trace
+from chipnet._capture import canonical_names, trace
 from chipnet._cost import CostModel
 from chipnet._errors import BudgetError, CaptureError, ConfigError
 from chipnet._formula import Program
@@ -29,6 +28,8 @@ from chipnet._harden import Hardener
 from chipnet._inputs import Inputs, device_of
 from chipnet._liveness import Liveness, Site
 from chipnet._plan import Plan, make_plan
+from chipnet._program import Captured, capture
+from chipnet._ready import check, ready, untouched
 from chipnet._trace import Mode, Realisation
 from chipnet._trials import Trials
 from chipnet._vectors import read_mask, read_scores
@@ -87,6 +88,7 @@ class Structure:
         only: Patterns = (),
         min_channels: int = 0,
         round_to: int = 1,
+        outputs: Any = None,
     ) -> None:
         if realisation not in ("plain", "indexed"):
             raise ConfigError(f"realisation must be 'plain' or 'indexed', got {realisation!r}")
@@ -99,7 +101,8 @@ class Structure:
             raise CaptureError(
                 f"this {type(model).__name__} has a pruner's gates in it: call that pruner's detach() first"
             )
-        self.inputs = Inputs.of(example_inputs)
+        self.inputs = Inputs.of(example_inputs, outputs)
+        check(model, self.inputs)
         self.share = realisation == "plain" if share is None else share
         self.realisation: Realisation = realisation
         self._name = type(model).__name__
@@ -111,8 +114,15 @@ class Structure:
         self._outputs: frozenset[str] | None = None
         """Nodes, outputs of modules, that are gated since nothing before them can be."""
         self.untraced: tuple[str, ...] = ()
-        """Parameters that no graph reads."""
-        program, training = self._export(model)
+        """Parameters that no graph reads, or that no output needs where the train-mode graph is not known."""
+        self.shapes = {n: tuple(t.shape) for n, t in model.state_dict(keep_vars=True).items()}
+        with untouched(model), torch.compiler.set_stance("force_eager"):
+            own, self.inputs = ready(model, self.inputs)
+            program, training = self._capture(own)
+            self._analyse(own, program, training)
+
+    def _analyse(self, model: nn.Module, program: Captured, training: Captured | None) -> None:
+        """Read the graphs until pruned copies run, and compute what they should."""
         modes: dict[str, Mode] = {}
         self._read(model, program, modes, training)
         trials = Trials(self, model, training is not None, self._broken, self._anchored)
@@ -131,27 +141,36 @@ class Structure:
         sites = f"{free} of {len(self.sites)} sites free"
         return f"Structure({self._name}: {self.gates:,} gates, {sites}, {self.cost.dense})"
 
-    def _export(self, model: nn.Module) -> tuple[ExportedProgram, ExportedProgram | None]:
-        """The eval graph, and the train-mode graph where only that reads some of the parameters."""
-        program = export(model, self.inputs)
+    def _capture(self, model: nn.Module) -> tuple[Captured, Captured | None]:
+        """The eval graph, and the train-mode graph where only the outputs of that need some of the parameters."""
+        program = capture(model, self.inputs)
+        first = canonical_names(model)
+
+        def read(graph: Captured, nodes: Iterable[str]) -> set[str]:
+            return {first.get(n, n) for n in graph.behind(nodes)} & names
+
         names = {n for n, _ in model.named_parameters()}
-        missing = names - _read_by(program, model)
+        missing = names - read(program, program.every)
         if not missing:
             return program, None
+        twice = self.inputs.twice()
         try:
-            training = export(model, self.inputs.twice(), train=True)
-        except CaptureError:  # it wants targets
-            training = None
-        left = missing - _read_by(training, model) if training is not None else missing
-        self.untraced = tuple(sorted(left))
-        return program, training if training is not None and left < missing else None
+            training = capture(ready(model, twice, train=True)[0], twice, train=True)
+        except CaptureError:  # it wants targets: what training may need of this graph stays
+            self.untraced = tuple(sorted(missing))
+            ends = [n for n in program.ends() if read(program, [n]) & missing]
+            return program.keeping(ends, "read by nothing in eval mode, and training may read it"), None
+        stored = [n for n in training.stored if read(training, [n]) & missing]
+        training = training.keeping(stored, "stored by the train-mode forward")
+        self.untraced = tuple(sorted(missing - {first.get(n, n) for n in program.used() | training.used()}))
+        return program, training if missing & read(training, training.outputs) else None
 
     def _read(
         self,
         model: nn.Module,
-        program: ExportedProgram,
+        program: Captured,
         modes: Mapping[str, Mode],
-        training: ExportedProgram | None,
+        training: Captured | None,
     ) -> None:
         with _no_collection(), torch.random.fork_rng(devices=[]):  # rules ask operators, dropout too
             stuck = self._trace(model, program, modes, training)
@@ -166,7 +185,6 @@ class Structure:
             self._programs: dict[str, Program] = {}
             self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.aliases = canonical_names(model)
-        self.shapes = {n: tuple(t.shape) for n, t in model.state_dict(keep_vars=True).items()}
         self._tied = self._ties()
         taken: set[int] = set()
         self.site_gates: list[Tensor] = []
@@ -181,9 +199,9 @@ class Structure:
     def _trace(
         self,
         model: nn.Module,
-        program: ExportedProgram,
+        program: Captured,
         modes: Mapping[str, Mode],
-        training: ExportedProgram | None,
+        training: Captured | None,
     ) -> frozenset[str]:
         """Graph and liveness; returns where channels are stuck though a module's output could be gated."""
         self.graph = trace(model, program, self.realisation, modes, training, self._outputs or frozenset())
@@ -474,14 +492,6 @@ def _named(model: nn.Module, patterns: tuple[Pattern, ...], option: str) -> froz
             )
         found.update(mine)
     return frozenset(n for n in modules if any(n == m or n.startswith(f"{m}.") for m in found if m or n == m))
-
-
-def _read_by(program: ExportedProgram, model: nn.Module) -> set[str]:
-    """Parameters (by their first names) that a graph reads."""
-    canonical = canonical_names(model)
-    used = {n.name for n in program.graph.nodes if n.op == "placeholder" and n.users}
-    targets = program.graph_signature.inputs_to_parameters
-    return {canonical.get(target, target) for name, target in targets.items() if name in used}
 
 
 @contextlib.contextmanager

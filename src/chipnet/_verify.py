@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from chipnet._errors import PlanError
-from chipnet._inputs import Inputs, tensors
+from chipnet._inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def compare(a: nn.Module, b: nn.Module, inputs: Inputs) -> Comparison:
 
 
 def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """The tensors that a network returns in eval mode."""
+    """The tensors that a network returns in eval mode, of those that matter."""
     with torch.no_grad():
-        return list(tensors(inputs(model.eval())))
+        return inputs.read(model.eval())
 
 
 def example(model: nn.Module, inputs: Inputs) -> tuple[Inputs, frozenset[int]] | None:
@@ -113,7 +113,7 @@ def drawn(inputs: Inputs) -> Iterator[Inputs]:
                 return x
             return draw(x.shape, generator=generator, dtype=torch.float64).to(x.device, x.dtype)
 
-        yield Inputs(*torch.utils._pytree.tree_map(one, (inputs.args, inputs.kwargs)))
+        yield inputs.mapped(one)
 
 
 def check_weights(model: nn.Module) -> None:

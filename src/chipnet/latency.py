@@ -26,8 +26,9 @@ from torch.utils._pytree import tree_leaves
 
 from chipnet._errors import ChipNetError, ConfigError
 from chipnet._export import export
-from chipnet._inputs import Inputs, device_of, tensors
+from chipnet._inputs import Inputs, device_of
 from chipnet._lazy import optional_import
+from chipnet._outputs import tensors
 
 SAMPLE = 0.002
 """Seconds that one sample takes at least: fast calls are repeated, so that the clock does not decide."""

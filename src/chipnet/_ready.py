@@ -1,0 +1,257 @@
+"""Can a network be captured? On a copy that has run once: nothing that happens to that reaches the user's."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from chipnet._errors import CaptureError
+from chipnet._inputs import Inputs
+from chipnet._outputs import tensors
+
+
+def ready(model: nn.Module, inputs: Inputs, train: bool = False) -> tuple[nn.Module, Inputs]:
+    """A deep copy of ``model`` that has run once on ``inputs`` in eval (or train) mode: what a forward makes at its
+    first call (grids, caches, buffers) is there, as real tensors. And the inputs, with their choice of outputs
+    settled.
+
+    Raises:
+        CaptureError: it cannot be copied or does not run. It says what to do.
+        ConfigError: the outputs that are chosen are not there.
+    """
+    own = copied(model).train(train)
+    try:
+        with torch.no_grad():
+            out = inputs(own)
+    except Exception as error:
+        raise CaptureError(
+            f"{refusal(model, inputs, 'its forward', error)}Check that it runs on them."
+        ) from error
+    if inputs.outputs is not None and not train:
+        found = inputs.outputs(out)
+        inputs = replace(inputs, outputs=inputs.outputs.settled(out))
+    else:
+        found = list(tensors(out))
+    if not found:
+        raise CaptureError(
+            f"the forward of {type(model).__name__} returns no tensor: nothing needs to be kept"
+        )
+    return own, inputs
+
+
+def copied(model: nn.Module, *, shared: bool = False, detached: bool = False) -> nn.Module:
+    """A deep copy. ``shared``: parameters and buffers are the model's own. ``detached``: what a training step left
+    in attributes has no gradient history in the copy, as such tensors cannot be copied.
+
+    Raises:
+        CaptureError: it cannot be copied. The attribute at fault is named, and what to do.
+    """
+    memo = {id(t): t for t in [*model.parameters(), *model.buffers()]} if shared else {}
+    if detached:
+        memo |= {id(t): t.detach().clone() for t in attributes(model) if not t.is_leaf}
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        said = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
+        name, fix = _at_fault(model)
+        raise CaptureError(
+            f"{type(model).__name__} cannot be copied, and what is pruned is a copy: {name or said}. {fix}"
+        ) from error
+
+
+def attributes(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors in attributes of modules, in lists and dicts too; no parameters, no buffers."""
+
+    def inside(value: Any) -> Iterator[Tensor]:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            for v in value:
+                yield from inside(v)
+        elif isinstance(value, Mapping):
+            yield from inside(list(value.values()))
+
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                yield from inside(value)
+
+
+def _at_fault(model: nn.Module) -> tuple[str, str]:
+    """The attribute that cannot be copied, with its kind, and what to do about it."""
+    general = "copy.deepcopy(model) must work: set that attribute to None before, and again after"
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            parts = value.items() if name in ("_parameters", "_buffers") else [(name, value)]
+            for key, part in parts if name != "_modules" else ():
+                try:
+                    copy.deepcopy(part, {id(m): m for m in model.modules()})
+                except Exception:
+                    where = ".".join(p for p in (path, key) if p)
+                    return f"'{where}' ({_kind(part)})", f"{_fix(path, module, key, part) or general}."
+    return "", f"{general[0].upper()}{general[1:]}."
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, FakeTensor):
+        return "a FakeTensor, which holds no numbers"
+    if isinstance(value, Tensor) and not value.is_leaf:
+        return "a tensor with a gradient history"
+    return f"of type {type(value).__name__}"
+
+
+def _fix(path: str, module: nn.Module, name: str, value: Any) -> str:
+    at = f"model.{path}" if path else "model"
+    hooks = {type(h).__name__: h for h in module._forward_pre_hooks.values()}
+    for kind, hook in hooks.items():
+        if kind == "WeightNorm" and getattr(hook, "name", "") == name:
+            return (
+                f"torch.nn.utils.weight_norm made it: call torch.nn.utils.remove_weight_norm({at}, {name!r}), or "
+                "use torch.nn.utils.parametrizations.weight_norm in its place"
+            )
+        if kind == "SpectralNorm" and getattr(hook, "name", "") == name:
+            return (
+                f"torch.nn.utils.spectral_norm made it: call torch.nn.utils.remove_spectral_norm({at}, {name!r}), "
+                "or use torch.nn.utils.parametrizations.spectral_norm in its place"
+            )
+        if getattr(hook, "_tensor_name", "") == name:
+            return f"torch.nn.utils.prune made it: call torch.nn.utils.prune.remove({at}, {name!r})"
+    if isinstance(value, FakeTensor):
+        return f"An earlier export left it there: set {at}.{name} anew, or build the network again"
+    if isinstance(value, Tensor):
+        return f"Detach it: {at}.{name} = {at}.{name}.detach()"
+    return ""
+
+
+def refusal(model: nn.Module, inputs: Inputs, who: str, error: Exception) -> str:
+    """Why a model could not be captured, with the user's line."""
+    said = str(error).strip().split("\n")[0]
+    return (
+        f"{type(model).__name__} could not be captured with example inputs {inputs}.\n"
+        f"{who} said: {type(error).__name__}: {said}\n"
+        f"{_user_line(error)}"
+    )
+
+
+def _user_line(error: BaseException) -> str:
+    lines = []
+    tb = error.__traceback__
+    while tb is not None:
+        name = tb.tb_frame.f_code.co_filename
+        if "/torch/" not in name.replace("\\", "/") and "/chipnet/_" not in name.replace("\\", "/"):
+            lines.append(f"{name}:{tb.tb_lineno} in {tb.tb_frame.f_code.co_name}")
+        tb = tb.tb_next
+    return f"at {lines[-1]}\n" if lines else ""
+
+
+# -- what cannot be captured ----------------------------------------------------------------------------------
+_WRAPPERS = {
+    "DistributedDataParallel": "Give the network inside, model.module, and wrap it again after",
+    "FullyShardedDataParallel": "Give the network inside, before it is sharded",
+    "FSDPModule": "Give the network before it is sharded",
+    "ScriptModule": "TorchScript cannot be changed: give the nn.Module that it was made of",
+    "_StatefulGraphModule": "It is a torch.export program: give the nn.Module that was exported",
+}
+"""Classes whose forward cannot be captured, and what to give in their place."""
+
+
+def check(model: nn.Module, inputs: Inputs) -> None:
+    """Refuse, before anything takes long, what cannot be captured.
+
+    Raises:
+        CaptureError: it says what to give in its place.
+    """
+    _check_model(model)
+    _check_inputs(inputs)
+
+
+def _check_model(model: nn.Module) -> None:
+    kinds = [kind.__name__ for kind in type(model).__mro__]
+    for kind in kinds:
+        if kind in _WRAPPERS:
+            raise CaptureError(f"a {kinds[0]} cannot be captured. {_WRAPPERS[kind]}.")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            raise CaptureError(
+                f"'{name}' has no shape yet: {kinds[0]} has lazy modules. Run it once before: "
+                "model(*example_inputs)"
+            )
+        if tensor.is_meta or isinstance(tensor, FakeTensor):
+            raise CaptureError(
+                f"'{name}' holds no numbers (it is on the meta device), and pruned copies are run. Give it memory "
+                "and weights before: model.to_empty(device='cpu'), then load_state_dict"
+            )
+
+
+def _check_inputs(inputs: Inputs) -> None:
+    for x in inputs.tensors():
+        if x.is_meta or isinstance(x, FakeTensor):
+            raise CaptureError(
+                "the example inputs hold no numbers (they are on the meta device), and pruned copies are run: give "
+                "real tensors, such as torch.randn(...)"
+            )
+        if x.is_nested or x.is_quantized:
+            kind, how = ("nested", "to_padded_tensor(0.0)") if x.is_nested else ("quantised", "dequantize()")
+            raise CaptureError(f"example inputs must be plain tensors, not {kind} ones: give x.{how}")
+        if x.dim() and x.shape[0] == 0:
+            raise CaptureError(
+                f"the example inputs are a batch of nothing: a tensor has shape {tuple(x.shape)}. "
+                "Give one image or more"
+            )
+
+
+# -- what is the user's ---------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Inside, forwards of copies may write to what copies share: attributes of the modules' classes and the global
+    random generators of Python, NumPy and PyTorch. Afterwards these are as before."""
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    own = [kind for kind in kinds if not kind.__module__.startswith(("torch.", "builtins", "typing"))]
+    before = [(kind, {n: v for n, v in vars(kind).items() if not n.startswith("__")}) for kind in own]
+    held: dict[int, tuple[Any, Any]] = {}
+    for _, attributes in before:
+        _containers(attributes, held)
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        for kind, attributes in before:
+            for name in [n for n in vars(kind) if not n.startswith("__") and n not in attributes]:
+                delattr(kind, name)
+            for name, value in attributes.items():
+                if vars(kind).get(name) is not value:
+                    setattr(kind, name, value)
+        for container, content in held.values():
+            _refill(container, content)
+
+
+def _containers(value: Any, found: dict[int, tuple[Any, Any]]) -> None:
+    """All lists, dicts and sets in a value, itself included, each with a shallow copy."""
+    if isinstance(value, (list, dict, set)) and id(value) not in found:
+        found[id(value)] = value, copy.copy(value)
+        for inner in list(value.values() if isinstance(value, dict) else value):
+            _containers(inner, found)
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Make a list, dict or set hold again what its copy holds, where that has changed."""
+    if isinstance(container, dict):
+        now, then = [*container, *container.values()], [*content, *content.values()]
+    else:
+        now, then = list(container), list(content)
+    if len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True)):
+        return
+    container.clear()
+    container.extend(content) if isinstance(container, list) else container.update(content)
