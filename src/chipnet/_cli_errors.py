@@ -79,8 +79,9 @@ def refusals(flags: Mapping[str, str] | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def failures() -> Iterator[None]:
-    """What goes wrong while training: one line and exit code 1, or 130 where the user stopped it."""
+def failures(more: str = "") -> Iterator[None]:
+    """What goes wrong while training: one line and exit code 1, or 130 where the user stopped it; ``more`` is said
+    after that."""
     try:
         yield
     except (ChipNetError, OSError) as error:
@@ -88,7 +89,7 @@ def failures() -> Iterator[None]:
         raise typer.Exit(1) from None
     except KeyboardInterrupt as error:
         if first():
-            print(str(error) or "stopped", file=sys.stderr)
+            print(f"{str(error) or 'stopped'}{more}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

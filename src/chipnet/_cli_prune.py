@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from chipnet import __version__
+from chipnet._budget import several
 from chipnet._cli_errors import failures, first, refusals, stop_signals
 from chipnet._cli_options import Grouped, continued, flags, flags_of, read, told
-from chipnet._cli_show import Bars, said, show_result, summary
+from chipnet._cli_show import Bars, dry, said, show_result, summary
+from chipnet._cli_sweep import sweep
 from chipnet._errors import Problems
 
 app = typer.Typer()
@@ -38,10 +41,19 @@ def prune(
     lr: Annotated[
         str | None, typer.Option(help="both peak learning rates of SGD, at this batch size", metavar="NUMBER")
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="read and check everything, say what would be done, and do nothing"),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars, no table")] = False,
     **options: Any,
 ) -> None:
     """Train (or load) a network, prune it to a budget, fine-tune it and save it.
+
+    For example: chipnet prune --model resnet8 --data digits --budget macs=0.25 --out runs/first
+
+    Several values of one kind, --budget macs=0.5,0.25, are one run each, in OUT/0.5 and OUT/0.25, after one dense
+    training.
 
     In the run folder afterwards: result.json, plan.json, masks.json, model.safetensors, dense.safetensors,
     metrics.csv, metrics.jsonl, split.json, config.yaml, report.html.
@@ -49,7 +61,7 @@ def prune(
     console = Console(quiet=quiet or not first(), highlight=False)
     options |= {"config": config, "quick": quick, "epochs": epochs, "lr": lr}
     with said(console), refusals(flags_of(options)):
-        problems = Problems()
+        problems, budgets = Problems(), {}
         if resume is not None:
             request, finished = continued(resume, options)
             if finished:
@@ -58,15 +70,28 @@ def prune(
                 return
         else:
             request = read(options, problems)
+        with problems.collected("budget"):
+            budgets = several(request.budget)
         # Importing PyTorch takes seconds: the first line comes before.
         console.print(f"chipnet {__version__}{told(request)}", markup=False, soft_wrap=True)
         from chipnet import train
+        from chipnet._job import read_job
         from chipnet.methods import read_method
 
         if options["method"]:  # of a run with masks it is only a name, but one that is typed is meant
             with problems.collected("method"):
                 read_method(options["method"])
-        job = train.prepare(request, resume=resume is not None, problems=problems)
+        if dry_run:
+            asked = dataclasses.replace(request, budget=next(iter(budgets.values()), request.budget))
+            job = read_job(asked, resume is not None, problems)
+        elif not budgets:
+            job = train.prepare(request, resume=resume is not None, problems=problems)
+    if dry_run:
+        console.print("\n".join(dry(job)), markup=False, soft_wrap=True)
+        return
+    if budgets:
+        sweep(console, request, budgets, problems, flags_of(options))
+        return
     with said(console), failures(), stop_signals() as stop, Bars(console) as bars:
         result = train.run(job, bars, stop)
     show_result(console, result, job.out)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -16,6 +16,10 @@ from rich.table import Column, Table
 from chipnet import _cli_runs
 from chipnet._budget import shown
 from chipnet._cli_errors import first
+from chipnet._config import EPOCHS
+
+if TYPE_CHECKING:
+    from chipnet._job import Job
 
 _FILES = (
     "result.json", "plan.json", "masks.json", "model.safetensors", "dense.safetensors", "metrics.csv",
@@ -120,6 +124,35 @@ def show_result(console: Console, result: Mapping[str, Any], out: Path) -> None:
         console.print(str(Landing(**result["latency"])), soft_wrap=True)
     lines = [_verified(result), f"In {out}: {', '.join(_FILES)}", *how_to_load(result, out)]
     console.print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+def dry(job: Job) -> list[str]:
+    """What a run would do."""
+    from chipnet._harden import smallest_costs
+
+    structure, recipe, dense = job.structure, job.recipe, job.dense
+    free = sum(bool(site.free) for site in structure.sites)
+    limits, least = structure.limits(job.budget), smallest_costs(structure)
+    counts = ", ".join(f"{name} {count:,}" for name, count in job.data.counts().items() if count is not None)
+    batches = len(job.data.loader("train", recipe.batch_size // job.fabric.world_size, train=True))
+    epochs = [f"{n} {e} (of {e * batches:,} steps)" for n, e in zip(EPOCHS, recipe.epochs, strict=True)]
+    lines = [
+        f"images: {counts}",
+        f"network: {free} of {len(structure.sites)} sites can be pruned, {structure.gates:,} gates",
+        "dense: " + ", ".join(f"{kind} {dense[kind]:,}" for kind in dense.to_json()),
+    ]
+    lines += [
+        f"budget: {kind} at most {limit:,}; smallest reachable {least[kind]:,}"
+        for kind, limit in limits.items()
+    ]
+    return [
+        *lines,
+        f"method: {job.request.method}",
+        f"epochs: {', '.join(epochs)}; batches of {recipe.batch_size}",
+        f"device: {job.fabric.device}, {job.request.threads} CPU thread(s)",
+        f"folder: {job.out}",
+        "Nothing was trained or written (--dry-run).",
+    ]
 
 
 def how_to_load(result: Mapping[str, Any], out: Path) -> list[str]:

@@ -38,6 +38,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 LEAST = {"threads": 1, "num_nodes": 1, "checkpoint_steps": 1, "workers": 0, "min_channels": 0, "round_to": 1}
 """Least values of options that are whole numbers."""
+DENSE_FILE = "dense.safetensors"
 RESULT = "result.json"
 """Written last: where it is, a run was finished."""
 

@@ -1,16 +1,19 @@
 """The command line. Each command is in a file of its own, `_cli_*.py`; this one puts them together.
 
-Exit codes: 0 done; 1 something broke while training; 2 a request that cannot be used, said in one line
-before any training; 130 stopped by Ctrl-C or SIGTERM.
+Exit codes: 0 done; 1 something broke while training; 2 a request that cannot be used, said before any training, in
+one line for each mistake; 130 stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
 
+import platform
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
-from chipnet import _cli_bench, _cli_inspect, _cli_prune, _cli_runs, _cli_transfer
+from chipnet import __version__, _cli_bench, _cli_inspect, _cli_prune, _cli_runs, _cli_transfer, _cli_val
 
 app = typer.Typer(
     add_completion=False,
@@ -18,9 +21,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Budget-aware structured pruning of PyTorch networks.",
+    epilog="Exit codes: 0 done; 1 it broke while training; 2 it cannot be done as asked, and nothing was trained; "
+    "130 stopped by Ctrl-C or SIGTERM.",
 )
-for _part in (_cli_prune, _cli_transfer, _cli_bench, _cli_inspect, _cli_runs):
+for _part in (_cli_prune, _cli_val, _cli_transfer, _cli_bench, _cli_inspect, _cli_runs):
     app.add_typer(_part.app)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        torch = metadata.version("torch")  # without the seconds of its import
+        print(f"chipnet {__version__} (torch {torch}, Python {platform.python_version()})")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What stands before a command."""
 
 
 def main() -> None:

@@ -1,0 +1,90 @@
+"""Loss and accuracy of saved networks on test images: `chipnet val`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chipnet._errors import ChipNetError, ConfigError
+from chipnet._inputs import device_of
+from chipnet._io import load
+from chipnet.data import Data, LoaderImages, load_data
+from chipnet.models import get_model
+from chipnet.runs import RESULT, Run
+
+
+@torch.no_grad()
+def measure(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Mean cross-entropy, accuracy in percent and the number of images; in eval mode, which it leaves on.
+
+    Example:
+        >>> measure(nn.Identity(), [(torch.tensor([[9.0, 0.0]]), torch.tensor([0]))])["accuracy"]
+        100.0
+    """
+    network.eval()
+    device = device_of(network)
+    loss, right, count = 0.0, 0, 0
+    for images, labels in batches:
+        labels = labels.to(device)
+        logits = network(images.to(device)).float()
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        right += int((logits.argmax(1) == labels).sum())
+        count += len(labels)
+    if not count:
+        raise ChipNetError("there are no images to evaluate on")
+    return {"loss": loss / count, "accuracy": 100 * right / count, "images": count}
+
+
+def networks_of(
+    path: str, model: str | None, data: str | None, data_dir: str | None
+) -> tuple[dict[str, nn.Module], Data, int]:
+    """The networks of a run folder (dense and compact) or of one file of weights, their data and a batch size.
+
+    Args:
+        path: a run folder, or a file that `chipnet.save` wrote: in a run folder, or with ``model`` and ``data``.
+        model, data, data_dir: what the file is of, where no run says so; other data than the run's.
+
+    Raises:
+        ChipNetError: something is missing or damaged, or the images do not suit the network.
+    """
+    place = Path(path).expanduser()
+    folder = place if place.is_dir() else place.parent
+    if not place.is_dir() and not (folder / RESULT).is_file():
+        if model is None or data is None:
+            raise ConfigError(
+                f"{place} is in no run folder that says what it is of. Give the folder of a run, or --model and "
+                "--data."
+            )
+        images = load_data(data, data_dir)
+        network = load(lambda: get_model(model, images.num_classes, images.in_channels), place)
+        return {place.name: network}, images, 256
+    if model is not None:
+        raise ConfigError(f"{folder} is a run, which says of which network it is: leave out --model.")
+    run = Run.open(folder)
+    images = _data_of(run, data, data_dir)
+    size = int(run.result["recipe"]["batch_size"])
+    if place.is_dir():
+        return {"dense": run.dense(), "compact": run.compact()}, images, size
+    return {place.name: load(run.build, place)}, images, size
+
+
+def _data_of(run: Run, data: str | None, data_dir: str | None) -> Data:
+    """The run's data, or others, as the run's networks see images."""
+    given: dict[str, Any] = run.result.get("input", {})
+    own = data is None or data == run.result["data"]
+    images = run.data(data_dir) if own else load_data(str(data), data_dir)
+    for name, what in (("num_classes", "classes"), ("in_channels", "channels")):
+        if getattr(images, name) != given.get(name):
+            raise ConfigError(
+                f"the networks of {run.folder} are for {given.get(name)} {what}, and {images.name} has "
+                f"{getattr(images, name)}."
+            )
+    if isinstance(images.test, LoaderImages):  # a loader of the user's normalises by itself
+        return images
+    return dataclasses.replace(images, mean=tuple(given["mean"]), std=tuple(given["std"]))
