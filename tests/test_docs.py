@@ -41,3 +41,21 @@ def test_commands_exist_with_their_options(path: Path) -> None:
 def test_links_to_files_of_the_repository_exist(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text()):
         assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+def test_options_that_are_spoken_of_exist(path: Path) -> None:
+    """Every `--option` outside of Python blocks is one of ours, or stands in a line of another program."""
+    known = {
+        name for c in COMMANDS.commands.values() for p in c.params for name in (*p.opts, *p.secondary_opts)
+    }
+    known |= {"--help", "--version"}
+    known |= {"--read", "--bf16", "--blocks", "--block"}  # of python -m benchmarks.zoo and .step_cost
+    text = re.sub(r"```python\n.*?```", "", path.read_text(), flags=re.S).replace("\\\n", " ")
+    for line in text.splitlines():
+        command = re.search(
+            r"\bpython -m (?!chipnet)|\bpip |\btorchrun\b|\bpytest\b|\bgit\b|\bpython3? ", line
+        )
+        if command is None:
+            for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]", line):
+                assert option in known, f"{path.name}: {option} in {line.strip()!r}"

@@ -76,7 +76,8 @@ def test_a_third_run_a_transfer_and_an_export_of_what_was_pruned_twice(first, tm
     assert chipnet_("export", third, "--format", "torch-export").exit_code == 0
     report = json.loads(chipnet_("inspect", third, "--json").stdout)
     assert report["cost"]["macs"] == result["compact"]["macs"]
-    assert (third / "report.html").exists()
+    page = (third / "report.html").read_text()
+    assert f"start: the compact network of {second.resolve()}, which was pruned further." in page
 
 
 def test_a_stopped_run_goes_on_from_elsewhere(first, tmp_path, monkeypatch):

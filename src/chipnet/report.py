@@ -170,9 +170,17 @@ def _how(result: Mapping[str, Any]) -> str:
     return f"Pruned with {result['method']} to"
 
 
+def _started(result: Mapping[str, Any]) -> str:
+    """Where a run that pruned further began."""
+    start = result.get("start")
+    return f"start: the compact network of {start['run']}, which was pruned further. " if start else ""
+
+
 def _states(result: Mapping[str, Any]) -> _Section:
     rows = []
-    for state in STATES:
+    for state in ("dense", "start", *STATES[1:]):
+        if state not in result:
+            continue  # only a network that was pruned before has a start
         values = result[state]
         row = [Cell(state), Cell(percent(values["accuracy"]), values["accuracy"])]
         for k in KINDS:
@@ -182,9 +190,11 @@ def _states(result: Mapping[str, Any]) -> _Section:
     columns = [("state", False), ("test accuracy", True), *((_NAMES[k], True) for k in KINDS)]
     verify = result["verify"]
     return _Section(
-        "The four states",
+        "The states",
         [
-            "dense: as trained. soft: with the gates as the method uses them. hard: with the final masks, before "
+            "dense: as trained. "
+            + _started(result)
+            + "soft: with the gates as the method uses them. hard: with the final masks, before "
             "the cut and before fine-tuning. compact: the network that ships.",
             "Masked and compact network computed the same: outputs differ by "
             f"{verify['max_abs_difference']:.1e} at most, at scale {verify['output_scale']:.3g}.",
