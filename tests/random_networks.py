@@ -128,6 +128,12 @@ def plus_width(x: Tensor) -> Tensor:
     return x + 1 / x.shape[1]
 
 
+def grid_for(x: Tensor) -> Tensor:
+    """Places to sample feature maps at: a rotation."""
+    theta = torch.tensor([[0.8, 0.6, 0.1], [-0.6, 0.8, 0.0]], dtype=x.dtype).expand(x.shape[0], 2, 3)
+    return F.affine_grid(theta, list(x.shape), align_corners=False)
+
+
 WIDTH_AS_NUMBER = (times_width, plus_width)
 # What needs no parameters: name -> variants.
 FUNCTIONS: dict[str, Sequence[Callable[..., Tensor]]] = {
@@ -224,6 +230,30 @@ FUNCTIONS: dict[str, Sequence[Callable[..., Tensor]]] = {
         lambda x: x.roll(1, 2),
         lambda x: x.transpose(2, -1),
         lambda x: x + torch.linspace(0, 1, x.shape[-1], dtype=x.dtype),
+    ),
+    "ranked": (
+        lambda x: x.max(2, keepdim=True)[0],
+        lambda x: x.topk(2, 2)[0],
+        lambda x: x.gather(2, x.topk(2, 2)[1].sort(2)[0]),
+        lambda x: x.sort(2, descending=True)[0],
+        lambda x: x * x.argmax(2, keepdim=True).to(x.dtype),
+        lambda x: x.median(2, keepdim=True)[0],
+        lambda x: x - x.max(1, keepdim=True)[0],
+        lambda x: x.unflatten(1, (-1, 2)).max(2)[0],
+        lambda x: x.cummax(2)[0],
+        lambda x: x.topk(2, 1)[0],
+    ),
+    "windows": (
+        lambda x: F.grid_sample(x, grid_for(x), align_corners=False),
+        lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+        lambda x: F.unfold(x, 2).view(x.shape[0], -1, x.shape[2] - 1, x.shape[3] - 1),
+        lambda x: F.fold(F.unfold(x, 2), x.shape[2:], 2),
+        lambda x: F.local_response_norm(x, 3),
+        lambda x: torch.fft.irfft2(torch.fft.rfft2(x), s=x.shape[2:]),
+        lambda x: x.rot90(1, (2, 3)),
+        lambda x: x.tile(1, 2, 1, 1),
+        lambda x: x / (x.var((2, 3), keepdim=True) + 1e-2),
+        lambda x: x * torch.sigmoid(x.pow(2) / (4 * x.pow(2).mean((2, 3), keepdim=True) + 1e-2)),
     ),
     "part": (
         lambda x: x[:, : x.shape[1] // 2],
