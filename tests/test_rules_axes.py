@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from test_rules import ALL, NO, Around, gains
-from torch import Tensor
+from test_rules import ALL, NO, Around, gains, reasons
+from torch import Tensor, nn
 
 AXES: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, int], int]] = {
     "max over space": (lambda x: x.max(-1)[0].max(2, keepdim=True)[0].unsqueeze(3), ALL, 12),
@@ -35,6 +35,18 @@ AXES: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, int], int]] = {
     "norm over space": (lambda x: torch.linalg.norm(x, dim=(2, 3), keepdim=True), ALL, 12),
     "spectral norm": (lambda x: torch.linalg.norm(x, 2, dim=(2, 3), keepdim=True), NO, 12),
     "largest over channels": (lambda x: x / torch.linalg.norm(x, torch.inf, dim=1, keepdim=True), NO, 12),
+    "cosine of channels": (lambda x: x * F.cosine_similarity(x, x.relu(), 1)[:, None], ALL, 12),
+    "cosine over space": (
+        lambda x: F.cosine_similarity(x.flatten(2), x.flatten(2).relu(), 2)[..., None, None],
+        ALL,
+        12,
+    ),
+    "distance": (lambda x: x * x.dist(x.relu()), ALL, 12),
+    "pairwise distance": (
+        lambda x: x * F.pairwise_distance(x.mean((2, 3)), x.sum((2, 3)))[:, None, None, None],
+        NO,
+        12,
+    ),
     "var_mean": (lambda x: sum(torch.var_mean(x, (2, 3), keepdim=True)), ALL, 12),
     "std_mean": (lambda x: sum(torch.std_mean(x, 2, keepdim=True)), ALL, 12),
     "var_mean over channels": (lambda x: x * torch.var_mean(x, 1, keepdim=True)[0], NO, 12),
@@ -76,3 +88,51 @@ AXES: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, int], int]] = {
 def test_what_an_operator_along_axes_leaves_prunable(name):
     f, gates, c = AXES[name]
     gains(lambda: Around(f, c), gates)
+
+
+class Cosine(nn.Module):
+    """A cosine classifier: features and rows of a weight, of length one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1)
+        self.weight, self.scale = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.tensor(10.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.b(F.relu(self.a(x)))).mean((2, 3))
+        return self.scale * F.linear(F.normalize(x), F.normalize(self.weight))
+
+
+def test_a_weight_whose_rows_are_normalised_keeps_its_columns_with_the_reason():
+    """Less of a row is a row of another length: the columns that are left would change."""
+    s, _ = gains(Cosine, {"a": 8})
+    assert "a weight that is computed" in reasons(s)
+
+
+class Equalised(nn.Module):
+    """A layer that multiplies its weight and bias by constants as it runs (equalised learning rate)."""
+
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__()
+        self.weight, self.bias, self.gain = (
+            nn.Parameter(torch.randn(o, i)),
+            nn.Parameter(torch.randn(o)),
+            i**-0.5,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.gain, self.bias / 2)
+
+
+def test_a_weight_times_a_number_is_that_weight():
+    def build() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            Equalised(8, 6),
+            nn.ReLU(),
+            Equalised(6, 3),
+        )
+
+    gains(build, {"0": 7, "3": 5})

@@ -404,6 +404,11 @@ def _fit_attributes(module: nn.Module) -> None:
         module.num_channels = weight.shape[0]
     elif isinstance(module, nn.LayerNorm) and isinstance(weight, Tensor):
         module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.RNNBase):
+        module.input_size = module.all_weights[0][0].shape[1]
+        module._init_flat_weights()  # it keeps its parameters in a list, too
+    elif isinstance(module, nn.RNNCellBase):
+        module.input_size = int(module.weight_ih.shape[1])
     elif isinstance(module, nn.PReLU) and isinstance(weight, Tensor):
         module.num_parameters = weight.shape[0]
 

@@ -125,6 +125,8 @@ class CostModel:
                 terms[3, (works, rows, cols)] += layer.macs_per
             terms[1, (works, reads, rows)] += layer.area
             self.calls.append((layer, works, rows, cols))
+        for product in g.products:
+            terms[3, (self._count(liveness.present(product.slots)),)] += product.macs_per
         for layer in {layer.weight: layer for layer in g.layers}.values():
             terms[0, (*runs(layer), self._count(liveness.present(layer.rows)))] += 1
         shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
@@ -175,7 +177,9 @@ class CostModel:
             channels=sum(calls.values()),
             volume=sum(layer.area * len(layer.rows) for layer in g.layers),
             params=sum(math.prod(shape) for shape in shapes.values()),
-            macs=g.fixed_macs + sum(layer.macs_per * len(layer.rows) * len(layer.cols) for layer in g.layers),
+            macs=g.fixed_macs
+            + sum(layer.macs_per * len(layer.rows) * len(layer.cols) for layer in g.layers)
+            + sum(product.macs_per * len(product.slots) for product in g.products),
         )
 
     def _count(self, formulas: Ids) -> int:

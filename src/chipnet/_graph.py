@@ -127,6 +127,14 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Product:
+    """A product of two tensors, summed or not: ``macs_per`` multiply-accumulates for each of ``slots`` there is."""
+
+    slots: Slots
+    macs_per: int
+
+
+@dataclass(frozen=True)
 class Resize:
     """An index map around a module: its tensor has channels ``inner``, the network's has ``outer``."""
 
@@ -203,6 +211,7 @@ class ChannelGraph:
 
     facts: list[Fact] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
     resizes: list[Resize] = field(default_factory=list)
     axes: dict[str, dict[int, Slots]] = field(default_factory=dict)
     """Parameter or buffer name -> axis -> the slot that each index along it belongs to."""

@@ -112,6 +112,7 @@ class Mark:
     slots: int
     facts: int
     layers: int
+    products: int
     resizes: int
     macs: int
     tables: tuple[frozenset[str], ...]
@@ -326,7 +327,7 @@ class Tracer:
 
     def barrier(self, inputs: list[Labels], reason: str) -> Any:
         """Pin every input and give outputs of a fixed size."""
-        self.count_macs()
+        self.graph.fixed_macs += self.macs()
         dst = self.hold(inputs, reason)
         val = self.node.meta.get("val")
         if isinstance(val, (tuple, list)):
@@ -379,7 +380,8 @@ class Tracer:
         """Where the graph stands now: what `undo` goes back to."""
         g = self.graph
         tables = tuple(frozenset(table) for table in self._tables)
-        return Mark(g.slots, len(g.facts), len(g.layers), len(g.resizes), g.fixed_macs, tables)
+        lists = len(g.facts), len(g.layers), len(g.products), len(g.resizes)
+        return Mark(g.slots, *lists, g.fixed_macs, tables)
 
     def undo(self, mark: Mark, reason: str) -> None:
         """A rule failed halfway: what it has made since ``mark`` is kept whole, and is no layer or module that
@@ -390,6 +392,7 @@ class Tracer:
             if isinstance(fact, (Mix, Norm)):
                 g.facts[i] = Barrier(fact.dst, fact.src)
         del g.layers[mark.layers :]
+        del g.products[mark.products :]
         del g.resizes[mark.resizes :]
         g.fixed_macs = mark.macs
         for name in [n for n, facts in g.owners.items() if facts[-1] >= mark.facts]:
@@ -398,26 +401,33 @@ class Tracer:
             for name in table.keys() - before:
                 del table[name]
 
-    def count_macs(self) -> None:
-        """Add the current operator's own multiply-accumulates to those that no mask changes."""
+    def macs(self) -> int:
+        """The current operator's own multiply-accumulates, by PyTorch's counter."""
         if not self.counting:
-            return
+            return 0
         args, kwargs = torch.fx.node.map_arg(
             (self.node.args, self.node.kwargs), lambda n: n.meta.get("val", n)
         )
         fakes = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
         if not any(f.is_floating_point() or f.is_complex() for f in fakes) or not callable(self.node.target):
-            return
+            return 0
         try:
             with fakes[0].fake_mode, counting() as counter:  # type: ignore[attr-defined]
                 self.node.target(*args, **kwargs)
         except Exception:  # an operator that cannot be rerun on fakes has no entry in the counter either
-            return
-        self.graph.fixed_macs += counter.get_total_flops() // 2
+            return 0
+        return int(counter.get_total_flops()) // 2
 
-    def map(self, inputs: list[Labels], kind: Literal["or", "and", "const"]) -> Labels:
-        """An elementwise operator of broadcast ``inputs``."""
-        shape, ndim = self.shape, len(self.shape)
+    def map(
+        self,
+        inputs: list[Labels],
+        kind: Literal["or", "and", "const"],
+        shape: tuple[int, ...] | None = None,
+    ) -> Labels:
+        """An elementwise operator of broadcast ``inputs``; its result has the current operator's shape, or
+        ``shape``."""
+        shape = self.shape if shape is None else shape
+        ndim = len(shape)
         known = [x for x in inputs if x.core is not None]
         varying = {a + ndim - len(x.shape) for x in known for a in x.varying}
         xs = [self._aligned(x, varying, ndim) for x in inputs]

@@ -135,6 +135,13 @@ def masked_fill(t: Tracer, x: Labels, mask: Labels, value: Any) -> Any:
     return where(t, mask, value, x)
 
 
+@rule("broadcast_tensors")
+def broadcast_tensors(t: Tracer, xs: list[Labels]) -> Any:
+    """Tensors of one shape already, as losses make sure."""
+    same = all(x.shape == t.shape for x in xs)
+    return tuple(xs) if same else t.barrier(xs, "tensors of several shapes are expanded")
+
+
 @rule("glu")
 def glu(t: Tracer, x: Labels, dim: int = -1) -> Labels:
     """The first half times the sigmoid of the second: the same positions remain in both."""
@@ -153,6 +160,8 @@ def _binary(t: Tracer, a: Any, b: Any, kind: Any, scalar_kind: str) -> Labels:
             return t.uniform(int(t.constant[0]), t.shape)
         number = a if _is_scalar(a) else b
         same = scalar_kind == "same" or (not isinstance(number, Labels) and number == 0)
+        if same and x.core is None and x.param is not None and x.shape == t.shape and not _is_scalar(x):
+            return x  # a weight times a number is that weight
         return _broadcast(t, t.labelled(x)) if same else t.map([x], "const")
     return t.map([a, b], kind)
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-from chipnet._graph import Number
+from chipnet._graph import Number, Product, Slots
 from chipnet._rules.table import rule
 from chipnet._trace import Labels, Tracer
 
 LAYERS = frozenset(
     ["linear", *(f"conv{k}{n}d" for k in ("", "_transpose") for n in (1, 2, 3))]
 )  # operators with a weight
+
+
+COMPUTED = "a weight that is computed: what is left of it need not be what it would be made of less"
 
 
 def _convolution(
@@ -26,12 +30,14 @@ def _convolution(
     transposed: bool = False,
     counted: bool = True,
 ) -> Labels:
-    if weight.param is None or (bias is not None and bias.param is None):
-        return t.barrier([v for v in (x, weight, bias) if v is not None], "a weight that is computed")
     axis = 1 if len(x.shape) == len(weight.shape) else 0
+    kept = [v for v in (x, weight, bias) if v is not None]
+    blurs = bias is None and groups == x.shape[axis] > 1 and t.is_constant(weight)
+    if not blurs and (weight.param is None or (bias is not None and bias.param is None)):
+        return t.barrier(kept, COMPUTED)
     src = t.channels(x, axis)
     if src is None:
-        return t.barrier([x], "channels lie along another axis")
+        return t.barrier(kept, "channels lie along another axis")
     if groups > 1 and not isinstance(
         t.modules.get(t.module), nn.modules.conv._ConvNd
     ):  # a number in the call
@@ -41,6 +47,8 @@ def _convolution(
             t.risk(src, groups)
             for name, index in t.attributes(groups) if t.mode == "attribute" else ():
                 t.number(name, index, src.reshape(groups, -1)[:, 0])
+    if blurs:
+        return _blur(t, src, axis)
     shape = t.shape
     kernel = math.prod(weight.shape[2:])
     area = math.prod(shape) // shape[axis]
@@ -57,6 +65,14 @@ def _convolution(
         area=area,
     )
     return t.along(dst, axis, shape)
+
+
+def _blur(t: Tracer, src: Slots, axis: int) -> Labels:
+    """One constant kernel for every channel, as wide as they are (blur pooling, Sobel filters)."""
+    t.graph.pin(src[:1], t.why("a convolution of every channel needs at least one"))
+    dst = np.repeat(src, t.shape[axis] // len(src))
+    t.graph.products.append(Product(dst, t.macs() // len(dst)))
+    return t.along(dst, axis, t.shape)
 
 
 @rule("conv1d", "conv2d", "conv3d")
@@ -118,7 +134,7 @@ def deform_conv(
 def linear(t: Tracer, x: Labels, weight: Labels, bias: Labels | None = None) -> Labels:
     """A linear layer over the last axis."""
     if weight.param is None or (bias is not None and bias.param is None):
-        return t.barrier([v for v in (x, weight, bias) if v is not None], "a weight that is computed")
+        return t.barrier([v for v in (x, weight, bias) if v is not None], COMPUTED)
     src = t.channels(x, -1)
     if src is None:
         return t.barrier([x], "channels lie along another axis")

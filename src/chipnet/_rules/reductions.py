@@ -98,6 +98,36 @@ def norm_of(t: Tracer, x: Labels, order: Any = 2, dim: Any = None, *args: Any, *
     return reduce(t, x, dim)
 
 
+@rule("cosine_similarity")
+def cosine(t: Tracer, a: Labels, b: Labels, dim: int = 1, *args: Any) -> Labels:
+    """A product, summed, over two norms: zeros add nothing to any. Over space it is zero where either side is."""
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    dim %= len(shape)
+    either = t.map([a, b], "or", shape)
+    if dim not in either.varying:
+        both = t.map([a, b], "and", shape)
+        assert both.core is not None
+        return Labels(both.core.squeeze(dim), t.shape)
+    if len(either.varying) > 1:
+        return t.barrier([a, b], "reduces over channels")
+    return t.uniform(int(t.total(either.slots())[0]), t.shape)
+
+
+@rule("dist")
+def distance(t: Tracer, a: Labels, b: Labels, order: Any = 2) -> Labels:
+    """The norm of a difference."""
+    either = t.map([a, b], "or", torch.broadcast_shapes(a.shape, b.shape))
+    if len(either.varying) > 1 or not 0 < order < math.inf:
+        return t.barrier([a, b], "a norm of this order")
+    return t.uniform(int(t.total(either.slots())[0]), t.shape)
+
+
+@rule("pairwise_distance")
+def pairwise_distance(t: Tracer, a: Labels, b: Labels, *args: Any) -> Labels:
+    """Every channel adds an ``eps``, also where both sides are zero: their number shows."""
+    return t.barrier([a, b], "adds an eps for every channel")
+
+
 @rule("var", "std", "var_mean", "std_mean")
 def variance(t: Tracer, x: Labels, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Over space every channel by itself; over channels the mean knows how many there are."""
