@@ -47,9 +47,9 @@ def test_a_recurrent_layer_reads_fewer_features(name):
         assert layer.weight_hh_l0.shape == build().weight_hh_l0.shape
         assert all(a is b for a, b in zip(layer._flat_weights, layer.parameters(), strict=True))
         copy.deepcopy(layer)(torch.randn(3, 2, left, dtype=torch.float64))
-    dense = OverTime(build(), width).eval()
+    dense = OverTime(build(), width).double().eval()
     weights = list(dense.layer._flat_weights)
-    Structure(dense, torch.randn(2, 4, 6))
+    Structure(dense, torch.randn(2, 4, 6, dtype=torch.float64))
     assert all(a is b for a, b in zip(dense.layer._flat_weights, weights, strict=True))
     assert min(small.layer.input_size for small, *_ in found) == 1
 
