@@ -243,3 +243,115 @@ def test_executorch(run_folder, tmp_path):
     done = chipnet_(*arguments, "--images", "16")
     assert done.exit_code == 0, done.output
     assert "batches of 16 and 1" in done.stdout
+
+
+# -- folding ----------------------------------------------------------------------------------------------
+
+
+def normed(norm):
+    """A norm whose numbers all matter."""
+    for name, tensor in [*norm.named_parameters(), *norm.named_buffers()]:
+        if tensor.is_floating_point():
+            with torch.no_grad():
+                tensor.uniform_(0.3, 3) if name == "running_var" else tensor.normal_()
+    return norm
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_norm_folds_into_every_convolution(transposed, dims, groups, bias, affine):
+    layer = getattr(nn, f"Conv{'Transpose' if transposed else ''}{dims}d")
+    extra = {"output_padding": 1} if transposed else {"dilation": 2}
+    conv = layer(4, 8, 3, 2, 1, groups=groups, bias=bias, **extra)
+    network = nn.Sequential(conv, normed(getattr(nn, f"BatchNorm{dims}d")(8, affine=affine))).double().eval()
+    x = torch.randn(2, 4, *[5] * dims, dtype=torch.float64)
+    small, count = folded(network, x)
+    assert count == 1
+    assert torch.allclose(small(x), network(x), rtol=1e-12, atol=1e-12)
+
+
+class NotFolded(nn.Module):
+    """conv -> norm, in a way that does not fold."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.conv, self.norm = how, nn.Conv2d(3, 5, 1), normed(nn.BatchNorm2d(5))
+        if how == "batch statistics":
+            self.norm = nn.BatchNorm2d(5, track_running_stats=False)
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.how == "training":
+            self.norm.train()
+        return self
+
+    def forward(self, x):
+        conv, norm = self.conv, self.norm
+        if self.how == "bias computed":
+            y = nn.functional.conv2d(x, conv.weight, conv.bias * 2)
+        elif self.how == "no bias":
+            y = nn.functional.conv2d(x, conv.weight)
+        else:
+            y = conv(x)
+        if self.how == "norm by hand":
+            z = nn.functional.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        elif self.how == "weight computed":
+            z = nn.functional.batch_norm(y, norm.running_mean, norm.running_var, norm.weight * 2, norm.bias)
+        else:
+            z = norm(y)
+        if self.how == "two readers":
+            return z + y
+        return norm(z) if self.how == "norm twice" else z
+
+
+HOW = ["batch statistics", "training", "bias computed", "no bias", "norm by hand", "weight computed"]
+
+
+@pytest.mark.parametrize("how", [*HOW, "two readers", "norm twice"])
+def test_a_norm_stays_where_folding_is_not_exact(how, tmp_path):
+    network, x = NotFolded(how).double().eval(), torch.randn(3, 3, 4, 4, dtype=torch.float64)
+    small, count = folded(network, x)
+    assert count == 0
+    if how != "training":  # which changes its statistics in every call
+        assert torch.equal(small(x), network(x))
+        chipnet.export(network, tmp_path / "net.pt2", x)
+
+
+def test_linear_layers_keep_their_norms(tmp_path):
+    network = nn.Sequential(nn.Linear(3, 5), normed(nn.BatchNorm1d(5))).eval()
+    assert chipnet.export(network, tmp_path / "net.pt2", torch.randn(4, 3)).folded == 0
+
+
+class Tail(nn.Module):
+    def __init__(self, tail):
+        super().__init__()
+        self.fc, self.tail = nn.Linear(3, 5), tail
+
+    def forward(self, x):
+        return self.tail(self.fc(x))
+
+
+def test_masked_logits_go_and_what_cannot_be_compared_does_not(tmp_path):
+    mask = torch.tensor([0.0, 0.0, -torch.inf, 0.0, torch.inf])
+    path = tmp_path / "net.pt2"
+    assert chipnet.export(Tail(lambda y: y + mask), path, torch.randn(4, 3)).scale < 100
+    before = path.read_bytes()
+    for tail, said in (
+        (lambda y: y * torch.nan, "output 0 of the network has no finite number"),
+        (lambda y: (y, y + torch.inf), "output 1 of the network has no finite number"),
+        (lambda y: y[:, :0], "no numbers that could be compared"),
+    ):
+        with pytest.raises(ExportError, match=said):
+            chipnet.export(Tail(tail), path, torch.randn(4, 3))
+    assert path.read_bytes() == before
+    with pytest.raises(ConfigError, match="a folder that exists"):
+        chipnet.export(Tail(torch.relu), tmp_path / "no" / "net.pt2", torch.randn(4, 3))
+    with pytest.raises(ConfigError, match="metadata must be JSON values"):
+        chipnet.export(Tail(torch.relu), path, torch.randn(4, 3), metadata={"a": torch.ones(1)})
+    with pytest.raises(
+        ExportError, match=r"capturing the network failed: .*Check first that the network runs"
+    ):
+        chipnet.export(Tail(torch.relu), path, torch.randn(4, 7))

@@ -16,9 +16,10 @@ from chipnet._errors import PlanError
 from chipnet._gates import strip_gates
 from chipnet._graph import Frozen
 from chipnet._inputs import Inputs, device_of
-from chipnet._plan import Plan, Remap, Size, StandIn
+from chipnet._plan import Plan, Remap, Size
 from chipnet._ready import copied
 from chipnet._rules import LAYERS
+from chipnet._standins import stand_in
 from chipnet._trace import STANDARD_MIX
 from chipnet._verify import Comparison, check_weights, compare
 
@@ -26,75 +27,6 @@ _log = logging.getLogger("chipnet")
 
 _Conv = nn.modules.conv._ConvNd
 _ConvTranspose = nn.modules.conv._ConvTransposeNd
-
-
-class Constant(nn.Module):
-    """Stands for a convolution or linear layer that reads nothing: its bias, or zeros, at the right size.
-
-    Shape: as the layer it replaces; no multiply-accumulates, no parameters but ``bias``. ``weight`` is empty, for
-    forwards that ask for its dtype or device.
-    """
-
-    bias: nn.Parameter | None
-    weight: Tensor
-
-    def __init__(self, layer: nn.Module, channels: int, bias: nn.Parameter | None) -> None:
-        super().__init__()
-        self.channels = channels
-        self.register_parameter("bias", bias)
-        weight = layer._parameters["weight"]
-        assert weight is not None
-        self.register_buffer("weight", weight.new_empty(channels, 0, *weight.shape[2:]), persistent=False)
-        for name in (
-            "in_channels",
-            "in_features",
-            "out_channels",
-            "out_features",
-        ):  # as they are after the cut
-            if hasattr(layer, name):
-                setattr(self, name, getattr(layer, name))
-        self.geometry: tuple[Any, ...] | None = None
-        if isinstance(layer, _Conv):
-            extra = layer.output_padding if isinstance(layer, _ConvTranspose) else None
-            self.geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, extra)
-
-    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        x = input
-        if self.geometry is None:
-            out = x.new_zeros(*x.shape[:-1], self.channels)
-            return out if self.bias is None else out + self.bias
-        kernel, stride, padding, dilation, extra = self.geometry
-        sizes: list[int] = []
-        for i, n in enumerate(x.shape[-len(kernel) :]):
-            reach = dilation[i] * (kernel[i] - 1)
-            pad = 2 * padding[i] if not isinstance(padding, str) else (reach if padding == "same" else 0)
-            if extra is None:
-                sizes.append((n + pad - reach - 1) // stride[i] + 1)
-            else:
-                sizes.append((n - 1) * stride[i] - pad + reach + extra[i] + 1)
-        out = x.new_zeros(*x.shape[: -len(kernel) - 1], self.channels, *sizes)
-        return out if self.bias is None else out + self.bias.reshape(-1, *[1] * len(kernel))
-
-    def extra_repr(self) -> str:
-        return f"channels={self.channels}"
-
-
-class Zeros(nn.Module):
-    """Stands for a normalisation all of whose channels are shut."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return torch.zeros_like(input)
-
-
-class EmptyPool(nn.Module):
-    """A pooling that is given no channels, which PyTorch's refuse."""
-
-    def __init__(self, pool: nn.Module) -> None:
-        super().__init__()
-        self.pool = pool
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.pool(input.new_zeros(input.shape[0], 1, *input.shape[2:]))[:, :0]
 
 
 class ConvSame2d(nn.Conv2d):
@@ -365,7 +297,7 @@ def _cut(model: nn.Module, plan: Plan) -> None:
             value.data.mul_(scale.factor)
         else:
             setattr(modules[scale.module], scale.name, value * scale.factor)
-    _put(model, [(modules[s.module], _stand_in(modules[s.module], s)) for s in plan.stand_ins])
+    _put(model, [(modules[s.module], stand_in(modules[s.module], s)) for s in plan.stand_ins])
     modules = dict(model.named_modules(remove_duplicate=False))
     for remap in plan.remaps:
         _add_remap(modules[remap.module], remap)
@@ -429,17 +361,6 @@ def _put(model: nn.Module, places: Iterable[tuple[nn.Module, nn.Module]]) -> Non
         for name, module in parent._modules.items():
             if id(module) in new:
                 setattr(parent, name, new[id(module)])
-
-
-def _stand_in(old: nn.Module, s: StandIn) -> nn.Module:
-    new: nn.Module
-    if s.kind == "pool":
-        new = EmptyPool(old)
-    elif s.kind == "norm":
-        new = Zeros()
-    else:
-        new = Constant(old, s.channels, old._parameters["bias"] if s.kind == "constant" else None)
-    return new.train(old.training)
 
 
 def _add_remap(module: nn.Module, remap: Remap) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from chipnet._capture import canonical_names
-from chipnet._errors import ConfigError, ExportError
+from chipnet._errors import ChipNetError, ConfigError, ExportError
 from chipnet._files import replacing
 from chipnet._inputs import Inputs
 from chipnet._lazy import optional_import
 from chipnet._outputs import tensors
+from chipnet._verify import compared
 
 META = "chipnet"
 """Under this name the metadata (JSON) are in every file."""
@@ -118,17 +120,25 @@ def export(
     kind = _kind(path, format)
     if opset is not None and kind != "onnx":
         raise ConfigError(f"opset belongs to ONNX; {kind} has none. Leave it out.")
+    if not path.parent.is_dir() or path.is_dir():
+        raise ConfigError(f"cannot write {path}: give the name of a file in a folder that exists.")
+    try:
+        meta = json.dumps(metadata or {})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"metadata must be JSON values: {error}.") from error
     given = Inputs.of(inputs).to(torch.device("cpu"))
-    network = copy.deepcopy(model).cpu().eval()
+    with _step(kind, "copying the network to the CPU", _RUNS):
+        network = copy.deepcopy(model).cpu().eval()
     double = any(p.dtype == torch.float64 for p in network.parameters())
     size = _batch(given)
     traced = _resized(given, 2) if dynamic_batch else given
-    with _step(kind, "capturing the network", _NOT_DYNAMIC if dynamic_batch else ""):
+    with _step(kind, "capturing the network", _RUNS + (_NOT_DYNAMIC if dynamic_batch else "")):
         program = _program(network, traced, dynamic_batch)
-    small, folded = fold_norms(network, program) if fold else (network, 0)
+    with _step(kind, "folding the batch norms", " Try fold=False, and please report it."):
+        small, folded = fold_norms(network, program) if fold else (network, 0)
     with torch.no_grad(), replacing(path, FORMATS[kind].suffix) as temporary:
         with _step(kind, "writing the file"):
-            FORMATS[kind].write(small, traced, dynamic_batch, opset, json.dumps(metadata or {}), temporary)
+            FORMATS[kind].write(small, traced, dynamic_batch, opset, meta, temporary)
         with _step(kind, "loading the file"):
             run = FORMATS[kind].load(temporary)
         worst, scale = 0.0, 0.0
@@ -137,7 +147,9 @@ def export(
             some = _resized(given, n)
             with _step(kind, f"running the file on a batch of {n}"):
                 found = run(some)
-            worst, scale = _compared(list(tensors(some(network))), found, kind, n, worst, scale)
+            with _step(kind, f"running the network on a batch of {n}", _RUNS):
+                wanted = list(tensors(some(network)))
+            worst, scale = _compared(wanted, found, kind, n, worst, scale)
         limit = min(tolerance, 1e-9) if double else tolerance
         if not worst <= limit * scale:
             raise ExportError(
@@ -171,35 +183,58 @@ def fold_norms(model: nn.Module, program: torch.export.ExportedProgram) -> tuple
 
     small = copy.deepcopy(model)
     modules = dict(small.named_modules())
+    tensors = {**dict(small.named_parameters()), **dict(small.named_buffers())}
+
+    def own(arguments: Sequence[Any], module: nn.Module, *names: str) -> bool:
+        """Are these the module's tensors as they are, and nothing computed from them?"""
+        found = [tensors.get(first.get(named.get(getattr(a, "name", ""), ""), "")) for a in arguments]
+        return all(
+            (a is None) == (held is None) and t is held
+            for a, t, held in zip(arguments, found, [getattr(module, n) for n in names], strict=True)
+        )
+
     count = 0
     for node in program.graph.nodes:
         if node.op != "call_function" or not str(node.target).startswith("aten.batch_norm."):
             continue
-        conv_node = node.args[0]
-        if (
-            str(conv_node.target).split(".")[-2:-1] not in [[op] for op in _CONV_OPS]
-            or len(conv_node.users) != 1
-        ):
+        before = node.args[0]
+        if str(before.target).split(".")[-2:-1] not in [[op] for op in _CONV_OPS]:
             continue
-        conv, norm = modules.get(owner(conv_node.args[1]) or ""), modules.get(owner(node.args[3]) or "")
-        if isinstance(conv, _Conv) and _only_a_norm(norm) and conv._parameters.get("weight") is not None:
+        if len(before.users) != 1 or node.args[5]:  # another reads it too; statistics of the batch
+            continue
+        conv, norm = modules.get(owner(before.args[1]) or ""), modules.get(owner(node.args[3]) or "")
+        if (
+            isinstance(conv, _Conv)
+            and _only_a_norm(norm)
+            and (_called(before, modules), _called(node, modules)) == (conv, norm)
+            and own((*before.args, None)[1:3], conv, "weight", "bias")
+            and own(node.args[1:5], norm, "weight", "bias", "running_mean", "running_var")  # type: ignore[arg-type]
+        ):
             _fold(conv, norm)
             count += 1
     return small, count
 
 
+def _called(node: torch.fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+    """The innermost module whose forward made the node."""
+    stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    return modules.get(stack[-1].split("@")[0]) if stack else None
+
+
+@torch.no_grad()
 def _fold(conv: nn.modules.conv._ConvNd, norm: Any) -> None:
-    weight, bias = torch.nn.utils.fusion.fuse_conv_bn_weights(
-        conv.weight,
-        conv.bias,
-        norm.running_mean,
-        norm.running_var,
-        norm.eps,
-        norm.weight,
-        norm.bias,
-        transpose=isinstance(conv, nn.modules.conv._ConvTransposeNd),
-    )
-    conv.weight, conv.bias = weight, bias
+    """Rows of the weight are multiplied by what the norm multiplies their channel by. A transposed convolution's
+    weight has its rows on the second axis, by groups: ``[in, out / groups, ...]``."""
+    scale = torch.rsqrt(norm.running_var + norm.eps) * (1 if norm.weight is None else norm.weight)
+    shift = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
+    shift = shift * scale if norm.bias is None else shift * scale + norm.bias
+    weight, ones = conv.weight, [1] * len(conv.kernel_size)
+    if isinstance(conv, nn.modules.conv._ConvTransposeNd):
+        grouped = weight.unflatten(0, (conv.groups, -1)) * scale.reshape(conv.groups, 1, -1, *ones)
+        folded = grouped.flatten(0, 1)
+    else:
+        folded = weight * scale.reshape(-1, 1, *ones)
+    conv.weight, conv.bias = nn.Parameter(folded.to(weight.dtype)), nn.Parameter(shift.to(weight.dtype))
     for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
         setattr(norm, name, None)
     # What is left: the modules in it, if any, and its hooks, which the indexed realisation needs.
@@ -330,6 +365,8 @@ FORMATS = {
     "executorch": Format(".pte", _write_executorch, _load_executorch),
 }
 
+_OTHERS = " The network itself runs: try fold=False, another opset or another format."
+_RUNS = " Check first that the network runs on these inputs in eval mode on the CPU."
 _NOT_DYNAMIC = (
     " If the forward fixes the batch size, export it for one: dynamic_batch=False (--static-batch)."
 )
@@ -390,18 +427,26 @@ def _program(
 def _compared(
     wanted: list[Tensor], found: list[Tensor], kind: str, size: int, worst: float, scale: float
 ) -> tuple[float, float]:
-    """The largest difference and the largest output so far."""
+    """The largest difference and the largest output so far. NaN and infinities must stand in the same places."""
     shapes = [[tuple(x.shape) for x in outs] for outs in (wanted, found)]
     if shapes[0] != shapes[1]:
         raise ExportError(
             f"on a batch of {size} the {kind} file returns {shapes[1]}, the network {shapes[0]}: it does not "
             f"compute what the network does. No file was left.{_NOT_DYNAMIC}"
         )
-    for x, y in zip(wanted, found, strict=True):
-        difference = float((x.double() - y.double()).abs().max()) if x.numel() else 0.0
-        worst = max(worst, difference) if difference == difference else float("nan")
-        scale = max(scale, float(x.double().abs().max()) if x.numel() else 0.0)
-    return worst, scale
+    each = [compared([x], [y]) for x, y in zip(wanted, found, strict=True) if x.numel()]
+    if blind := [i for i, c in enumerate(each) if not c.compared and c.difference != math.inf]:
+        raise ExportError(
+            f"on a batch of {size} output {', '.join(map(str, blind))} of the network has no finite number: nobody "
+            "could say whether the file computes the same. No file was left. Give inputs (and weights) on which "
+            "all outputs are finite."
+        )
+    if not each:
+        raise ExportError(
+            f"on a batch of {size} the network returns no numbers that could be compared with the file's. No file "
+            "was left. Give inputs on which its outputs are not empty."
+        )
+    return max(worst, *(c.difference for c in each)), max(scale, *(c.scale for c in each))
 
 
 @contextmanager
@@ -411,8 +456,10 @@ def _step(kind: str, what: str, hint: str = "") -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporters about themselves; outputs are compared anyway
             yield
-    except (ConfigError, ExportError):
+    except ChipNetError:
         raise
     except Exception as error:
-        said = str(error).strip().split("\n")[0]
-        raise ExportError(f"{kind}: {what} failed: {type(error).__name__}: {said}.{hint}") from error
+        said = str(error).strip().split("\n")[0].rstrip(".")
+        raise ExportError(
+            f"{kind}: {what} failed: {type(error).__name__}: {said}.{hint or _OTHERS}"
+        ) from error

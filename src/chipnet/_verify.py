@@ -55,7 +55,7 @@ def compare(a: nn.Module, b: nn.Module, inputs: Inputs) -> Comparison:
     Raises:
         Exception: what their forwards raise on the given inputs, and the second one's on drawn ones.
     """
-    found = _compared(outputs(a, inputs), outputs(b, inputs))
+    found = compared(outputs(a, inputs), outputs(b, inputs))
     if found.difference == math.inf or (found.complete and telling(inputs)):
         return found
     for other in drawn(inputs):
@@ -63,7 +63,7 @@ def compare(a: nn.Module, b: nn.Module, inputs: Inputs) -> Comparison:
             wanted = outputs(a, other)
         except Exception:  # inputs that it does not take
             continue
-        found = _both(found, _compared(wanted, outputs(b, other)))
+        found = _both(found, compared(wanted, outputs(b, other)))
         if found.complete or found.difference == math.inf:
             break
     return found
@@ -86,7 +86,7 @@ def example(model: nn.Module, inputs: Inputs) -> tuple[Inputs, frozenset[int]] |
             if not i:
                 raise
             continue
-        found = _compared(outs, outs)
+        found = compared(outs, outs)
         worth = -len(found.unverified), telling(some), -i
         if found.compared and (best is None or worth > best[0]):
             best = worth, some, frozenset(found.unverified)
@@ -162,7 +162,8 @@ def _both(a: Comparison, b: Comparison) -> Comparison:
     return Comparison(worst.difference, worst.scale, a.compared + b.compared, left, drawn=True)
 
 
-def _compared(wanted: list[Tensor], found: list[Tensor]) -> Comparison:
+def compared(wanted: list[Tensor], found: list[Tensor]) -> Comparison:
+    """Two lists of outputs, tensor by tensor."""
     different = Comparison(math.inf, 1.0)
     if [x.shape for x in wanted] != [y.shape for y in found]:
         return different
