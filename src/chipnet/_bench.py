@@ -676,6 +676,7 @@ def _whole(request: Request) -> None:
         realisation=request.realisation,
         ignore=request.ignore,
         only=request.only,
+        outputs=request.outputs,
         min_channels=request.min_channels,
         round_to=request.round_to,
     )

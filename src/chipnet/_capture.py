@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Set
 from dataclasses import replace
@@ -76,6 +77,8 @@ def _walk(
             uses[held[node.name]] += len(node.users)
     t.calls = dict(uses)
 
+    chosen = set(program.every) <= program.outputs.keys()
+    needed = set(program.graph.nodes) if chosen else program.nodes_behind(program.outputs)
     for node in program.graph.nodes:
         if node in skipped:
             continue
@@ -88,7 +91,8 @@ def _walk(
             args = torch.fx.node.map_arg(node.args, lambda n: weights.get((node, n), env.get(n)))  # type: ignore  # noqa
             named = {k: v for k, v in node.kwargs.items() if k != "out"}  # it is written, not read
             kwargs = torch.fx.node.map_arg(named, lambda n: env[n])
-            env[node] = apply(t, node, args, dict(kwargs))
+            with contextlib.nullcontext() if node in needed else graph.unpinned():
+                env[node] = apply(t, node, args, dict(kwargs))
             _write(t, node, env)
             t.offer_gate(env[node])
             if t.key in gated and t.key in graph.outputs:

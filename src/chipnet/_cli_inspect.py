@@ -24,6 +24,7 @@ IGNORE = (
     "modules that keep all channels: a pattern of names ('layer1.*') or types ('type:Linear'); repeatable"
 )
 ONLY = "the only modules that are pruned, written as for --ignore; repeatable"
+OUTPUTS = "the outputs that matter, such as 0, 0.boxes or logits: others may go; repeatable"
 
 
 @app.command()
@@ -39,11 +40,12 @@ def inspect(
     realisation: Annotated[str, typer.Option(help=REALISATION)] = "plain",
     ignore: Annotated[list[str] | None, typer.Option(help=IGNORE)] = None,
     only: Annotated[list[str] | None, typer.Option(help=ONLY)] = None,
+    outputs: Annotated[list[str] | None, typer.Option(help=OUTPUTS)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="as JSON on stdout")] = False,
 ) -> None:
     """List what can be pruned in a network, what is tied, what is kept whole and why, and what it costs."""
     with refusals():
-        chosen = {"ignore": tuple(ignore or ()), "only": tuple(only or ())}
+        chosen = {"ignore": tuple(ignore or ()), "only": tuple(only or ()), "outputs": tuple(outputs or ())}
         report = _inspected(model, data, data_dir, input, num_classes, realisation, chosen)
     if as_json:
         print(json.dumps(report, indent=2))
@@ -151,6 +153,7 @@ def _inspected(
         realisation=cast(Literal["plain", "indexed"], realisation),
         ignore=chosen["ignore"],
         only=chosen["only"],
+        outputs=chosen["outputs"],
     )
     pins = Counter(str(pin) for pin in structure.graph.pins.values())
     return {

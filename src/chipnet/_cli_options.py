@@ -18,7 +18,7 @@ from chipnet import _config
 from chipnet._errors import ConfigError, Problems
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "What to prune": ("model", "weights", "ignore", "only", "realisation"),
+    "What to prune": ("model", "weights", "ignore", "only", "outputs", "realisation"),
     "Budget and method": ("budget", "method", "masks", "min_channels", "round_to"),
     "Data": ("data", "data_dir", "image_size", "limit", "limit_test", "validation", "workers"),
     "Training": ("quick", "epochs", "lr", *_config.options(_config.Recipe), "seed"),
@@ -47,7 +47,7 @@ class Grouped(TyperCommand):
 _TEXTS = {bool: None, int: "INTEGER", int | None: "INTEGER", float: "NUMBER", float | None: "NUMBER"}
 _NAMES = {
     "model": "NAME", "data": "NAME", "method": "NAME", "budget": "KIND=VALUE", "data_dir": "DIR", "out": "DIR",
-    "weights": "FILE", "masks": "FILE", "ignore": "PATTERN", "only": "PATTERN",
+    "weights": "FILE", "masks": "FILE", "ignore": "PATTERN", "only": "PATTERN", "outputs": "PATH",
 }  # fmt: skip
 
 

@@ -101,7 +101,7 @@ def compact(
     freeze(small, plan)
     _zero(small, plan)
     _cut(small, plan)
-    inputs = Inputs.of(example_inputs) if example_inputs is not None else plan.inputs
+    inputs = plan.called(example_inputs)
     if verify and inputs is not None:
         _verify(model, small, plan, inputs)
     return small
@@ -154,7 +154,8 @@ def verify_compact(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) 
         were, the difference is NaN: nothing is verified.
     """
     device = device_of(model)
-    inputs = Inputs.of(inputs)
+    inputs = plan.called(inputs)
+    assert inputs is not None
     try:
         big, other = masked(model, plan).double(), copy.deepcopy(small).double()
         return compare(big, other, inputs.to(device, torch.float64))

@@ -287,6 +287,9 @@ class Request:
         (), "modules that keep all channels: names ('layer1.*') or types ('type:Linear'); repeatable"
     )
     only: tuple[str, ...] = option((), "the only modules that are pruned, as for --ignore; repeatable")
+    outputs: tuple[str, ...] = option(
+        (), "the outputs that matter, such as 0, 0.boxes or logits: others may go; repeatable"
+    )
     min_channels: int = option(0, "channels that every layer keeps at least")
     round_to: int = option(1, "widths are multiples of this (8 suits most hardware), or whole")
     seed: int = option(0, "of everything random")

@@ -66,7 +66,7 @@ class Start:
         """
         dense, masks = run.dense(), Masks.load(run.folder / "masks.json")
         config = read_config(run.folder / CONFIG) if (run.folder / CONFIG).exists() else {}
-        chosen: dict[str, Any] = {name: config.get(name) or () for name in ("ignore", "only")}
+        chosen: dict[str, Any] = {name: config.get(name) or () for name in ("ignore", "only", "outputs")}
         whole = Structure(dense, example, realisation=masks.realisation, **chosen)  # type: ignore[arg-type]
         return cls(run, whole, masks, dense)
 

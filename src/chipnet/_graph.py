@@ -11,7 +11,8 @@ that is used twice) are *tied*: they form one class. What must be kept whole is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -289,6 +290,15 @@ class ChannelGraph:
         """Keep the classes of ``slots`` whole."""
         for s in np.unique(slots).tolist():
             self.pins.setdefault(self.find(s), why)
+
+    @contextlib.contextmanager
+    def unpinned(self) -> Iterator[None]:
+        """Inside, pins hold for new slots only: no output that matters reads what an operator makes of the old."""
+        slots, known = self.slots, {id(why) for why in self.pins.values()}
+        yield
+        for root, why in list(self.pins.items()):
+            if root < slots and id(why) not in known:
+                del self.pins[root]
 
     def pinned(self, slots: Slots) -> NDArray[np.bool_]:
         """Which of ``slots`` are in a pinned class."""

@@ -151,6 +151,7 @@ def read_job(request: Request, resume: bool = False, problems: Problems | None =
         realisation=request.realisation,
         ignore=request.ignore,
         only=request.only,
+        outputs=request.outputs,
         min_channels=request.min_channels,
         round_to=request.round_to,
     )

@@ -118,7 +118,8 @@ class Liveness:
                 continue
             dst = fact.dst
             if isinstance(fact, Barrier):
-                use(fact.src, False, False)
+                if fact.output or (uses[dst] > 0).any():  # what nothing reads asks for nothing
+                    use(fact.src, False, False)
             elif isinstance(fact, Map):
                 read = uses[dst] > 0
                 for src in fact.srcs:
@@ -133,7 +134,8 @@ class Liveness:
                 if isinstance(fact, Norm):
                     if fact.groups:
                         met = np.repeat(met.reshape(fact.groups, -1).all(1), len(dst) // fact.groups)
-                    use(fact.src, met, met)
+                    if read.any():
+                        use(fact.src, met, met)
                 elif fact.groups > 1 and len(fact.src) // fact.groups < fact.groups:
                     by_group = met.reshape(fact.groups, -1).all(1)
                     zero = (clear[dst] & (not fact.bias)).reshape(fact.groups, -1).all(1)

@@ -18,6 +18,7 @@ from chipnet._errors import LoadError, PlanError
 from chipnet._files import write_json
 from chipnet._graph import Frozen
 from chipnet._inputs import Inputs
+from chipnet._outputs import Outputs
 from chipnet._vectors import read_mask
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ class Plan:
     frozen: tuple[Frozen, ...] = ()
     latency: Mapping[str, Any] | None = None
     """With a latency budget, what was measured: the fields of `chipnet._latency.Landing`."""
+    outputs: Outputs | None = None
+    """Which outputs matter; None: all."""
     inputs: Inputs | None = field(default=None, compare=False, repr=False)
     """Example inputs for verification; not serialised."""
 
@@ -127,6 +130,10 @@ class Plan:
         costs = ", ".join(f"{k} {self.compact[k]:,} of {self.dense[k]:,}" for k in KINDS)
         asked = f", budget {self.budget}" if self.budget else ""
         return f"Plan({self.realisation}: {cut} of {len(self.sites)} sites narrower, {costs}{asked})"
+
+    def called(self, example_inputs: Any) -> Inputs | None:
+        """How to call the network: with ``example_inputs`` if they are given, else as when the plan was made."""
+        return self.inputs if example_inputs is None else Inputs.of(example_inputs, self.outputs)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor after compaction (of modules that are kept)."""
@@ -182,6 +189,7 @@ class Plan:
             "scales": [[s.module, s.name, s.factor] for s in self.scales],
             "frozen": [[f.module, list(f.shape), f.axis, f.same] for f in self.frozen],
             **({"latency": dict(self.latency)} if self.latency is not None else {}),
+            **({"outputs": outputs} if (outputs := self.outputs and self.outputs.to_json()) else {}),
             "mask": "".join("1" if m else "0" for m in self.mask),
         }
 
@@ -215,6 +223,7 @@ class Plan:
                 sizes=tuple(Size(*s) for s in data["sizes"]),
                 scales=tuple(Scale(*s) for s in data["scales"]),
                 latency=data.get("latency"),
+                outputs=Outputs.of(data.get("outputs")),
                 frozen=tuple(Frozen(m, tuple(shape), a, same) for m, shape, a, same in data["frozen"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as e:
@@ -349,5 +358,6 @@ def make_plan(structure: Structure, mask: Tensor, budget: Budget | None = None) 
             for name in (r.weight, "eps")
         ),
         frozen=tuple(g.frozen.values()),
+        outputs=structure.inputs.outputs,
         inputs=structure.inputs,
     )

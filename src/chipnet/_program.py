@@ -49,6 +49,10 @@ class Captured:
 
     def behind(self, names: Iterable[str]) -> set[str]:
         """Parameters and buffers that these nodes read, directly or not."""
+        return {self.held[n.name] for n in self.nodes_behind(names) if n.name in self.held}
+
+    def nodes_behind(self, names: Iterable[str]) -> set[torch.fx.Node]:
+        """These nodes and what they read, directly or not."""
         writers: dict[torch.fx.Node, list[torch.fx.Node]] = defaultdict(list)
         for node in self.graph.nodes:
             for written in written_by(node):
@@ -60,7 +64,7 @@ class Captured:
             if node not in seen:
                 seen.add(node)
                 stack += [*node.all_input_nodes, *writers[base_of(node)]]
-        return {self.held[n.name] for n in seen if n.name in self.held}
+        return seen
 
     def used(self) -> set[str]:
         """Parameters and buffers that any operator reads."""

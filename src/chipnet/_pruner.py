@@ -41,7 +41,7 @@ class Pruner:
         steps: optimiser steps that pruning will take. All schedules are functions of step / steps.
         method: a name from ``chipnet.methods.METHODS``, or ``module:Class`` of your own; with other values for its
             settings as ``"chipnet:floor=0,travel=16"``. Or the class itself.
-        realisation, share, ignore, only, min_channels, round_to: see `chipnet.Structure`.
+        realisation, share, ignore, only, min_channels, round_to, outputs: see `chipnet.Structure`.
         seed: of everything random in the method.
         group: the processes that train this model together, each with a pruner of its own: a process group, None
             for the default one (if there is one), or False for none. `step` averages the gates' gradients over
@@ -88,6 +88,7 @@ class Pruner:
         only: Patterns = (),
         min_channels: int = 0,
         round_to: int = 1,
+        outputs: Any = None,
         seed: int = 0,
         group: Group = None,
     ) -> None:
@@ -112,6 +113,7 @@ class Pruner:
                 only=only,
                 min_channels=min_channels,
                 round_to=round_to,
+                outputs=outputs,
             )
         )
         if LATENCY in self.budget.kinds:

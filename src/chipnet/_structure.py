@@ -59,12 +59,15 @@ class Structure:
             several.
         only: if given, nothing but these modules is pruned; written as ``ignore``.
         min_channels: channels that every site keeps at least (all, where it has fewer). Then no branch dies.
+        outputs: which outputs matter, where not all do: a path of indices, keys and names of fields (``"0"``,
+            ``"0.boxes"``, ``"logits"``), a function of the whole output (``lambda out: out[0]``), or a list of
+            them. Forwards still run, but what only other outputs need may go, and they are not compared.
         round_to: widths of sites are multiples of this (8 suits most hardware), or whole. Needs ``share`` in the
             plain realisation.
 
     Raises:
         CaptureError: export failed, nothing can be pruned, or a pattern matches no module.
-        ConfigError: an option has no such value.
+        ConfigError: an option has no such value, or the outputs are not there.
 
     Example:
         >>> import torch
