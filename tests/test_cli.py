@@ -444,3 +444,27 @@ def test_a_pipe_gets_a_line_an_epoch_and_no_control_characters(tmp_path):
             )
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", done.output)
     assert "\n    network = chipnet.load(lambda: get_model('test_train:tiny_net', 10, 1), " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("inspect", "resnet8", "--num-classes", "0"), "--num-classes must be at least 1, not 0."),
+        (("latency", ".", "--seconds", "-1"), "--seconds must be above 0 and finite, not -1.0."),
+        (("latency", ".", "--batch", "0"), "--batch must be at least 1, not 0."),
+        (("prune", "--resume", "."), "there is no run in .: it has no config.yaml."),
+    ],
+)
+def test_every_command_names_the_flag(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = chipnet_(*arguments)
+    assert (done.exit_code, done.stderr) == (2, f"error: {said}\n")
+
+
+def test_every_option_of_prune_is_in_a_group_of_its_help():
+    text = chipnet_("prune", "--help").stdout
+    assert text.split("\nOther:\n")[1].strip() == "--help  Show this message and exit."
+    for title in ("What to prune", "Budget and method", "Data", "Training", "Hardware", "Output"):
+        assert f"\n{title}:\n" in text
+    assert "Exit codes: 0 done" in chipnet_("--help").stdout
+    assert max(map(len, chipnet_("--help").stdout.splitlines())) <= 80

@@ -189,6 +189,15 @@ def test_requests_that_cannot_be_used(tmp_path, name, options, said):
 # -- the command ------------------------------------------------------------------------------------------
 
 
+def test_an_opset_that_cannot_be_written_is_refused(run_folder, tmp_path):
+    done = chipnet_("export", run_folder, "--output", tmp_path / "net.onnx", "--opset", "1", "--images", "16")
+    assert done.exit_code == 2 and "in opset 1, only in 18. Leave opset out" in done.stderr
+    assert not list(tmp_path.iterdir())
+    for arguments in (("--opset", "0"), ("--images", "0"), ("--static-batch", "0")):
+        done = chipnet_("export", run_folder, *arguments)
+        assert done.stderr == f"error: {arguments[0]} must be at least 1, not 0.\n"
+
+
 def test_the_command_writes_onnx_with_metadata_and_opset(run_folder, tmp_path):
     out = tmp_path / "small.onnx"
     done = chipnet_("export", run_folder, "--output", out, "--opset", "18", "--images", "16")

@@ -16,7 +16,7 @@ from chipnet._errors import ConfigError
 app = typer.Typer()
 
 
-@app.command()
+@app.command(short_help="Run a grid of networks, data, budgets, methods and seeds.")
 def bench(
     config: Annotated[
         str, typer.Argument(help="YAML file: models, data, budgets, methods, seeds; docs/bench.md")

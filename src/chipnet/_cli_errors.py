@@ -28,10 +28,24 @@ def say(error: BaseException, flags: Mapping[str, str] | None = None) -> None:
     if not first() and isinstance(error, ConfigError):  # every process refuses the same request
         return
     errors = error.errors if isinstance(error, Mistakes) else (error,)
-    lines = [by_flag(one_line(e), flags or {}, getattr(e, "option", "")) for e in errors]
+    names = every_flag() if flags is None else flags
+    lines = [by_flag(one_line(e), names, getattr(e, "option", "")) for e in errors]
     heading = [f"error: {len(lines)} mistakes:"] if len(lines) > 1 else []
     start = "  - " if heading else "error: "
     print("\n".join([*heading, *(start + line for line in lines)]), file=sys.stderr, flush=True)
+
+
+def every_flag() -> dict[str, str]:
+    """Option -> flag, of the options of all commands whose names are no words of their own."""
+    from chipnet.cli import app
+
+    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+    options = (p for command in commands for p in command.params if p.opts[0].startswith("--"))
+    return {
+        p.name: p.opts[0]
+        for p in options
+        if "_" in p.name or p.name in ("threads", "seed", "limit", "validation")
+    }
 
 
 def by_flag(text: str, flags: Mapping[str, str], option: str = "") -> str:

@@ -27,7 +27,7 @@ ONLY = "the only modules that are pruned, written as for --ignore; repeatable"
 OUTPUTS = "the outputs that matter, such as 0, 0.boxes or logits: others may go; repeatable"
 
 
-@app.command()
+@app.command(short_help="List what can be pruned in a network, and what it costs.")
 def inspect(
     model: Annotated[str, typer.Argument(help=f"{MODEL}; or the folder of a run")],
     data: Annotated[str | None, typer.Option(help="a data set whose image size and classes to use")] = None,

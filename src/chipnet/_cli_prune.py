@@ -19,7 +19,7 @@ from chipnet._errors import Problems
 app = typer.Typer()
 
 
-@app.command(cls=Grouped)
+@app.command(cls=Grouped, short_help="Train or load a network, prune it to a budget, fine-tune it.")
 @flags
 def prune(
     *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ _DATA_DIR = "folder of the run's data set, if it has moved"
 _THREADS = "CPU threads [default: PyTorch's]"
 
 
-@app.command()
+@app.command(short_help="Write a run's network for another runtime, and check it.")
 def export(
     run: Annotated[str, typer.Argument(help=_RUN)],
     format: Annotated[str, typer.Option(help="onnx, torch-export, torchscript or executorch")] = "onnx",
@@ -54,6 +55,9 @@ def export(
         from chipnet._export import export as write
         from chipnet.runs import Run
 
+        for name, count in {"images": images, "static-batch": static_batch, "opset": opset}.items():
+            if count is not None and count < 1:
+                raise _config_error(f"--{name} must be at least 1, not {count}.")
         source = Run.open(run)
         if format not in FORMATS:
             raise _config_error(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
@@ -71,7 +75,7 @@ def export(
     Console(highlight=False).print(str(done), markup=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(short_help="Measure a run's network and its dense one side by side.")
 def latency(
     run: Annotated[str, typer.Argument(help=_RUN)],
     against: Annotated[
@@ -96,6 +100,8 @@ def latency(
 
         if batch < 1:
             raise _config_error(f"--batch must be at least 1, not {batch}.")
+        if not 0 < seconds < math.inf:
+            raise _config_error(f"--seconds must be above 0 and finite, not {seconds}.")
         if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
             raise _config_error(f"there is no device {device!r} here: cpu, or cuda where PyTorch finds one.")
         small = Run.open(run)
@@ -121,7 +127,7 @@ def latency(
     _show(done, sizes, rows)
 
 
-@app.command()
+@app.command(short_help="Write one HTML page of a run, or of several.")
 def report(
     runs: Annotated[list[str], typer.Argument(help="folders of finished runs")],
     output: Annotated[

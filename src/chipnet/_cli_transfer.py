@@ -17,7 +17,7 @@ app = typer.Typer()
 _WHOSE = "the run's own on its data, else the data set's"
 
 
-@app.command()
+@app.command(short_help="Train the compact network of another run's masks.")
 def transfer(
     source: Annotated[str, typer.Option("--from", help="a finished run, or a file of masks")],
     out: Annotated[str, typer.Option(help="run folder; made if missing")],

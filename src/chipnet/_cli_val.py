@@ -16,7 +16,7 @@ from chipnet._errors import ConfigError
 app = typer.Typer()
 
 
-@app.command()
+@app.command(short_help="Loss and accuracy of a saved network on test images.")
 def val(
     run: Annotated[
         str, typer.Argument(help="folder of a finished run, or a model.safetensors", metavar="RUN|FILE")

@@ -284,6 +284,11 @@ def _write_onnx(
         **names,  # type: ignore[arg-type]
     )
     assert program is not None
+    written = program.model.opset_imports.get("")
+    if opset is not None and written != opset:  # a conversion that failed is only logged
+        raise ExportError(
+            f"PyTorch cannot write this network in opset {opset}, only in {written}. Leave opset out."
+        )
     program.model.metadata_props[META] = meta
     program.save(path)
 
