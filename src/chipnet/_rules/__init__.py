@@ -4,7 +4,18 @@ A rule reads labels of the operator's inputs and returns labels of its outputs. 
 not an error, nor is a rule that fails: its inputs are pinned, with the operator and the user's line as the reason.
 """
 
-from chipnet._rules import axes, elementwise, layers, movement, norms, quantised, recurrent, reductions, space
+from chipnet._rules import (
+    axes,
+    contractions,
+    elementwise,
+    layers,
+    movement,
+    norms,
+    quantised,
+    recurrent,
+    reductions,
+    space,
+)
 from chipnet._rules.ask import apply
 from chipnet._rules.layers import LAYERS
 from chipnet._rules.quantised import FAKE_QUANTISED
@@ -16,6 +27,7 @@ __all__ = [
     "RULES",
     "apply",
     "axes",
+    "contractions",
     "elementwise",
     "layers",
     "movement",
