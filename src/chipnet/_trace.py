@@ -286,7 +286,7 @@ class Tracer:
         self.graph.meetings.append((int(slots.flat[0]), self.why(f"tied by {self.node.target}")))
 
     def channels(self, x: Labels, axis: int) -> Slots | None:
-        """Slot of every index along ``axis``; None where labels vary along other axes only."""
+        """Slot of every index along ``axis``; None where channels lie along other axes only."""
         x = self.labelled(x)
         assert x.core is not None
         axis %= len(x.shape)
@@ -296,7 +296,15 @@ class Tracer:
         if not x.varying:
             return np.full(n, int(x.core.reshape(-1)[0]), dtype=np.int64)
         if axis not in x.varying:
-            return None
+            parts = np.unique(x.slots())
+            if not self.graph.pinned(parts).all():
+                return None
+            one = self.graph.new(
+                1
+            )  # what differs along other axes is of a fixed size: two inputs in one batch
+            self.graph.facts.append(Map(one, tuple(parts[k : k + 1] for k in range(len(parts))), "or"))
+            self.graph.pin(one, self.why("an input of a fixed size"))
+            return np.full(n, int(one[0]), dtype=np.int64)
         rows = np.moveaxis(x.core.numpy(), axis, 0).reshape(n, -1)
         dst = self.graph.new(n)
         columns = tuple(rows[:, k].copy() for k in range(rows.shape[1]))
@@ -469,6 +477,27 @@ class Tracer:
             if kind == "const" or (kind == "and" and self._stays.issuperset(sources)):
                 self._stays.add(slot)
         return Labels(torch.from_numpy(np.asarray(dst[inverse.reshape(cores[0].shape)])), shape)
+
+    def decided(self, x: Labels, *by: Labels) -> Labels:
+        """``x``, where values of ``by`` decide which of its elements are where: these are needed, and kept."""
+        by = tuple(b for b in map(self.labelled, by) if not self.is_constant(b))
+        if not by:
+            return x
+        reader = self.graph.new(1)
+        src = np.unique(np.concatenate([b.slots() for b in by]))
+        self.graph.facts.append(Barrier(reader, src))
+        for slots in (src, reader):
+            self.graph.pin(slots, self.why("its values are indices"))
+        shape = tuple(1 if n == 1 or a not in x.varying else n for a, n in enumerate(x.shape))
+        out = self.map([Labels(x.core, shape), self.uniform(int(reader[0]), (1,) * len(shape))], "and", shape)
+        return Labels(out.core, x.shape)
+
+    def is_constant(self, x: Labels) -> bool:
+        """Is ``x`` made of nothing that the network computes?"""
+        return x.core is not None and set(x.core.reshape(-1).tolist()) <= {
+            int(self.constant[0]),
+            int(self.zero[0]),
+        }
 
     def is_zero(self, x: Any) -> bool:
         """Is ``x`` zero whatever the input: a number, or a constant tensor?"""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from chipnet._graph import Number, Risk
+from chipnet._graph import Number, Risk, Source
 from chipnet._rules.table import operator_name, rule
 from chipnet._trace import Labels, Tracer
 
@@ -155,20 +155,38 @@ def view_as(t: Tracer, x: Labels, other: Labels) -> Labels:
     return t.moved(x.full().reshape(t.shape)) if x.varying else t.uniform(int(x.slots()[0]), t.shape)
 
 
-@rule(
-    "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like", "new_zeros", "new_ones"
-)
+@rule("zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like")
 def like(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     """As wide as another tensor. Zeros are zero anyway; the rest is not zero where that tensor is."""
     x = t.labelled(x)
-    same_shape = x.shape == t.shape
-    if not same_shape and x.varying:
-        return t.barrier([x], "a new tensor whose sizes are numbers")
-    if not same_shape:
-        return t.uniform(int(t.constant[0]), t.shape)
-    if operator_name(t.node) in ("new_zeros", "new_ones", "full_like"):
-        t.risk(x.slots())
     return x if "zeros" in operator_name(t.node) else t.map([x], "const")
+
+
+@rule("zeros", "ones", "full", "empty", "rand", "randn", "new_zeros", "new_ones", "new_full", "new_empty")
+def fresh(t: Tracer, *args: Any, **kwargs: Any) -> Labels:
+    """A tensor of given sizes, as the state that a recurrent network begins with. Where it only meets tensors
+    element by element, or stands beside channels, it follows their width (unless its sizes are fixed)."""
+    name, shape = operator_name(t.node), t.shape
+    beside = {n.args[1] if len(n.args) > 1 else 0 for n in t.node.users if operator_name(n) in _CATS}
+    axes = {a % len(shape) for a in beside if isinstance(a, int)} if shape else set()
+    others = all(operator_name(n) in _ELEMENTWISE | _CATS for n in t.node.users)
+    label = t.zero if "zeros" in name else t.constant
+    if not t.node.users or not others or len(axes) > 1 or t.mode == "literal":
+        return t.uniform(int(label[0]), shape)
+    if not axes:
+        t.risk(t.zero)
+        return t.uniform(int(label[0]), (1,) * len(shape))
+    (axis,) = axes
+    slots = t.graph.new(shape[axis])
+    t.graph.facts.append(Source(slots, live="zeros" not in name, flow=False))
+    t.risk(slots, len(slots))
+    if t.mode == "attribute":
+        for attribute, place in t.attributes(len(slots)):
+            t.number(attribute, place, slots)
+    return t.along(slots, axis, shape)
+
+
+_CATS = {"cat", "concat", "concatenate"}
 
 
 @rule("fill", "zero")
@@ -180,16 +198,20 @@ def fill(t: Tracer, x: Labels, value: Any = 0) -> Labels:
 
 @rule("cat", "concat", "concatenate")
 def cat(t: Tracer, xs: list[Labels], dim: int = 0) -> Labels:
-    """Labels side by side."""
+    """Labels side by side. Along another axis than channels (of a batch, of positions) they are united: a channel
+    is live where it is in any part, and exists in all."""
     xs = [t.labelled(x) for x in xs if math.prod(x.shape) > 0]
     shape = t.shape
     dim %= len(shape)
-    varying = {a for x in xs for a in x.varying}
+    varying, cores = {a for x in xs for a in x.varying}, [x.core for x in xs]
+    if dim not in varying and all(torch.equal(c, cores[0]) for c in cores):  # type: ignore[arg-type]
+        return Labels(cores[0], shape)
     if any(a != dim for a in varying):
-        cores = [x.core for x in xs]
-        if dim not in varying and all(torch.equal(c, cores[0]) for c in cores):  # type: ignore[arg-type]
-            return Labels(cores[0], shape)
-        return t.barrier(xs, "concatenates along another axis than channels")
+        if dim in varying:
+            return t.barrier(xs, "concatenates channels that vary along another axis too")
+        length = [n if a != dim else 1 for a, n in enumerate(shape)]
+        out = t.map([Labels(c, tuple(length)) for c in cores], "or", tuple(length))
+        return Labels(out.core, shape)
     parts = []
     for x in xs:
         assert x.core is not None
@@ -252,7 +274,7 @@ def unbind(t: Tracer, x: Labels, dim: int = 0) -> Any:
     return tuple(t.moved(p) for p in x.full().unbind(dim))
 
 
-@rule("slice", "select", "narrow", "index_select")
+@rule("slice", "select", "narrow")
 def take(t: Tracer, x: Labels, dim: int = 0, *args: Any, **kwargs: Any) -> Labels:
     """A part of an axis. Taken out of channels, its bounds are the user's literals: channels are kept."""
     x = t.labelled(x)
@@ -263,6 +285,98 @@ def take(t: Tracer, x: Labels, dim: int = 0, *args: Any, **kwargs: Any) -> Label
     if dim in x.varying and tuple(full.shape) != x.shape:
         t.pin(x, "a fixed part of its channels is taken")
     return t.moved(full)
+
+
+@rule("index_select")
+def index_select(t: Tracer, x: Labels, dim: int, index: Labels) -> Labels:
+    """Parts of an axis, chosen by a tensor."""
+    x = t.labelled(x)
+    if dim % max(len(x.shape), 1) in x.varying:
+        return t.barrier([x, index], "indexes channels by a tensor")
+    return t.decided(Labels(x.core, t.shape), index)
+
+
+@rule("index", "_unsafe_index")
+def index(t: Tracer, x: Labels, indices: list[Labels | None]) -> Labels:
+    """``x[:, :, i]``: parts of axes, chosen by tensors. Channels of other axes stay as they are."""
+    x = t.labelled(x)
+    chosen = [i for i in indices if i is not None]
+    if any(indices[a] is not None for a in x.varying if a < len(indices)):
+        return t.barrier([x, *chosen], "indexes channels by a tensor")
+    if not x.varying:
+        out = t.uniform(int(x.slots()[0]), t.shape)
+    else:  # the operator itself says where the axes go: on labels, with the first of everything
+        firsts = [None if i is None else torch.zeros(i.shape, dtype=torch.int64) for i in indices]
+        full = t.node.target(x.full(), firsts)  # type: ignore[operator]
+        if tuple(full.shape) != t.shape:  # a mask of booleans: how many it chooses depends on values
+            return t.barrier([x, *chosen], "indexes by a mask")
+        out = t.moved(full)
+    return t.decided(out, *chosen)
+
+
+@rule("take_along_dim")
+def take_along_dim(t: Tracer, x: Labels, index: Labels, dim: int | None = None) -> Labels:
+    """As `gather`; sizes of 1 are repeated."""
+    if dim is None:
+        return t.barrier([x, index], "takes from all axes at once")
+    return gather(t, x, dim, index)
+
+
+@rule("gather")
+def gather(t: Tracer, x: Labels, dim: int, index: Labels, **kwargs: Any) -> Labels:
+    """Along an axis of no channels, each channel by its own indices."""
+    x, index = t.labelled(x), t.labelled(index)
+    dim %= max(len(x.shape), 1)
+    repeats = operator_name(t.node) == "take_along_dim"
+    aligned = all(
+        index.shape[a] == x.shape[a] or (repeats and index.shape[a] == 1)
+        for a in {*x.varying, *index.varying}
+    )
+    if dim in x.varying or dim in index.varying or not aligned:
+        return t.barrier([x, index], "indexes channels by a tensor")
+    if not index.varying:
+        if any(index.shape[a] > 1 for a in x.varying):  # the same indices for every channel, at its width
+            t.risk(x.slots(), *(index.shape[a] for a in x.varying))
+            if t.mode == "literal":
+                t.pin(x, "meets indices of fixed width")
+        return t.decided(Labels(x.core, t.shape), index)
+    shape = tuple(n if a in x.varying or a in index.varying else 1 for a, n in enumerate(t.shape))
+    chosen = t.map([Labels(index.core, shape)], "const", shape)
+    out = t.map([Labels(x.core, shape), chosen], "and", shape)
+    return Labels(out.core, t.shape)
+
+
+@rule("index_add", "index_copy")
+def index_add(t: Tracer, x: Labels, dim: int, index: Labels, source: Labels, **kwargs: Any) -> Labels:
+    """Sums over parts of an axis (messages of a graph to its nodes): non-zero where either side is."""
+    return _scattered(t, x, dim, index, source)
+
+
+@rule("scatter_add", "scatter", "scatter_reduce")
+def scatter(t: Tracer, x: Labels, dim: int, index: Labels, source: Any, *args: Any, **kwargs: Any) -> Labels:
+    """As `index_add`, with indices as many as the source."""
+    if t.labelled(index).varying:
+        inputs = [a for a in (x, index, source) if isinstance(a, Labels)]
+        return t.barrier(inputs, "indexes channels by a tensor")
+    if not isinstance(source, Labels):
+        same = t.is_zero(source)
+        return t.decided(t.labelled(x) if same else t.map([x], "const"), index)
+    if any(n > 1 for n in index.shape):
+        t.risk(t.labelled(source).slots(), *index.shape)
+        if t.mode == "literal":
+            t.pin(source, "meets indices of fixed width")
+    return _scattered(t, x, dim, index, source)
+
+
+def _scattered(t: Tracer, x: Labels, dim: int, index: Labels, source: Labels) -> Labels:
+    x, source = t.labelled(x), t.labelled(source)
+    dim %= max(len(x.shape), 1)
+    others = [a for a in range(len(x.shape)) if a != dim]
+    if {dim} & {*x.varying, *source.varying} or any(x.shape[a] != source.shape[a] for a in others):
+        return t.barrier([x, index, source], "indexes channels by a tensor")
+    shape = tuple(n if a != dim else 1 for a, n in enumerate(x.shape))
+    out = t.map([Labels(x.core, shape), Labels(source.core, shape)], "or", shape)
+    return t.decided(Labels(out.core, t.shape), index)
 
 
 @rule("_assert_tensor_metadata", "_assert_async", "_assert_scalar")
