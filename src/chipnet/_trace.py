@@ -478,27 +478,6 @@ class Tracer:
                 self._stays.add(slot)
         return Labels(torch.from_numpy(np.asarray(dst[inverse.reshape(cores[0].shape)])), shape)
 
-    def decided(self, x: Labels, *by: Labels) -> Labels:
-        """``x``, where values of ``by`` decide which of its elements are where: these are needed, and kept."""
-        by = tuple(b for b in map(self.labelled, by) if not self.is_constant(b))
-        if not by:
-            return x
-        reader = self.graph.new(1)
-        src = np.unique(np.concatenate([b.slots() for b in by]))
-        self.graph.facts.append(Barrier(reader, src))
-        for slots in (src, reader):
-            self.graph.pin(slots, self.why("its values are indices"))
-        shape = tuple(1 if n == 1 or a not in x.varying else n for a, n in enumerate(x.shape))
-        out = self.map([Labels(x.core, shape), self.uniform(int(reader[0]), (1,) * len(shape))], "and", shape)
-        return Labels(out.core, x.shape)
-
-    def is_constant(self, x: Labels) -> bool:
-        """Is ``x`` made of nothing that the network computes?"""
-        return x.core is not None and set(x.core.reshape(-1).tolist()) <= {
-            int(self.constant[0]),
-            int(self.zero[0]),
-        }
-
     def is_zero(self, x: Any) -> bool:
         """Is ``x`` zero whatever the input: a number, or a constant tensor?"""
         if isinstance(x, Labels):
