@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pytest
 import timm.layers
@@ -22,6 +23,8 @@ from chipnet import Structure, compact
 from chipnet._compact import ConvSame2d
 
 Build = Callable[[], nn.Module]
+ALL, NO = {"a": 12, "b": 5}, {"b": 5}
+"""Gates in `Around`: of both convolutions, or only after what keeps the first whole."""
 
 
 def gains(
@@ -71,6 +74,26 @@ class Around(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.relu(self.b(self.f(self.a(x)))).mean((2, 3)))
+
+
+Case = tuple[Callable[[Tensor], Tensor], dict[str, int], int]
+
+
+def in_batches(cases: Mapping[str, Case], size: int = 8) -> list[Any]:
+    """Cases as parameters of a test; those that leave all 12 channels free, several in one network: a mean over the
+    positions of each, added."""
+    free = [name for name, (_, gates, c) in cases.items() if gates == ALL and c == 12]
+    batches = [free[i : i + size] for i in range(0, len(free), size)]
+
+    def added(names: list[str]) -> Callable[[Tensor], Tensor]:
+        def f(x: Tensor) -> Tensor:
+            results = [cases[name][0](x) for name in names]
+            return sum(y.mean(tuple(range(2, y.dim())), keepdim=True) for y in results)  # type: ignore[return-value]
+
+        return f
+
+    alone = [pytest.param(*case, id=name) for name, case in cases.items() if name not in free]
+    return [*(pytest.param(added(b), ALL, 12, id=", ".join(b)) for b in batches), *alone]
 
 
 # -- (a) weights that layers compute ------------------------------------------------------------------------
@@ -372,7 +395,6 @@ def mask_of_rows(x: Tensor) -> Tensor:
     return torch.ones(x.shape[-2:], dtype=torch.bool, device=x.device).tril()
 
 
-ALL, NO = {"a": 12, "b": 5}, {"b": 5}
 ELEMENTWISE: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, int], int]] = {
     "swish-by-hand": (lambda x: x * torch.sigmoid(x), ALL, 12),
     "swish-of-scaled": (lambda x: x * torch.sigmoid(1.702 * x), ALL, 12),
@@ -432,6 +454,18 @@ def rows_written(z: Tensor) -> Tensor:
     return z
 
 
+def overwritten(z: Tensor) -> Tensor:
+    y = torch.empty_like(z)
+    y.copy_(z * 2)
+    return y
+
+
+def rows_exchanged(z: Tensor) -> Tensor:
+    y = z.clone()
+    y[:, :, 1:] = z[:, :, :-1]
+    return y
+
+
 INPLACE: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, int]]] = {
     "relu": (F.relu_, ALL),
     "scaled": (lambda z: z.mul_(3), ALL),
@@ -440,6 +474,8 @@ INPLACE: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, int]]] = {
     "scaled-through-a-view": (scaled_through_a_view, ALL),
     "half-written": (half_written, NO),
     "rows-written": (rows_written, ALL),
+    "overwritten": (overwritten, ALL),
+    "rows-exchanged": (rows_exchanged, ALL),
 }
 
 

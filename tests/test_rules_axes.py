@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
-from test_rules import ALL, NO, Around, gains, reasons
+from test_rules import ALL, NO, Around, Case, gains, in_batches, reasons
 from torch import Tensor, nn
 
-AXES: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, int], int]] = {
+AXES: dict[str, Case] = {
     "max over space": (lambda x: x.max(-1)[0].max(2, keepdim=True)[0].unsqueeze(3), ALL, 12),
     "min, named": (lambda x: x.min(dim=2, keepdim=True).values, ALL, 12),
     "max of two": (lambda x: x.max(x * 2), ALL, 12),
@@ -84,9 +82,8 @@ AXES: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, int], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", AXES)
-def test_what_an_operator_along_axes_leaves_prunable(name):
-    f, gates, c = AXES[name]
+@pytest.mark.parametrize(("f", "gates", "c"), in_batches(AXES))
+def test_what_an_operator_along_axes_leaves_prunable(f, gates, c):
     gains(lambda: Around(f, c), gates)
 
 

@@ -178,6 +178,16 @@ def add(t: Tracer, a: Any, b: Any, **kwargs: Any) -> Labels:
     return _binary(t, a, b, "or", "const")
 
 
+@rule("copy")
+def copy(t: Tracer, x: Labels, source: Labels, *args: Any) -> Labels:
+    """``x`` is overwritten."""
+    x, source = t.labelled(x), t.labelled(source)
+    assert x.core is not None and source.core is not None
+    if torch.equal(x.core, source.core):
+        return x
+    return source if source.shape == x.shape else t.map([x, source], "or")
+
+
 @rule("addcmul")
 def addcmul(t: Tracer, x: Labels, a: Labels, b: Labels, **kwargs: Any) -> Labels:
     """``x + a * b``."""
