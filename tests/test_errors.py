@@ -331,7 +331,7 @@ def test_the_table_in_the_docs_is_this_one():
 HEAD = """# Errors
 
 Every error that chipnet raises on purpose is a `ChipNetError`; bad values are a `ValueError` as well. The command
-line prints one line and exits with 2 before any training, with 1 during it. This table is made by
+line prints one line for each mistake and exits with 2 before any training, with 1 during it. This table is made by
 `tests/test_errors.py`, which asserts the type and the text of each; long messages are cut here.
 """
 

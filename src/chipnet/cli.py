@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import platform
 import sys
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -30,6 +29,8 @@ for _part in (_cli_prune, _cli_val, _cli_transfer, _cli_bench, _cli_inspect, _cl
 
 def _version(asked: bool) -> None:
     if asked:
+        from importlib import metadata
+
         torch = metadata.version("torch")  # without the seconds of its import
         print(f"chipnet {__version__} (torch {torch}, Python {platform.python_version()})")
         raise typer.Exit
