@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from harness import conforms
 from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, prune
 from toys import (
     TOYS,
     Wrapped,
@@ -651,3 +651,40 @@ def test_operators_that_hold_others_are_kept_whole(something, free):
     assert {site.name for site in s.sites if site.free} == free
     plan = s.plan(torch.arange(s.gates) % 2 == 0)
     assert_same_outputs(masked(model, plan), compact(model, plan), x)
+
+
+# -- parametrised layers with a forward of their own ----------------------------------------------------------
+class _MaskedConv(nn.Conv1d):
+    """A convolution that wants a second argument, as in speech."""
+
+    def forward(self, x, mask):
+        return super().forward(F.pad(x * mask, (1, 1))) * mask
+
+
+class _Speech(nn.Module):
+    """masked conv a 3>7(g) - relu - masked conv b 7>5(g) - relu - conv c 5>4; a and b have weight norms"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (parametrizations.weight_norm(_MaskedConv(i, o, 3)) for i, o in ((3, 7), (7, 5)))
+        self.c = nn.Conv1d(5, 4, 1)
+
+    def forward(self, x, mask):
+        return self.c(self.b(self.a(x, mask).relu(), mask).relu())
+
+
+def test_a_frozen_layer_keeps_its_class_and_its_forward():
+    torch.manual_seed(0)
+    model = randomised(_Speech())
+    inputs = torch.randn(2, 3, 9).double(), (torch.rand(2, 1, 9) > 0.3).double()
+    s = Structure(model, inputs)
+    assert {site.name: site.free for site in s.sites if site.free} == {"a": 7, "b": 5}
+    small = conforms(
+        model, inputs, s, [torch.arange(12) % 2 == 0, torch.arange(12) % 3 > 0], factory=_factory
+    )[0]
+    assert type(small.network.a) is type(small.network.b) is _MaskedConv
+    assert (small.network.a.out_channels, small.network.b.in_channels) == (4, 4)
+
+
+def _factory():
+    return _Speech().double()

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from chipnet._errors import PlanError
@@ -222,7 +223,10 @@ def freeze(model: nn.Module, plan: Plan) -> None:
 
 
 def plain_layer(layer: nn.Module, frozen: Frozen) -> nn.Module:
-    """A plain ``torch.nn`` layer with the weight that ``layer`` computes in eval mode."""
+    """A layer with the weight that ``layer`` computes in eval mode: of its own class where a parametrisation
+    computes it, else a plain one of ``torch.nn``."""
+    if is_parametrized(layer, "weight"):
+        return _unparametrised(layer)
     kind = next(k for k in STANDARD_MIX if isinstance(layer, k))
     first = next(layer.parameters())
     like: dict[str, Any] = {"device": first.device, "dtype": first.dtype}
@@ -257,6 +261,20 @@ def plain_layer(layer: nn.Module, frozen: Frozen) -> nn.Module:
     if bias is not None:
         new.bias = bias
     return new.train(training)
+
+
+def _unparametrised(layer: nn.Module) -> nn.Module:
+    """By hand: PyTorch's own removal changes the class that all copies of the layer share."""
+    new, learns = copy.deepcopy(layer).eval(), next(layer.parameters()).requires_grad
+    with torch.no_grad():
+        values = {name: getattr(new, name).detach().clone() for name in new.parametrizations}  # type: ignore[union-attr]
+    new.__class__ = type(layer).__bases__[0]
+    del new.parametrizations
+    for name, bias in layer._parameters.items():  # others may hold it too
+        new._parameters[name] = bias
+    for name, value in values.items():
+        new.register_parameter(name, nn.Parameter(value, learns))
+    return new.train(layer.training)
 
 
 class _Seen(TorchFunctionMode):
