@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 from dataclasses import dataclass
@@ -688,3 +689,58 @@ def test_a_frozen_layer_keeps_its_class_and_its_forward():
 
 def _factory():
     return _Speech().double()
+
+
+# -- numbers that forwards take from tensors ------------------------------------------------------------------
+class _Taken(nn.Module):
+    """conv a 3>7(g) - norm - relu - something - conv b 7>5(g) - relu - conv c 5>4"""
+
+    def __init__(self, something) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(3, 7, 3, padding=1), nn.BatchNorm2d(7)
+        self.b, self.c = nn.Conv2d(7, 5, 1), nn.Conv2d(5, 4, 1)
+        self.register_buffer("count", torch.tensor(2))
+        self.something = something
+
+    def forward(self, x):
+        return self.c(self.b(self.something(self, self.norm(self.a(x)).relu())).relu())
+
+
+def _tolist(m, y):
+    for i in torch.arange(3).tolist():
+        y = y * (i + 1)
+    return y
+
+
+TAKEN = {
+    "tolist": _tolist,
+    "int-of-a-buffer": lambda m, y: y[..., : int(m.count)],
+    "if-on-a-buffer": lambda m, y: y * 2 if m.count > 1 else y,
+    "item": lambda m, y: y * torch.linspace(0.5, 1, 3)[1].item(),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_numbers_that_do_not_depend_on_the_input_are_taken(name, capfd):
+    torch.manual_seed(0)
+    model, x = randomised(_Taken(TAKEN[name])), torch.randn(2, 3, 5, 5).double()
+    model.count.fill_(2)
+    before = copy.deepcopy(model.state_dict())
+    s = Structure(model, x)
+    assert {site.name: site.free for site in s.sites if site.free} == {"norm": 7, "b": 5}
+    conforms(model, x, s, [torch.arange(12) % 2 == 0])
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "something",
+    [
+        lambda m, y: y * 2 if y.mean() > -99 else y,
+        lambda m, y: y * float(y.detach().mean()),
+        lambda m, y: y[: int((y > -99).sum())],
+    ],
+)
+def test_numbers_that_depend_on_the_input_are_refused(something):
+    with pytest.raises(CaptureError, match=r"(?s)could not be captured.*test_capture.py:\d+ in "):
+        Structure(_Taken(something), torch.randn(2, 3, 5, 5))

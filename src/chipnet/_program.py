@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
+import logging
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +20,7 @@ from chipnet._errors import CaptureError
 from chipnet._inputs import Inputs
 from chipnet._outputs import tensors
 from chipnet._ready import attributes, copied, refusal
+from chipnet._recorded import record
 
 _REGIONS = {
     torch.ops.higher_order.wrap_with_autocast: 4,
@@ -129,11 +133,13 @@ def capture(model: nn.Module, inputs: Inputs, train: bool = False) -> Captured:
         shown = _as_module(shown)
     count, stored = _flat(shown, inputs)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), _silent():
             program = torch.export.export(shown, inputs.args, inputs.kwargs, strict=False)
             _inline(program.graph_module)
     except Exception as error:
+        found = _recorded(model, inputs, train)
+        if found is not None:
+            return found
         raise CaptureError(
             f"{refusal(model, inputs, 'torch.export', error)}"
             "Take what depends on values of tensors (if, loops, int(), tolist()) out of forward, or prune a part "
@@ -160,6 +166,45 @@ def capture(model: nn.Module, inputs: Inputs, train: bool = False) -> Captured:
         tuple(filter(None, outputs[last:])),
         program.graph_module,
     )
+
+
+def _recorded(model: nn.Module, inputs: Inputs, train: bool) -> Captured | None:
+    """What ``torch.export`` refused, as it runs on real tensors; None where that depends on the inputs' values."""
+    own = copied(model).train(train)
+    if isinstance(own, torch.fx.GraphModule):
+        return None
+    count, stored = _flat(own, inputs)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), _silent():
+            module, held = record(own, inputs)
+    except Exception:
+        return None
+    (output,) = module.graph.find_nodes(op="output")
+    names = [n.name if isinstance(n, torch.fx.Node) else "" for n in output.args[0]]
+    first, last = count[0], len(names) - stored[0]
+    return Captured(
+        module.graph,
+        held,
+        {},
+        dict.fromkeys(filter(None, names[:first]), "an output of the network"),
+        tuple(filter(None, names[:last])),
+        tuple(filter(None, names[last:])),
+        module,
+    )
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Inside, nothing is said: where ``torch.export`` fails it prints the graph so far, and our error says what to
+    do."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _flat(model: nn.Module, inputs: Inputs) -> tuple[list[int], list[int]]:
