@@ -115,7 +115,10 @@ def load(factory: Callable[[], nn.Module], path: str | os.PathLike[str]) -> nn.M
     path = Path(path)
     tensors, header = _read(path)
     text = _checked(path, tensors, header)
-    plan = Plan.from_json(json.loads(text))
+    try:
+        plan = Plan.from_json(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise LoadError(f"the plan in {path} is damaged: {error}. Copy or save it again.") from error
     model = _built(factory)
     try:
         plan.check(model)
@@ -125,7 +128,13 @@ def load(factory: Callable[[], nn.Module], path: str | os.PathLike[str]) -> nn.M
             f"{error} The factory must use the arguments that the dense network was built with (num_classes, "
             "in_channels, width)."
         ) from error
-    apply_plan(model, plan)
+    try:
+        apply_plan(model, plan)
+    except (PlanError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise LoadError(
+            f"the plan in {path} does not fit the {type(model).__name__} that the factory builds: {error}. "
+            "Save it again."
+        ) from error
     _fill(model, tensors, path)
     return model
 
@@ -195,7 +204,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except Exception as error:  # bytes that are no safetensors can fail in many ways
         raise LoadError(f"{path} {_what_is_wrong(path)} ({error}). Copy or save it again.") from error
 
 
@@ -259,6 +268,11 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
         for n, t in tensors.items()
         if n in mine and mine[n].shape != t.shape
     ]
+    wrong += [
+        f"{n}: {t.dtype} in the file, {mine[n].dtype} in the network"
+        for n, t in tensors.items()
+        if n in mine and _family(t.dtype) != _family(mine[n].dtype)
+    ]
     if wrong:
         raise LoadError(f"the weights in {path} do not fit their own plan: {_some(wrong)}. Save it again.")
     # The file's dtypes win: a network saved in bfloat16 is not silently widened. Changed through .data,
@@ -268,6 +282,11 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
             if mine[name].dtype != tensor.dtype:
                 mine[name].data = mine[name].data.to(tensor.dtype)
     model.load_state_dict(dict(tensors), strict=True)
+
+
+def _family(dtype: torch.dtype) -> tuple[bool, bool, bool]:
+    """Within a family, the file's dtype is taken."""
+    return dtype.is_floating_point, dtype.is_complex, dtype == torch.bool
 
 
 def _some(problems: list[str]) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import numpy as np
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from chipnet._files import write_json
 from chipnet._graph import Frozen
 from chipnet._inputs import Inputs
 from chipnet._outputs import Outputs
+from chipnet._schema import decode, require
 from chipnet._vectors import read_mask
 
 if TYPE_CHECKING:
@@ -206,28 +208,61 @@ class Plan:
                 f"plan version {version!r} is unknown: this chipnet reads version {VERSION}. "
                 "Load it with the chipnet that wrote it."
             )
+        hints = get_type_hints(cls)
         try:
-            return cls(
-                keep={n: {int(a): tuple(i) for a, i in axes.items()} for n, axes in data["keep"].items()},
-                zero={n: (a, tuple(i)) for n, (a, i) in data["zero"].items()},
-                shut={n: (a, tuple(i)) for n, (a, i) in data["shut"].items()},
-                stand_ins=tuple(StandIn(*d) for d in data["stand_ins"]),
-                remaps=tuple(Remap(m, s, a, tuple(i)) for m, s, a, i in data["remaps"]),
-                shapes={n: tuple(s) for n, s in data["shapes"].items()},
-                dense=Cost(**data["dense"]),
-                compact=Cost(**data["compact"]),
-                budget=data["budget"],
-                sites=tuple(SitePlan(n, k, c, tuple(t), w, r) for n, k, c, t, w, r in data["sites"]),
-                mask=tuple(c == "1" for c in data["mask"]),
-                realisation=data["realisation"],
-                sizes=tuple(Size(*s) for s in data["sizes"]),
-                scales=tuple(Scale(*s) for s in data["scales"]),
-                latency=data.get("latency"),
-                outputs=Outputs.of(data.get("outputs")),
-                frozen=tuple(Frozen(m, tuple(shape), a, same) for m, shape, a, same in data["frozen"]),
+            require("mask" in data and isinstance(data["mask"], str), "mask", "must be a text of 0 and 1")
+            require(set(data["mask"]) <= {"0", "1"}, "mask", "must be a text of 0 and 1")
+            known = {f.name for f in fields(cls)} - {"inputs", "mask", "outputs"}
+            missing = [n for n in known - {"latency"} if n not in data]
+            require(not missing, "it", f"lacks {', '.join(sorted(missing))}")
+            values = {n: decode(hints[n], data[n], n) for n in known if n in data}
+            chosen = decode(tuple[str | int, ...] | None, data.get("outputs"), "outputs")
+            require(all(type(c) is str or c >= 0 for c in chosen or ()), "outputs", "has a number below 0")
+            mask = tuple(c == "1" for c in data["mask"])
+            plan = cls(**values, mask=mask, outputs=Outputs.of(chosen))
+            plan._check()
+        except ValueError as e:
+            raise LoadError(f"the plan is damaged: {e}. Copy or make it again.") from e
+        return plan
+
+    def _check(self) -> None:
+        """Do the parts fit each other? Raises `DamagedError`."""
+        weights = {**self.shapes, **{f"{f.module}.weight": f.shape for f in self.frozen}}
+        for name, shape in weights.items():
+            require(all(n >= 0 for n in shape), f"shapes[{name!r}]", f"has a size below 0: {shape}")
+        cuts = [(f"keep[{n!r}]", n, a, i) for n, axes in self.keep.items() for a, i in axes.items()]
+        cuts += [(f"zero[{n!r}]", n, a, i) for n, (a, i) in self.zero.items()]
+        for where, name, axis, index in cuts:
+            require(name in weights, where, "is no tensor of the network")
+            shape = weights[name]
+            require(0 <= axis < len(shape), where, f"has axis {axis}, of {len(shape)}")
+            _ascending(index, shape[axis], where)
+        for name, (axis, index) in self.shut.items():
+            require(-8 <= axis < 8, f"shut[{name!r}]", f"has axis {axis}")
+            _ascending(index, 2**31, f"shut[{name!r}]")
+        for r in self.remaps:
+            require(-8 <= r.axis < 8, f"the index map of {r.module}", f"has axis {r.axis}")
+            require(
+                all(-1 <= i < 2**31 for i in r.index), f"the index map of {r.module}", "has other indices"
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise LoadError(f"the plan is damaged: {type(e).__name__}: {e}") from e
+        for d in self.stand_ins:
+            require(0 <= d.channels < 2**31, f"the stand-in of {d.module}", f"has {d.channels} channels")
+        for size in self.sizes:
+            fits = 0 <= size.value < 2**31 and 0 <= (size.index or 0) < 2**31
+            require(fits, f"{size.module}.{size.name}", f"is to be {size.value} at {size.index}")
+        for scale in self.scales:
+            require(scale.factor > 0, f"{scale.module}.{scale.name}", f"is scaled by {scale.factor}")
+        for site in self.sites:
+            require(0 <= site.kept <= site.channels, site.name, f"keeps {site.kept} of {site.channels}")
+        for cost in (self.dense, self.compact):
+            require(all(cost[k] >= 0 for k in KINDS), "a cost", "is below 0")
+        require(self.realisation in ("plain", "indexed"), "realisation", f"is {self.realisation!r}")
+        if self.budget:
+            Budget.parse(self.budget)
+        if self.latency is not None:
+            from chipnet._latency import Landing  # which imports this module
+
+            decode(Landing, self.latency, "latency")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON, all or nothing."""
@@ -242,7 +277,7 @@ class Plan:
         """
         try:
             return cls.from_json(json.loads(Path(path).read_text()))
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise LoadError(f"cannot read a plan from {path}: {e}") from e
 
     def check(self, model: nn.Module) -> None:
@@ -251,18 +286,29 @@ class Plan:
         Raises:
             PlanError: lists the first differences.
         """
+        modules = dict(model.named_modules(remove_duplicate=False))
         mine = {n: tuple(t.shape) for n, t in model.state_dict(keep_vars=True).items()}
         wrong = [f"{n}: missing" for n in self.shapes if n not in mine]
         wrong += [f"{n}: not in the plan" for n in mine if n not in self.shapes]
         wrong += [
             f"{n}: {mine[n]} instead of {s}" for n, s in self.shapes.items() if n in mine and mine[n] != s
         ]
+        used: tuple[Any, ...] = (*self.stand_ins, *self.remaps, *self.sizes, *self.scales, *self.frozen)
+        wrong += [f"{n}: no such module" for n in {*(u.module for u in used), *self.shut} if n not in modules]
         if wrong:
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise PlanError(
                 f"this plan was made for another network than {type(model).__name__}: "
                 f"{'; '.join(wrong[:5])}{more}. Give the dense network it was made for."
             )
+
+
+def _ascending(index: tuple[int, ...], size: int, where: str) -> None:
+    """Indices of an axis, each once."""
+    inside = not index or (index[0] >= 0 and index[-1] < size)
+    require(
+        inside and all(a < b for a, b in pairwise(index)), where, f"has indices that are not those of {size}"
+    )
 
 
 def _few(names: tuple[str, ...]) -> str:

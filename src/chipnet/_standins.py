@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet._errors import PlanError
 from chipnet._plan import StandIn
 from chipnet._trace import STANDARD_MIX, STANDARD_NORM, STANDARD_POOL
 
@@ -126,7 +127,20 @@ globals().update({cls.__qualname__: cls for cls in _CLASSES.values()})
 
 def stand_in(old: nn.Module, s: StandIn) -> nn.Module:
     """What a plan puts in the place of a module that has been cut."""
-    cls: Any = next(made for kind, made in _CLASSES.items() if isinstance(old, kind))
+    cls: Any = next((made for kind, made in _CLASSES.items() if isinstance(old, kind)), _StandIn)
+    base = {"pool": EmptyPool, "norm": Zeros}.get(s.kind, Constant)
+    weight = old._parameters.get("weight")
+    rows = weight.shape[0] if weight is not None else s.channels
+    if weight is not None and isinstance(old, _ConvTranspose):
+        rows = weight.shape[1] * old.groups
+    if (
+        not issubclass(cls, base)
+        or rows != s.channels
+        or (s.kind == "constant" and "bias" not in old._parameters)
+    ):
+        raise PlanError(
+            f"nothing of {s.channels} channels can stand in for '{s.module}', {type(old).__name__}"
+        )
     if s.kind in ("pool", "norm"):
         return cls(old)
     return cls(old, s.channels, old._parameters["bias"] if s.kind == "constant" else None)
