@@ -160,3 +160,20 @@ def test_complex_products_are_counted():
     model, x = randomised(Net()), torch.randn(2, 3, 6, 6, dtype=torch.float64)
     s = Structure(model, x)
     conforms(model, x, s, [random_mask(s, 0.5), *corner_masks(s)])  # counts both with PyTorch's counter
+
+
+def test_what_no_rule_counts_is_counted_all_the_same(monkeypatch):
+    """A budget is never exceeded because an operator was not counted: one real forward is counted too."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.fc = nn.Conv2d(3, 6, 1), nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.a(x).flatten(2)
+            return self.fc(torch.linalg.multi_dot([x[0], x[0].T, x[0]]).mean(1))
+
+    model, x = randomised(Net()), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    monkeypatch.setattr(Tracer, "macs", lambda self: 0)
+    conforms(model, x, Structure(model, x), [])  # it compares the dense count with PyTorch's

@@ -149,8 +149,8 @@ def counted_channels_and_volume(model: nn.Module, *inputs: Tensor) -> tuple[int,
         nonlocal volume
         weight = module.weight
         assert isinstance(weight, Tensor)
-        channels[module] = weight.shape[0]
-        if weight.numel():
+        if weight.numel():  # not a stand-in, which reads nothing
+            channels[module] = weight.shape[0]
             volume += weight.shape[0] * (
                 output.numel() // max(output.shape[1 if weight.dim() > 2 else -1], 1)
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Set
 from dataclasses import replace
@@ -92,9 +93,10 @@ def _walk(
             val = node.meta.get("val")
             env[node] = t.uniform(int(t.constant[0]), tuple(val.shape)) if isinstance(val, Tensor) else val
         elif node.op == "call_function":
-            args = torch.fx.node.map_arg(node.args, lambda n: weights.get((node, n), env.get(n)))  # type: ignore  # noqa
+            labels = functools.partial(_labels_of, env, weights, node)
             named = {k: v for k, v in node.kwargs.items() if k != "out"}  # it is written, not read
-            kwargs = torch.fx.node.map_arg(named, lambda n: env[n])
+            args: Any = torch.fx.node.map_arg(node.args, labels)
+            kwargs: Any = torch.fx.node.map_arg(named, labels)
             with contextlib.nullcontext() if node in needed else graph.unpinned():
                 env[node] = apply(t, node, args, dict(kwargs))
             _write(t, node, env)
@@ -109,6 +111,16 @@ def _walk(
             graph.pin(slots, Pin(why, node.name, "", ""))
             graph.pin(dst, Pin(why, node.name, "", ""))
             graph.facts.append(Barrier(dst, slots, output=True))
+
+
+def _labels_of(
+    env: Mapping[torch.fx.Node, Any],
+    weights: Mapping[tuple[torch.fx.Node, torch.fx.Node], Labels],
+    node: torch.fx.Node,
+    of: torch.fx.Node,
+) -> Any:
+    """Labels of what ``node`` reads; a weight that is computed for it stands for its computation."""
+    return weights.get((node, of), env.get(of))
 
 
 def _write(t: Tracer, node: torch.fx.Node, env: dict[torch.fx.Node, Any]) -> None:

@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from chipnet._budget import KINDS, LATENCY
 from chipnet._formula import FALSE, TRUE, Program
 from chipnet._graph import Layer
+from chipnet._inputs import Inputs
 from chipnet._liveness import Ids, Liveness
 
 if TYPE_CHECKING:
@@ -75,6 +76,17 @@ def counting() -> Iterator[FlopCounterMode]:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@torch.no_grad()
+def counted(model: nn.Module, inputs: Inputs) -> int:
+    """Multiply-accumulates of one real forward by PyTorch's counter; 0 where that cannot watch it."""
+    try:
+        with counting() as counter:
+            inputs(model)
+    except Exception:  # a forward that no dispatch mode can look into
+        return 0
+    return int(counter.get_total_flops()) // 2
 
 
 def _holders(model: nn.Module) -> dict[str, set[str]]:
@@ -177,9 +189,7 @@ class CostModel:
             channels=sum(calls.values()),
             volume=sum(layer.area * len(layer.rows) for layer in g.layers),
             params=sum(math.prod(shape) for shape in shapes.values()),
-            macs=g.fixed_macs
-            + sum(layer.macs_per * len(layer.rows) * len(layer.cols) for layer in g.layers)
-            + sum(product.macs_per * len(product.slots) for product in g.products),
+            macs=g.macs,
         )
 
     def _count(self, formulas: Ids) -> int:

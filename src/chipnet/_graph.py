@@ -240,6 +240,12 @@ class ChannelGraph:
     """A slot of a class, and an operator that tied classes there: why sites are tied."""
     _parent: list[int] = field(default_factory=list)
 
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the network as it is."""
+        layers = sum(layer.macs_per * len(layer.rows) * len(layer.cols) for layer in self.layers)
+        return self.fixed_macs + layers + sum(p.macs_per * len(p.slots) for p in self.products)
+
     # -- slots ------------------------------------------------------------------------------------------
     @property
     def slots(self) -> int:

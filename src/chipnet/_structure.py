@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from chipnet._budget import LATENCY, Budget
 from chipnet._capture import canonical_names, trace
-from chipnet._cost import CostModel
+from chipnet._cost import CostModel, counted
 from chipnet._errors import BudgetError, CaptureError, ConfigError
 from chipnet._formula import Program
 from chipnet._gates import has_gates
@@ -121,6 +121,7 @@ class Structure:
         self.shapes = {n: tuple(t.shape) for n, t in model.state_dict(keep_vars=True).items()}
         with untouched(model), torch.compiler.set_stance("force_eager"):
             own, self.inputs = ready(model, self.inputs)
+            self._counted = counted(own, self.inputs)
             program, training = self._capture(own)
             self._analyse(own, program, training)
 
@@ -208,6 +209,9 @@ class Structure:
     ) -> frozenset[str]:
         """Graph and liveness; returns where channels are stuck though a module's output could be gated."""
         self.graph = trace(model, program, self.realisation, modes, training, self._outputs or frozenset())
+        self.graph.fixed_macs += max(
+            0, self._counted - self.graph.macs
+        )  # what no rule counts, no mask changes
         self._exclude()
         self.liveness = Liveness(self.graph, share=self.share, refused=self._refused, anchored=self._anchored)
         hosts = (f.host for f in self.graph.facts if isinstance(f, (Mix, Norm)) and f.host is not None)
