@@ -48,7 +48,7 @@ def record(model: nn.Module, inputs: Inputs) -> tuple[torch.fx.GraphModule, dict
     """
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     leaves, spec = torch.utils._pytree.tree_flatten((inputs.args, inputs.kwargs))
-    given = [x for x in leaves if isinstance(x, Tensor)]
+    given = [x.clone() for x in leaves if isinstance(x, Tensor)]  # a forward may write to them
     stack: dict[str, tuple[str, Any]] = {}
 
     def forward(held_values: list[Tensor], values: list[Tensor]) -> list[Tensor]:
