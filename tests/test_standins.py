@@ -147,3 +147,27 @@ def test_a_pooling_without_channels_is_a_pooling(pool):
     assert small.branch[3].kernel_size == 2
     assert small.branch[3].ceil_mode is pool.ceil_mode
     pickle.dumps(small.branch)
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(7), nn.BatchNorm2d(7, affine=False), nn.BatchNorm2d(7)])
+def test_a_norm_without_parameters_keeps_no_channel(norm):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm, self.b, self.skip = (
+                nn.Conv2d(3, 7, 1),
+                norm,
+                nn.Conv2d(7, 3, 1),
+                nn.Conv2d(3, 3, 1),
+            )
+
+        def forward(self, x):
+            return self.skip(x) + self.b(torch.relu(self.norm(self.a(x))))
+
+    net, x = Net().double().eval(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    structure = Structure(net, x)
+    assert not [r for r in structure.report() if "plain torch.nn" in r["reason"]]
+    plan = structure.plan(structure.canonical(torch.zeros(structure.gates, dtype=torch.bool)))
+    small = compact(net, plan)
+    assert small.a.out_channels == small.norm.num_features == 0
+    assert sum(p.numel() for p in small.parameters()) == plan.compact.params

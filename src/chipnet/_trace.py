@@ -692,7 +692,8 @@ class Tracer:
         channels; ``mixes``: why it cannot read less."""
         g = self.graph
         names = [t.param for t in (weight, bias, *stats) if t is not None and t.param is not None]
-        module = self.owned(names[0], STANDARD_NORM) if names else None
+        plain = type(self.modules.get(self.module)) in STANDARD_NORM
+        module = self.owned(names[0], STANDARD_NORM) if names else (self.module if plain else None)
         apart = module if names and self._once(names[0]) else None
         src = self._in(x, apart, axis) if apart and (mixes or self._read_by_others()) else x
         dst = g.new(len(src))
@@ -701,7 +702,7 @@ class Tracer:
             g.pin(src, self.why(mixes))
         for n in names:
             g.own(n, 0, dst)
-        if not names and type(self.modules.get(self.module)) in STANDARD_NORM:  # no tensor tells its width
+        if not names and plain:  # no tensor tells its width
             for name, index in self.attributes(len(dst)):
                 g.number(Number(self.module, name, index, dst))
             if groups:
