@@ -148,12 +148,14 @@ class Resize:
 
 @dataclass(frozen=True)
 class Number:
-    """A size that a module keeps as a number: ``module.name`` (or its element ``index``) counts ``slots``."""
+    """A size that a module keeps as a number: ``module.name`` (or its element ``index``) counts ``slots``, one as often
+    as it is there, and ``rest`` more."""
 
     module: str
     name: str
     index: int | None
     slots: Slots
+    rest: int = 0
 
 
 @dataclass(frozen=True)
@@ -183,11 +185,9 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Risk:
-    """An operator with integer arguments that may be numbers of the user's. ``attributes``: some of them stand in
-    attributes of its module, which surgery can keep true. ``slots``: channels that it reads."""
+    """An operator with integer arguments that may be numbers of the user's. ``slots``: channels that it reads."""
 
     line: str
-    attributes: bool
     slots: Slots
 
 
@@ -310,13 +310,6 @@ class ChannelGraph:
         """Which of ``slots`` are in a pinned class."""
         flat = [self.find(int(s)) in self.pins for s in slots.ravel()]
         return np.array(flat, dtype=bool).reshape(slots.shape)
-
-    def number(self, number: Number) -> None:
-        """Keep an attribute true; a second use of it ties the two."""
-        key = number.module, number.name, number.index
-        known = self.numbers.setdefault(key, number)
-        if known is not number:
-            self.tie(known.slots, number.slots)
 
     # -- parameters -------------------------------------------------------------------------------------
     def own(self, name: str, axis: int, slots: Slots) -> None:

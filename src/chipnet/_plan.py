@@ -54,12 +54,19 @@ class Remap:
 
 @dataclass(frozen=True)
 class Size:
-    """A size that a module keeps as a number: ``module.name`` (or its element ``index``) becomes ``value``."""
+    """A size that a module keeps as a number: ``module.name`` (or its element ``index``), which was ``was``, becomes
+    ``value``."""
 
     module: str
     name: str
     index: int | None
     value: int
+    was: int | None = None
+
+    def __str__(self) -> str:
+        element = "" if self.index is None else f"[{self.index}]"
+        name = f"{self.module}.{self.name}{element}".lstrip(".")
+        return f"{name}: {self.value} of {self.was}, a number that follows a width"
 
 
 @dataclass(frozen=True)
@@ -170,6 +177,7 @@ class Plan:
             why = f", {whole}{s.reason}" if s.reason else ""
             rows.append(f"{s.name}: {s.kept} of {s.channels}{tied}{why}")
         rows += [f"{d.module}: removed ({d.kind})" for d in self.stand_ins]
+        rows += [str(size) for size in self.sizes if size.value != size.was]
         return "\n".join(rows)
 
     def to_json(self) -> dict[str, Any]:
@@ -187,7 +195,7 @@ class Plan:
             "stand_ins": [[d.module, d.kind, d.channels] for d in self.stand_ins],
             "remaps": [[r.module, r.side, r.axis, list(r.index)] for r in self.remaps],
             "sites": [[s.name, s.kept, s.channels, list(s.tied_to), s.ties, s.reason] for s in self.sites],
-            "sizes": [[s.module, s.name, s.index, s.value] for s in self.sizes],
+            "sizes": [[s.module, s.name, s.index, s.value, s.was] for s in self.sizes],
             "scales": [[s.module, s.name, s.factor] for s in self.scales],
             "frozen": [[f.module, list(f.shape), f.axis, f.same] for f in self.frozen],
             **({"latency": dict(self.latency)} if self.latency is not None else {}),
@@ -396,7 +404,10 @@ def make_plan(structure: Structure, mask: Tensor, budget: Budget | None = None) 
         sites=tuple(sites),
         mask=tuple(mask.tolist()),
         realisation=structure.realisation,
-        sizes=tuple(Size(n.module, n.name, n.index, int(present[n.slots].sum())) for n in g.numbers.values()),
+        sizes=tuple(
+            Size(n.module, n.name, n.index, int(present[n.slots].sum()) + n.rest, len(n.slots) + n.rest)
+            for n in g.numbers.values()
+        ),
         scales=tuple(
             Scale(r.module, name, len(r.slots) / max(int(present[r.slots].sum()), 1))
             for r in g.rescaled.values()

@@ -34,12 +34,10 @@ from chipnet._graph import (
     Slots,
     Source,
 )
+from chipnet._numbers import Claim
+from chipnet._watch import Call, Watch, is_from_attribute
 
 Realisation = Literal["plain", "indexed"]
-Mode = Literal["attribute", "literal"]
-"""What the integer arguments of an operator turned out to be: attributes of its module, or fixed numbers. Without a
-mode they are taken to follow the tensor's sizes."""
-
 STANDARD_MIX = (
     nn.Conv1d,
     nn.Conv2d,
@@ -126,7 +124,10 @@ class Tracer:
         self.node: Node = None  # type: ignore[assignment]
         self.calls: dict[str, int] = {}
         self.parameters: frozenset[str | None] = frozenset()
-        self.modes: Mapping[str, Mode] = {}
+        self.literal: Mapping[str, str] = {}
+        """Operators whose sizes do not follow widths, with the reason. All others are taken to follow them."""
+        self.watch: Watch | None = None
+        self.claims: list[Claim] = []
         self.counting = True
         self.foreign: set[str] = set()
         """Parameters that a module reads which does not own them: no gate can be folded into these."""
@@ -182,38 +183,51 @@ class Tracer:
 
     # -- sizes kept as numbers ----------------------------------------------------------------------------
     @property
-    def mode(self) -> Mode | None:
-        """What is known of the current operator's integer arguments."""
-        return self.modes.get(self.key)
+    def is_literal(self) -> bool:
+        """Are the current operator's sizes known not to follow widths?"""
+        return self.key in self.literal
+
+    def pin_literal(self, x: Labels, reason: str) -> None:
+        """Keep all channels of ``x``, whose size the current operator has as a number that stays."""
+        self.pin(x, self.literal.get(self.key) or reason)
 
     @property
     def key(self) -> str:
         """Name of the current operator, unique over the graphs that are walked."""
         return self.node.name if self.counting else f"training {self.node.name}"
 
-    def attributes(self, size: int | tuple[int, ...]) -> Iterator[tuple[str, int | None]]:
-        """Attributes of the current module that hold ``size``: ``(name, None)`` or ``(name, index)``."""
-        module = self.modules.get(self.module)
-        for name, value in vars(module).items() if module is not None else ():
-            if name.startswith("_") or isinstance(value, bool) or name == "training":
-                continue
-            if isinstance(value, int) and value == size:
-                yield name, None
-            elif isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
-                if tuple(value) == size:
-                    yield from ((name, i) for i in range(len(value)))
-                elif not isinstance(size, tuple):
-                    yield from ((name, i) for i, v in enumerate(value) if v == size)
+    @property
+    def call(self) -> Call | None:
+        """How the current operator was called, where it received numbers from attributes."""
+        return self.watch.of(self.node) if self.watch is not None else None
 
-    def number(self, name: str, index: int | None, slots: Slots) -> None:
-        """The attribute counts ``slots``: surgery keeps it true. A width of 0 is taken by few operators."""
-        self.graph.pin(slots[:1], self.why(f"'{name}' must not become 0"))
-        self.graph.number(Number(self.module, name, index, slots))
+    def given(self, name: str, position: int) -> Any:
+        """An argument as the current operator received it, if some came from attributes: see `is_from_attribute`."""
+        call = self.call
+        return call.given(name, position) if call is not None else None
 
-    def risk(self, slots: Slots, *sizes: int) -> None:
-        """The current operator's arguments may be numbers of the user's; some of ``sizes`` may be in attributes."""
-        known = any(True for size in sizes for _ in self.attributes(size))
-        self.graph.risky[self.key] = Risk(self.line, known and self.mode is None, slots)
+    def sizes(self, shape: tuple[int, ...], skip: int = 0) -> list[Any]:
+        """The numbers that say how long the axes of ``shape`` are, one each (None: not known), as the current
+        operator received them after ``skip`` others."""
+        numbers = self.call.numbers[skip:] if self.call is not None else []
+        if len(numbers) != len(shape) or any(n not in (-1, s) for n, s in zip(numbers, shape, strict=True)):
+            return [None] * len(shape)
+        return numbers
+
+    def claim(self, number: Any, slots: Slots, empty: bool = False) -> bool:
+        """``number``, which the current operator received, counts ``slots``: is it from attributes? Few operators take
+        a width of 0; those that do say ``empty``."""
+        if not is_from_attribute(number) or self.call is None:
+            return False
+        self.call.claimed.add(number.source)
+        self.claims.append(Claim(self.key, number.source, slots.copy()))
+        if not empty:
+            self.graph.pin(slots[:1], self.why(f"'{number.source}' must not become 0"))
+        return True
+
+    def risk(self, slots: Slots) -> None:
+        """The current operator's arguments may be numbers of the user's."""
+        self.graph.risky[self.key] = Risk(self.line, slots)
 
     # -- labels -----------------------------------------------------------------------------------------
     def uniform(self, slot: int, shape: tuple[int, ...]) -> Labels:
@@ -703,10 +717,13 @@ class Tracer:
         for n in names:
             g.own(n, 0, dst)
         if not names and plain:  # no tensor tells its width
-            for name, index in self.attributes(len(dst)):
-                g.number(Number(self.module, name, index, dst))
+            named = vars(self.modules[self.module])
+            for name in {"num_features", "num_channels"} & named.keys():
+                g.numbers[self.module, name, None] = Number(self.module, name, None, dst)
             if groups:
-                self.number("num_groups", None, dst.reshape(groups, -1)[:, 0])
+                g.pin(dst[:1], self.why("'num_groups' must not become 0"))
+                first = dst.reshape(groups, -1)[:, 0]
+                g.numbers[self.module, "num_groups", None] = Number(self.module, "num_groups", None, first)
         g.facts.append(Norm(dst, src, self.host(weight, bias), groups, self.module))
         self._register(module, len(g.facts) - 1, src, dst, "normalisation")
         return self._out(dst, apart, axis) if apart and (mixes or self._meets_others()) else dst

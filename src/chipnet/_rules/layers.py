@@ -41,7 +41,7 @@ def _convolution(
     if groups > 1 and not isinstance(
         t.modules.get(t.module), nn.modules.conv._ConvNd
     ):  # a number in the call
-        if t.mode == "literal":
+        if t.is_literal:
             t.graph.pin(src, t.why("a convolution with a fixed number of groups"))
         else:
             t.risk(src, groups)
