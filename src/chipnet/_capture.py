@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from chipnet._graph import Barrier, ChannelGraph, Frozen, Host, Mix, Norm, Pin
+from chipnet._graph import Barrier, ChannelGraph, Frozen, Host, Mix, Norm, Pin, is_within
+from chipnet._numbers import Settled, settle
 from chipnet._program import Captured, base_of, is_view, written_by
 from chipnet._rules import FAKE_QUANTISED, LAYERS, apply, operator_name
-from chipnet._trace import Labels, Mode, Realisation, Tracer
+from chipnet._trace import Labels, Realisation, Tracer
+from chipnet._watch import Attribute, Received
 
 _ZERO_STAYS = frozenset(["mul", "masked_fill", "pad", "slice", "to", "_to_copy"])
 """What a parametrised layer's own forward may do around its operator, where a gate multiplies what it returns."""
@@ -27,19 +29,41 @@ def trace(
     model: nn.Module,
     program: Captured,
     realisation: Realisation,
-    modes: Mapping[str, Mode] = MappingProxyType({}),
+    literal: Mapping[str, str] = MappingProxyType({}),
     training: Captured | None = None,
     gated: Set[str] = frozenset(),
+    values: Sequence[Received] = (),
 ) -> ChannelGraph:
-    """Walk the captured graph with the rules.
+    """Walk the captured graph with the rules, and again while numbers in attributes turn out not to follow.
 
-    ``modes``: what is known of nodes that hold the user's sizes. ``training``: the train-mode graph, where that has
-    parts which the other lacks (auxiliary heads): its facts hold too, its operators cost nothing. ``gated``: nodes
-    of ``ChannelGraph.outputs`` after which a gate acts.
+    ``literal``: nodes whose sizes do not follow widths, with the reason. ``training``: the train-mode graph, where
+    that has parts which the other lacks (auxiliary heads): its facts hold too, its operators cost nothing.
+    ``gated``: nodes of ``ChannelGraph.outputs`` after which a gate acts. ``values``: numbers that training uses.
     """
+    literal = dict(literal)
+    while True:
+        graph, settled = _traced(model, program, realisation, literal, training, gated, values)
+        if settled.whole.keys() <= literal.keys():
+            break
+        literal |= settled.whole
+    graph.literal = literal
+    graph.numbers.update({(n.module, n.name, n.index): n for n in settled.numbers})
+    return graph
+
+
+def _traced(
+    model: nn.Module,
+    program: Captured,
+    realisation: Realisation,
+    literal: Mapping[str, str],
+    training: Captured | None,
+    gated: Set[str],
+    values: Sequence[Received],
+) -> tuple[ChannelGraph, Settled]:
+    """One walk, and what it says of numbers in attributes."""
     graph = ChannelGraph()
     t = Tracer(graph, dict(model.named_modules(remove_duplicate=False)), realisation)
-    t.modes = modes
+    t.literal = literal
     t.parameters = frozenset(n for n, _ in model.named_parameters())
     canonical = canonical_names(model)
     t.enter(program.graph.nodes)
@@ -50,7 +74,15 @@ def trace(
     _drop_hosts(graph, t.foreign)
     for name in t.foreign | t.data:  # its module is asked for it: nothing can stand in
         graph.owners.pop(name.rpartition(".")[0], None)
-    return graph
+    watches = [p.watch for p in (program, training) if p is not None]
+    received = [r for watch in watches if watch is not None for r in watch.unclaimed()]
+    return graph, settle(graph, t.claims, [*values, *received], functools.partial(_held, t.modules), literal)
+
+
+def _held(modules: Mapping[str, nn.Module], attribute: Attribute) -> int:
+    """What an attribute holds."""
+    value = getattr(modules[attribute.module], attribute.name)
+    return int(value if attribute.index is None else value[attribute.index])
 
 
 def _drop_hosts(graph: ChannelGraph, foreign: set[str]) -> None:
@@ -72,7 +104,7 @@ def _walk(
     canonical: dict[str, str],
     gated: Set[str] = frozenset(),
 ) -> None:
-    graph = t.graph
+    graph, t.watch = t.graph, program.watch
     held = {name: canonical.get(target, target) for name, target in program.held.items()}
     weights, skipped = _computed_weights(t, program, held)
     env: dict[torch.fx.Node, Any] = {}
@@ -189,7 +221,7 @@ def _computed_weights(
             if operator_name(weight) in FAKE_QUANTISED:  # the weight itself, with scales along its channels
                 break
             leaves = _leaves(weight)
-            own = all(held[n.name].rpartition(".")[0].startswith(path) for n in leaves if n.name in held)
+            own = all(is_within(held[n.name], path) for n in leaves if n.name in held)
             plain_bias = bias is None or (isinstance(bias, torch.fx.Node) and bias.name in held)
             removable = is_parametrized(module, "weight")  # its class and forward stay
             plain = plain_bias and (removable or getattr(module, "padding_mode", "zeros") == "zeros")

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from chipnet._budget import KINDS, LATENCY
 from chipnet._formula import FALSE, TRUE, Program
-from chipnet._graph import Layer
+from chipnet._graph import Layer, is_within
 from chipnet._inputs import Inputs
 from chipnet._liveness import Ids, Liveness
 
@@ -143,7 +143,7 @@ class CostModel:
             terms[0, (*runs(layer), self._count(liveness.present(layer.rows)))] += 1
         shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
         # A frozen layer has its computed weight and its bias, whatever the weight was computed from.
-        inside = {n: f for f in g.frozen for n in shapes if n.startswith(f"{f}.")}
+        inside = {n: f for f in g.frozen for n in shapes if is_within(n, f)}
         kept = {n: v for n, v in shapes.items() if n not in inside or n == f"{inside[n]}.bias"}
         frozen = {f"{f.module}.weight": f.shape for f in g.frozen.values()}
         holders = _holders(model)

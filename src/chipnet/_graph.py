@@ -22,6 +22,16 @@ from numpy.typing import NDArray
 Slots = NDArray[np.int64]
 
 
+def is_within(name: str, module: str) -> bool:
+    """Is a module, parameter or buffer ``name`` the module itself, or in it?
+
+    Example:
+        >>> is_within("conv1.weight", "conv1"), is_within("conv10.weight", "conv1"), is_within("conv1", "")
+        (True, False, True)
+    """
+    return not module or name == module or name.startswith(f"{module}.")
+
+
 @dataclass(frozen=True)
 class Host:
     """The affine parameters that a gate multiplies: rows of ``weight`` along ``axis``, and ``bias``.
@@ -148,8 +158,8 @@ class Resize:
 
 @dataclass(frozen=True)
 class Number:
-    """A size that a module keeps as a number: ``module.name`` (or its element ``index``) counts ``slots``, one as often
-    as it is there, and ``rest`` more."""
+    """A size that a module keeps as a number: ``module.name`` (or its element ``index``) counts ``slots``, each as
+    often as it is there, and ``rest`` more."""
 
     module: str
     name: str
@@ -228,6 +238,8 @@ class ChannelGraph:
     """Class root -> reason. Complete once capture has ended."""
     risky: dict[str, Risk] = field(default_factory=dict)
     """Node -> what is known of operators whose integer arguments may be numbers of the user's."""
+    literal: dict[str, str] = field(default_factory=dict)
+    """Nodes whose sizes turned out not to follow widths, with the reason."""
     numbers: dict[tuple[str, str, int | None], Number] = field(default_factory=dict)
     """Sizes in attributes that surgery updates."""
     frozen: dict[str, Frozen] = field(default_factory=dict)

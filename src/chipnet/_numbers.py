@@ -1,9 +1,9 @@
 """Which numbers in attributes can follow the widths of tensors?
 
 Rules *claim* what a size that an operator received counts: ``self.dim // self.heads`` counts these slots. Whatever
-else a number is used for asks that it stays as it is. Under a mask a width is a sum over classes of slots that exist or
-do not, and so is an attribute that counts one; where all uses of the attributes agree for every mask, surgery keeps
-them true, else the tensors concerned are kept whole.
+else a number is used for asks that it stays as it is. Under a mask a width is a sum over classes of slots that
+exist or do not, and so is an attribute that counts one. Where all uses of the attributes agree for every mask,
+surgery keeps them true, else the tensors concerned are kept whole.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Form(NamedTuple):
         return not self.counts
 
 
-class _FollowsItself(Exception):
+class _FollowsItselfError(Exception):
     """The size of a tensor is in it: a trial tells."""
 
 
@@ -75,7 +75,7 @@ def _evaluate(source: Expression, known: Known) -> Form | None:
     if isinstance(source, Attribute):
         return known(source)
     if isinstance(source, Shape):
-        raise _FollowsItself
+        raise _FollowsItselfError
     if isinstance(source, int):
         return Form({}, source)
     left, right = _evaluate(source.left, known), _evaluate(source.right, known)
@@ -183,14 +183,14 @@ def settle(
         if following := follows(source):
             try:
                 now = _evaluate(source, known)
-            except _FollowsItself:
+            except _FollowsItselfError:
                 now = None
             if now is None or not now.fixed:
                 at = f" ({where})" if where else ""
                 keep(following, f"'{following[0]}' holds this width and is a fixed number elsewhere{at}")
     numbers = [
-        Number(*attribute, np.repeat(*_arrays(form)), form.rest)
-        for attribute, form in forms.items()
+        Number(a.module, a.name, a.index, np.repeat(*_arrays(form)), form.rest)
+        for a, form in forms.items()
         if not form.fixed
     ]
     return Settled(numbers, whole)
@@ -204,7 +204,7 @@ def _arrays(form: Form) -> tuple[Slots, Slots]:
 def _holds(source: Expression, known: Known, target: Form) -> bool:
     try:
         return _evaluate(source, known) == target
-    except _FollowsItself:
+    except _FollowsItselfError:
         return True
 
 
@@ -236,7 +236,7 @@ def _forms(
             unknown = next(a for a in attributes_in(claim.source) if a not in forms)
             try:
                 found = _solved(claim.source, _count(graph, claim.slots), unknown, known)
-            except _FollowsItself:
+            except _FollowsItselfError:
                 continue
             if found is not None:
                 forms[unknown] = found

@@ -54,8 +54,8 @@ class Remap:
 
 @dataclass(frozen=True)
 class Size:
-    """A size that a module keeps as a number: ``module.name`` (or its element ``index``), which was ``was``, becomes
-    ``value``."""
+    """A size that a module keeps as a number: ``module.name`` (or its element ``index``), which was ``was``,
+    becomes ``value``."""
 
     module: str
     name: str

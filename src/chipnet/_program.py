@@ -21,6 +21,7 @@ from chipnet._inputs import Inputs
 from chipnet._outputs import tensors
 from chipnet._ready import attributes, copied, refusal
 from chipnet._recorded import record
+from chipnet._watch import Watch, mark, watched
 
 _REGIONS = {
     torch.ops.higher_order.wrap_with_autocast: 4,
@@ -50,6 +51,8 @@ class Captured:
     every: tuple[str, ...]
     stored: tuple[str, ...]
     module: torch.fx.GraphModule
+    watch: Watch | None = None
+    """Which operators received numbers from attributes, where that is known."""
 
     def behind(self, names: Iterable[str]) -> set[str]:
         """Parameters and buffers that these nodes read, directly or not."""
@@ -128,15 +131,26 @@ def capture(model: nn.Module, inputs: Inputs, train: bool = False) -> Captured:
     Raises:
         CaptureError: it cannot be captured.
     """
+    try:
+        return _captured(model, inputs, train, Watch())
+    except Exception:  # numbers that know where they come from are not for it: then nothing is known of them
+        return _captured(model, inputs, train, None)
+
+
+def _captured(model: nn.Module, inputs: Inputs, train: bool, watch: Watch | None) -> Captured:
     shown = copied(model, shared=True).train(train)
+    if watch is not None:
+        mark(shown)
     if isinstance(shown, torch.fx.GraphModule):  # as an nn.Module, torch.export calls its forward
         shown = _as_module(shown)
-    count, stored = _flat(shown, inputs)
+    count, stored = _flat(shown, inputs, watch)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), _silent():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), _silent(), watched(watch):
             program = torch.export.export(shown, inputs.args, inputs.kwargs, strict=False)
             _inline(program.graph_module)
     except Exception as error:
+        if watch is not None:
+            raise
         found = _recorded(model, inputs, train)
         if found is not None:
             return found
@@ -165,6 +179,7 @@ def capture(model: nn.Module, inputs: Inputs, train: bool = False) -> Captured:
         tuple(filter(None, outputs[:last])),
         tuple(filter(None, outputs[last:])),
         program.graph_module,
+        watch,
     )
 
 
@@ -173,7 +188,7 @@ def _recorded(model: nn.Module, inputs: Inputs, train: bool) -> Captured | None:
     own = copied(model).train(train)
     if isinstance(own, torch.fx.GraphModule):
         return None
-    count, stored = _flat(own, inputs)
+    count, stored = _flat(own, inputs, None)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _silent():
             module, held = record(own, inputs)
@@ -207,7 +222,7 @@ def _silent() -> Iterator[None]:
         logging.disable(before)
 
 
-def _flat(model: nn.Module, inputs: Inputs) -> tuple[list[int], list[int]]:
+def _flat(model: nn.Module, inputs: Inputs, watch: Watch | None) -> tuple[list[int], list[int]]:
     """Let forward return a list of tensors, as ``torch.export`` does not know every output class: those that matter
     first, then all, then those that it stores in attributes. Returns how many the first and the last are."""
     forward, count, stored = model.forward, [0], [0]
@@ -215,7 +230,8 @@ def _flat(model: nn.Module, inputs: Inputs) -> tuple[list[int], list[int]]:
     @functools.wraps(forward)
     def flat(*args: Any, **kwargs: Any) -> list[Tensor]:
         before = {id(t) for t in attributes(model)}
-        out = forward(*args, **kwargs)
+        with watch or contextlib.nullcontext():
+            out = forward(*args, **kwargs)
         every = list(tensors(out))
         first = every if inputs.outputs is None or model.training else inputs.outputs(out)
         new = {id(t): t for t in attributes(model) if id(t) not in before}

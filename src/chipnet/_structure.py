@@ -23,17 +23,18 @@ from chipnet._cost import CostModel, counted
 from chipnet._errors import BudgetError, CaptureError, ConfigError
 from chipnet._formula import Program
 from chipnet._gates import has_gates
-from chipnet._graph import Host, Mix, Norm, Pin
+from chipnet._graph import Host, Mix, Norm, Pin, is_within
 from chipnet._harden import Hardener
 from chipnet._inputs import Inputs, device_of
 from chipnet._liveness import Liveness, Site
 from chipnet._plan import Plan, make_plan
 from chipnet._program import Captured, capture
 from chipnet._ready import check, ready, untouched
-from chipnet._trace import Mode, Realisation
+from chipnet._trace import Realisation
 from chipnet._trials import Trials
 from chipnet._vectors import read_mask, read_scores
 from chipnet._verify import check_weights
+from chipnet._watch import values_in_training
 
 Pattern = str | type[nn.Module]
 Patterns = Pattern | Iterable[Pattern]
@@ -127,15 +128,16 @@ class Structure:
 
     def _analyse(self, model: nn.Module, program: Captured, training: Captured | None) -> None:
         """Read the graphs until pruned copies run, and compute what they should."""
-        modes: dict[str, Mode] = {}
-        self._read(model, program, modes, training)
+        literal: dict[str, str] = {}
+        self._values = values_in_training(model, self.inputs)
+        self._read(model, program, literal, training)
         trials = Trials(self, model, training is not None, self._broken, self._anchored)
         while self.gates:  # ends: every round pins more
             found = trials.findings()
             if found is None:
                 break
-            modes.update(found)
-            self._read(model, program, modes, training)
+            literal.update(found)
+            self._read(model, program, literal, training)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_model": _nobody}
@@ -173,16 +175,16 @@ class Structure:
         self,
         model: nn.Module,
         program: Captured,
-        modes: Mapping[str, Mode],
+        literal: dict[str, str],
         training: Captured | None,
     ) -> None:
         with _no_collection(), torch.random.fork_rng(devices=[]):  # rules ask operators, dropout too
-            stuck = self._trace(model, program, modes, training)
+            stuck = self._trace(model, program, literal, training)
             if self._outputs is None:
                 self._outputs = self._once(model, stuck)
-                if self._outputs and (still := self._trace(model, program, modes, training)):
+                if self._outputs and (still := self._trace(model, program, literal, training)):
                     self._outputs -= still  # where a gate does not help
-                    self._trace(model, program, modes, training)
+                    self._trace(model, program, literal, training)
             self.sites: list[Site] = self.liveness.sites
             self.gates = self.liveness.gates
             self.cost = CostModel(self.liveness, model)
@@ -204,11 +206,13 @@ class Structure:
         self,
         model: nn.Module,
         program: Captured,
-        modes: Mapping[str, Mode],
+        literal: dict[str, str],
         training: Captured | None,
     ) -> frozenset[str]:
         """Graph and liveness; returns where channels are stuck though a module's output could be gated."""
-        self.graph = trace(model, program, self.realisation, modes, training, self._outputs or frozenset())
+        gated = self._outputs or frozenset()
+        self.graph = trace(model, program, self.realisation, literal, training, gated, self._values)
+        literal.update(self.graph.literal)
         self.graph.fixed_macs += max(
             0, self._counted - self.graph.macs
         )  # what no rule counts, no mask changes
@@ -498,7 +502,7 @@ def _named(model: nn.Module, patterns: tuple[Pattern, ...], option: str) -> froz
                 f"Types: {', '.join(kinds)[:300]}"
             )
         found.update(mine)
-    return frozenset(n for n in modules if any(n == m or n.startswith(f"{m}.") for m in found if m or n == m))
+    return frozenset(n for n in modules if any(is_within(n, m) for m in found if m or n == m))
 
 
 @contextlib.contextmanager

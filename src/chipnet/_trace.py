@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -202,21 +202,21 @@ class Tracer:
         return self.watch.of(self.node) if self.watch is not None else None
 
     def given(self, name: str, position: int) -> Any:
-        """An argument as the current operator received it, if some came from attributes: see `is_from_attribute`."""
+        """An argument as the current operator received it, if any of them came from attributes."""
         call = self.call
         return call.given(name, position) if call is not None else None
 
-    def sizes(self, shape: tuple[int, ...], skip: int = 0) -> list[Any]:
+    def sizes(self, shape: tuple[int, ...], skip: int = 0, first: int = 1) -> list[Any]:
         """The numbers that say how long the axes of ``shape`` are, one each (None: not known), as the current
-        operator received them after ``skip`` others."""
-        numbers = self.call.numbers[skip:] if self.call is not None else []
+        operator received them from its argument ``first`` on, after ``skip`` others."""
+        numbers = self.call.numbers(first)[skip:] if self.call is not None else []
         if len(numbers) != len(shape) or any(n not in (-1, s) for n, s in zip(numbers, shape, strict=True)):
             return [None] * len(shape)
-        return numbers
+        return [None if n == -1 else n for n in numbers]
 
     def claim(self, number: Any, slots: Slots, empty: bool = False) -> bool:
-        """``number``, which the current operator received, counts ``slots``: is it from attributes? Few operators take
-        a width of 0; those that do say ``empty``."""
+        """``number``, which the current operator received, counts ``slots``: is it from attributes? Few operators
+        take a width of 0; those that do say ``empty``."""
         if not is_from_attribute(number) or self.call is None:
             return False
         self.call.claimed.add(number.source)
@@ -279,7 +279,7 @@ class Tracer:
         Of the axes along which labels vary, the one that leaves the most classes is taken.
         """
         assert x.core is not None
-        core = x.core.numpy()
+        core = self.graph.classes(x.core.numpy())
         found = []
         for axis in x.varying:
             rows = np.moveaxis(core, axis, 0).reshape(core.shape[axis], -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,6 @@ from chipnet._verify import example
 
 if TYPE_CHECKING:
     from chipnet._structure import Structure
-    from chipnet._trace import Mode
 
 Kept = Callable[[Tensor], Tensor]
 """Which of a site's gates stay open: from their numbers ``[n]`` to booleans ``[n]``."""
@@ -68,9 +67,9 @@ class Trials:
             "example inputs on which its outputs are finite."
         )
 
-    def findings(self) -> dict[str, Mode] | None:
-        """One round: None where nothing breaks, else how reshapes and splits are to be read from now on; what
-        else broke is in `broken` and `anchored`.
+    def findings(self) -> dict[str, str] | None:
+        """One round: None where nothing breaks, else reshapes and splits whose sizes do not follow; what else broke
+        is in `broken` and `anchored`.
 
         An error's line tells which reshape or split is to blame; failing that, sites are tried by themselves.
 
@@ -81,33 +80,26 @@ class Trials:
         if trial is None or error is None:
             return None
         risky = self.structure.graph.risky
-        for line, around in _lines_of(error):
+        for line, _ in _lines_of(error):
             at = [n for n, r in risky.items() if r.line == line]
-            near = [n for n, r in risky.items() if r.attributes and r.line in around]
-            if at or near:
-                return self._modes(at or near)
+            if at:
+                return dict.fromkeys(at, "")
         broken, anchored = self._blame(trial)
         self.anchored |= anchored
         if fixed := self._fixed(error, broken.keys()):
-            return self._modes(fixed)
+            return dict.fromkeys(fixed, "")
         self.broken |= broken
         if broken or anchored:
             return {}
         if risky:
-            return dict.fromkeys(risky, "literal")
+            return dict.fromkeys(risky, "")
         raise CaptureError(
             f"a pruned copy of {self.name} does not run or computes something else, and no single layer is to "
             f"blame: {type(error).__name__}: {error}. Exclude the part concerned with ignore=[...]."
         )
 
-    def _modes(self, nodes: Iterable[str]) -> dict[str, Mode]:
-        """How these reshapes and splits are to be read."""
-        risky = self.structure.graph.risky
-        return {n: "attribute" if risky[n].attributes else "literal" for n in nodes}
-
     def _fixed(self, error: Exception, broken: Set[str]) -> list[str]:
-        """Reshapes and splits of the channels of ``broken`` sites, in functions that the error went through. Where
-        nothing failed but outputs changed: those whose sizes may stand in attributes."""
+        """Reshapes and splits of the channels of ``broken`` sites, in functions that the error went through."""
         graph = self.structure.graph
         sites = [site.slots for site in self.structure.sites if site.host.weight in broken]
         classes = set(graph.classes(np.concatenate(sites)).tolist()) if sites else set()
@@ -115,11 +107,7 @@ class Trials:
             n
             for n, r in graph.risky.items()
             if not classes.isdisjoint(graph.classes(r.slots).tolist())
-            and (
-                r.attributes
-                if isinstance(error, PlanError)
-                else any(r.line in around for _, around in _lines_of(error))
-            )
+            and any(r.line in around for _, around in _lines_of(error))
         ]
 
     # -- masks --------------------------------------------------------------------------------------------

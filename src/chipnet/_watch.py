@@ -1,15 +1,14 @@
 """Where do the numbers in a forward come from, and which operators receive them?
 
 The exported graph shows ``view(b, 16, -1)``, not whether 16 was a literal, ``x.shape[1]`` or ``self.width``. So the
-network is captured with every number in an attribute *marked*: an ``int`` that remembers where it comes from, through
-arithmetic too. Sizes of tensors are marked as such. What an operator receives is then known, not guessed.
+network is captured with every number in an attribute *marked*: an ``int`` that remembers where it comes from,
+through arithmetic too. Sizes of tensors are marked as such. What an operator receives is then known, not guessed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 from chipnet._inputs import Inputs, device_of
 
 
-class Attribute(NamedTuple):
+@dataclass(frozen=True)
+class Attribute:
     """``module.name``, or its element ``index``."""
 
     module: str
@@ -168,10 +168,9 @@ class Call:
             return self.kwargs[name]
         return self.args[position] if position < len(self.args) else None
 
-    @property
-    def numbers(self) -> list[Any]:
-        """All numbers after the first argument, in order."""
-        return [n for n in _leaves((self.args[1:], self.kwargs)) if isinstance(n, int)]
+    def numbers(self, first: int = 1) -> list[Any]:
+        """All numbers from an argument on, in order."""
+        return [n for n in _leaves((self.args[first:], self.kwargs)) if isinstance(n, int)]
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -215,6 +214,14 @@ class Watch(TorchFunctionMode):
         _watching.remove(self)
         super().__exit__(*error)
 
+    def unclaimed(self) -> Iterator[Received]:
+        """Numbers from attributes that no rule knows the meaning of."""
+        yield from self.values
+        for call in self.calls:
+            for n in _leaves((call.args, call.kwargs)):
+                if is_from_attribute(n) and n.source not in call.claimed:
+                    yield Received(n.source, call.line)
+
     def of(self, node: Node) -> Call | None:
         """The call that made a node, where that received numbers from attributes."""
         place = (node.meta.get("custom") or {}).get(_KEY)
@@ -251,36 +258,22 @@ def _line() -> str:
     return f"{frame.f_code.co_filename.replace(chr(92), '/').rsplit('/', 1)[-1]}:{frame.f_lineno}"
 
 
-def marked_copy(model: nn.Module) -> nn.Module:
-    """A copy of the model with its own tensors, in which every number that an attribute holds is marked."""
-    tensors = [*model.parameters(), *model.buffers()]
-    tensors += [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor)]
-    copied = copy.deepcopy(model, {id(t): t for t in tensors})
-    for path, module in copied.named_modules():
+def mark(model: nn.Module) -> None:
+    """Mark every number that an attribute holds, in place."""
+    for path, module in model.named_modules():
         for name, value in vars(module).items():
             if type(value) is int:
                 vars(module)[name] = Marked(value, Attribute(path, name))
             elif type(value) in (list, tuple, torch.Size) and value and all(type(v) is int for v in value):
                 marked = [Marked(v, Attribute(path, name, i)) for i, v in enumerate(value)]
                 vars(module)[name] = type(value)(marked)
-    return copied
 
 
 @contextlib.contextmanager
-def watched_forward(model: nn.Module, watch: Watch) -> Iterator[None]:
-    """Inside, the forward of ``model`` is watched."""
-    forward = model.forward
-
-    def seen(*args: Any, **kwargs: Any) -> Any:
-        with watch:
-            return forward(*args, **kwargs)
-
-    vars(model)["forward"] = seen
-    try:
-        with traceback.preserve_node_meta():
-            yield
-    finally:
-        del vars(model)["forward"]
+def watched(watch: Watch | None) -> Iterator[None]:
+    """Inside, nodes that are made remember the calls that ``watch`` sees."""
+    with traceback.preserve_node_meta(watch is not None):
+        yield
 
 
 @torch.no_grad()
@@ -288,8 +281,9 @@ def values_in_training(model: nn.Module, inputs: Inputs) -> list[Received]:
     """Numbers from attributes that a forward in train mode uses, and not as sizes. None where it does not run."""
     watch = Watch()
     try:
-        copied = copy.deepcopy(marked_copy(model)).train()
-        with watched_forward(copied, watch):
+        copied = copy.deepcopy(model).train()
+        mark(copied)
+        with watch:
             inputs.twice().to(device_of(model))(copied)
     except Exception:  # it wants targets: eval mode says what is known
         return []
@@ -304,7 +298,7 @@ def values_in_training(model: nn.Module, inputs: Inputs) -> list[Received]:
 
 
 _RESHAPES = frozenset(
-    "view reshape unflatten expand repeat split split_with_sizes chunk tensor_split narrow __getitem__ permute "
+    "view reshape unflatten expand repeat split split_with_sizes chunk tensor_split narrow __getitem__ permute "  # noqa: SIM905
     "new_zeros new_ones new_full new_empty zeros ones empty full rand randn conv1d conv2d conv3d group_norm "
     "layer_norm batch_norm instance_norm flatten transpose movedim".split()
 )

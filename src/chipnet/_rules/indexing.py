@@ -64,9 +64,9 @@ def gather(t: Tracer, x: Labels, dim: int, index: Labels, **kwargs: Any) -> Labe
         return t.barrier([x, index], "indexes channels by a tensor")
     if not index.varying:
         if any(index.shape[a] > 1 for a in x.varying):  # the same indices for every channel, at its width
-            t.risk(x.slots(), *(index.shape[a] for a in x.varying))
-            if t.mode == "literal":
-                t.pin(x, "meets indices of fixed width")
+            t.risk(x.slots())
+            if t.is_literal:
+                t.pin_literal(x, "meets indices of fixed width")
         return _chosen(t, Labels(x.core, t.shape), index)
     shape = tuple(n if a in x.varying or a in index.varying else 1 for a, n in enumerate(t.shape))
     chosen = t.map([Labels(index.core, shape)], "const", shape)
@@ -90,9 +90,9 @@ def scatter(t: Tracer, x: Labels, dim: int, index: Labels, source: Any, *args: A
         same = t.is_zero(source)
         return _chosen(t, t.labelled(x) if same else t.map([x], "const"), index)
     if any(n > 1 for n in index.shape):
-        t.risk(t.labelled(source).slots(), *index.shape)
-        if t.mode == "literal":
-            t.pin(source, "meets indices of fixed width")
+        t.risk(t.labelled(source).slots())
+        if t.is_literal:
+            t.pin_literal(source, "meets indices of fixed width")
     return _scattered(t, x, dim, index, source)
 
 

@@ -20,6 +20,12 @@ LAYERS = frozenset(
 COMPUTED = "a weight that is computed: what is left of it need not be what it would be made of less"
 
 
+def _firsts(slots: Slots, groups: int) -> Slots:
+    """The first slot of every group; of few wide groups all remain."""
+    per = len(slots) // groups
+    return slots.reshape(groups, per)[:, 0] if groups > per else slots[:0]
+
+
 def _convolution(
     t: Tracer,
     x: Labels,
@@ -42,11 +48,9 @@ def _convolution(
         t.modules.get(t.module), nn.modules.conv._ConvNd
     ):  # a number in the call
         if t.is_literal:
-            t.graph.pin(src, t.why("a convolution with a fixed number of groups"))
-        else:
-            t.risk(src, groups)
-            for name, index in t.attributes(groups) if t.mode == "attribute" else ():
-                t.number(name, index, src.reshape(groups, -1)[:, 0])
+            t.pin_literal(x, "a convolution with a fixed number of groups")
+        t.risk(src)
+        t.claim(t.given("groups", 6), _firsts(src, groups))
     if blurs:
         return _blur(t, src, axis)
     shape = t.shape

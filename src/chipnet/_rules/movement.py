@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
 import torch
 
-from chipnet._graph import Number, Risk, Source
+from chipnet._graph import Map, Slots, Source
 from chipnet._rules.table import operator_name, rule
 from chipnet._trace import Labels, Tracer
+from chipnet._watch import Shape, Term, is_from_attribute, source_of
 
-# The graph shows numbers, not where they came from: whether ``view(b, 64, -1)`` had the width as a literal or
-# computed it is found out by running a compact copy (``_capture.py``).
+# Sizes in the call: a width there is from an attribute, from a tensor, or a literal, which a trial finds out.
 _LITERAL = {"view", "reshape", "_unsafe_view", "unflatten", "repeat", "tile"}
 
 
@@ -54,17 +55,25 @@ def move(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
         assert x.core is not None
         return t.uniform(int(x.core.reshape(-1)[0]), t.shape)
     literal = operator_name(t.node) in _LITERAL
-    if literal and t.mode == "literal":
-        t.pin(x, "is reshaped to sizes that do not follow its width")
+    if literal and t.is_literal:
+        t.pin_literal(x, "is reshaped to sizes that do not follow its width")
     out = t.moved(t.node.target(x.full().contiguous(), *args, **kwargs))  # type: ignore[operator]
-    if literal and t.mode != "literal":
-        t.risk(x.slots(), *(out.shape[a] for a in out.varying))
-        if t.mode == "attribute":
-            for axis in out.varying:
-                rows = out.core.movedim(axis, 0).reshape(out.shape[axis], -1)  # type: ignore[union-attr]
-                for name, index in t.attributes(out.shape[axis]):
-                    t.number(name, index, rows[:, 0].numpy().copy())
+    if literal:
+        t.risk(x.slots())
+        skip = 1 if operator_name(t.node) == "unflatten" else 0
+        before = args[0] % len(x.shape) if skip else 0
+        after = len(x.shape) - 1 - before if skip else 0
+        sizes = t.sizes(out.shape[before : len(out.shape) - after], skip)
+        for axis, number in enumerate(sizes, before):
+            if axis in out.varying:
+                t.claim(number, _along(out, axis))
     return out
+
+
+def _along(x: Labels, axis: int) -> Slots:
+    """Slots along an axis, of the first of each of the others."""
+    assert x.core is not None
+    return x.core.movedim(axis, 0).reshape(x.shape[axis], -1)[:, 0].numpy().copy()
 
 
 @rule("repeat_interleave")
@@ -132,16 +141,22 @@ def expand(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     shape = t.shape
     core = x.core.reshape((1,) * (len(shape) - x.core.ndim) + tuple(x.core.shape))
     before = (1,) * (len(shape) - len(x.shape)) + x.shape
-    if (
-        before != shape
-        and t.mode != "literal"
-        and all(operator_name(n) in _ELEMENTWISE for n in t.node.users)
-    ):
+    numbers = t.sizes(shape)
+    for axis, number in enumerate(numbers):
+        if not x.varying and before[axis] == 1 and is_from_attribute(number) and not t.is_literal:
+            slots = t.graph.new(shape[axis])  # as wide as the attribute says, whatever meets it
+            source = x.core.reshape(-1).numpy().repeat(shape[axis])
+            t.graph.facts.append(Map(slots, (source,), "or"))
+            t.graph.pin(source, t.why("broadcast along channels"))
+            t.claim(number, slots)
+            t.risk(slots)
+            return t.along(slots, axis, shape)
+    if before != shape and not t.is_literal and all(operator_name(n) in _ELEMENTWISE for n in t.node.users):
         t.risk(x.slots())
         return Labels(core, before)
     sizes = args[0] if args and isinstance(args[0], (list, tuple)) else [-1] * len(shape)
-    if t.mode == "literal" and any(sizes[a - len(x.shape)] != -1 for a in x.varying):
-        t.pin(x, "is expanded to sizes that do not follow its width")
+    if t.is_literal and any(sizes[a - len(x.shape)] != -1 for a in x.varying):
+        t.pin_literal(x, "is expanded to sizes that do not follow its width")
     return Labels(core, shape)
 
 
@@ -171,18 +186,18 @@ def fresh(t: Tracer, *args: Any, **kwargs: Any) -> Labels:
     axes = {a % len(shape) for a in beside if isinstance(a, int)} if shape else set()
     others = all(operator_name(n) in _ELEMENTWISE | _CATS for n in t.node.users)
     label = t.zero if "zeros" in name else t.constant
-    if not t.node.users or not others or len(axes) > 1 or t.mode == "literal":
+    if not t.node.users or not others or len(axes) > 1 or t.is_literal:
         return t.uniform(int(label[0]), shape)
-    if not axes:
+    sizes = t.sizes(shape, 0, 1 if name.startswith("new_") else 0)
+    axes = axes or {a for a, number in enumerate(sizes) if is_from_attribute(number)}
+    if len(axes) != 1:
         t.risk(t.zero)
         return t.uniform(int(label[0]), (1,) * len(shape))
     (axis,) = axes
     slots = t.graph.new(shape[axis])
     t.graph.facts.append(Source(slots, live="zeros" not in name, flow=False))
-    t.risk(slots, len(slots))
-    if t.mode == "attribute":
-        for attribute, place in t.attributes(len(slots)):
-            t.number(attribute, place, slots)
+    t.risk(slots)
+    t.claim(sizes[axis], slots)
     return t.along(slots, axis, shape)
 
 
@@ -241,23 +256,20 @@ def split(t: Tracer, x: Labels, size: Any, dim: int = 0, *, follows: bool = Fals
     if dim not in x.varying or len(pieces) < 2:
         return tuple(t.moved(p) for p in pieces)
     first = [p.movedim(dim, 0).reshape(p.shape[dim], -1)[:, 0].numpy().copy() for p in pieces]
-    equal, listed = len(set(sizes)) == 1, isinstance(size, (list, tuple))
-    attributes = list(t.attributes(sizes)) if listed else []
-    if t.mode == "literal" or not (equal or attributes):
-        t.pin(x, f"is split into pieces of a fixed width ({', '.join(map(str, sizes))})")
-    elif attributes:
-        t.graph.risky[t.key] = Risk(t.line, False, x.slots())
-        for name, index in attributes:  # pieces may be empty
-            t.graph.number(Number(t.module, name, index, first[index]))  # type: ignore[index]
-    else:
-        whole = x.shape[dim]
-        if not follows:
-            t.risk(x.slots(), sizes[0], whole)
-        if t.mode == "attribute":
-            for name, index in t.attributes(sizes[0]):
-                t.number(name, index, first[0])
-            for name, index in t.attributes(whole):
-                t.number(name, index, np.concatenate(first))
+    equal = len(set(sizes)) == 1
+    given = () if follows else t.given("split_size_or_sections", 1) or t.given("split_size", 1)
+    numbers = given if isinstance(given, tuple) and len(given) == len(pieces) else ()
+    named = any(map(is_from_attribute, numbers))
+    if t.is_literal or not (equal or named):
+        t.pin_literal(x, f"is split into pieces of a fixed width ({', '.join(map(str, sizes))})")
+    elif not follows:
+        t.risk(x.slots())
+    if named:
+        for number, slots in zip(numbers, first, strict=True):  # pieces may be empty
+            if not t.claim(number, slots, empty=True) and not isinstance(source_of(number), (Shape, Term)):
+                t.graph.pin(slots, t.why(f"a piece of a fixed width ({number})"))
+    elif equal:
+        t.claim(given, first[0])
         flat = [p.movedim(dim, 0).reshape(p.shape[dim], -1) for p in pieces]
         for column in torch.cat(flat, 1).numpy():
             t.graph.tie_all(np.unique(column).tolist())
@@ -282,9 +294,30 @@ def take(t: Tracer, x: Labels, dim: int = 0, *args: Any, **kwargs: Any) -> Label
     if any(isinstance(a, Labels) for a in args):
         return t.barrier([x], "indexes by a tensor")
     full = t.node.target(x.full(), dim, *args, **kwargs)  # type: ignore[operator]
-    if dim in x.varying and tuple(full.shape) != x.shape:
-        t.pin(x, "a fixed part of its channels is taken")
+    if dim in x.varying and tuple(full.shape) != x.shape and not _bounded(t, _along(x, dim), args):
+        t.pin_literal(x, "a fixed part of its channels is taken")
     return t.moved(full)
+
+
+def _bounded(t: Tracer, slots: Slots, bounds: tuple[Any, ...]) -> bool:
+    """Are both bounds of a slice of ``slots`` an end or from an attribute, and known to follow?"""
+    if t.call is None or operator_name(t.node) != "slice" or t.is_literal or len(bounds) > 2:
+        return False
+    found = []
+    for bound, ends in zip(bounds, ((0, None), (len(slots), None)), strict=False):
+        number = next((n for n in t.call.numbers() if n == bound and is_from_attribute(n)), None)
+        if number is not None:
+            found.append((number, slots[bound:] if bound < 0 else slots[:bound]))
+        elif bound not in ends and bound != sys.maxsize:
+            return False
+    for number, part in found:
+        if number < 0:
+            t.claim(-number, part, empty=True)
+            t.call.claimed.add(number.source)
+        else:
+            t.claim(number, part, empty=True)
+    t.risk(slots)
+    return bool(found)
 
 
 @rule("_assert_tensor_metadata", "_assert_async", "_assert_scalar")

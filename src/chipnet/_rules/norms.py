@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from chipnet._graph import Risk
 from chipnet._rules.table import rule
 from chipnet._trace import Labels, Tracer
 
@@ -68,11 +67,10 @@ def group_norm(t: Tracer, x: Labels, groups: int, weight: Any = None, bias: Any 
     mixes = "group norm mixes channels" if groups == 1 else None
     module = t.modules.get(t.module)
     if not isinstance(module, nn.GroupNorm) and groups > 1:
-        attributes = list(t.attributes(groups)) if t.mode != "literal" else []
-        t.graph.risky[t.key] = Risk(t.line, False, src)
-        for name, index in attributes:
-            t.number(name, index, src.reshape(groups, -1)[:, 0])
-        mixes = None if attributes else "group norm with a fixed number of groups"
+        t.risk(src)
+        named = t.claim(t.given("num_groups", 1), src.reshape(groups, -1)[:, 0])
+        why = "" if named else "group norm with a fixed number of groups"
+        mixes = t.literal.get(t.key, why) or None
     for group in src.reshape(groups, -1) if groups < len(src) else ():
         t.graph.tie_all(group.tolist())
     if 1 < groups < len(src):
