@@ -22,7 +22,7 @@ from chipnet._ready import copied
 from chipnet._rules import LAYERS
 from chipnet._standins import stand_in
 from chipnet._trace import STANDARD_MIX
-from chipnet._verify import Comparison, check_weights, compare
+from chipnet._verify import Comparison, check_weights, compare, compare_training, repeatable
 
 _log = logging.getLogger("chipnet")
 
@@ -168,6 +168,8 @@ def _verify(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> N
     """Raise `PlanError` unless the compact network has been seen to compute what the masked one does."""
     check_weights(model)
     found = verify_compact(model, small, plan, inputs)
+    if any(size.value != size.was for size in plan.sizes):  # a number that follows may be a value in training
+        _verify_training(model, small, plan, inputs.to(device_of(model)))
     if found.within(_limit(small, plan), least=1e-12):
         if found.drawn:
             _log.info(
@@ -186,6 +188,19 @@ def _verify(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> N
         f"{type(model).__name__}, neither on the example inputs nor on random ones. Give example_inputs on which "
         "its outputs are finite and not empty, or verify=False."
     )
+
+
+def _verify_training(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> None:
+    """Raise `PlanError` where the compact network computes something else in train mode, nothing random aside."""
+    if plan.frozen or not repeatable(big := masked(model, plan), inputs):
+        return
+    found = compare_training(big, small, inputs)
+    if not found.within(1e-6 if _is_double(small) else 1e-2, least=1e-12):
+        raise PlanError(
+            "the compact network computes in train mode something else than the masked one: outputs differ by "
+            f"{found.difference:.3g} at scale {found.scale:.3g}. A number of the model's that holds a width is "
+            "used as a value in training: exclude the layers concerned with ignore=[...]."
+        )
 
 
 def _limit(small: nn.Module, plan: Plan) -> float:

@@ -57,11 +57,11 @@ class Inputs:
             f"got {type(example_inputs).__name__}"
         )
 
-    def __call__(self, model: nn.Module) -> Any:
-        """The model's output. Arguments are copied, since a forward may write into them, and random numbers are the
-        same in every call and not the user's."""
+    def __call__(self, model: nn.Module, seed: int = 0) -> Any:
+        """The model's output. Arguments are copied, since a forward may write into them, and random numbers are
+        those of ``seed`` and not the user's."""
         args, kwargs = copy.deepcopy((self.args, self.kwargs))
-        with _same_numbers({p.device for p in model.parameters() if p.device.type != "cpu"}):
+        with _same_numbers({p.device for p in model.parameters() if p.device.type != "cpu"}, seed):
             return model(*args, **kwargs)
 
     def read(self, model: nn.Module) -> list[Tensor]:
@@ -113,14 +113,14 @@ def _shown(x: Any) -> str:
 
 
 @contextlib.contextmanager
-def _same_numbers(devices: set[torch.device]) -> Iterator[None]:
-    """Inside, random numbers of Python, NumPy and PyTorch are the same every time, and not the user's."""
+def _same_numbers(devices: set[torch.device], seed: int = 0) -> Iterator[None]:
+    """Inside, random numbers of Python, NumPy and PyTorch are those of ``seed``, and not the user's."""
     states = random.getstate(), np.random.get_state()
     kind = next(iter(devices)).type if devices else "cuda"
     with torch.random.fork_rng([d.index or 0 for d in devices], device_type=kind):
-        random.seed(0)
-        np.random.seed(0)
-        torch.manual_seed(0)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
         try:
             yield
         finally:

@@ -35,7 +35,7 @@ from chipnet._graph import (
     Source,
 )
 from chipnet._numbers import Claim
-from chipnet._watch import Call, Watch, is_from_attribute
+from chipnet._watch import Call, Watch, attributes_in, is_from_attribute
 
 Realisation = Literal["plain", "indexed"]
 STANDARD_MIX = (
@@ -58,6 +58,8 @@ STANDARD_NORM = (
     nn.InstanceNorm2d,
     nn.InstanceNorm3d,
 )
+FITTED = frozenset("in_channels out_channels in_features out_features num_features num_parameters".split())  # noqa: SIM905
+"""Widths that PyTorch's layers keep as numbers: surgery sets them by the tensors."""
 STANDARD_POOL = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 
 
@@ -220,10 +222,15 @@ class Tracer:
         if not is_from_attribute(number) or self.call is None:
             return False
         self.call.claimed.add(number.source)
+        if all(a.name in FITTED and self._is_torchs(a.module) for a in attributes_in(number.source)):
+            return True  # surgery keeps those of layers true anyway
         self.claims.append(Claim(self.key, number.source, slots.copy()))
         if not empty:
             self.graph.pin(slots[:1], self.why(f"'{number.source}' must not become 0"))
         return True
+
+    def _is_torchs(self, module: str) -> bool:
+        return type(self.modules[module]).__module__.startswith("torch.nn.")
 
     def risk(self, slots: Slots) -> None:
         """The current operator's arguments may be numbers of the user's."""

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from chipnet._compact import agree, compact
+from chipnet._compact import agree, compact, masked
 from chipnet._errors import CaptureError, PlanError
 from chipnet._inputs import Inputs, device_of
 from chipnet._plan import make_plan
-from chipnet._verify import example
+from chipnet._verify import compare_training, example, repeatable, train_outputs
 
 if TYPE_CHECKING:
     from chipnet._structure import Structure
@@ -49,6 +49,7 @@ class Trials:
         self.broken, self.anchored = broken, anchored
         self.name = type(model).__name__
         self.model, self.inputs, self.blind = self._comparable(model)
+        self.repeatable = repeatable(self.model, self.inputs)
 
     def _comparable(self, model: nn.Module) -> tuple[nn.Module, Inputs, frozenset[int]]:
         """What is tried, on which inputs: outputs must have numbers that can be compared, but for some (``blind``)
@@ -164,9 +165,13 @@ class Trials:
             small = compact(self.model, plan, verify=False)
             if not agree(self.model, small, plan, inputs, self.blind):
                 raise PlanError("outputs change")
-            if self.trains:
-                with torch.no_grad():
-                    inputs.twice().to(device_of(self.model))(small.train())
+            if self.repeatable and not plan.frozen:
+                exact = all(p.dtype == torch.float64 for p in small.parameters())
+                found = compare_training(masked(self.model, plan), small, inputs)
+                if not found.within(1e-6 if exact else 1e-2, least=1e-12):
+                    raise PlanError("outputs change in training")
+            elif self.trains:
+                train_outputs(small, inputs)
         except Exception as error:
             return error
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from chipnet._errors import PlanError
 from chipnet._inputs import Inputs
+from chipnet._outputs import tensors
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,43 @@ def compare(a: nn.Module, b: nn.Module, inputs: Inputs) -> Comparison:
         if found.complete or found.difference == math.inf:
             break
     return found
+
+
+def repeatable(model: nn.Module, inputs: Inputs) -> bool:
+    """Do outputs in train mode tell what was pruned: does the model run there, nothing random in it, and does it
+    not blow rounding up (batch norms over values that are all alike)?"""
+    if not _floats(inputs):
+        return False
+    try:
+        first = train_outputs(model, inputs)
+        other = _compared(first, train_outputs(model, inputs, seed=1))
+        near = _compared(first, train_outputs(model, _nudged(inputs)))
+    except Exception:  # it wants targets
+        return False
+    return other.difference == 0 and other.complete and near.within(1e-4)
+
+
+def train_outputs(model: nn.Module, inputs: Inputs, seed: int = 0) -> list[Tensor]:
+    """The tensors that a copy of a network returns in train mode."""
+    with torch.no_grad():
+        return list(tensors(inputs.twice()(copy.deepcopy(model).train(), seed)))
+
+
+def compare_training(a: nn.Module, b: nn.Module, inputs: Inputs) -> Comparison:
+    """Compare copies of two networks in train mode."""
+    return _compared(train_outputs(a, inputs), train_outputs(b, inputs))
+
+
+def _nudged(inputs: Inputs) -> Inputs:
+    """The same inputs but for rounding."""
+
+    def one(x: object) -> object:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        return x * (1 + 8 * torch.finfo(x.dtype).eps)
+
+    args, kwargs = torch.utils._pytree.tree_map(one, (inputs.args, inputs.kwargs))
+    return Inputs(args, kwargs, inputs.outputs)
 
 
 def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
