@@ -207,3 +207,14 @@ def test_a_layer_that_computes_its_weight_owns_no_parameter_of_a_layer_whose_nam
 
     s = Structure(randomised(Net()), X)
     assert "conv1" not in s.graph.frozen
+
+
+class TrainLiteral(Base):
+    """A width that only training has as a number, from the tensor itself."""
+
+    def between(self, x):
+        return x * x.shape[1] ** -0.5 if self.training else x
+
+
+def test_outputs_in_training_are_compared_too():
+    assert all(plan.sizes == () for _, plan in pruned(TrainLiteral(), {"a": 0, "b": 5}))

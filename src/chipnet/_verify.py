@@ -78,8 +78,8 @@ def repeatable(model: nn.Module, inputs: Inputs) -> bool:
         return False
     try:
         first = train_outputs(model, inputs)
-        other = _compared(first, train_outputs(model, inputs, seed=1))
-        near = _compared(first, train_outputs(model, _nudged(inputs)))
+        other = compared(first, train_outputs(model, inputs, seed=1))
+        near = compared(first, train_outputs(model, _nudged(inputs)))
     except Exception:  # it wants targets
         return False
     return other.difference == 0 and other.complete and near.within(1e-4)
@@ -93,7 +93,7 @@ def train_outputs(model: nn.Module, inputs: Inputs, seed: int = 0) -> list[Tenso
 
 def compare_training(a: nn.Module, b: nn.Module, inputs: Inputs) -> Comparison:
     """Compare copies of two networks in train mode."""
-    return _compared(train_outputs(a, inputs), train_outputs(b, inputs))
+    return compared(train_outputs(a, inputs), train_outputs(b, inputs))
 
 
 def _nudged(inputs: Inputs) -> Inputs:
@@ -104,8 +104,7 @@ def _nudged(inputs: Inputs) -> Inputs:
             return x
         return x * (1 + 8 * torch.finfo(x.dtype).eps)
 
-    args, kwargs = torch.utils._pytree.tree_map(one, (inputs.args, inputs.kwargs))
-    return Inputs(args, kwargs, inputs.outputs)
+    return inputs.mapped(one)
 
 
 def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
