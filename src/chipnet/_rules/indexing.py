@@ -69,9 +69,10 @@ def gather(t: Tracer, x: Labels, dim: int, index: Labels, **kwargs: Any) -> Labe
                 t.pin_literal(x, "meets indices of fixed width")
         return _chosen(t, Labels(x.core, t.shape), index)
     shape = tuple(n if a in x.varying or a in index.varying else 1 for a, n in enumerate(t.shape))
-    chosen = t.map([Labels(index.core, shape)], "const", shape)
-    out = t.map([Labels(x.core, shape), chosen], "and", shape)
-    return Labels(out.core, t.shape)
+    values, chosen = Labels(x.core, shape), Labels(index.core, shape)
+    if not t.follows(chosen, values):  # else each channel chooses for itself, as of its largest values
+        values = t.map([values, t.places(chosen)], "and", shape)
+    return Labels(values.core, t.shape)
 
 
 @rule("index_add", "index_copy")
