@@ -5,6 +5,7 @@ not an error, nor is a rule that fails: its inputs are pinned, with the operator
 """
 
 from chipnet._rules import (
+    attention,
     axes,
     contractions,
     elementwise,
@@ -27,6 +28,7 @@ __all__ = [
     "LAYERS",
     "RULES",
     "apply",
+    "attention",
     "axes",
     "contractions",
     "elementwise",
