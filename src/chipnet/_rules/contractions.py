@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from chipnet._graph import Mix, Product
-from chipnet._rules.table import rule
+from chipnet._rules.table import operator_name, rule
 from chipnet._trace import Labels, Tracer
 
 Letters = Sequence[str]
@@ -88,6 +88,9 @@ def contract(
     summed = [n for n in dict.fromkeys((*left, *right)) if n not in out]
     names = [*out, *summed]
     sides = [_laid_out(t, x, axes, names) for x, axes in ((a, left), (b, right))]
+    axes_of = [set(x.varying) for x in sides]
+    if all(axes_of) and not all(t.fixed(x, set.union(*axes_of) - mine) for x in sides for mine in axes_of):
+        return t.barrier([a, b], f"'{operator_name(t.node)}' multiplies channels by others")
     shape = tuple(max(sizes) for sizes in zip(*(x.shape for x in sides), strict=True))
     product = t.map(sides, "and", shape)
     over = [i for i in product.varying if i >= len(out)]
