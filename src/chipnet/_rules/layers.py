@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from chipnet._graph import Number, Product, Slots
+from chipnet._graph import Map, Number, Product, Slots
 from chipnet._rules.table import rule
 from chipnet._trace import Labels, Tracer
 
@@ -38,7 +38,8 @@ def _convolution(
 ) -> Labels:
     axis = 1 if len(x.shape) == len(weight.shape) else 0
     kept = [v for v in (x, weight, bias) if v is not None]
-    blurs = bias is None and groups == x.shape[axis] > 1 and t.is_constant(weight)
+    along = weight.varying == [0]  # made as wide as an attribute says
+    blurs = bias is None and groups == x.shape[axis] > 1 and (along or t.is_constant(weight))
     if not blurs and (weight.param is None or (bias is not None and bias.param is None)):
         return t.barrier(kept, COMPUTED)
     src = t.channels(x, axis)
@@ -52,7 +53,7 @@ def _convolution(
         t.risk(src)
         t.claim(t.given("groups", 6), _firsts(src, groups))
     if blurs:
-        return _blur(t, src, axis)
+        return _blur(t, src, axis, weight)
     shape = t.shape
     kernel = math.prod(weight.shape[2:])
     area = math.prod(shape) // shape[axis]
@@ -71,10 +72,16 @@ def _convolution(
     return t.along(dst, axis, shape)
 
 
-def _blur(t: Tracer, src: Slots, axis: int) -> Labels:
+def _blur(t: Tracer, src: Slots, axis: int, weight: Labels) -> Labels:
     """One constant kernel for every channel, as wide as they are (blur pooling, Sobel filters)."""
     t.graph.pin(src[:1], t.why("a convolution of every channel needs at least one"))
     dst = np.repeat(src, t.shape[axis] // len(src))
+    if weight.varying:
+        rows = np.repeat(weight.slots(), len(dst) // len(weight.slots()))
+        read, dst = dst, t.graph.new(len(dst))
+        t.graph.facts.append(Map(dst, (read, rows), "and"))
+        t.graph.tie(dst, read)
+        t.graph.tie(dst, rows)
     t.graph.products.append(Product(dst, t.macs() // len(dst)))
     return t.along(dst, axis, t.shape)
 
