@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import copy
+import gc
+import io
+import pickle
+import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from toys import TOYS, Chain, Residual, assert_same_outputs, made, outputs, random_mask, randomised
 
+import chipnet
 from chipnet import Pruner, Structure, compact, masked
-from chipnet._gates import GateHook, add_gates, strip_gates
+from chipnet._gates import Gates, add_gates, hooks
+from chipnet.methods import METHODS
 
 
 class Both(nn.Module):
@@ -45,6 +53,13 @@ def multiplied(model: Both, x: Tensor, z: dict[str, Tensor]) -> Tensor:
     return model.fc(F.relu(times("up", model.up(x))).mean((2, 3)))
 
 
+def hang(model: nn.Module, s: Structure, values: Callable[[], list[Tensor]]) -> list[object]:
+    """Gates of those values, one tensor for every site."""
+    numbers = [i for i, site in enumerate(s.sites) if site.free]
+    sites = [s.sites[i] for i in numbers]
+    return add_gates(model, sites, Gates([t.channels for t in sites]), lambda: [values()[i] for i in numbers])
+
+
 def gated(model: nn.Module, x: Tensor) -> tuple[Structure, Tensor, list[object], Callable[[], Tensor]]:
     """A model with gates of random value in (0, 1), as one leaf tensor over all channels of all sites."""
     s = Structure(model, x)
@@ -55,7 +70,7 @@ def gated(model: nn.Module, x: Tensor) -> tuple[Structure, Tensor, list[object],
         return torch.where(open_where_ungated, torch.ones_like(z), z)
 
     sizes = [t.channels for t in s.sites]
-    return s, z, add_gates(model, s.sites, lambda: values().split(sizes)), values
+    return s, z, hang(model, s, lambda: values().split(sizes)), values
 
 
 @pytest.fixture
@@ -167,7 +182,7 @@ def test_a_module_called_twice_is_gated_at_both_calls():
     for _ in range(2):
         by_hand = F.relu(model.bn(model.conv(by_hand)) * site["bn"].reshape(-1, 1, 1))
     by_hand = model.head(by_hand)
-    add_gates(model, s.sites, lambda: [site[t.name] for t in s.sites])
+    hang(model, s, lambda: [site[t.name] for t in s.sites])
     torch.testing.assert_close(model(x), by_hand, rtol=1e-12, atol=1e-12)
 
 
@@ -279,19 +294,259 @@ def test_a_weight_that_two_modules_share_trains_as_it_ships():
     assert plan.compact.params == sum(p.numel() for p in small.parameters())
 
 
-def test_copies_of_a_gated_model_carry_inert_gates_and_compact_ones_none():
+def test_compact_networks_have_no_gates():
     model = randomised(Chain())
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
     dense = model(x)
     pruner = Pruner(model, x, {"macs": 0.5}, steps=2, method="random")
-    plan = pruner.harden()
+    plan = pruner.harden(early=True)
     assert not torch.equal(model(x), dense)
     copied = copy.deepcopy(model)
+    assert torch.equal(copied(x), model(x))
+    assert chipnet.detach(copied) is copied
     assert torch.equal(copied(x), dense)
-    assert strip_gates(copied) is copied
     for net in (copied, compact(model, plan), copy.deepcopy(compact(model, plan))):
-        for m in net.modules():
-            hooks = [*m._forward_hooks.values(), *m._forward_pre_hooks.values()]
-            assert not any(isinstance(getattr(h, "__self__", None), GateHook) for h in hooks)
-            assert not m._forward_hooks_always_called
+        assert not list(hooks(net))
+        assert not any(m._forward_hooks_always_called for m in net.modules())
     assert_same_outputs(model, compact(model, plan), x)
+
+
+# -- copies -----------------------------------------------------------------------------------------------
+
+
+def pruned(method="chipnet", steps=6, **options):
+    torch.manual_seed(0)
+    model = randomised(Residual()).float().train()
+    x = torch.randn(4, 3, 5, 5)
+    return model, x, Pruner(model, x, {"macs": 0.4}, steps=steps, method=method, **options)
+
+
+def train(model, x, pruner, steps, optimizer=None):
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=1e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        ((model(x) ** 2).mean() + pruner.loss()).backward()
+        optimizer.step()
+        pruner.step()
+
+
+@torch.no_grad()
+def same(a, b, x):
+    a.load_state_dict(b.state_dict())
+    return torch.equal(a.eval()(x), b.eval()(x))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_copies_compute_with_the_gates_of_the_model_as_they_are_learnt(method):
+    model, x, pruner = pruned(method)
+    with torch.no_grad():
+        early, dense = copy.deepcopy(model), copy.deepcopy(model)
+        chipnet.detach(dense)
+    with pruner.hardened():
+        within = copy.deepcopy(model)
+    copies = [early, copy.deepcopy(early), within]
+    for step in range(6):
+        train(model.train(), x, pruner, 1)
+        assert all(same(c, model, x) for c in copies), step
+        with pruner.hardened():
+            assert all(same(c, model, x) for c in copies), step
+        assert all(same(c, model, x) for c in copies), step
+    plan = pruner.harden()
+    assert all(same(c, model, x) for c in copies)
+    assert not same(dense, model, x)
+    for c in (early, model):
+        torch.testing.assert_close(compact(c.eval(), plan)(x), model.eval()(x), rtol=1e-4, atol=1e-4)
+    pruner.detach()
+    assert not same(early, model, x)
+    chipnet.detach(early)
+    assert same(early, model, x)
+
+
+@pytest.mark.parametrize("method", ["bar", "chipnet"])
+def test_between_backward_and_step_a_copy_has_the_same_gates_too(method):
+    model, x, pruner = pruned(method)
+    copied = copy.deepcopy(model)
+    (model(x).mean() + pruner.loss()).backward()
+    assert same(copied, model, x)
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch"])
+def test_what_is_loaded_has_the_gates_of_when_it_was_saved(how):
+    model, x, pruner = pruned("fisher")
+    train(model, x, pruner, 4)
+    copied = copy.deepcopy(model.eval())
+    with pruner.hardened():
+        buffer = io.BytesIO()
+        if how == "pickle":
+            buffer.write(pickle.dumps(copied))
+        else:
+            torch.save(model, buffer)
+        expected = model(x)
+    buffer.seek(0)
+    loaded = pickle.load(buffer) if how == "pickle" else torch.load(buffer, weights_only=False)
+    assert torch.equal(loaded.eval()(x), expected)
+    assert torch.equal(loaded(x), copy.deepcopy(loaded)(x))
+    pruner.detach()
+    assert torch.equal(loaded(x), expected)
+    assert torch.equal(chipnet.detach(loaded)(x), model(x))
+
+
+def test_a_copy_sees_gates_as_constants_and_keeps_no_pruner():
+    model, x, pruner = pruned("chipnet-paper")
+    copied = copy.deepcopy(model)
+    (model(x) ** 2).mean().backward()
+    before = [leaf.grad.clone() for leaf in pruner._leaves]
+    for _ in range(2):
+        (copied(x) ** 2).mean().backward()
+    assert all(torch.equal(a, b.grad) for a, b in zip(before, pruner._leaves, strict=True))
+    assert all(p.grad is not None for p in copied.parameters())
+    expected = copied(x).detach()
+    gone = weakref.ref(pruner), weakref.ref(model)
+    del pruner, model
+    gc.collect()
+    assert [r() for r in gone] == [None, None]
+    assert torch.equal(copied(x), expected)
+
+
+def test_copies_of_other_types_and_two_pruners():
+    model, x, pruner = pruned()
+    other, _, second = pruned("random")
+    double, twin = copy.deepcopy(model).double(), copy.deepcopy(other)
+    train(model, x, pruner, 3)
+    double.load_state_dict(model.state_dict())
+    torch.testing.assert_close(double.eval()(x.double()).float(), model.eval()(x), rtol=1e-4, atol=1e-4)
+    assert same(twin, other, x)
+    second.harden(early=True)
+    assert same(twin, other, x)
+    assert not same(twin, model, x)
+
+
+def test_averages_of_torch_are_judged_with_the_models_gates():
+    model, x, pruner = pruned()
+    average = AveragedModel(model)
+    for _ in range(6):
+        train(model.train(), x, pruner, 1)
+        average.update_parameters(model)
+        with torch.inference_mode():
+            average(x)
+    with torch.no_grad():
+        average.module.load_state_dict(model.state_dict())
+        assert torch.equal(average.eval()(x), model.eval()(x))
+    plan = pruner.harden()
+    torch.testing.assert_close(compact(average.module, plan)(x), average.module(x), rtol=1e-4, atol=1e-4)
+
+
+def test_averages_of_timm_are_judged_with_the_models_gates():
+    utils = pytest.importorskip("timm.utils")
+    model, x, pruner = pruned()
+    average = utils.ModelEmaV3(model, decay=0.0)
+    train(model, x, pruner, 6)
+    average.update(model)
+    with torch.no_grad():
+        assert torch.allclose(average.module.eval()(x), model.eval()(x), atol=1e-6)
+        with pruner.hardened():
+            assert torch.allclose(average.module(x), model(x), atol=1e-6)
+
+
+# -- around a forward -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_whatever_ends_a_forward_the_parameters_are_there(error):
+    model, x, pruner = pruned()
+    model.eval()
+    own = dict(model.named_parameters())
+    expected = {k: v.clone() for k, v in model.state_dict().items()}
+    handles = []
+
+    def stop(module, args, output):
+        raise error
+
+    for m in model.modules():
+        if m._forward_pre_hooks:
+            handles.append(m.register_forward_hook(stop))
+            m._forward_hooks.move_to_end(handles[-1].id, last=False)
+    with pytest.raises(error):
+        model(x)
+    assert all(p is own[name] for name, p in model.named_parameters())
+    assert all(torch.equal(v, expected[k]) for k, v in model.state_dict().items())
+    for handle in handles:
+        handle.remove()
+    copied = copy.deepcopy(model)
+    assert same(copied, model, x)
+    pruner.step()
+    for m in (*model.modules(), *copied.modules()):
+        assert not {"weight", "bias"} & m.__dict__.keys()
+
+
+def test_modules_that_call_themselves_and_functional_calls_see_each_gate_once():
+    class Again(nn.Linear):
+        def forward(self, x, depth=1):
+            x = super().forward(x)
+            return F.linear(self(x, depth - 1), self.weight, self.bias) if depth else x
+
+    torch.manual_seed(0)
+    first, last = nn.Linear(3, 3), Again(3, 3)
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), last)
+    host = SimpleNamespace(module="2", weight="2.weight", bias="2.bias", axis=0, output=None)
+    z = torch.tensor([0.5, 0.0, 2.0])
+    gates = Gates([3])
+    gates.set(z)
+    add_gates(model, [SimpleNamespace(host=host)], gates)
+    x = torch.randn(4, 2)
+    hidden = model[1](model[0](x))
+    w, b = last.weight * z[:, None], last.bias * z
+    for _ in range(3):
+        hidden = F.linear(hidden, w, b)
+    torch.testing.assert_close(model(x), hidden)
+    others = {n: p.detach() + 1 for n, p in model.named_parameters()}
+    moved = torch.func.functional_call(model, others, x)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 1
+    torch.testing.assert_close(moved, model(x))
+    assert first is not last
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_forwards_run_twice_and_learn_the_same(reentrant):
+    from torch.utils.checkpoint import checkpoint
+
+    grads = []
+    for forward in (lambda m, x: m(x), lambda m, x: checkpoint(m, x, use_reentrant=reentrant)):
+        model, x, pruner = pruned()
+        x = x.requires_grad_()
+        (forward(model.eval(), x) ** 2).mean().backward()
+        grads.append([leaf.grad for leaf in pruner._leaves] + [p.grad for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_model_that_is_moved_to_another_type_goes_on():
+    model, x, pruner = pruned()
+    model.double()
+    train(model, x.double(), pruner, 6)
+    assert pruner.harden().compact.macs <= 0.4 * pruner.structure.cost.dense.macs
+
+
+@pytest.mark.parametrize(
+    "mode", [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)]
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_made_in_another_mode_trains_as_any(method, mode):
+    torch.manual_seed(0)
+    model, x = randomised(Residual()).float(), torch.randn(4, 3, 5, 5)
+    with mode():
+        pruner = Pruner(model, x, {"macs": 0.4}, steps=6, method=method)
+        model.eval()(x)
+    for _ in range(3):
+        train(model, x, pruner, 2)
+        with mode():
+            state = pruner.state_dict()
+            with pruner.hardened():
+                pruner.soft_cost(), pruner.histogram()
+    with mode():
+        plan = pruner.harden()
+        pruner.load_state_dict(state)
+    train(model, x, pruner, 1)
+    assert plan.compact.macs <= 0.4 * plan.dense.macs

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         PlanError,
     )
     from chipnet._export import export
+    from chipnet._gates import detach
     from chipnet._io import load, save
     from chipnet._masks import Masks
     from chipnet._plan import Plan
@@ -46,6 +47,7 @@ __all__ = [
     "Pruner",
     "Structure",
     "compact",
+    "detach",
     "export",
     "load",
     "masked",
@@ -67,6 +69,7 @@ _MODULES = {
         "PlanError",
     ],
     "_export": ["export"],
+    "_gates": ["detach"],
     "_io": ["load", "save"],
     "_masks": ["Masks"],
     "_plan": ["Plan"],

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import copy
+import inspect
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -15,10 +18,14 @@ from torch import Tensor, nn
 from chipnet._budget import LATENCY, Budget
 from chipnet._cost import KINDS
 from chipnet._distributed import Group, first_, mean_, world
-from chipnet._errors import ConfigError
-from chipnet._gates import add_gates
+from chipnet._errors import ChipNetError, ConfigError
+from chipnet._finite import Flags, all_finite, not_finite
+from chipnet._gates import GateHook, Gates, add_gates, hooks, untouched_by_failure
+from chipnet._inputs import device_of
 from chipnet._latency import Landing, land
+from chipnet._modes import plainly
 from chipnet._plan import Plan
+from chipnet._state import made_for, refuse_other
 from chipnet._structure import Patterns, Structure, check_whole
 from chipnet._trace import Realisation
 from chipnet._vectors import read_mask
@@ -74,6 +81,7 @@ class Pruner:
         8
     """
 
+    @plainly
     def __init__(
         self,
         model: nn.Module,
@@ -99,54 +107,56 @@ class Pruner:
         check_whole("seed", seed, 0)
         if seed >= 2**63:
             raise ConfigError(f"seed must be below 2**63, got {seed}")
+        model = getattr(model, "_orig_mod", model)  # what torch.compile was given
         self.model, self.group = model, group
         self.budget = Budget.parse(budget)
-        self.structure = (
-            example_inputs
-            if isinstance(example_inputs, Structure)
-            else Structure(
-                model,
-                example_inputs,
-                realisation=realisation,
-                share=share,
-                ignore=ignore,
-                only=only,
-                min_channels=min_channels,
-                round_to=round_to,
-                outputs=outputs,
-            )
-        )
+        given = {
+            "realisation": realisation,
+            "share": share,
+            "ignore": ignore,
+            "only": only,
+            "min_channels": min_channels,
+            "round_to": round_to,
+            "outputs": outputs,
+        }
+        self.structure = _structure(model, example_inputs, given)
+        self._infinite = set(_sound(model))
         if LATENCY in self.budget.kinds:
             self.structure.time(model)
         self.structure.check(self.budget)
-        device = next(model.parameters()).device
-        self.method = made(
-            model,
-            self.structure,
-            self.structure.limits(self.budget),
-            steps=steps,
-            seed=seed,
-            device=device,
-            options=options,
-        )
-        self.method.group = group
+        self.steps, self.taken = steps, 0
         self.landing: Landing | None = None
         """With a latency budget, once final masks are known: what their compact network takes, as measured."""
         self._landed: Tensor | None = None
-        if LATENCY in self.budget.kinds:
-            self.method.settle = self._settle  # type: ignore[method-assign]
-        self.steps, self.taken = steps, 0
-        self._gated = [(site.gates >= 0).any() for site in self.structure.sites]
-        sites = [site for site, gated in zip(self.structure.sites, self._gated, strict=True) if gated]
+        device = device_of(model)
+        gated = [bool((site.gates >= 0).any()) for site in self.structure.sites]
+        sites = [site for site, mine in zip(self.structure.sites, gated, strict=True) if mine]
         gates = np.concatenate([site.gates for site in sites])
+        widths = torch.tensor([site.channels for site in self.structure.sites])
+        self._gated = torch.tensor(gated).repeat_interleave(widths)
         self._index = torch.from_numpy(np.where(gates < 0, self.structure.gates, gates)).to(device)
+        self._gates = Gates([site.channels for site in sites])
         self._values: Tensor | None = None
         self._leaves: tuple[Tensor, ...] = ()
-        self._with_grad = False
         self._apart = False
-        self._forced: tuple[Tensor, ...] | None = None
-        self._sizes = [site.channels for site in sites]
-        self._handles = add_gates(model, sites, self._channel_values)
+        self._forced: Tensor | None = None
+        self._flags = Flags()
+        with untouched_by_failure(model):
+            self.method = made(
+                model,
+                self.structure,
+                self.structure.limits(self.budget),
+                steps=steps,
+                seed=seed,
+                device=device,
+                options=options,
+            )
+            self.method.group = group
+            self._made_for = made_for(self.structure, made, options, self.budget, steps)
+            if LATENCY in self.budget.kinds:
+                self.method.settle = self._settle  # type: ignore[method-assign]
+            self._handles = add_gates(model, sites, self._gates, self._own)
+            self._publish()
 
     def __repr__(self) -> str:
         method = type(self.method).__name__
@@ -157,14 +167,16 @@ class Pruner:
         """Steps taken / steps, in [0, 1]."""
         return min(self.taken / self.steps, 1.0)
 
+    @plainly
     def loss(self) -> Tensor:
         """The method's loss (crispness, budget): add it to the task's. A scalar on the model's device.
 
+        It can always be differentiated, also where neither the network nor the method learns anything any more.
         Under ``torch.compile`` call it before the model: it makes the step's gate values, and a forward that finds
         them made is one graph.
         """
         self._make_values()
-        return self.method.loss(self.progress)
+        return _differentiable(self.method.loss(self.progress))
 
     def backward(self) -> None:
         """The gradients of ``loss()``, apart from the task's: for loops whose loss is out of reach.
@@ -177,25 +189,41 @@ class Pruner:
             loss.backward()
         self._apart = True
 
+    @plainly
     def losses(self) -> dict[str, Tensor]:
         """``loss()`` by part: add their sum instead, and show them."""
         self._make_values()
-        return self.method.losses(self.progress)
+        found = self.method.losses(self.progress) or {"pruning": self.method.loss(self.progress)}
+        return {part: _differentiable(loss) for part, loss in found.items()}
 
+    @plainly
     def step(self, loss_scale: float = 1.0) -> None:
         """Advance masks and schedules: call once after every ``optimizer.step()``, on every process.
+
+        A gradient of the gates that is not finite teaches the method nothing, and is warned of.
 
         Args:
             loss_scale: what the loss was multiplied with before ``backward`` (float16: ``scaler.get_scale()``
                 before ``scaler.update()``). A step whose gradients overflowed teaches the method nothing.
+
+        Raises:
+            ChipNetError: the network's weights are not finite any more, so no mask can mend it. On a GPU this is
+                noticed some steps later.
         """
-        self._collect(loss_scale)
+        for *_, hook in hooks(self.model):
+            if isinstance(hook, GateHook):
+                hook.clear()
+        sound = self._collect(loss_scale)
+        self._flags.send(self.taken + 1, [sound, all_finite(self._weights())])
+        self._notice()
         before = self.progress
         self.taken += 1
         self.method.step(before, self.progress)
         for p in self.method.learnt():  # the same bits everywhere, even on machines that round differently
             first_(p.data, self.group)
+        self._publish()
 
+    @plainly
     def soft_cost(self) -> dict[str, float]:
         """Cost of the gates as the forward uses them now, as fractions of the dense costs."""
         with torch.no_grad():
@@ -204,6 +232,7 @@ class Pruner:
         dense = self.structure.cost.dense
         return {k: c / max(dense[k], 1) for k, c in zip(KINDS, costs, strict=False)}  # latency apart
 
+    @plainly
     def histogram(self, bins: int = 10) -> list[int]:
         """How many gates have values in each of ``bins`` equal parts of [0, 1], as they are learnt now."""
         with torch.no_grad():
@@ -213,25 +242,40 @@ class Pruner:
     @property
     def mask(self) -> Tensor:
         """Boolean hard masks ``[gates]`` that meet the budget exactly, as of now."""
-        return self.method.mask()
+        return self._mask()
 
     @contextlib.contextmanager
     def hardened(self, mask: Tensor | None = None) -> Iterator[Tensor]:
-        """Inside, the model computes with hard masks (by default those that meet the budget now)."""
+        """Inside, the model and its copies compute with hard masks (by default those that meet the budget now)."""
+        before = self._forced
         mask = self._force(mask)
         try:
             yield mask
         finally:
-            self._forced = None
+            self._forced = before
+            self._publish()
 
-    def harden(self, mask: Tensor | None = None) -> Plan:
-        """The plan of the hard masks. The model keeps computing with them until ``detach()``.
+    @plainly
+    def harden(self, mask: Tensor | None = None, *, early: bool = False) -> Plan:
+        """The plan of the hard masks. The model and its copies go on computing with them until ``detach()``.
+
+        Args:
+            mask: Boolean ``[gates]``; None: the masks that the method gives now.
+            early: hardening before the last step is meant, so it needs no warning.
 
         Raises:
-            PlanError: a mask of another length or with other values than 0 and 1, or weights that are not finite.
+            PlanError: a mask of another length or with other values than 0 and 1.
+            ChipNetError: weights of the network, or the method's scores, are not finite.
         """
-        if mask is None:
-            mask = self.method.settle(self.method.mask)
+        _sound(self.model, self._infinite, f"after {self.taken} of {self.steps} steps ")
+        if mask is None and self.taken < self.steps and not early:
+            warnings.warn(
+                f"hardened after {self.taken} of {self.steps} steps: schedules are functions of progress, and the "
+                "masks are not those of the last step. Train to the end, give the Pruner the steps that you take, "
+                "or say that it is meant: harden(early=True)",
+                stacklevel=3,  # `plainly` is between
+            )
+        mask = self.method.settle(self.method.mask) if mask is None else mask
         mask = read_mask(mask, self.structure.gates)
         plan = self.structure.plan(mask, self.budget)
         self._force(mask)
@@ -257,72 +301,144 @@ class Pruner:
         self._landed, self.landing = land(self.model, self.structure, limits, asked, within)
         return self._landed
 
+    @plainly
+    def _mask(self) -> Tensor:
+        return self.method.mask()
+
+    @plainly
     def _force(self, mask: Tensor | None) -> Tensor:
         """Compute with a mask as its compact network does: an open gate that the input does not reach, such as
         that of a residual stream behind a dead branch, is shut, where a norm would emit a constant."""
-        mask = read_mask(self.mask if mask is None else mask, self.structure.gates)
-        opened = self.structure.open(mask).to(self._index.device, torch.float32)
-        parts = opened.split([site.channels for site in self.structure.sites])
-        self._forced = tuple(part for part, gated in zip(parts, self._gated, strict=True) if gated)
+        mask = read_mask(self.method.mask() if mask is None else mask, self.structure.gates)
+        opened = self.structure.open(mask)[self._gated]
+        self._forced = opened.to(self._index.device, torch.float32)
+        self._publish()
         return mask
 
     def detach(self) -> None:
-        """Remove the gates: the model is as it was, with the weights it has now."""
+        """Remove the gates: the model is as it was, with the weights it has now.
+
+        Copies of it keep the gates' last values, until `chipnet.detach` removes those too.
+        """
+        for *_, hook in hooks(self.model):
+            if isinstance(hook, GateHook):
+                hook.clear()
         for handle in self._handles:
             handle.remove()
         self._handles = []
         self.method.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """Progress and the method's state."""
-        own = {"taken": self.taken, "steps": self.steps, "method": self.method.state_dict()}
+        """Progress, the method's state, and what it is for: plain values and tensors."""
+        own = {
+            "for": self._made_for,
+            "taken": self.taken,
+            "steps": self.steps,
+            "method": self.method.state_dict(),
+        }
         return (
             own
             if self.landing is None
             else {**own, "landing": self.landing.to_json(), "landed": self._landed}
         )
 
+    @plainly
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict()`` of a pruner of the same model, budget and method."""
-        if state["steps"] != self.steps:
-            raise ConfigError(f"the saved pruner runs {state['steps']} steps, this one {self.steps}")
-        self.taken = state["taken"]
-        self.method.load_state_dict(state["method"])
-        self.landing = Landing(**state["landing"]) if "landing" in state else None
-        self._landed = state.get("landed")
+        """Continue from ``state_dict()`` of a pruner of the same model, budget, method and steps; the seed may be
+        another.
+
+        Raises:
+            ConfigError: it is the state of another pruner, or damaged. Nothing has changed then.
+        """
+        refuse_other(state, self._made_for, self.steps, self.method.state_dict())
+        before = copy.deepcopy(self.method.state_dict())
+        try:
+            landing = Landing(**state["landing"]) if "landing" in state else None
+            self.method.load_state_dict(state["method"])
+        except Exception as error:
+            self.method.load_state_dict(before)
+            raise ConfigError(
+                f"this state of a pruner cannot be read ({type(error).__name__}: {error}); it is as it was before"
+            ) from error
+        self.taken, self.landing, self._landed = state["taken"], landing, state.get("landed")
         self._values, self._leaves, self._forced = None, (), None
+        self._publish()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
+        """A copy of a module that holds its pruner holds the same one: it prunes one network."""
+        return self
+
+    def __reduce__(self) -> Any:
+        raise ConfigError(
+            "a Pruner cannot be pickled: save its state_dict() beside the model's, make a new one of the loaded "
+            "model, and give that load_state_dict()"
+        )
 
     def _make_values(self) -> None:
         if torch.is_grad_enabled() and self._handles:
-            self._channel_values()
+            self._own()
 
-    def _channel_values(self) -> tuple[Tensor, ...]:
-        """Gate values of every channel of every site with gates, by site, computed once a step.
+    def _own(self) -> Sequence[Tensor]:
+        """Gate values of every channel of every site with gates, by site, as the model itself sees them.
 
-        Forwards get detached leaves, so any number of backward passes may run between two steps; ``step`` hands the
-        gradient that has gathered in them on to the method. One for every site: the gradient of a slice would be
-        a zero for every gate of the network.
+        Where gradients are recorded they are computed once a step. Forwards get detached leaves, so any number of
+        backward passes may run between two steps; ``step`` hands the gradient that has gathered in them on to the
+        method. One for every site: the gradient of a slice would be a zero for every gate of the network.
         """
-        if self._forced is None and self.method.final:
-            self._force(None)
-        if self._forced is not None:
-            return self._forced
-        if not self._leaves or (torch.is_grad_enabled() and not self._with_grad):
-            self._with_grad = torch.is_grad_enabled()
-            gates = self.method.values(self.progress)
-            self._values = torch.cat([gates, gates.new_ones(1)]).index_select(0, self._index)
-            parts = self._values.detach().split(self._sizes)
+        if self._forced is not None or not torch.is_grad_enabled():
+            return self._gates.on(self._index.device)
+        if not self._leaves:
+            # What is saved here is none of the caller's: a checkpointed forward that runs again finds leaves made.
+            with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+                self._values = self._channels()
+            values = self._values.detach()
+            self._gates.set(values)
+            parts = values.split(self._gates.sizes)
             self._leaves = tuple(part.requires_grad_(self._values.requires_grad) for part in parts)
         return self._leaves
 
-    def _collect(self, loss_scale: float) -> None:
-        """Hand the gradient of the gate values on to what the method learns.
+    @plainly
+    def _channels(self) -> Tensor:
+        gates = self.method.values(self.progress)
+        return torch.cat([gates, gates.new_ones(1)]).index_select(0, self._index)
+
+    def _publish(self) -> None:
+        """Give the model and its copies the values of now."""
+        if self._forced is None and self.method.final:
+            self._force(None)
+            return
+        with torch.no_grad():
+            self._gates.set(self._channels() if self._forced is None else self._forced)
+
+    def _weights(self) -> list[Tensor]:
+        return [p for name, p in self.model.named_parameters() if name not in self._infinite]
+
+    def _notice(self) -> None:
+        """Say what was not finite, of steps whose flags have arrived.
+
+        Raises:
+            ChipNetError: weights or statistics are not.
+        """
+        for step, (gradient, weights) in self._flags.arrived():
+            if gradient and weights:
+                continue
+            _sound(self.model, self._infinite, f"in step {step} of {self.steps} ")
+            warnings.warn(
+                f"in step {step} of {self.steps} the gradient of the gates was not finite; the masks learnt "
+                "nothing from it. Look for NaN in the data and for steps that are too long; with a float16 scaler, give "
+                "step() its scale",
+                stacklevel=4,
+            )
+
+    def _collect(self, loss_scale: float) -> Tensor:
+        """Hand the gradient of the gate values on to what the method learns. Returns whether it was finite, or
+        overflowed a scale: a Boolean scalar.
 
         Gates are no parameters of the model, so DistributedDataParallel does not average their gradients. This is
         the one place that all of them pass: averaged here, what the method learns and observes is that of the
         whole batch. Its own losses depend on nothing but its own state, which is then the same on every process.
         """
-        learnt = self.method.learnt()
+        learnt, sound = self.method.learnt(), torch.ones((), dtype=torch.bool, device=self._index.device)
         if self._values is not None and self._values.requires_grad:
             grads = [leaf.grad for leaf in self._leaves]
             # A process without a backward must still take part.
@@ -337,11 +453,74 @@ class Pruner:
                     for p in learnt if not self._apart else []:
                         if p.grad is not None:
                             p.grad /= loss_scale
+                else:
+                    sound = all_finite([grad])
                 if loss_scale == 1.0 or bool(torch.isfinite(grad).all()):
                     self._values.backward(grad)
-        if loss_scale != 1.0:
-            for p in learnt:
-                if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
-                    p.grad = None
+        for p in learnt:
+            if p.grad is None:
+                continue
+            if loss_scale == 1.0:
+                finite = all_finite([p.grad])
+                sound = sound & finite
+                p.grad = torch.where(finite, p.grad, torch.zeros_like(p.grad))
+            elif not bool(torch.isfinite(p.grad).all()):
+                p.grad = None
         self._apart = False
         self._values, self._leaves = None, ()
+        return sound
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _differentiable(loss: Tensor) -> Tensor:
+    """The same scalar; one that depends on nothing learnt as a leaf of its own."""
+    return loss if loss.requires_grad or not torch.is_grad_enabled() else loss.detach().requires_grad_()
+
+
+def _structure(model: nn.Module, given: Any, options: Mapping[str, Any]) -> Structure:
+    """The structure that was given for ``model``, or one of the example inputs and options that were.
+
+    Raises:
+        ConfigError: a structure with options that it has already, or that of another network.
+        CaptureError: see `Structure`; or the network has gates already.
+    """
+    if not isinstance(given, Structure):
+        return Structure(model, given, **options)
+    defaults = inspect.signature(Structure).parameters
+    told = [name for name, value in options.items() if value != defaults[name].default]
+    if told:
+        raise ConfigError(
+            f"a Structure is given, and {', '.join(told)} too: give them to Structure(...) instead"
+        )
+    given.fits(model)
+    return given
+
+
+def _sound(model: nn.Module, known: Collection[str] | None = None, when: str = "") -> list[str]:
+    """Names of what is not finite in a network that is sound.
+
+    Args:
+        known: such names as they were at first; None: this is at first, when infinities (masks of attention) and
+            buffers that were never written are the network's own.
+
+    Raises:
+        ChipNetError: something else is not finite.
+    """
+    found = not_finite(model)
+    weights = dict(model.named_parameters())
+    wrong = [
+        name
+        for name in found
+        if (name in weights and bool(weights[name].isnan().any()) if known is None else name not in known)
+    ]
+    if wrong:
+        some = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+        raise ChipNetError(
+            f"{when}the network's tensors are not finite (NaN or infinite): {some}. What is computed with "
+            "them is lost: go back to weights from before, look for NaN in the data, and skip optimiser steps whose "
+            "loss is not finite"
+        )
+    return found

@@ -27,6 +27,7 @@ from chipnet._graph import Host, Mix, Norm, Pin, is_within
 from chipnet._harden import Hardener
 from chipnet._inputs import Inputs, device_of
 from chipnet._liveness import Liveness, Site
+from chipnet._modes import plainly
 from chipnet._plan import Plan, make_plan
 from chipnet._program import Captured, capture
 from chipnet._ready import check, ready, untouched
@@ -81,6 +82,7 @@ class Structure:
         True
     """
 
+    @plainly
     def __init__(
         self,
         model: nn.Module,
@@ -101,10 +103,7 @@ class Structure:
         ignore, only = read_patterns(ignore, "ignore"), read_patterns(only, "only")
         if round_to > 1 and realisation == "plain" and share is False:
             raise ConfigError("round_to needs share=True: separate masks of one stream have no common width")
-        if has_gates(model):
-            raise CaptureError(
-                f"this {type(model).__name__} has a pruner's gates in it: call that pruner's detach() first"
-            )
+        _refuse_gates(model)
         self.inputs = Inputs.of(example_inputs, outputs)
         check(model, self.inputs)
         self.share = realisation == "plain" if share is None else share
@@ -323,6 +322,26 @@ class Structure:
             self._on[device] = self.site_of_gate.to(device), sizes.to(device)
         return self._on[device]
 
+    def fits(self, model: nn.Module) -> None:
+        """Refuse a network that this is not the structure of: itself, or one of its class, names and shapes.
+
+        Raises:
+            ConfigError: it is another.
+            CaptureError: it has a pruner's gates in it.
+        """
+        shapes = {n: tuple(t.shape) for n, t in model.state_dict(keep_vars=True).items()}
+        if type(model).__name__ != self._name:
+            why = f"it is a {type(model).__name__}, not a {self._name}"
+        elif differ := sorted(
+            n for n in shapes.keys() | self.shapes.keys() if shapes.get(n) != self.shapes.get(n)
+        ):
+            name = differ[0]
+            why = f"'{name}' has shape {shapes.get(name, 'none')}, not {self.shapes.get(name, 'none')}"
+        else:
+            _refuse_gates(model)
+            return
+        raise ConfigError(f"this Structure was made of another network than the model: {why}")
+
     # -- questions about masks ----------------------------------------------------------------------------
     def useful(self, masks: Tensor) -> Tensor:
         """Per gate: does it pass the input on to an output? ``[..., gates]``."""
@@ -446,6 +465,14 @@ def _count(calls: Counter[str], path: str, *call: Any) -> None:
 
 def _where(pin: Pin) -> dict[str, str]:
     return {"reason": pin.reason, "operator": pin.node, "module": pin.module, "line": pin.line}
+
+
+def _refuse_gates(model: nn.Module) -> None:
+    if has_gates(model):
+        raise CaptureError(
+            f"this {type(model).__name__} has a pruner's gates in it: call that pruner's detach() first, or "
+            "chipnet.detach(model), where it is a copy or the pruner is out of reach"
+        )
 
 
 def check_whole(name: str, value: Any, least: int, why: str = "") -> None:

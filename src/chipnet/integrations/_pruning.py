@@ -65,10 +65,15 @@ class Pruning:
             self.carried = {}
             return
         network = self.network(module)
-        self.pruner = Pruner(network, self.example_inputs, self.budget, steps=steps, **self.options)
+        pruner = Pruner(network, self.example_inputs, self.budget, steps=steps, **self.options)
         if self.saved is not None:
-            self.pruner.load_state_dict(self.saved)
+            try:
+                pruner.load_state_dict(self.saved)
+            except ConfigError:  # the network is left as it was given
+                pruner.detach()
+                raise
             self.saved = None
+        self.pruner = pruner
 
     def before_step(self, scale: float = 1.0) -> None:
         """Between the backward passes and the optimiser's step."""

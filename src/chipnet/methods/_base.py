@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from chipnet._errors import ConfigError
+from chipnet._errors import ChipNetError, ConfigError
 from chipnet._harden import Hardener
 from chipnet._structure import Structure
 from chipnet.schedules import Cubic
@@ -212,7 +212,12 @@ class Gradual(Method):
             k: v if full else max(v, int(Cubic(dense[k], v, until=self.shrink)(progress)))
             for k, v in self.limits.items()
         }
-        return Hardener(self.structure, limits, self.scores(), self.least).solve(self.floors(), full)
+        scores = self.scores()
+        if wrong := int((~torch.isfinite(scores)).sum()):
+            raise ChipNetError(
+                f"the scores of {self.name} are not finite (NaN or infinite) for {wrong} of {len(scores)} gates"
+            )
+        return Hardener(self.structure, limits, scores, self.least).solve(self.floors(), full)
 
     def floors(self) -> float | Sequence[float]:
         """The part of a site that scores cannot take away, of all sites or one for each."""

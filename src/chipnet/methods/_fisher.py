@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from chipnet._distributed import mean_, world
-from chipnet._gates import GateHook
+from chipnet._gates import Hook
 from chipnet._liveness import Site
 from chipnet.methods._base import Sensing, price
 
@@ -69,11 +69,10 @@ class Fisher(Sensing):
         return self.sensitivity().cpu().double() / self.price.clamp(min=1e-12)
 
 
-class _Watch(GateHook):
-    """Sees what a site writes. A `GateHook`, so that copies of the model leave it behind (`strip_gates`)."""
+class _Watch(Hook):
+    """Sees what a site writes. A `Hook`, so that copies of the model leave it behind."""
 
     def __init__(self, site: Site, add: Callable[[Tensor, Tensor], None]) -> None:
-        self.values = None  # no gate is folded in here
         self.add, self.channels = add, site.channels
         self.gated = torch.from_numpy(site.gates >= 0)
         self.gates = torch.from_numpy(site.gates)[self.gated]
