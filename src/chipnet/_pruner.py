@@ -425,8 +425,8 @@ class Pruner:
             _sound(self.model, self._infinite, f"in step {step} of {self.steps} ")
             warnings.warn(
                 f"in step {step} of {self.steps} the gradient of the gates was not finite; the masks learnt "
-                "nothing from it. Look for NaN in the data and for steps that are too long; with a float16 scaler, give "
-                "step() its scale",
+                "nothing from it. Look for NaN in the data and for steps that are too long; with a float16 scaler, "
+                "give step() its scale",
                 stacklevel=4,
             )
 
@@ -520,7 +520,7 @@ def _sound(model: nn.Module, known: Collection[str] | None = None, when: str = "
         some = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
         raise ChipNetError(
             f"{when}the network's tensors are not finite (NaN or infinite): {some}. What is computed with "
-            "them is lost: go back to weights from before, look for NaN in the data, and skip optimiser steps whose "
-            "loss is not finite"
+            "them is lost: go back to weights from before, look for NaN in the data, and skip optimiser steps "
+            "whose loss is not finite"
         )
     return found
