@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from chipnet._graph import Barrier, ChannelGraph, Frozen, Host, Mix, Norm, Pin, is_within
 from chipnet._numbers import Settled, settle
 from chipnet._program import Captured, base_of, is_view, written_by
+from chipnet._removal import removable
 from chipnet._rules import FAKE_QUANTISED, LAYERS, apply, operator_name
 from chipnet._trace import Labels, Realisation, Tracer
 from chipnet._watch import Attribute, Received
@@ -223,11 +223,11 @@ def _computed_weights(
             leaves = _leaves(weight)
             own = all(is_within(held[n.name], path) for n in leaves if n.name in held)
             plain_bias = bias is None or (isinstance(bias, torch.fx.Node) and bias.name in held)
-            removable = is_parametrized(module, "weight")  # its class and forward stay
-            plain = plain_bias and (removable or getattr(module, "padding_mode", "zeros") == "zeros")
+            stays = removable(module)  # its class and forward
+            plain = plain_bias and (stays or getattr(module, "padding_mode", "zeros") == "zeros")
             same = isinstance(module, nn.Conv2d) and "Same" in type(module).__name__  # as timm names them
             pads = all(same and n is node.args[0] and operator_name(n) == "pad" for n in around)
-            around_it = pads or (removable and all(operator_name(n) in _ZERO_STAYS for n in around))
+            around_it = pads or (stays and all(operator_name(n) in _ZERO_STAYS for n in around))
             if not (own and plain and around_it):
                 break
             if isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1:

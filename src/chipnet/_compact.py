@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from chipnet._errors import PlanError
@@ -19,6 +18,7 @@ from chipnet._graph import Frozen
 from chipnet._inputs import Inputs, device_of
 from chipnet._plan import Plan, Remap, Size
 from chipnet._ready import copied
+from chipnet._removal import removable, removed
 from chipnet._rules import LAYERS
 from chipnet._standins import stand_in
 from chipnet._trace import STANDARD_MIX
@@ -98,7 +98,7 @@ def compact(
         torch.Size([3, 3])
     """
     plan.check(model)
-    small = strip_gates(copied(model, detached=True))
+    small = strip_gates(copied(model))
     freeze(small, plan)
     _zero(small, plan)
     _cut(small, plan)
@@ -115,7 +115,7 @@ def masked(model: nn.Module, plan: Plan) -> nn.Module:
     those of modules without affine parameters.
     """
     plan.check(model)
-    out = strip_gates(copied(model, detached=True))
+    out = strip_gates(copied(model))
     _zero(out, plan, {f"{f.module}.weight" for f in plan.frozen})
     for name, (axis, channels) in plan.shut.items():
         out.get_submodule(name).register_forward_hook(_Shut(axis, channels))
@@ -240,8 +240,8 @@ def freeze(model: nn.Module, plan: Plan) -> None:
 def plain_layer(layer: nn.Module, frozen: Frozen) -> nn.Module:
     """A layer with the weight that ``layer`` computes in eval mode: of its own class where a parametrisation
     computes it, else a plain one of ``torch.nn``."""
-    if is_parametrized(layer, "weight"):
-        return _unparametrised(layer)
+    if removable(layer):
+        return removed(layer)
     kind = next(k for k in STANDARD_MIX if isinstance(layer, k))
     first = next(layer.parameters())
     like: dict[str, Any] = {"device": first.device, "dtype": first.dtype}
@@ -276,20 +276,6 @@ def plain_layer(layer: nn.Module, frozen: Frozen) -> nn.Module:
     if bias is not None:
         new.bias = bias
     return new.train(training)
-
-
-def _unparametrised(layer: nn.Module) -> nn.Module:
-    """By hand: PyTorch's own removal changes the class that all copies of the layer share."""
-    new, learns = copy.deepcopy(layer).eval(), next(layer.parameters()).requires_grad
-    with torch.no_grad():
-        values = {name: getattr(new, name).detach().clone() for name in new.parametrizations}  # type: ignore[union-attr]
-    new.__class__ = type(layer).__bases__[0]
-    del new.parametrizations
-    for name, bias in layer._parameters.items():  # others may hold it too
-        new._parameters[name] = bias
-    for name, value in values.items():
-        new.register_parameter(name, nn.Parameter(value, learns))
-    return new.train(layer.training)
 
 
 class _Seen(TorchFunctionMode):

@@ -6,7 +6,6 @@ nothing of pruning; a network is any module.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
@@ -27,6 +26,7 @@ from chipnet._files import replacing
 from chipnet._inputs import Inputs
 from chipnet._lazy import optional_import
 from chipnet._outputs import tensors
+from chipnet._ready import copied
 from chipnet._verify import compared
 
 META = "chipnet"
@@ -128,7 +128,7 @@ def export(
         raise ConfigError(f"metadata must be JSON values: {error}.") from error
     given = Inputs.of(inputs).to(torch.device("cpu"))
     with _step(kind, "copying the network to the CPU", _RUNS):
-        network = copy.deepcopy(model).cpu().eval()
+        network = copied(model).cpu().eval()
     double = any(p.dtype == torch.float64 for p in network.parameters())
     size = _batch(given)
     traced = _resized(given, 2) if dynamic_batch else given
@@ -181,7 +181,7 @@ def fold_norms(model: nn.Module, program: torch.export.ExportedProgram) -> tuple
         name = first.get(name, name)
         return name.rpartition(".")[0] if name and uses[name] == 1 else None
 
-    small = copy.deepcopy(model)
+    small = copied(model)
     modules = dict(small.named_modules())
     tensors = {**dict(small.named_parameters()), **dict(small.named_buffers())}
 

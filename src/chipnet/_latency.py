@@ -121,7 +121,7 @@ def _cell(x: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
 
 def measured(model: nn.Module, structure: Structure) -> LatencyModel:
     """The latency model of a network on the device that it is on."""
-    network = strip_gates(copied(model, detached=True)).eval()
+    network = strip_gates(copied(model)).eval()
     device = device_of(network)
     cost = structure.cost
     shapes = _input_shapes(network, structure)
@@ -160,7 +160,7 @@ def _rest(model: nn.Module, structure: Structure) -> tuple[float, float, float]:
 
 
 def _networks(model: nn.Module, structure: Structure, mask: Tensor) -> tuple[nn.Module, nn.Module]:
-    dense = strip_gates(copied(model, detached=True)).eval()
+    dense = strip_gates(copied(model)).eval()
     return dense, compact(dense, structure.plan(mask), verify=False).eval()
 
 

@@ -48,16 +48,16 @@ def ready(model: nn.Module, inputs: Inputs, train: bool = False) -> tuple[nn.Mod
     return own, inputs
 
 
-def copied(model: nn.Module, *, shared: bool = False, detached: bool = False) -> nn.Module:
-    """A deep copy. ``shared``: parameters and buffers are the model's own. ``detached``: what a training step left
-    in attributes has no gradient history in the copy, as such tensors cannot be copied.
+def copied(model: nn.Module, *, shared: bool = False) -> nn.Module:
+    """A deep copy. ``shared``: parameters and buffers are the model's own. Tensors in attributes have no gradient
+    history in the copy, as such ones cannot be copied: what a training step left there, or the weight that a hook
+    computes before every call.
 
     Raises:
         CaptureError: it cannot be copied. The attribute at fault is named, and what to do.
     """
     memo = {id(t): t for t in [*model.parameters(), *model.buffers()]} if shared else {}
-    if detached:
-        memo |= {id(t): t.detach().clone() for t in attributes(model) if not t.is_leaf}
+    memo |= {id(t): t.detach().clone() for t in attributes(model) if not t.is_leaf}
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
@@ -104,31 +104,13 @@ def _at_fault(model: nn.Module) -> tuple[str, str]:
 def _kind(value: Any) -> str:
     if isinstance(value, FakeTensor):
         return "a FakeTensor, which holds no numbers"
-    if isinstance(value, Tensor) and not value.is_leaf:
-        return "a tensor with a gradient history"
     return f"of type {type(value).__name__}"
 
 
 def _fix(path: str, module: nn.Module, name: str, value: Any) -> str:
     at = f"model.{path}" if path else "model"
-    hooks = {type(h).__name__: h for h in module._forward_pre_hooks.values()}
-    for kind, hook in hooks.items():
-        if kind == "WeightNorm" and getattr(hook, "name", "") == name:
-            return (
-                f"torch.nn.utils.weight_norm made it: call torch.nn.utils.remove_weight_norm({at}, {name!r}), or "
-                "use torch.nn.utils.parametrizations.weight_norm in its place"
-            )
-        if kind == "SpectralNorm" and getattr(hook, "name", "") == name:
-            return (
-                f"torch.nn.utils.spectral_norm made it: call torch.nn.utils.remove_spectral_norm({at}, {name!r}), "
-                "or use torch.nn.utils.parametrizations.spectral_norm in its place"
-            )
-        if getattr(hook, "_tensor_name", "") == name:
-            return f"torch.nn.utils.prune made it: call torch.nn.utils.prune.remove({at}, {name!r})"
     if isinstance(value, FakeTensor):
         return f"An earlier export left it there: set {at}.{name} anew, or build the network again"
-    if isinstance(value, Tensor):
-        return f"Detach it: {at}.{name} = {at}.{name}.detach()"
     return ""
 
 

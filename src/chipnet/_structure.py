@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import gc
 import numbers
@@ -30,7 +29,7 @@ from chipnet._liveness import Liveness, Site
 from chipnet._modes import plainly
 from chipnet._plan import Plan, make_plan
 from chipnet._program import Captured, capture
-from chipnet._ready import check, ready, untouched
+from chipnet._ready import check, copied, ready, untouched
 from chipnet._trace import Realisation
 from chipnet._trials import Trials
 from chipnet._vectors import read_mask, read_scores
@@ -232,7 +231,7 @@ class Structure:
         if not nodes:
             return nodes
         try:
-            trained = copy.deepcopy(model).train()
+            trained = copied(model).train()
             for path in set(hosts.values()):
                 count = functools.partial(_count, calls, path)
                 trained.get_submodule(path).register_forward_hook(count)

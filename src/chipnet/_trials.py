@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from chipnet._compact import agree, compact, masked
 from chipnet._errors import CaptureError, PlanError
 from chipnet._inputs import Inputs, device_of
 from chipnet._plan import make_plan
+from chipnet._ready import copied
 from chipnet._verify import compare_training, example, repeatable, train_outputs
 
 if TYPE_CHECKING:
@@ -226,8 +226,8 @@ class Trials:
 def _copied(model: nn.Module) -> nn.Module:
     """A copy, where there can be one."""
     try:
-        return copy.deepcopy(model)
-    except Exception:
+        return copied(model)
+    except CaptureError:
         return model
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from chipnet._errors import PlanError
 from chipnet._inputs import Inputs
 from chipnet._outputs import tensors
+from chipnet._ready import copied
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def repeatable(model: nn.Module, inputs: Inputs) -> bool:
 def train_outputs(model: nn.Module, inputs: Inputs, seed: int = 0) -> list[Tensor]:
     """The tensors that a copy of a network returns in train mode."""
     with torch.no_grad():
-        return list(tensors(inputs.twice()(copy.deepcopy(model).train(), seed)))
+        return list(tensors(inputs.twice()(copied(model).train(), seed)))
 
 
 def compare_training(a: nn.Module, b: nn.Module, inputs: Inputs) -> Comparison:

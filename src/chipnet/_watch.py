@@ -8,7 +8,6 @@ through arithmetic too. Sizes of tensors are marked as such. What an operator re
 from __future__ import annotations
 
 import contextlib
-import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from torch.fx import Node, traceback
 from torch.overrides import TorchFunctionMode
 
 from chipnet._inputs import Inputs, device_of
+from chipnet._ready import copied
 
 
 @dataclass(frozen=True)
@@ -281,10 +281,10 @@ def values_in_training(model: nn.Module, inputs: Inputs) -> list[Received]:
     """Numbers from attributes that a forward in train mode uses, and not as sizes. None where it does not run."""
     watch = Watch()
     try:
-        copied = copy.deepcopy(model).train()
-        mark(copied)
+        own = copied(model).train()
+        mark(own)
         with watch:
-            inputs.twice().to(device_of(model))(copied)
+            inputs.twice().to(device_of(model))(own)
     except Exception:  # it wants targets: eval mode says what is known
         return []
     called = [

@@ -6,7 +6,6 @@ runs once, in an order that rotates. This file prunes nothing; the latency budge
 
 from __future__ import annotations
 
-import copy
 import math
 import platform
 import statistics
@@ -29,6 +28,7 @@ from chipnet._export import export
 from chipnet._inputs import Inputs, device_of
 from chipnet._lazy import optional_import
 from chipnet._outputs import tensors
+from chipnet._ready import copied
 
 SAMPLE = 0.002
 """Seconds that one sample takes at least: fast calls are repeated, so that the clock does not decide."""
@@ -399,7 +399,7 @@ def compare(
     if unknown:
         raise ConfigError(f"unknown runtime {', '.join(unknown)}; known: {', '.join(RUNTIMES)}")
     given = Inputs.of(inputs)
-    copies = {n: copy.deepcopy(m).eval() for n, m in networks.items()}
+    copies = {n: copied(m).eval() for n, m in networks.items()}
     first, second = copies
     device = device_of(copies[first])
     sync = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
