@@ -22,7 +22,7 @@ from toys import (
     randomised,
 )
 
-from chipnet import CaptureError, ConfigError, Structure, compact, masked, verify_compact
+from chipnet import CaptureError, ConfigError, PlanError, Pruner, Structure, compact, masked, verify_compact
 from chipnet._rules import RULES, rule
 
 
@@ -528,7 +528,6 @@ def _exported() -> nn.Module:
         (DistributedDataParallel, r"a DistributedDataParallel cannot be captured.*model.module"),
         (lambda: torch.jit.script(_net()), r"give the nn.Module that it was made of"),
         (_exported, r"a torch.export program: give the nn.Module"),
-        (lambda: _net().to("meta"), r"'0.weight' holds no numbers .*to_empty"),
         (lambda: nn.Sequential(_net(), nn.LazyConv2d(4, 1)), r"'1.weight' has no shape yet.*Run it once"),
     ],
 )
@@ -542,7 +541,6 @@ def test_what_cannot_be_captured_says_what_to_do(build, said):
     ("x", "said"),
     [
         (torch.randn(0, 3, 5, 5), r"a batch of nothing: a tensor has shape \(0, 3, 5, 5\)"),
-        (torch.randn(2, 3, 5, 5, device="meta"), "hold no numbers"),
         (
             torch.nested.nested_tensor([torch.ones(2, 3)], layout=torch.jagged),
             r"nested ones: give x.to_padded",
@@ -715,6 +713,23 @@ def test_weights_that_old_hooks_compute_are_frozen_and_the_class_stays(kind):
         if realisation == "plain":
             assert not small[0]._forward_pre_hooks
         assert isinstance(small[0].weight, nn.Parameter)
+
+
+def test_a_network_without_memory_is_planned_and_its_shapes_are_cut():
+    with torch.device("meta"):
+        net, x = _net(), torch.randn(2, 3, 5, 5)
+    s, real = Structure(net, x), Structure(_net(), torch.randn(2, 3, 5, 5))
+    assert s.report() == real.report()
+    assert s.cost.dense == real.cost.dense
+    assert all(t.is_meta for t in net.state_dict().values())
+    plan = s.plan(torch.arange(s.gates) % 2 == 0)
+    with pytest.raises(PlanError, match=r"'0.weight' holds no numbers .*verify=False"):
+        compact(net, plan)
+    small = compact(net, plan, verify=False)
+    assert small[0].weight.is_meta
+    assert sum(p.numel() for p in small.parameters()) == plan.compact.params
+    with pytest.raises(CaptureError, match="memory and weights"):
+        Pruner(net, x, "macs=0.5", steps=3)
 
 
 def test_what_a_training_step_left_in_attributes_is_no_obstacle():

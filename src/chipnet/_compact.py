@@ -103,6 +103,11 @@ def compact(
     _zero(small, plan)
     _cut(small, plan)
     inputs = plan.called(example_inputs)
+    if verify and (empty := next((n for n, p in model.named_parameters() if p.is_meta), None)) is not None:
+        raise PlanError(
+            f"'{empty}' holds no numbers (it is on the meta device), so there is nothing to verify with. Give the "
+            "network memory and weights, or cut its shapes with verify=False."
+        )
     if verify and inputs is not None:
         _verify(model, small, plan, inputs)
     return small

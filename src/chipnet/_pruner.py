@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from chipnet._budget import LATENCY, Budget
 from chipnet._cost import KINDS
 from chipnet._distributed import Group, first_, mean_, world
-from chipnet._errors import ChipNetError, ConfigError
+from chipnet._errors import CaptureError, ChipNetError, ConfigError
 from chipnet._finite import Flags, all_finite, not_finite
 from chipnet._gates import GateHook, Gates, add_gates, hooks, untouched_by_failure
 from chipnet._inputs import device_of
@@ -487,6 +487,11 @@ def _structure(model: nn.Module, given: Any, options: Mapping[str, Any]) -> Stru
         ConfigError: a structure with options that it has already, or that of another network.
         CaptureError: see `Structure`; or the network has gates already.
     """
+    if (empty := next((n for n, t in model.named_parameters() if t.is_meta), None)) is not None:
+        raise CaptureError(
+            f"'{empty}' holds no numbers (it is on the meta device), and masks are learnt by training. Give the "
+            "network memory and weights before: model.to_empty(device='cpu'), then load_state_dict"
+        )
     if not isinstance(given, Structure):
         return Structure(model, given, **options)
     defaults = inspect.signature(Structure).parameters

@@ -28,7 +28,7 @@ def ready(model: nn.Module, inputs: Inputs, train: bool = False) -> tuple[nn.Mod
         CaptureError: it cannot be copied or does not run. It says what to do.
         ConfigError: the outputs that are chosen are not there.
     """
-    own = copied(model).train(train)
+    own, inputs = with_numbers(copied(model).train(train), inputs)
     try:
         with torch.no_grad():
             out = inputs(own)
@@ -66,6 +66,31 @@ def copied(model: nn.Module, *, shared: bool = False) -> nn.Module:
         raise CaptureError(
             f"{type(model).__name__} cannot be copied, and what is pruned is a copy: {name or said}. {fix}"
         ) from error
+
+
+def with_numbers(own: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+    """``own``, changed in place, and ``inputs`` with numbers on the CPU in place of tensors on the meta device:
+    what may be pruned depends on no weight, and pruned copies are run."""
+    generator = torch.Generator().manual_seed(0)
+
+    def real(x: Tensor) -> Tensor:
+        new = torch.zeros(x.shape, dtype=x.dtype)
+        return new + 0.5 + torch.rand(x.shape, generator=generator) if x.is_floating_point() else new
+
+    if any(t.is_meta for t in [*own.parameters(), *own.buffers()]):
+        new: dict[int, Any] = {}  # a tensor with two names stays one
+        for module in own.modules():
+            for store in (module._parameters, module._buffers):
+                for name, t in store.items():
+                    if t is not None and t.is_meta:
+                        value = real(t).to(t.dtype)
+                        made = nn.Parameter(value, t.requires_grad) if isinstance(t, nn.Parameter) else value
+                        store[name] = new.setdefault(id(t), made)
+    args, kwargs = torch.utils._pytree.tree_map(
+        lambda v: real(v).to(v.dtype) if isinstance(v, Tensor) and v.is_meta else v,
+        (inputs.args, inputs.kwargs),
+    )
+    return own, replace(inputs, args=args, kwargs=kwargs)
 
 
 def attributes(model: nn.Module) -> Iterator[Tensor]:
@@ -167,19 +192,19 @@ def _check_model(model: nn.Module) -> None:
                 f"'{name}' has no shape yet: {kinds[0]} has lazy modules. Run it once before: "
                 "model(*example_inputs)"
             )
-        if tensor.is_meta or isinstance(tensor, FakeTensor):
+        if isinstance(tensor, FakeTensor):
             raise CaptureError(
-                f"'{name}' holds no numbers (it is on the meta device), and pruned copies are run. Give it memory "
-                "and weights before: model.to_empty(device='cpu'), then load_state_dict"
+                f"'{name}' is a FakeTensor, which holds no numbers, and pruned copies are run: an earlier export "
+                "left it there. Build the network again"
             )
 
 
 def _check_inputs(inputs: Inputs) -> None:
     for x in inputs.tensors():
-        if x.is_meta or isinstance(x, FakeTensor):
+        if isinstance(x, FakeTensor):
             raise CaptureError(
-                "the example inputs hold no numbers (they are on the meta device), and pruned copies are run: give "
-                "real tensors, such as torch.randn(...)"
+                "the example inputs are FakeTensors, which hold no numbers, and pruned copies are run: give real "
+                "tensors, such as torch.randn(...)"
             )
         if x.is_nested or x.is_quantized:
             kind, how = ("nested", "to_padded_tensor(0.0)") if x.is_nested else ("quantised", "dequantize()")
