@@ -86,6 +86,23 @@ def other_network():
     chipnet.load(lambda: TinyNet(7, 1), "small.safetensors")
 
 
+def beside_structure(model=None, **options):
+    dense = TinyNet(10, 1)
+    return lambda: chipnet.Pruner(
+        model or dense, chipnet.Structure(dense, torch.zeros(1, 1, 8, 8)), "macs=0.5", steps=1, **options
+    )
+
+
+def with_nan():
+    model = TinyNet(10, 1)
+    next(model.parameters()).data.fill_(float("nan"))
+    chipnet.Pruner(model, chipnet.Structure(TinyNet(10, 1), torch.zeros(1, 1, 8, 8)), "macs=0.5", steps=1)
+
+
+def state_of_another():
+    pruner(budget="params=0.5")().load_state_dict(pruner()().state_dict())
+
+
 def plan_of_another():
     plan = chipnet.Pruner(TinyNet(10, 1), torch.zeros(1, 1, 8, 8), "macs=0.5", steps=1).harden()
     chipnet.compact(TinyNet(10, 3), plan)
@@ -252,6 +269,12 @@ CASES = [
     ("a network with nothing to prune",
      lambda: chipnet.Pruner(nn.Linear(3, 2), torch.zeros(1, 3), "macs=0.5", steps=1), CaptureError,
      "can be pruned"),
+    ("options beside a ready structure", beside_structure(min_channels=8), ConfigError,
+     "a Structure is given, and min_channels too"),
+    ("the structure of another network", beside_structure(TinyNet(10, 3)), ConfigError,
+     "this Structure was made of another network than the model"),
+    ("weights that are NaN", with_nan, ChipNetError, "the network's tensors are not finite"),
+    ("a state of another pruner", state_of_another, ConfigError, "budget was macs=0.5, and is params=0.5"),
     ("a plan for another network", plan_of_another, PlanError, "this plan was made for another network"),
     ("a mask of scores", with_structure(lambda net, s: s.plan(torch.full((6,), 0.4))), PlanError,
      "the mask must hold 0 and 1 (or False and True), and it holds 0.4"),

@@ -1,6 +1,7 @@
 """A pruner refuses what it cannot use before anything changes, and says what went wrong while it was used."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -222,7 +223,7 @@ def test_a_pruner_is_of_one_network():
     net.pruner = pruner
     assert copy.deepcopy(net).pruner is pruner
     with pytest.raises(ConfigError, match=r"save its state_dict\(\)"):
-        torch.save(pruner, "never-written.pt")
+        pickle.dumps(pruner)
 
 
 def test_a_compiled_network_is_pruned_as_the_one_inside():
