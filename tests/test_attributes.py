@@ -218,3 +218,161 @@ class TrainLiteral(Base):
 
 def test_outputs_in_training_are_compared_too():
     assert all(plan.sizes == () for _, plan in pruned(TrainLiteral(), {"a": 0, "b": 5}))
+
+
+class Fused(nn.Module):
+    """Branches that ``fuse`` makes one convolution of, as RepVGG does."""
+
+    def __init__(self, i: int, o: int, groups: int = 1) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.groups, self.epochs_seen = i, o, groups, o
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(i, o, k, padding=k // 2, groups=groups, bias=False), nn.BatchNorm2d(o))
+            for k in (3, 1)
+        )
+        self.same = nn.BatchNorm2d(i) if i == o else None
+        self.one: nn.Module | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.one is not None:
+            return F.relu(self.one(x))
+        y = self.branches[0](x) + self.branches[1](x)
+        return F.relu(y if self.same is None else y + self.same(x))
+
+    def _kernel(self, branch: nn.Module) -> tuple[Tensor, Tensor]:
+        if isinstance(branch, nn.BatchNorm2d):
+            width = self.in_channels // self.groups
+            kernel, norm = torch.zeros(self.in_channels, width, 3, 3).double(), branch
+            for j in range(self.in_channels):
+                kernel[j, j % width, 1, 1] = 1
+        else:
+            kernel, norm = branch[0].weight, branch[1]
+            kernel = F.pad(kernel, [(3 - kernel.shape[-1]) // 2] * 4)
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        return kernel * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+
+    @torch.no_grad()
+    def fuse(self) -> None:
+        found = [self._kernel(b) for b in (*self.branches, self.same) if b is not None]
+        one = nn.Conv2d(self.in_channels, self.out_channels, 3, padding=1, groups=self.groups).double()
+        one.weight.copy_(sum(kernel for kernel, _ in found))
+        one.bias.copy_(sum(bias for _, bias in found))
+        self.one = one
+
+
+class FusedNet(nn.Module):
+    """Whole, grouped and depthwise; ``deep`` can die whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wide = Fused(3, 12), Fused(12, 12, 3)
+        self.deep, self.last, self.fc = Fused(12, 12, 12), Fused(12, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.wide(self.stem(x))
+        return self.fc(self.last(x + self.deep(x)).mean((2, 3)))
+
+
+def test_attributes_that_only_a_fuse_reads_follow_the_layers_that_it_fuses():
+    narrowed = dead = 0
+    for small, plan in pruned(FusedNet(), {}):
+        before = small.eval()(X)
+        for block in (small.stem, small.wide, small.deep, small.last):
+            assert block.epochs_seen in (12, 16)  # no method reads it
+            narrowed += block.in_channels not in (3, 12)
+            block.fuse()
+        torch.testing.assert_close(small(X), before, rtol=0, atol=1e-9)
+        assert not plan.remaps  # a fuse would not see index maps
+        dead += len(plan.stand_ins)
+    assert narrowed and dead
+
+
+class Pieces(nn.Module):
+    """As Ultralytics' C2f: an exporter switches ``forward_split`` on. Inner layers are as wide by chance."""
+
+    def __init__(self, c: int = 8) -> None:
+        super().__init__()
+        self.c = c
+        self.cv1, self.cv2 = nn.Conv2d(3, 2 * c, 1), nn.Conv2d(4 * c, 5, 1)
+        self.m = nn.ModuleList(nn.Sequential(nn.Conv2d(c, 8, 1), nn.ReLU(), nn.Conv2d(8, c, 1)) for _ in "ab")
+        self.fc = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._rest(list(F.relu(self.cv1(x)).chunk(2, 1)))
+
+    def forward_split(self, x: Tensor) -> Tensor:
+        return self._rest(list(F.relu(self.cv1(x)).split((self.c, self.c), 1)))
+
+    def _rest(self, y: list[Tensor]) -> Tensor:
+        for m in self.m:
+            y.append(m(y[-1]))
+        return self.fc(F.relu(self.cv2(torch.cat(y, 1))).mean((2, 3)))
+
+
+def test_a_width_that_only_another_forward_reads_follows_the_pieces_of_a_chunk():
+    widths = set()
+    for small, plan in pruned(Pieces(), {}):
+        small.eval()
+        other = copy.deepcopy(small)
+        other.forward = other.forward_split
+        torch.testing.assert_close(other(X), small(X), rtol=0, atol=0)
+        assert small.c == 8 or "c: " in plan.explain()
+        widths.add(small.c)
+    assert len(widths) > 2
+
+
+class Unclear(Base):
+    """``k`` equals two widths that change apart, and a loss divides by ``temperature``."""
+
+    def between(self, x):
+        return self.more(x)
+
+    def __init__(self) -> None:
+        super().__init__(out=16, k=16, temperature=16, seen=16)
+        self.more = nn.Sequential(nn.Conv2d(16, 16, 1), nn.ReLU())
+
+    def forward_split(self, x):
+        return self.a(x).split(self.k, 1)
+
+    def loss(self, x):
+        return x / self.temperature
+
+
+def test_what_may_count_a_width_and_does_not_follow_is_noted():
+    s = Structure(randomised(Unclear()), X)
+    assert [note.split(":")[0] for note in s.notes] == [
+        "'k' is read by forward_split and will not follow",
+        "'temperature' is read by loss and will not follow",
+    ]
+    assert all(s.notes == tuple(row["notes"]) for row in s.report() if row["name"] in ("a", "more.0"))
+    assert all((small.k, small.temperature, small.seen) == (16, 16, 16) for small, _ in pruned(Unclear(), {}))
+
+
+class Merged(nn.Module):
+    """A low-rank change of a layer that ``merge`` adds to its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.down = nn.Linear(12, 10), nn.Linear(12, 2, bias=False)
+        self.up, self.r = nn.Linear(2, 10, bias=False), 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x)) if self.r else self.base(x)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        self.base.weight += self.up.weight @ self.down.weight
+        self.r = 0
+
+
+def test_no_index_map_stands_where_a_method_merges_weights():
+    net = nn.Sequential(nn.Conv2d(3, 12, 6), nn.ReLU(), nn.Flatten(), Merged(), nn.ReLU(), nn.Linear(10, 3))
+    merged = 0
+    for small, _ in pruned(net, {}):
+        before = small.eval()(X)
+        if "Constant" in repr(small[3].base):  # it is not there any more
+            continue
+        small[3].merge()
+        merged += 1
+        torch.testing.assert_close(small(X), before, rtol=0, atol=1e-9)
+    assert merged

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from chipnet._graph import Barrier, ChannelGraph, Frozen, Host, Mix, Norm, Pin, is_within
+from chipnet._methods_read import fused
 from chipnet._numbers import Settled, settle
 from chipnet._program import Captured, base_of, is_view, written_by
 from chipnet._removal import removable
 from chipnet._rules import FAKE_QUANTISED, LAYERS, apply, operator_name
 from chipnet._trace import Labels, Realisation, Tracer
-from chipnet._watch import Attribute, Received
+from chipnet._unread import unread
+from chipnet._watch import Attribute, Received, attributes_in
 
 _ZERO_STAYS = frozenset(["mul", "masked_fill", "pad", "slice", "to", "_to_copy"])
 """What a parametrised layer's own forward may do around its operator, where a gate multiplies what it returns."""
@@ -42,12 +44,13 @@ def trace(
     """
     literal = dict(literal)
     while True:
-        graph, settled = _traced(model, program, realisation, literal, training, gated, values)
+        graph, settled, used = _traced(model, program, realisation, literal, training, gated, values)
         if settled.whole.keys() <= literal.keys():
             break
         literal |= settled.whole
     graph.literal = literal
-    graph.numbers.update({(n.module, n.name, n.index): n for n in settled.numbers})
+    more, graph.notes = unread(graph, dict(model.named_modules()), used)
+    graph.numbers.update({(n.module, n.name, n.index): n for n in [*settled.numbers, *more]})
     return graph
 
 
@@ -59,11 +62,12 @@ def _traced(
     training: Captured | None,
     gated: Set[str],
     values: Sequence[Received],
-) -> tuple[ChannelGraph, Settled]:
-    """One walk, and what it says of numbers in attributes."""
+) -> tuple[ChannelGraph, Settled, set[tuple[str, str]]]:
+    """One walk, what it says of numbers in attributes, and which attributes it has seen."""
     graph = ChannelGraph()
     t = Tracer(graph, dict(model.named_modules(remove_duplicate=False)), realisation)
     t.literal = literal
+    t.fused = fused(t.modules) if realisation == "indexed" else frozenset()
     t.parameters = frozenset(n for n, _ in model.named_parameters())
     canonical = canonical_names(model)
     t.enter(program.graph.nodes)
@@ -76,7 +80,11 @@ def _traced(
         graph.owners.pop(name.rpartition(".")[0], None)
     watches = [p.watch for p in (program, training) if p is not None]
     received = [r for watch in watches if watch is not None for r in watch.unclaimed()]
-    return graph, settle(graph, t.claims, [*values, *received], functools.partial(_held, t.modules), literal)
+    received += values
+    settled = settle(graph, t.claims, received, functools.partial(_held, t.modules), literal)
+    sources = [*(c.source for c in t.claims), *(r.source for r in received)]
+    seen = [a for source in sources for a in attributes_in(source)]
+    return graph, settled, {(a.module, a.name) for a in seen}
 
 
 def _held(modules: Mapping[str, nn.Module], attribute: Attribute) -> int:

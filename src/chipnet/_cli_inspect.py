@@ -58,6 +58,8 @@ def inspect(
     if report["untraced"]:
         names = _few(report["untraced"])
         console.print(f"Read by no forward that could be traced, kept as they are: {names}", markup=False)
+    for note in report["notes"]:
+        console.print(f"Note: {note}.", markup=False, soft_wrap=True)
     if report["pins"]:
         console.print("Kept whole (groups of channels that exist together × why):")
         for pin in report["pins"]:
@@ -164,5 +166,6 @@ def _inspected(
         "cost": structure.cost.dense.to_json(),
         "sites": structure.report(),
         "untraced": list(structure.untraced),
+        "notes": list(structure.notes),
         "pins": [{"reason": reason, "count": count} for reason, count in pins.most_common()],
     }

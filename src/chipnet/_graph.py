@@ -159,13 +159,22 @@ class Resize:
 @dataclass(frozen=True)
 class Number:
     """A size that a module keeps as a number: ``module.name`` (or its element ``index``) counts ``slots``, each as
-    often as it is there, and ``rest`` more."""
+    often as it is there, and ``rest`` more. It becomes ``least`` at least."""
 
     module: str
     name: str
     index: int | None
     slots: Slots
     rest: int = 0
+    least: int = 0
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a user should know of a number that does not follow, and the slots that it may count."""
+
+    text: str
+    slots: Slots
 
 
 @dataclass(frozen=True)
@@ -242,6 +251,10 @@ class ChannelGraph:
     """Nodes whose sizes turned out not to follow widths, with the reason."""
     numbers: dict[tuple[str, str, int | None], Number] = field(default_factory=dict)
     """Sizes in attributes that surgery updates."""
+    notes: list[Note] = field(default_factory=list)
+    """Numbers that may count widths and do not follow. Complete once capture has ended."""
+    pieces: list[tuple[str, Slots]] = field(default_factory=list)
+    """Module whose forward splits a tensor along channels, and each of the pieces."""
     frozen: dict[str, Frozen] = field(default_factory=dict)
     """Module -> how its computed weight becomes a plain one."""
     rescaled: dict[str, Rescaled] = field(default_factory=dict)

@@ -64,7 +64,8 @@ class _FollowsItselfError(Exception):
 Known = Callable[[Attribute], Form]
 
 
-def _count(graph: ChannelGraph, slots: Slots) -> Form:
+def count(graph: ChannelGraph, slots: Slots) -> Form:
+    """How many of ``slots`` there are."""
     pinned = graph.pinned(slots)
     counts = Counter(graph.classes(slots[~pinned]).tolist())
     return Form(dict(counts), int(pinned.sum()))
@@ -176,7 +177,7 @@ def settle(
                 whole.setdefault(claim.key, why)
 
     for claim in claims:
-        if claim.key not in literal and not _holds(claim.source, known, _count(graph, claim.slots)):
+        if claim.key not in literal and not _holds(claim.source, known, count(graph, claim.slots)):
             why = f"'{claim.source}' cannot follow its width"
             whole.setdefault(claim.key, why)
     for source, where in [*values, *((c.source, "") for c in claims if c.key in literal)]:
@@ -188,17 +189,14 @@ def settle(
             if now is None or not now.fixed:
                 at = f" ({where})" if where else ""
                 keep(following, f"'{following[0]}' holds this width and is a fixed number elsewhere{at}")
-    numbers = [
-        Number(a.module, a.name, a.index, np.repeat(*_arrays(form)), form.rest)
-        for a, form in forms.items()
-        if not form.fixed
-    ]
-    return Settled(numbers, whole)
+    return Settled([number(a, form) for a, form in forms.items() if not form.fixed], whole)
 
 
-def _arrays(form: Form) -> tuple[Slots, Slots]:
+def number(attribute: Attribute, form: Form, least: int = 0) -> Number:
+    """An attribute that follows."""
     pairs = np.array(list(form.counts.items()), dtype=np.int64).reshape(-1, 2)
-    return pairs[:, 0], pairs[:, 1]
+    slots = np.repeat(pairs[:, 0], pairs[:, 1])
+    return Number(attribute.module, attribute.name, attribute.index, slots, form.rest, least)
 
 
 def _holds(source: Expression, known: Known, target: Form) -> bool:
@@ -222,7 +220,7 @@ def _forms(
             if factor > 1 and len(claim.slots) % factor == 0:  # a multiple stays one: the pieces are alike
                 for column in claim.slots.reshape(factor, -1).T:
                     graph.tie_all(column.tolist())
-    forms = {attribute: _count(graph, slots) for attribute, slots in plain.items()}
+    forms = {attribute: count(graph, slots) for attribute, slots in plain.items()}
     waiting = [c for c in claims if not isinstance(c.source, Attribute)]
 
     def known(attribute: Attribute) -> Form:
@@ -235,7 +233,7 @@ def _forms(
         if left[best]:  # of several unknown numbers the first follows, the others stay
             unknown = next(a for a in attributes_in(claim.source) if a not in forms)
             try:
-                found = _solved(claim.source, _count(graph, claim.slots), unknown, known)
+                found = _solved(claim.source, count(graph, claim.slots), unknown, known)
             except _FollowsItselfError:
                 continue
             if found is not None:

@@ -405,8 +405,9 @@ def make_plan(structure: Structure, mask: Tensor, budget: Budget | None = None) 
         mask=tuple(mask.tolist()),
         realisation=structure.realisation,
         sizes=tuple(
-            Size(n.module, n.name, n.index, int(present[n.slots].sum()) + n.rest, len(n.slots) + n.rest)
+            Size(n.module, n.name, n.index, max(now, n.least), len(n.slots) + n.rest)
             for n in g.numbers.values()
+            for now in (int(present[n.slots].sum()) + n.rest,)
         ),
         scales=tuple(
             Scale(r.module, name, len(r.slots) / max(int(present[r.slots].sum()), 1))

@@ -117,6 +117,8 @@ class Structure:
         """Nodes, outputs of modules, that are gated since nothing before them can be."""
         self.untraced: tuple[str, ...] = ()
         """Parameters that no graph reads, or that no output needs where the train-mode graph is not known."""
+        self.notes: tuple[str, ...] = ()
+        """Numbers in attributes that methods beside forward read, and that may count widths but will not follow."""
         self.shapes = {n: tuple(t.shape) for n, t in model.state_dict(keep_vars=True).items()}
         with untouched(model), torch.compiler.set_stance("force_eager"):
             own, self.inputs = ready(model, self.inputs)
@@ -188,6 +190,7 @@ class Structure:
             self.cost = CostModel(self.liveness, model)
             self._programs: dict[str, Program] = {}
             self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.notes = tuple(note.text for note in self.graph.notes)
         self.aliases = canonical_names(model)
         self._tied = self._ties()
         taken: set[int] = set()
@@ -272,7 +275,8 @@ class Structure:
         ``status`` is ``free`` (gates of its own), ``tied`` (gates shared with the sites ``tied_to``, by the
         operators in ``ties``), ``covered`` (a gate further down its channel-wise chain acts for it) or ``kept``
         (whole, for ``reason``; where an operator is the cause, ``pin`` has it, its module and its line). A site
-        of which only some channels are kept has its gates and a reason too.
+        of which only some channels are kept has its gates and a reason too. ``notes``: numbers that may count its
+        channels and will not follow, since only methods beside forward read them.
         """
         rows = []
         for site in self.sites:
@@ -289,9 +293,16 @@ class Structure:
                     "ties": [_where(pin) for pin in site.ties] if others else [],
                     "reason": site.reason,
                     "pin": _where(site.pin) if site.pin is not None else None,
+                    "notes": self._notes(site),
                 }
             )
         return rows
+
+    def _notes(self, site: Site) -> list[str]:
+        if not self.graph.notes:
+            return []
+        mine = set(self.graph.classes(site.slots).tolist())
+        return [n.text for n in self.graph.notes if not mine.isdisjoint(self.graph.classes(n.slots).tolist())]
 
     def tied_to(self, site: Site) -> tuple[str, ...]:
         """Names of the other sites that share gates with ``site``."""

@@ -33,6 +33,7 @@ from chipnet._graph import (
     Risk,
     Slots,
     Source,
+    is_within,
 )
 from chipnet._numbers import Claim
 from chipnet._watch import Call, Watch, attributes_in, is_from_attribute
@@ -129,6 +130,8 @@ class Tracer:
         self.literal: Mapping[str, str] = {}
         """Operators whose sizes do not follow widths, with the reason. All others are taken to follow them."""
         self.watch: Watch | None = None
+        self.fused: frozenset[str] = frozenset()
+        """Modules inside which an index map would be lost: a method that fuses weights does not see it."""
         self.claims: list[Claim] = []
         self.counting = True
         self.foreign: set[str] = set()
@@ -736,7 +739,9 @@ class Tracer:
         return self._out(dst, apart, axis) if apart and (mixes or self._meets_others()) else dst
 
     def _once(self, weight: str) -> bool:
-        return self.realisation == "indexed" and self.calls.get(weight, 0) == 1
+        if self.realisation == "plain" or self.calls.get(weight, 0) != 1:
+            return False
+        return not any(is_within(self.module, around) for around in self.fused)
 
     def _read_by_others(self) -> bool:
         """The tensor read here has other readers: they may want other channels of it."""

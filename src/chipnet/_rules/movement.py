@@ -264,6 +264,7 @@ def split(t: Tracer, x: Labels, size: Any, dim: int = 0, *, follows: bool = Fals
         t.pin_literal(x, f"is split into pieces of a fixed width ({', '.join(map(str, sizes))})")
     elif not follows:
         t.risk(x.slots())
+        t.graph.pieces += [(t.module, slots) for slots in first]
     if named:
         for number, slots in zip(numbers, first, strict=True):  # pieces may be empty
             if not t.claim(number, slots, empty=True) and not isinstance(source_of(number), (Shape, Term)):
