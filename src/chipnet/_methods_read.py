@@ -51,11 +51,12 @@ class Methods(NamedTuple):
 
 def methods_of(module: nn.Module) -> Methods:
     """What the methods of a module's class read, those of PyTorch's classes aside."""
+    cls: Any = type(module)
     if "forward" not in vars(module):
-        return _methods_of_class(type(module))
+        return _methods_of_class(cls)
     forward = inspect.unwrap(module.forward)
     forward = inspect.unwrap(getattr(forward, "__func__", forward))
-    return _methods_of(type(module), forward if isinstance(forward, FunctionType) else None)
+    return _methods_of(cls, forward if isinstance(forward, FunctionType) else None)
 
 
 @functools.lru_cache(maxsize=1024)
