@@ -739,20 +739,22 @@ def test_a_weight_read_by_a_convolution_and_a_transposed_one(rows, gates):
 
 
 class WeightAsData(nn.Module):
-    """A layer's weight is transposed, too: for a result that nothing reads."""
+    """A layer's weight is read, too: for a result that nothing reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
+        self.read = read
         self.a, self.fc, self.out = nn.Conv2d(3, 8, 3), nn.Linear(8, 7), nn.Linear(7, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         z = F.relu(self.fc(F.relu(self.a(x)).mean((2, 3))))
-        F.linear(z, self.fc.weight.t())
+        self.read(z, self.fc.weight)
         return self.out(z)
 
 
 def test_a_weight_used_as_data_is_held():
-    gains(WeightAsData, {})
+    gains(lambda: WeightAsData(lambda z, w: z * w.std()), {})
+    gains(lambda: WeightAsData(lambda z, w: F.linear(z, w.t())), {"a": 7, "fc": 6})  # as a weight
 
 
 class TwoModulesOneWeight(nn.Module):

@@ -22,6 +22,7 @@ from chipnet._rules import FAKE_QUANTISED, LAYERS, apply, operator_name
 from chipnet._trace import Labels, Realisation, Tracer
 from chipnet._unread import unread
 from chipnet._watch import Attribute, Received, attributes_in
+from chipnet._weights import made_weights, writing
 
 _ZERO_STAYS = frozenset(["mul", "masked_fill", "pad", "slice", "to", "_to_copy"])
 """What a parametrised layer's own forward may do around its operator, where a gate multiplies what it returns."""
@@ -208,7 +209,7 @@ def _computed_weights(
     inner: dict[str, list[torch.fx.Node]] = defaultdict(list)
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            if node.name in held:
+            if node.name in held or node.name in program.constants:
                 static.add(node)
         elif node.op == "call_function":
             if all(n in static for n in node.all_input_nodes):
@@ -250,12 +251,27 @@ def _computed_weights(
             for key in [k for k in weights if k[0] is node]:
                 del weights[key]
         t.graph.frozen.pop(path, None)
-    skipped: set[torch.fx.Node] = set()
-    for node in reversed(program.graph.nodes):
-        used = node in static and node.op == "call_function" and node.users
-        if used and all(u in skipped or (u, node) in weights for u in used):
-            skipped.add(node)
-    return weights, skipped
+    frozen = {node for node, _ in weights}
+    layers = [n for n in program.graph.nodes if operator_name(n) in LAYERS and n not in frozen]
+    weights |= made_weights(t, layers, held, static)
+    return weights, _only_for(weights, static)
+
+
+def _only_for(
+    weights: Mapping[tuple[torch.fx.Node, torch.fx.Node], Labels], static: set[torch.fx.Node]
+) -> set[torch.fx.Node]:
+    """Of the nodes that compute parameters only, those that compute nothing but ``weights``."""
+    left = {n for n in static if n.op == "call_function" and (n.users or any(written_by(n)))}
+    while True:
+        others = {
+            n
+            for n in left
+            if not all(u in left or (u, n) in weights for u in n.users)
+            or any(n in writing(m) and m not in left for m in n.all_input_nodes)
+        }
+        if not others:
+            return left
+        left -= others
 
 
 def _leaves(node: torch.fx.Node) -> set[torch.fx.Node]:

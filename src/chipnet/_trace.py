@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ from chipnet._graph import (
 )
 from chipnet._numbers import Claim
 from chipnet._watch import Call, Watch, attributes_in, is_from_attribute
+
+if TYPE_CHECKING:
+    from chipnet._weights import Made
 
 Realisation = Literal["plain", "indexed"]
 STANDARD_MIX = (
@@ -67,12 +70,14 @@ STANDARD_POOL = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgP
 @dataclass(frozen=True)
 class Labels:
     """Labels of one tensor: ``core`` broadcasts to ``shape``. ``param``: a parameter or buffer, not yet moved;
-    ``computed``: the weight of a layer that computes it from parameters of its own."""
+    ``computed``: the weight of a layer that computes it from parameters of its own, which surgery freezes;
+    ``made``: one that goes on being computed (``param`` is then the largest of what it is made of)."""
 
     core: Tensor | None
     shape: tuple[int, ...]
     param: str | None = None
     computed: bool = False
+    made: Made | None = None
 
     @property
     def varying(self) -> list[int]:
@@ -621,6 +626,10 @@ class Tracer:
             return Host(self.module, weight.param, bias.param if bias is not None else None, axis, output)
         if weight is None or weight.param is None or (bias is not None and bias.param is None):
             return None
+        if weight.made is not None or (
+            bias is not None and bias.made is not None
+        ):  # gates do not pass through
+            return None
         if not self.parameters.issuperset(w.param for w in (weight, bias) if w is not None):  # a buffer
             return None
         owner = weight.param.rpartition(".")[0]
@@ -629,6 +638,14 @@ class Tracer:
             self.foreign.update(names)  # read by another module: no one forward call to fold the gate into
             return None
         return Host(owner, weight.param, bias.param if bias is not None else None, axis)
+
+    def own(self, x: Labels, owned: Mapping[int, Slots]) -> None:
+        """Indices along axes of a layer's weight or bias belong to slots."""
+        if x.made is not None:
+            x.made.own(self, owned)
+        elif x.param is not None:
+            for axis, slots in owned.items():
+                self.graph.own(x.param, axis, slots)
 
     def owned(self, weight: str, standard: tuple[type, ...], frozen: bool = False) -> str | None:
         """The module that is exactly this operator, so that its call can be replaced or re-indexed."""
@@ -681,16 +698,13 @@ class Tracer:
             self.meet(dst)
             cols = src_g[0]
         out_axis, in_axis = (1, 0) if transposed else (0, 1)
+        few = groups == 1 or groups <= per_in
         if transposed and groups > 1:
-            g.own(weight.param, 0, src)
-            if groups <= per_in:
-                g.own(weight.param, 1, dst_g[0])
+            self.own(weight, {0: src, 1: dst_g[0]} if few else {0: src})
         else:
-            g.own(weight.param, out_axis, dst)
-            if groups == 1 or groups <= per_in:
-                g.own(weight.param, in_axis, cols)
-        if bias is not None and bias.param is not None:
-            g.own(bias.param, 0, dst)
+            self.own(weight, {out_axis: dst, in_axis: cols} if few else {out_axis: dst})
+        if bias is not None:
+            self.own(bias, {0: dst})
         host = self.host(weight, bias, out_axis) if not (transposed and groups > 1) else None
         g.facts.append(Mix(dst, src, groups, bias is not None, host, self.module))
         fact = len(g.facts) - 1
