@@ -157,6 +157,7 @@ def tensors(out: Any) -> Iterator[Tensor]:
     """All tensors of an output: in tuples, mappings, dataclasses, output classes, in their order.
 
     Example:
+        >>> import torch
         >>> [t.item() for t in tensors({"a": torch.tensor(1), "b": (torch.tensor(2), None)})]
         [1, 2]
     """
