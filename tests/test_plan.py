@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from toys import RESIDUAL, TOYS, Chain, Residual, made, mask_of, randomised
 
-from chipnet import Budget, LoadError, Plan, PlanError, compact
+import chipnet
+from chipnet import Budget, LoadError, Plan, PlanError, Structure, compact
 from chipnet._plan import VERSION
 
 
@@ -153,3 +154,26 @@ def test_plan_with_float32_weights_works_too():
     s = Structure(model, x)
     plan = s.plan(mask_of(s, {"bn1": (0, 2, 5)}))
     assert compact(model, plan).conv1.weight.dtype == torch.float32
+
+
+def test_a_buffer_that_is_not_saved_is_cut_and_the_plan_is_read_again(tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+            self.register_buffer("scale", torch.arange(8) + 1.0, persistent=False)
+
+        def forward(self, x):
+            return self.b(self.a(x) * self.scale.view(1, -1, 1, 1))
+
+    net, x = Scaled(), torch.randn(2, 3, 4, 4)
+    plan = Structure(net, x).plan(torch.arange(8) % 2 == 0)
+    plan.save(tmp_path / "plan.json")
+    small = compact(net, Plan.load(tmp_path / "plan.json"), x)
+    assert small.scale.tolist() == [1.0, 3.0, 5.0, 7.0]
+    chipnet.save(small, plan, tmp_path / "small.safetensors")
+    assert torch.equal(chipnet.load(Scaled, tmp_path / "small.safetensors")(x), small(x))
+    other = nn.Module.__new__(Scaled)
+    nn.Module.__init__(other)
+    with pytest.raises(PlanError, match="scale: missing"):
+        plan.check(other)

@@ -296,6 +296,8 @@ class Plan:
         """
         modules = dict(model.named_modules(remove_duplicate=False))
         mine = {n: tuple(t.shape) for n, t in model.state_dict(keep_vars=True).items()}
+        buffers = model.named_buffers(remove_duplicate=False)  # those that are not saved may be cut too
+        mine |= {n: tuple(b.shape) for n, b in buffers if n in self.shapes}
         wrong = [f"{n}: missing" for n in self.shapes if n not in mine]
         wrong += [f"{n}: not in the plan" for n in mine if n not in self.shapes]
         wrong += [
@@ -397,7 +399,7 @@ def make_plan(structure: Structure, mask: Tensor, budget: Budget | None = None) 
         shut=outputs,
         stand_ins=tuple(stand_ins),
         remaps=tuple(remaps),
-        shapes=structure.shapes,
+        shapes={**structure.shapes, **{n: s for n, s in structure.unsaved.items() if n in keep}},
         dense=structure.cost.dense,
         compact=structure.cost.exact(mask),
         budget=str(budget) if budget is not None else "",

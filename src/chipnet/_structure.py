@@ -120,6 +120,10 @@ class Structure:
         self.notes: tuple[str, ...] = ()
         """Numbers in attributes that methods beside forward read, and that may count widths but will not follow."""
         self.shapes = {n: tuple(t.shape) for n, t in model.state_dict(keep_vars=True).items()}
+        self.unsaved = {
+            n: tuple(b.shape) for n, b in model.named_buffers(remove_duplicate=False) if n not in self.shapes
+        }
+        """Shapes of buffers that no state dict has."""
         with untouched(model), torch.compiler.set_stance("force_eager"):
             own, self.inputs = ready(model, self.inputs)
             self._counted = counted(own, self.inputs)
