@@ -138,12 +138,17 @@ class _Shut:
 
 
 def agree(
-    model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs, blind: frozenset[int] = frozenset()
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    inputs: Inputs,
+    blind: frozenset[int] = frozenset(),
+    big: nn.Module | None = None,
 ) -> bool:
     """Do masked and compact networks compute the same? In the model's dtype, which is fast; where that leaves a
     doubt, in float64. Where an output, but for those in ``blind``, has nothing that could be compared, they do
-    not. Raises what their forwards raise."""
-    found = compare(masked(model, plan), small, inputs.to(device_of(model)))
+    not. ``big``: the masked network, where it is at hand. Raises what their forwards raise."""
+    found = compare(masked(model, plan) if big is None else big, small, inputs.to(device_of(model)))
     if found.within(1e-9 if _is_double(small) else 1e-5, blind=blind):
         return True
     return verify_compact(model, small, plan, inputs).within(_limit(small, plan), blind=blind)

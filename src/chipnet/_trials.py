@@ -163,15 +163,16 @@ class Trials:
         try:
             plan = make_plan(self.structure, mask)
             small = compact(self.model, plan, verify=False)
-            if not agree(self.model, small, plan, inputs, self.blind):
+            big = masked(self.model, plan)
+            if not agree(self.model, small, plan, inputs, self.blind, big):
                 raise PlanError("outputs change")
             if self.repeatable and not plan.frozen:
                 exact = all(p.dtype == torch.float64 for p in small.parameters())
-                found = compare_training(masked(self.model, plan), small, inputs)
+                found = compare_training(big, small, inputs, spent=True)
                 if not found.within(1e-6 if exact else 1e-2, least=1e-12):
                     raise PlanError("outputs change in training")
             elif self.trains:
-                train_outputs(small, inputs)
+                train_outputs(small, inputs, spent=True)
         except Exception as error:
             return error
         return None

@@ -85,15 +85,16 @@ def repeatable(model: nn.Module, inputs: Inputs) -> bool:
     return other.difference == 0 and other.complete and near.within(1e-4)
 
 
-def train_outputs(model: nn.Module, inputs: Inputs, seed: int = 0) -> list[Tensor]:
-    """The tensors that a copy of a network returns in train mode."""
+def train_outputs(model: nn.Module, inputs: Inputs, seed: int = 0, *, spent: bool = False) -> list[Tensor]:
+    """The tensors that a copy of a network returns in train mode; the network itself where it is ``spent``: nobody
+    needs it afterwards."""
     with torch.no_grad():
-        return list(tensors(inputs.twice()(copied(model).train(), seed)))
+        return list(tensors(inputs.twice()((model if spent else copied(model)).train(), seed)))
 
 
-def compare_training(a: nn.Module, b: nn.Module, inputs: Inputs) -> Comparison:
-    """Compare copies of two networks in train mode."""
-    return compared(train_outputs(a, inputs), train_outputs(b, inputs))
+def compare_training(a: nn.Module, b: nn.Module, inputs: Inputs, *, spent: bool = False) -> Comparison:
+    """Compare (copies of) two networks in train mode."""
+    return compared(train_outputs(a, inputs, spent=spent), train_outputs(b, inputs, spent=spent))
 
 
 def _nudged(inputs: Inputs) -> Inputs:
