@@ -232,7 +232,7 @@ def test_the_command_refuses_in_one_line(run_folder, tmp_path):
     for arguments, said in (
         ((tmp_path,), "result.json does not exist. Give the folder of a finished run"),
         ((run_folder, "--format", "tflite"), "unknown format 'tflite'; known: onnx, torch-export"),
-        ((run_folder, "--data-dir", "/nowhere"), "digits is part of scikit-learn and takes no data_dir"),
+        ((run_folder, "--data-dir", "/nowhere"), "digits is part of scikit-learn and takes no --data-dir"),
     ):
         done = chipnet_("export", *arguments)
         assert (done.exit_code, done.stderr.count("\n")) == (2, 1)

@@ -64,9 +64,9 @@ class Inputs:
         with _same_numbers({p.device for p in model.parameters() if p.device.type != "cpu"}, seed):
             return model(*args, **kwargs)
 
-    def read(self, model: nn.Module) -> list[Tensor]:
+    def read(self, model: nn.Module, seed: int = 0) -> list[Tensor]:
         """The tensors of the model's output that matter."""
-        out = self(model)
+        out = self(model, seed)
         return list(tensors(out)) if self.outputs is None else self.outputs(out)
 
     def __iter__(self) -> Iterator[Any]:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from chipnet._errors import PlanError
 from chipnet._inputs import Inputs
-from chipnet._outputs import tensors
 from chipnet._ready import copied
 
 
@@ -86,10 +85,10 @@ def repeatable(model: nn.Module, inputs: Inputs) -> bool:
 
 
 def train_outputs(model: nn.Module, inputs: Inputs, seed: int = 0, *, spent: bool = False) -> list[Tensor]:
-    """The tensors that a copy of a network returns in train mode; the network itself where it is ``spent``: nobody
-    needs it afterwards."""
+    """The tensors that matter of what a copy of a network returns in train mode; the network itself where it is
+    ``spent``: nobody needs it afterwards."""
     with torch.no_grad():
-        return list(tensors(inputs.twice()((model if spent else copied(model)).train(), seed)))
+        return inputs.twice().read((model if spent else copied(model)).train(), seed)
 
 
 def compare_training(a: nn.Module, b: nn.Module, inputs: Inputs, *, spent: bool = False) -> Comparison:
