@@ -153,3 +153,39 @@ def test_a_repeated_run_gets_a_new_folder(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run-2").mkdir()
     assert unused(tmp_path / "run") == tmp_path / "run-3"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("&a\n<<: *a\nseed: 1\n", "inside of what it stands for"),
+        ("seed: &a [*a]\n", "inside of what it stands for"),
+        ("x: " + "[" * 3000 + "]" * 3000, "nested deeper than"),
+        ("x:\n" + "".join(" " * k + "x:\n" for k in range(1, 300)), "nested deeper than"),
+        (
+            "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+            + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 9)),
+            "stands for more than",
+        ),
+        ("# " + "x" * 2_000_000, "longer than"),
+    ],
+    ids=["merges itself", "holds itself", "deep flow", "deep block", "billion laughs", "long"],
+)
+def test_a_file_that_is_larger_than_it_looks_is_refused_at_once(text, said, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said) as error:
+        read_config(path)
+    assert len(str(error.value)) < 500 + len(str(path))
+
+
+def test_aliases_of_what_is_whole_are_read(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("a: &a {x: 1}\nb: *a\nc:\n  <<: *a\n  y: 2\n")
+    assert read_config(path) == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}}
+
+
+@pytest.mark.parametrize("changes", [{"train": 10**20}, {"batch_size": 10**11}, {"limit": 10**20}])
+def test_sizes_that_are_slips_of_the_pen_are_refused(changes):
+    with pytest.raises(ConfigError, match="must be at most"):
+        Recipe(1, 1, 1).changed(changes)

@@ -257,7 +257,7 @@ def test_weights_are_tried_before_pruning_and_doubts_are_said(request_for, tmp_p
     tried = next(i for i, text in enumerate(said) if text.startswith("before pruning: "))
     dense = result["dense"]["accuracy"]
     assert f"{dense:.2f} % on the test images" in said[tried] and "on the validation images" in said[tried]
-    assert "guessing is on 10.00 %" in said[tried + 1] and "give --mean" in said[tried + 1]
+    assert "guessing is on 10.00 %" in said[tried + 1] and "here: mean" in said[tried + 1]
     assert [text for text in result["warnings"] if "guessing" in text] == [said[tried + 1]]
 
 

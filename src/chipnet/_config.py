@@ -40,6 +40,31 @@ FINETUNING = 0.1
 """Rates for a network that is trained already, as a part of those for one that is trained first."""
 
 
+MOST_OF = {
+    **dict.fromkeys(("train", "prune", "finetune"), 10**6),
+    "batch_size": 10**7,
+    **dict.fromkeys(("threads", "workers", "devices"), 1024),
+    "image_size": 2**14,
+    "num_classes": 10**6,
+    "in_channels": 10**4,
+    "limit": 10**12,
+    "limit_test": 10**12,
+    "seed": 2**63 - 1,
+}
+"""The most that a size may be: beyond, it is a slip of the pen, and would take the machine's memory."""
+MOST = 10**9
+"""That of others."""
+
+
+def too_large(name: str, value: Any) -> str:
+    """What is wrong with a size that nothing is built for, or nothing."""
+    most = MOST_OF.get(name, MOST)
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value <= most:
+        return ""
+    return f"{name} must be at most {most:,}, not {value if value < 10**24 else 'a number of many digits'}"
+
+
 def option(default: Any, help: str) -> Any:
     """A field with its line of help: the text of its flag."""
     return field(default=default, metadata={"help": help})
@@ -146,6 +171,9 @@ class Recipe:
             wrong.append(f"clip_spikes must be above 1, or 0 for no clipping, not {self.clip_spikes}")
         if not 0 < self.warmup < 1:
             wrong.append(f"warmup is a part of the schedule, in (0, 1), not {self.warmup}")
+        wrong += [
+            said for f in dataclasses.fields(self) if (said := too_large(f.name, getattr(self, f.name)))
+        ]
         if wrong:
             raise ConfigError("; ".join(wrong) + ".")
 
@@ -375,7 +403,7 @@ def read_layers(layers: Iterable[tuple[str, Mapping[str, Any]]], problems: Probl
         if isinstance(recipe, Mapping):
             recipes.append(_fitted(Recipe, recipe, "recipe." if source else "", wrong))
         else:
-            wrong.append(f"recipe must be a mapping of options, not {recipe!r}")
+            wrong.append(f"recipe must be a mapping of options, not {_shown(recipe)}")
         quick = quick if layer.get("quick") is None else bool(layer["quick"])
         if wrong and source:
             told = "\n".join(f"  - {w}" for w in wrong)
@@ -469,11 +497,17 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     path = Path(path)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _loader())
+        with open(path, "rb") as file:
+            content = file.read(_LONGEST + 1)
+        if len(content) > _LONGEST:
+            raise ValueError(f"it is longer than {_LONGEST:,} bytes, which no options are")
+        values = yaml.load(content.decode(), _loader())
     except FileNotFoundError:
         raise ConfigError(f"there is no config file {path}.") from None
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date that is none
-        raise ConfigError(f"cannot read the config file {path}: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"cannot read the config file {path}: {_cut(' '.join(str(error).split()))}"
+        ) from error
     if not isinstance(values, dict):
         raise ConfigError(
             f"the config file {path} holds a {type(values).__name__}, not options such as 'seed: 1'."
@@ -481,15 +515,26 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     return values
 
 
+_LONGEST, _DEEPEST, _LARGEST = 10**6, 50, 10**4
+"""Bytes of a config file; how deep it is nested; its values, those that aliases stand for counted each time."""
+
+
 @functools.cache
 def _loader() -> Any:
-    """YAML's safe loader, but a key that is given twice in one mapping is an error: YAML drops the first."""
+    """YAML's safe loader for files of options: a key that is given twice in one mapping is an error (YAML drops the
+    first), and so are aliases in what they stand for, and what is nested deeper or larger than options are."""
     import yaml
 
-    def check(node: Any, seen: set[int]) -> None:
-        if isinstance(node, yaml.ScalarNode) or node is None or id(node) in seen:
-            return
-        seen.add(id(node))  # an alias is the node itself
+    def refuse(problem: str, node: Any) -> None:
+        raise yaml.constructor.ConstructorError(problem=f"{problem} (line {node.start_mark.line + 1})")
+
+    def check(node: Any, sizes: dict[int, int]) -> int:
+        """How many values a node stands for."""
+        if isinstance(node, yaml.ScalarNode) or node is None:
+            return 1
+        if (known := sizes.get(id(node))) is not None:  # an alias is the node itself
+            return known
+        size = 1
         lines: dict[Any, int] = {}
         for child in node.value:
             key, value = child if isinstance(node, yaml.MappingNode) else (None, child)
@@ -500,12 +545,31 @@ def _loader() -> Any:
                         problem=f"the key {key.value!r} is in line {lines[name]} and again in line {line}: keep one"
                     )
                 lines[name] = line
-            check(value, seen)
+            size += check(key, sizes) + check(value, sizes)
+            if size > _LARGEST:
+                refuse(f"with its aliases it stands for more than {_LARGEST:,} values", node)
+        sizes[id(node)] = size
+        return size
 
     class Loader(yaml.SafeLoader):
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            alias = self.check_event(yaml.AliasEvent)
+            event = self.peek_event()
+            if alias and event.anchor in self.anchors and not hasattr(self.anchors[event.anchor], "whole"):
+                refuse(f"the alias *{event.anchor} is inside of what it stands for", event)
+            if self.depth > _DEEPEST:
+                refuse(f"it is nested deeper than {_DEEPEST} levels", event)
+            self.depth += 1
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            node.whole = True
+            return node
+
         def get_single_node(self) -> Any:
             node = super().get_single_node()
-            check(node, set())  # as written: << is resolved later, and its keys may be given again
+            check(node, {})  # as written: << is resolved later, and its keys may be given again
             return node
 
     return Loader
@@ -530,7 +594,10 @@ def _fitted(
         try:
             fitted[name] = _fit(value, known[name][0])
         except ValueError as error:
-            problems.append(f"{prefix}{name} must be {error}, not {value!r}")
+            problems.append(f"{prefix}{name} must be {error}, not {_shown(value)}")
+            continue
+        if name != "seed" and (said := too_large(name, fitted[name])):  # of a seed `check` tells
+            problems.append(f"{prefix}{said}")
     return fitted
 
 
@@ -573,7 +640,7 @@ def _fit(value: Any, wanted: Any) -> Any:
         try:
             if not isinstance(value, bool):
                 return float(value)  # YAML reads 1e-3 as a text
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
         raise ValueError("a number")
     if wanted is str:
@@ -581,3 +648,15 @@ def _fit(value: Any, wanted: Any) -> Any:
             return os.fspath(value)
         raise ValueError("a text")
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value for people, of a length that they read."""
+    try:
+        return _cut(repr(value))
+    except ValueError:  # an integer of thousands of digits
+        return "a number of many digits"
+
+
+def _cut(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -57,8 +57,8 @@ def guessing(accuracy: float, classes: int, mean: tuple[float, ...], std: tuple[
     )
     return (
         f"the network with these weights is right on {accuracy:.2f} % of the test images, and guessing is on "
-        f"{chance:.2f} %. Likely causes: images normalised otherwise than in its training (here: {used}; give "
-        "--mean and --std); classes in another order than in its training (see class_names in result.json); "
+        f"{chance:.2f} %. Likely causes: images normalised otherwise than in its training (here: {used}); "
+        "classes in another order than in its training (see class_names in result.json); "
         "another --image-size; weights of another task."
     )
 
