@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import chipnet
-from benchmarks import mutated_files
 from chipnet import LoadError, Plan
 from chipnet._schema import DamagedError, decode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import mutated_files
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,7 @@ def _far(functions: set[FunctionType]) -> set[str]:
         found |= attributes | variables
         if is_torchs(function):
             continue
-        called = {function.__globals__.get(n) for n in variables}
+        called = [function.__globals__.get(n) for n in variables]
         new = {inspect.unwrap(f) for f in called if isinstance(f, FunctionType)} - seen
         seen |= new
         stack.extend(f for f in new if isinstance(f, FunctionType))

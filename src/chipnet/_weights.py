@@ -111,6 +111,8 @@ def made_weights(
                 mine[node] = Made(along, {n: held[n.name] for n in _everything(node) if n.name in held})
         if weight in mine and all(places is None for places in mine[weight].along.values()):
             continue
+        if weight in mine and t.parameters.isdisjoint(mine[weight].leaves.values()):  # a constant kernel
+            continue
         names = [list(made.leaves.values()) for made in mine.values()]
         if all(n and len(set(n)) == len(n) for n in names):  # none under two names
             for node, made in mine.items():
