@@ -56,7 +56,9 @@ def test_budgets_are_of_the_dense_network_that_the_first_run_began_with(first, t
     assert all(set(kept[site]) <= set(before[site]) for site in before)
     assert torch.equal(two.dense()(x), one.dense()(x))
     shown = chipnet_("prune", "--resume", tmp_path / "second").stdout
-    assert re.search("│ start +│", shown) and f"start: the network of {first.resolve()}"[:60] in shown
+    assert re.search("│ start +│", shown)
+    # A path may be wrapped anywhere.
+    assert f"start: the network of {first.resolve()}".replace(" ", "") in "".join(shown.split())
 
 
 def test_a_third_run_a_transfer_and_an_export_of_what_was_pruned_twice(first, tmp_path):
