@@ -1,23 +1,26 @@
 """The command line: whole runs, refusals in one line before any training, signals, and what is listed."""
 
+import ast
 import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from killing import fingerprint
-from rich.console import Console
 from typer.testing import CliRunner
 
 import chipnet
-from chipnet import ConfigError, cli
+from chipnet import ConfigError, _cli_console, _cli_sweep, cli
 from chipnet import train as loop
-from chipnet._cli_show import Bars
+from chipnet._cli_console import Console
+from chipnet._cli_show import Bars, show_result
 from chipnet._io import save_weights
 from chipnet.models import get_model, list_models
 
@@ -415,6 +418,68 @@ def test_the_help_names_every_stable_flag():
     text = chipnet_("prune", "--help").stdout
     flags = ("model", "data", "data-dir", "weights", "budget", "method", "seed", "epochs", "quick", "out")
     assert all(f"--{flag}" in text for flag in flags)
+
+
+# -- names of other people ---------------------------------------------------------------------------------
+
+
+def test_only_one_module_makes_consoles():
+    """Elsewhere a bracket in a name would be markup again."""
+    own = Path(_cli_console.__file__)
+    for file in own.parent.rglob("*.py"):
+        found = {w for n in ast.walk(ast.parse(file.read_text())) for w in words(n)}
+        if file != own:
+            assert not found & {
+                "rich",
+                "rich.console",
+                "rich.markup",
+                "TextColumn",
+                "markup",
+                "from_markup",
+            }, file
+        else:
+            assert {"rich.console", "markup"} <= found
+
+
+def words(node):
+    """What is imported, called by keyword or taken as an attribute."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        names = [alias.name for alias in node.names]
+        return [*names, node.module] if isinstance(node, ast.ImportFrom) else names
+    return [v for v in (getattr(node, "arg", None), getattr(node, "attr", None)) if isinstance(v, str)]
+
+
+ODD = "[b]o[/x] [red]:smile:"
+
+
+def test_names_with_brackets_are_shown_as_they_are(run_folder, tmp_path):
+    out = tmp_path / "[/b]" / ODD.replace("/", "")
+    shutil.copytree(run_folder, out)
+    result = json.loads((out / "result.json").read_text())
+    result |= {"model": ODD, "data": ODD, "method": ODD, "start": {**result["dense"], "run": ODD}}
+    (out / "result.json").write_text(json.dumps(result))
+    shown = io.StringIO()
+    console = Console(file=shown, width=400)
+    show_result(console, result, out)
+    console.print(_cli_sweep.table({ODD: result}))
+    with Bars(Console(file=shown, width=400, force_terminal=True)) as bars:
+        bars.start(ODD, 1)
+        bars.tick(ODD)
+    ls = chipnet_("ls", out)
+    assert ls.exit_code == 0, ls.output
+    text = " ".join(re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", shown.getvalue()).split())
+    for line in (f"{ODD} on {ODD}, {ODD}, budget", f"start: the network of {ODD}", f"In {out}: ", ODD):
+        assert line in text
+    assert ls.stdout.count(ODD) == 3 and str(out) in ls.stdout
+
+
+def test_folders_with_brackets_are_shown_as_they_are(run_folder, tmp_path):
+    out = tmp_path / "[b]a[red]"
+    shutil.copytree(run_folder, out)
+    for command in (("inspect",), ("latency", "--runtime", "eager", "--seconds", "0.01")):
+        done = chipnet_(*command, out)
+        assert done.exit_code == 0, done.output
+        assert "[b]a[red]" in done.stdout
 
 
 # -- progress ---------------------------------------------------------------------------------------------

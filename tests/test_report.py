@@ -11,7 +11,7 @@ import torch
 from test_cli import chipnet_
 
 import chipnet
-from chipnet import _cli_runs, report
+from chipnet import _charts, _cli_runs, report
 from chipnet.runs import Run
 
 CHROMIUM = next(
@@ -147,11 +147,30 @@ def test_runs_of_one_name_are_told_apart(folders, tmp_path):
 
 
 def test_what_the_user_typed_is_text(folders, tmp_path):
-    shutil.copytree(folders[0], tmp_path / "run")
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    result["data"] = "<script>alert(1)</script>"
-    (tmp_path / "run" / "result.json").write_text(json.dumps(result))
-    assert "<script>alert" not in report.report(tmp_path / "run").read_text()
+    typed = '<script>alert(1)< & [/b] $\\x$ :smile: "'
+    names = [typed.replace("/", "") + str(i) for i in range(2)]
+    for name in names:
+        shutil.copytree(folders[0], tmp_path / name)
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        result |= dict.fromkeys(("data", "model", "method", "command", "realisation"), typed)
+        result["environment"] |= {"device": typed, "date": typed, typed: typed}
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    for page in (report.report(tmp_path / names[0]), report.report(*(tmp_path / n for n in names))):
+        seen = Parsed(text := page.read_text())
+        assert "<script>alert" not in text and "$\\x$" in text
+        assert names[0] in seen.text and f"{typed}{typed}" in seen.text.replace("\n", "")
+
+
+def test_charts_show_names_as_they_are():
+    names = ["<b>&", "$x$", "$\\y", "a_{1}"]
+    drawn = [
+        _charts.bars([3] * 4, [1] * 4, names, title=names[0], alt=names[0], y=names[1]),
+        _charts.front({n: [(1, 2, n)] for n in names}, [], title=names[0], alt=names[0], x="x", y="y"),
+        _charts.lines({n: ([1], [2]) for n in names}, title=names[0], alt=names[0], x="x", y="y"),
+    ]
+    for svg in drawn:
+        assert "<b>" not in svg
+        assert set(names) <= set(Parsed(svg).text.split())
 
 
 def test_networks_that_cannot_be_built_leave_their_section_out(folders, tmp_path):

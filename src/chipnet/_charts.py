@@ -104,7 +104,7 @@ def front(
         )
         for px, py, label in points:
             axes.annotate(
-                label.replace("$", r"\$"),
+                label,
                 (px, py),
                 xytext=(4, 4),
                 textcoords="offset points",
@@ -138,7 +138,10 @@ def _legend(axes: Any) -> None:
 
 def _svg(figure: Any, title: str, alt: str) -> str:
     matplotlib = optional_import("matplotlib", needed_for="A report", install="chipnet[report]")
+    module = optional_import("matplotlib.text", needed_for="A report", install="chipnet[report]")
     buffer = io.StringIO()
+    for text in figure.findobj(module.Text):  # names are other people's: a dollar in one begins no formula
+        text.set_parse_math(False)
     # One salt a chart: ids of charts in one page must differ, and be the same in every build of it.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

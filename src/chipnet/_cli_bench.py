@@ -7,8 +7,8 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from chipnet._cli_console import Console
 from chipnet._cli_errors import failures, refusals, stop_signals
 from chipnet._cli_show import Bars
 from chipnet._errors import ConfigError
@@ -36,7 +36,7 @@ def bench(
 
     In the folder afterwards: results.csv (a row a run), tables.md, plots/, and a folder a run.
     """
-    console = Console(highlight=False)
+    console = Console()
     with refusals():
         from chipnet import _bench, _bench_report
         from chipnet._job import torchruns, use_threads
@@ -58,11 +58,11 @@ def bench(
     with failures(), stop_signals() as stop, Bars(console, quiet=True) as bars:
 
         def told(number: int, total: int, run: _bench.Run, text: str) -> None:
-            console.print(f"{number}/{total} {run.folder}: {text}", soft_wrap=True, markup=False)
+            console.tell(f"{number}/{total} {run.folder}: {text}")
 
         command = shlex.join(["chipnet", *sys.argv[1:]])
         rows = _bench.bench(grid, names, command=command, retry=retry, watcher=bars, stop=stop, told=told)
-        console.print(f"\n{_bench_report.write_tables(grid, rows).read_text()}", markup=False, soft_wrap=True)
+        console.tell(f"\n{_bench_report.write_tables(grid, rows).read_text()}")
         with _bench.claimed(grid.out) as mine:
             text = f"another process draws the plots in {grid.out / 'plots'}"
             if mine:
@@ -70,6 +70,6 @@ def bench(
                     text = f"{len(_bench_report.write_plots(grid, rows))} plots in {grid.out / 'plots'}"
                 except ConfigError as error:
                     text = f"no plots: {error}"
-            console.print(text, soft_wrap=True, markup=False)  # a path may hold brackets
+            console.tell(text)
         if rows and all(row["status"] == "failed" for row in rows):
             raise typer.Exit(1)

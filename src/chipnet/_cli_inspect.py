@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from chipnet._cli_console import Console
 from chipnet._cli_errors import refusals
 from chipnet._errors import ConfigError
 
@@ -50,22 +50,22 @@ def inspect(
     if as_json:
         print(json.dumps(report, indent=2))
         return
-    console = Console(highlight=False)
+    console = Console()
     sites = Table("site", "status", "channels", "gates", "why", title=f"{model}, input {report['input']}")
     for site in report["sites"]:
         sites.add_row(site["name"], site["status"], f"{site['channels']:,}", f"{site['gates']:,}", _why(site))
     console.print(sites)
     if report["untraced"]:
         names = _few(report["untraced"])
-        console.print(f"Read by no forward that could be traced, kept as they are: {names}", markup=False)
+        console.print(f"Read by no forward that could be traced, kept as they are: {names}")
     for note in report["notes"]:
-        console.print(f"Note: {note}.", markup=False, soft_wrap=True)
+        console.tell(f"Note: {note}.")
     if report["pins"]:
         console.print("Kept whole (groups of channels that exist together × why):")
         for pin in report["pins"]:
-            console.print(f"  {pin['count']} × {pin['reason']}", markup=False)
+            console.print(f"  {pin['count']} × {pin['reason']}")
     cost = ", ".join(f"{kind} {count:,}" for kind, count in report["cost"].items())
-    console.print(f"{report['gates']:,} gates. Cost: {cost}", soft_wrap=True)
+    console.tell(f"{report['gates']:,} gates. Cost: {cost}")
 
 
 def _why(site: Mapping[str, Any]) -> str:

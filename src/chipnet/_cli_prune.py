@@ -6,10 +6,10 @@ import dataclasses
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from chipnet import __version__
 from chipnet._budget import several
+from chipnet._cli_console import Console
 from chipnet._cli_errors import failures, first, refusals, stop_signals
 from chipnet._cli_options import Grouped, continued, flags, flags_of, read, told
 from chipnet._cli_show import Bars, dry, said, show_result, summary
@@ -58,14 +58,14 @@ def prune(
     In the run folder afterwards: result.json, plan.json, masks.json, model.safetensors, dense.safetensors,
     metrics.csv, metrics.jsonl, split.json, config.yaml, report.html.
     """
-    console = Console(quiet=quiet or not first(), highlight=False)
+    console = Console(quiet=quiet or not first())
     options |= {"config": config, "quick": quick, "epochs": epochs, "lr": lr}
     with said(console), refusals(flags_of(options)):
         problems, budgets = Problems(), {}
         if resume is not None:
             request, finished = continued(resume, options)
             if finished:
-                console.print(f"{resume} is finished already.", soft_wrap=True)
+                console.tell(f"{resume} is finished already.")
                 console.print(summary(finished))
                 return
         else:
@@ -73,7 +73,7 @@ def prune(
         with problems.collected("budget"):
             budgets = several(request.budget)
         # Importing PyTorch takes seconds: the first line comes before.
-        console.print(f"chipnet {__version__}{told(request)}", markup=False, soft_wrap=True)
+        console.tell(f"chipnet {__version__}{told(request)}")
         from chipnet import train
         from chipnet._job import read_job
         from chipnet.methods import read_method
@@ -87,7 +87,7 @@ def prune(
         elif not budgets:
             job = train.prepare(request, resume=resume is not None, problems=problems)
     if dry_run:
-        console.print("\n".join(dry(job)), markup=False, soft_wrap=True)
+        console.tell("\n".join(dry(job)))
         return
     if budgets:
         sweep(console, request, budgets, problems, flags_of(options))

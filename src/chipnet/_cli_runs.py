@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from chipnet._cli_console import Console
 from chipnet._cli_errors import refusals
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def export(
             fold=fold,
             metadata=source.card(),
         )
-    Console(highlight=False).print(str(done), markup=False, soft_wrap=True)
+    Console().tell(str(done))
 
 
 @app.command(short_help="Measure a run's network and its dense one side by side.")
@@ -184,7 +184,7 @@ def list_runs(
             *(f"{100 * run.left(k):.2f} %" for k in ("params", "macs")),
             r["environment"]["date"][:10],
         )
-    console = Console(highlight=False)
+    console = Console()
     if not console.is_terminal:  # a pipe has no width: nothing is cut off
         console.width = 400
         table.box = None
@@ -202,13 +202,10 @@ def report_after(folder: Path) -> None:
 
 
 def _show(done: Comparison, sizes: Mapping[str, int], limit: int) -> None:
-    console = Console(highlight=False)
+    console = Console()
     first, second = done.names
     versions = ", ".join(f"{k} {v}" for k, v in done.versions.items())
-    console.print(
-        f"{done.device}, {done.threads} thread(s), batch {done.batch}, {done.dtype}, {versions}",
-        soft_wrap=True,
-    )
+    console.tell(f"{done.device}, {done.threads} thread(s), batch {done.batch}, {done.dtype}, {versions}")
     table = Table(
         "", first, second, "left", title="ms a call, in turns: median (quartiles)", title_justify="left"
     )
@@ -225,9 +222,9 @@ def _show(done: Comparison, sizes: Mapping[str, int], limit: int) -> None:
         table.add_row(name, f"{a:,}{unit}", f"{b:,}{unit}", f"{b / max(a, 1):.0%}")
     console.print(table)
     for runtime, why in done.skipped.items():
-        console.print(f"{runtime}: not measured. {why}", markup=False, soft_wrap=True)
+        console.tell(f"{runtime}: not measured. {why}")
     for line in done.verdict():
-        console.print(line, markup=False, soft_wrap=True)
+        console.tell(line)
     if limit > 0:
         layers = Table("layer", "kind", "width", "MACs left", "µs", "left", "why", title_justify="left")
         layers.title = "In eager mode, where most time is left over"

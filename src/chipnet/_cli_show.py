@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID
 from rich.table import Column, Table
 
 from chipnet import _cli_runs
 from chipnet._budget import shown
+from chipnet._cli_console import Console, Text
 from chipnet._cli_errors import first
 from chipnet._config import EPOCHS
 
@@ -42,7 +42,7 @@ class _Saying(logging.Handler):
         if record.levelno >= logging.WARNING:
             print(f"warning: {text}", file=sys.stderr)
         else:
-            self.console.print(text, soft_wrap=True, markup=False)
+            self.console.tell(text)
 
 
 @contextmanager
@@ -70,9 +70,9 @@ class Bars:
         # What is told, most important first, is cut where the terminal ends; the bar has what is left over.
         told = Column(no_wrap=True, overflow="ellipsis", ratio=4)
         self.progress = Progress(
-            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            Text("{task.description}", Column(no_wrap=True)),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
-            TextColumn("{task.fields[text]}", markup=False, table_column=told),
+            Text("{task.fields[text]}", told),
             console=console,
             disable=not console.is_terminal,
             expand=True,
@@ -109,7 +109,7 @@ class Bars:
 
     def _line(self, text: str) -> None:
         if not self.console.is_terminal and not self.quiet:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.console.tell(text)
 
 
 def show_result(console: Console, result: Mapping[str, Any], out: Path) -> None:
@@ -121,9 +121,9 @@ def show_result(console: Console, result: Mapping[str, Any], out: Path) -> None:
     if "latency" in result:
         from chipnet._latency import Landing
 
-        console.print(str(Landing(**result["latency"])), soft_wrap=True)
+        console.tell(str(Landing(**result["latency"])))
     lines = [_verified(result), f"In {out}: {', '.join(_FILES)}", *how_to_load(result, out)]
-    console.print("\n".join(lines), markup=False, soft_wrap=True)
+    console.tell("\n".join(lines))
 
 
 def dry(job: Job) -> list[str]:

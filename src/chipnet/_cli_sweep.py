@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from chipnet import _config
+from chipnet._cli_console import Console
 from chipnet._cli_errors import failures, first, refusals, stop_signals
 from chipnet._cli_runs import report_after
 from chipnet._cli_show import Bars, said
@@ -38,9 +39,7 @@ def sweep(
     results = {}
     for number, (name, asked) in enumerate(zip(budgets, requests, strict=True), 1):
         folder = Path(asked.out)
-        console.print(
-            f"{number}/{len(budgets)}: budget {budgets[name]}, into {folder}", markup=False, soft_wrap=True
-        )
+        console.tell(f"{number}/{len(budgets)}: budget {budgets[name]}, into {folder}")
         with said(console), refusals(flags):
             done = _finished(folder, asked)
             if done is None:
@@ -54,8 +53,8 @@ def sweep(
                 report_after(folder)
         results[name] = done
     console.print(table(results))
-    console.print(f"Runs in {request.out}: {', '.join(results)}. Side by side: chipnet report "
-                  + " ".join(str(r.out) for r in requests), markup=False, soft_wrap=True)  # fmt: skip
+    folders = shlex.join(str(r.out) for r in requests)
+    console.tell(f"Runs in {request.out}: {', '.join(results)}. Side by side: chipnet report {folders}")
 
 
 def _requests(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from chipnet._cli_console import Console
 from chipnet._cli_errors import failures, first, refusals, stop_signals
 from chipnet._cli_inspect import DATA, DATA_DIR, IGNORE, MODEL, ONLY, REALISATION
 from chipnet._cli_show import Bars, said, show_result
@@ -63,7 +63,7 @@ def transfer(
     On the run's own data the recipe is the run's own, epochs and limits included, unless an option says otherwise:
     the same architecture from new weights, with the same effort.
     """
-    console = Console(quiet=quiet or not first(), highlight=False)
+    console = Console(quiet=quiet or not first())
     with said(console), refusals():
         from chipnet import _transfer, train
 
@@ -98,10 +98,9 @@ def transfer(
             threads=threads,
         )
         job = _transfer.prepare(request, strict=bool(budget))
-    console.print(
+    console.tell(
         f"masks of {source} fit; on {data} they leave {_transfer.reached(job)}; "
-        f"{sum(job.recipe.epochs)} epochs by {whose}",
-        soft_wrap=True,
+        f"{sum(job.recipe.epochs)} epochs by {whose}"
     )
     with said(console), failures(), stop_signals() as stop, Bars(console) as bars:
         result = train.run(job, bars, stop)

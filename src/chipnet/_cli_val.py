@@ -6,9 +6,9 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from chipnet._cli_console import Console
 from chipnet._cli_errors import refusals
 from chipnet._cli_inspect import DATA, DATA_DIR, MODEL
 from chipnet._errors import ConfigError
@@ -63,4 +63,4 @@ def val(
         table.add_column(column, justify="right")
     for name, row in rows.items():
         table.add_row(name, f"{row['loss']:.4f}", f"{row['accuracy']:.2f} %")
-    Console(highlight=False, markup=False).print(table)
+    Console().print(table)
