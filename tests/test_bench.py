@@ -461,6 +461,12 @@ def test_means_and_spreads_by_hand():
     assert "| x | 2 | 91.5 | 3.0 | 78.5 | 2.0 | 24.99 % | 72.0 | 1 |" in text
     assert "1 of 3 runs failed.\n* f: BudgetError: no" in text
 
+    alone = [{**rows[0], "budget": b, "final": 90.0} for b in ("macs=0.25", "macs=0.5")]
+    text = tables([{**base, "seed": 0, "method": "dense", "final": 95.0, "budget": ""}, *alone])
+    assert text.startswith("### m on d; dense 95.0\n")
+    assert "| x | **90.0** | **90.0** |\n" in text  # one seed has no spread
+    assert "| x | 1 | 90.0 |  | 79.0 |" in text
+
 
 def test_the_overview_has_a_row_a_method_and_a_column_a_budget():
     def row(method, budget, seed, final):
@@ -489,8 +495,8 @@ def test_the_overview_has_a_row_a_method_and_a_column_a_budget():
     start = lines.index("| method | macs=0.2 | macs=0.1 |")
     assert lines[start + 2 : start + 5] == [
         "| a | 50.5 (1.0) | **42.0** (4.0) |",  # what has every budget comes first
-        "| b | **60.0** (0.0) |  |",
-        "| c |  | 39.0 (0.0) |",
+        "| b | **60.0** |  |",
+        "| c |  | 39.0 |",
     ]
     assert "| method | macs" not in tables([r for r in rows if r["budget"] == "macs=0.2"])
 

@@ -20,8 +20,9 @@ import chipnet
 from chipnet import ConfigError, _cli_console, _cli_sweep, cli
 from chipnet import train as loop
 from chipnet._cli_console import Console
-from chipnet._cli_show import Bars, show_result
+from chipnet._cli_show import Bars, show_result, summary
 from chipnet._io import save_weights
+from chipnet._latency import Landing
 from chipnet.models import get_model, list_models
 
 RUNNER = CliRunner()
@@ -91,6 +92,28 @@ def test_prune_leaves_a_run_folder_and_prints_a_table(tmp_path):
     assert again.exit_code == 2
     assert "holds a finished run" in again.stderr
     assert prune(out, "--overwrite", "--quiet").stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "limits", "met"),
+    [
+        (0.5, {"latency": 90}, ["above", "—", "—", "met"]),
+        (0.2, {"latency": 90}, ["above", "—", "—", "above"]),
+        (100, {"latency": 90}, ["above", "—", "—", "met"]),
+        (300, {"latency": 90}, ["met", "—", "—", "met"]),
+        (0.5, {"latency": 90, "macs": 50}, ["above", "above", "—", "met"]),
+        (None, {"latency": 90}, ["—"] * 4),  # masks that were given: nothing was timed
+        (None, {"macs": 50}, ["above", "above", "met", "met"]),
+    ],
+)
+def test_the_table_says_of_times_what_was_measured(asked, limits, met):
+    result = {"model": "m", "data": "d", "method": "x", "budget": {"macs": 0.5}, "limits": limits}
+    for row, macs in (("dense", 100), ("soft", 55.5), ("hard", 50), ("compact", 50)):
+        result[row] = {"accuracy": 1.0} | dict.fromkeys(("params", "macs", "volume", "channels"), macs)
+    if asked is not None:
+        result["latency"] = Landing(asked, 200.0, 80.0, 0.4, 0.3, 0.5, 0.1, 1, "cpu", 3).to_json()
+    *_, last = summary(result).columns
+    assert list(last.cells) == met
 
 
 def test_the_demo_of_the_readme_runs_with_its_flags(tmp_path):
@@ -292,6 +315,7 @@ def test_no_out_is_a_usage_error():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_a_stopped_run_says_how_far_it_came_and_how_to_go_on(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(sys, "argv", ["chipnet", "prune", "as", "it", "began"])
     assert prune(tmp_path / "whole", "--quiet").exit_code == 0
     out, calls, real = tmp_path / "run", [], loop.train_step
 
@@ -315,8 +339,10 @@ def test_a_stopped_run_says_how_far_it_came_and_how_to_go_on(tmp_path, monkeypat
     small = chipnet.load(lambda: __import__("test_train").TinyNet(10, 1), out / "model.safetensors")
     assert small(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
+    monkeypatch.setattr(sys, "argv", ["chipnet", "prune", "--resume", "run"])
     assert chipnet_("prune", "--resume", out, "--quiet").exit_code == 0
     assert len(calls) == 123
+    assert json.loads((out / "result.json").read_text())["command"] == "chipnet prune as it began"
     assert fingerprint(out) == fingerprint(tmp_path / "whole")
     assert "is finished already" in chipnet_("prune", "--resume", out).stdout
 

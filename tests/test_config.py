@@ -16,6 +16,7 @@ from chipnet._config import (
     read_config,
     recipe_for,
     request_from,
+    started_by,
     unused,
     write_config,
 )
@@ -36,6 +37,11 @@ def test_a_request_survives_yaml(tmp_path):
     write_config(tmp_path / "c.yaml", request)
     again = request_from(read_config(tmp_path / "c.yaml"))
     assert plain(again) == plain(request)
+    # How a run was started is no option: what repeats it was started otherwise.
+    assert started_by(tmp_path) is None
+    write_config(tmp_path / "config.yaml", dataclasses.replace(request, command="chipnet prune '[b]' é"))
+    assert started_by(tmp_path) == "chipnet prune '[b]' é"
+    assert request_from(read_config(tmp_path / "config.yaml")).command == Request().command
     assert (again.recipe, again.ignore, again.seed) == (recipe, request.ignore, 7)
     assert set(plain(request)) == set(options(Request)) - {"overwrite"} | {"recipe"}
 

@@ -40,7 +40,7 @@ def tables(rows: Rows) -> str:
     """Markdown: per network and data set what every method reaches at every budget; per budget the methods by
     accuracy, with recovery; then how methods stand over all of it, and every failure.
 
-    Means over seeds; a spread is max - min. A cell without numbers is empty.
+    Means over seeds; a spread is max - min, of two seeds or more. A cell without numbers is empty.
 
     Example:
         >>> row = dict(
@@ -55,7 +55,8 @@ def tables(rows: Rows) -> str:
     for model, data in dict.fromkeys((r["model"], r["data"]) for r in rows):
         mine = [r for r in rows if (r["model"], r["data"]) == (model, data)]
         dense = [r["final"] for r in mine if r["method"] == DENSE and r["status"] == "done"]
-        said = f"; dense {_mean(dense)}, spread {_spread(dense)}, {len(dense)} seeds" if dense else ""
+        said = f"; dense {_mean(dense)}" if dense else ""
+        said += f", spread {_spread(dense)}, {len(dense)} seeds" if len(dense) > 1 else ""
         parts.append(f"### {model} on {data}{said}\n")
         budgets = list(dict.fromkeys(r["budget"] for r in mine if r["method"] != DENSE))
         if len(budgets) > 1:
@@ -73,7 +74,7 @@ def tables(rows: Rows) -> str:
 
 
 def _overview(rows: Rows, budgets: Sequence[str]) -> str:
-    """Accuracy after fine-tuning (spread), a row a method, a column a budget; the best of each is bold."""
+    """Accuracy after fine-tuning (spread of several seeds), a row a method, a column a budget; the best is bold."""
     methods = list(dict.fromkeys(r["method"] for r in rows if r["method"] != DENSE))
     found = {
         (m, b): _numbers([r for r in rows if (r["method"], r["budget"]) == (m, b)], "final")
@@ -85,7 +86,7 @@ def _overview(rows: Rows, budgets: Sequence[str]) -> str:
     def cell(values: Sequence[float], budget: str) -> str:
         mean = _mean(values)
         shown = f"**{mean}**" if mean and mean == best[budget] else mean
-        return f"{shown} ({_spread(values)})" if values else ""
+        return f"{shown} ({_spread(values)})" if len(values) > 1 else shown
 
     methods.sort(
         key=lambda m: (
@@ -212,7 +213,8 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{max(values) - min(values):.1f}" if values else ""
+    """Over seeds; of one there is none."""
+    return f"{max(values) - min(values):.1f}" if len(values) > 1 else ""
 
 
 # -- plots ------------------------------------------------------------------------------------------------

@@ -284,7 +284,7 @@ class Request:
 
     Attributes: see the text of each field, which is its help on the command line. A run that does not say `model`,
     `data`, `budget` and `out` is refused. `recipe` None is `recipe_for(data)`. `command` says how the run was
-    started, for result.json.
+    started, for config.yaml and result.json.
     """
 
     model: str = option(
@@ -397,7 +397,7 @@ def read_layers(layers: Iterable[tuple[str, Mapping[str, Any]]], problems: Probl
     quick = False
     for source, layer in layers:
         wrong: list[str] = []
-        top = {k: v for k, v in layer.items() if k not in ("recipe", "quick")}
+        top = {k: v for k, v in layer.items() if k not in ("recipe", "quick", "command")}
         values |= _fitted(Request, top, "", wrong, extra=("recipe", "quick"))
         recipe = layer.get("recipe") or {}
         if isinstance(recipe, Mapping):
@@ -480,11 +480,19 @@ def _budget(budget: Any) -> str:
 
 
 def write_config(path: str | os.PathLike[str], request: Request) -> None:
-    """Write the options of a run as YAML, all or nothing."""
+    """Write the options of a run as YAML, all or nothing, and the command that started it."""
     import yaml
 
-    text = yaml.safe_dump(plain(request), sort_keys=False, allow_unicode=True)
+    values = plain(request) | {"command": request.command}
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     write_atomically(path, text.encode())
+
+
+def started_by(out: Path) -> str | None:
+    """The command that started the run in a folder, where its config.yaml has one."""
+    path = out / CONFIG
+    command = read_config(path).get("command") if path.is_file() else None
+    return command if isinstance(command, str) else None
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:

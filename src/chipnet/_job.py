@@ -17,7 +17,17 @@ from torch import Tensor, nn
 
 from chipnet import Budget, ConfigError, Cost, Masks, Plan, Structure
 from chipnet._checkpoint import CHECKPOINT
-from chipnet._config import EPOCH_STEPS, EPOCHS, LEAST_BATCH, Recipe, Request, check_said, checked, recipe_for
+from chipnet._config import (
+    EPOCH_STEPS,
+    EPOCHS,
+    LEAST_BATCH,
+    Recipe,
+    Request,
+    check_said,
+    checked,
+    recipe_for,
+    started_by,
+)
 from chipnet._errors import Problems
 from chipnet._files import write_atomically
 from chipnet._further import Start, run_named
@@ -195,6 +205,8 @@ def read_job(request: Request, resume: bool = False, problems: Problems | None =
     )
     if run is not None:
         request = dataclasses.replace(request, model=str(run.folder))  # from wherever it goes on
+    if resume and (command := started_by(out)) is not None:
+        request = dataclasses.replace(request, command=command)
     return Job(request, recipe, budget, data, network, example, structure, fabric, out, resume, mask, start)
 
 

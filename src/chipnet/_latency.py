@@ -326,6 +326,11 @@ class Landing:
         """What counts, in the unit of what was asked."""
         return self.left if isinstance(self.asked, float) else self.left * self.dense
 
+    @property
+    def whole(self) -> float:
+        """The dense network's time, in the unit of what was asked."""
+        return 1.0 if isinstance(self.asked, float) else self.dense
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
