@@ -14,6 +14,7 @@ import copy
 import hashlib
 import json
 import random
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -27,7 +28,14 @@ import torch
 from torch import nn
 
 import chipnet
+from chipnet._budget import KINDS
+from chipnet._cli_show import summary
+from chipnet._cli_sweep import table
 from chipnet._io import _digest
+from chipnet.report import report
+from chipnet.runs import Run
+from chipnet.train import Recipe, Request, prepare
+from chipnet.train import run as train
 
 ODD: list[Any] = [
     None, True, False, -1, 0, 1, 2, 7, 10**6, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.0, 1e308, float("nan"),
@@ -153,6 +161,37 @@ def tensors_file(content: bytes, chance: random.Random) -> bytes:
     return safetensors.torch.save(tensors, header)
 
 
+def table_file(content: bytes, chance: random.Random) -> bytes:
+    """A CSV file with other values, more or fewer of them, or changed in its bytes."""
+    if chance.random() < 0.5:
+        return damaged(content, chance)
+    lines = [line.split(",") for line in content.decode().splitlines()]
+    line = chance.choice(lines)
+    how = chance.randrange(4)
+    if how == 0:
+        line.pop()
+    elif how == 1:
+        line.append("1")
+    elif how == 2:
+        lines.remove(line)
+    else:
+        values = ["", "x", "-1", "nan", "inf", "1e999", "9" * 400, "-", "1 2", '"', "train"]
+        line[chance.randrange(len(line))] = chance.choice(values)
+    return "\n".join(",".join(line) for line in lines).encode()
+
+
+def chance_of(path: Path, one_in: int) -> bool:
+    """Whether a file is one of those that slow readers see."""
+    return int.from_bytes(hashlib.sha256(path.read_bytes()).digest()[:4], "big") % one_in == 0
+
+
+def finished_run(folder: Path) -> Path:
+    """A finished run, as short as can be."""
+    recipe = Recipe(1, 1, 1, batch_size=8, limit=24, limit_test=10)
+    train(prepare(Request("resnet8", "digits", "macs=0.5", folder, recipe, accelerator="cpu")))
+    return folder
+
+
 def readers(folder: Path) -> dict[str, tuple[Callable[[random.Random], bytes], Callable[[Path], Any]]]:
     """Name -> how a file of it is made by chance, and how it is read (and used, where that takes no training)."""
     torch.manual_seed(0)
@@ -182,7 +221,33 @@ def readers(folder: Path) -> dict[str, tuple[Callable[[random.Random], bytes], C
         assert found.fingerprint
         found.transfer(s)
 
+    run = finished_run(folder / "run")
+    result = json.loads((run / "result.json").read_text())
+    rows = (run / "metrics.csv").read_bytes()
+
+    def read_result(path: Path) -> None:
+        shutil.copyfile(path, run / "result.json")
+        found = Run.open(run)
+        found.card()
+        summary(found.result)
+        table({"a": found.result})
+        found.noise(1)
+        [found.left(kind) for kind in KINDS]
+        if chance_of(path, 20):
+            report(found)
+        if chance_of(path, 10):
+            found.compact()
+
+    def read_metrics(path: Path) -> None:
+        (run / "result.json").write_text(json.dumps(result))
+        shutil.copyfile(path, run / "metrics.csv")
+        Run.open(run).metrics()
+        if chance_of(path, 20):
+            report(run)
+
     return {
+        "Run.open": (lambda c: json_file(result, c), read_result),
+        "Run.metrics": (lambda c: table_file(rows, c), read_metrics),
         "Plan.load": (lambda c: json_file(c.choice(records), c), load_plan),
         "Masks.load": (lambda c: json_file(masks, c), load_masks),
         "chipnet.load": (lambda c: tensors_file(c.choice(files), c), lambda p: chipnet.load(Net, p)),

@@ -18,8 +18,10 @@ import chipnet
 from chipnet import BudgetError, CaptureError, ChipNetError, ConfigError, LoadError, PlanError
 from chipnet._config import read_config, request_from
 from chipnet._errors import Mistakes
+from chipnet._lock import only_writer
 from chipnet.data import Batches, TensorImages, load_data
 from chipnet.models import get_model, load_weights
+from chipnet.runs import Run, refuse_code
 from chipnet.schedules import Linear
 from chipnet.train import Recipe, Request, evaluate, prepare
 
@@ -106,6 +108,11 @@ def state_of_another():
 def plan_of_another():
     plan = chipnet.Pruner(TinyNet(10, 1), torch.zeros(1, 1, 8, 8), "macs=0.5", steps=1).harden()
     chipnet.compact(TinyNet(10, 3), plan)
+
+
+def written_by_another():
+    with only_writer(Path("D")), only_writer(Path("D")):
+        pass
 
 
 def locked():
@@ -218,6 +225,11 @@ CASES = [
     ("an unknown accelerator", run(accelerator="abacus"), ConfigError, "unknown accelerator 'abacus'"),
     ("an unknown precision", run(precision="8-true"), ConfigError, "unknown precision '8-true'"),
     ("float16 on a CPU", run(precision="16-mixed"), ConfigError, "16-mixed needs a CUDA device"),
+    ("a result that is damaged", lambda: (os.mkdir("D"), file("D/result.json", b"{}")(), Run.open("D")), LoadError,
+     "result.json is damaged: it lacks model, data"),
+    ("a run whose network is code that it names", lambda: refuse_code("nets:make", "network", Path("runs/a")),
+     LoadError, "code is not run because a folder names it"),
+    ("a run that another process writes", written_by_another, ConfigError, "another process writes a run into D"),
     ("a strategy that cuts up weights", run(strategy="fsdp"), ConfigError, "no whole channels to prune"),
     ("all of no GPUs", run(devices=-1), ConfigError, "devices -1 takes all GPUs, and there is none"),
     ("synchronised norms on a CPU", run(sync_batch_norm=True), ConfigError, "sync_batch_norm needs CUDA"),

@@ -176,12 +176,13 @@ def test_charts_show_names_as_they_are():
 def test_networks_that_cannot_be_built_leave_their_section_out(folders, tmp_path):
     shutil.copytree(folders[0], tmp_path / "run")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    result["model"] = "nowhere:net"
-    (tmp_path / "run" / "result.json").write_text(json.dumps(result))
-    assert (
-        "layers are not shown: &#39;nowhere:net&#39;: there is no module"
-        in report.report(tmp_path / "run").read_text()
-    )
+    for name, why in {
+        "nowhere": "There is no network &#39;nowhere&#39;",
+        "nowhere:net": "a network of its maker&#39;s own, &#39;nowhere:net&#39;, and code is not run",
+    }.items():
+        (tmp_path / "run" / "result.json").write_text(json.dumps({**result, "model": name}))
+        page = report.report(tmp_path / "run").read_text()
+        assert "layers are not shown: " in page and why in page
 
 
 def test_masks_become_crisp_and_that_is_recorded(run_folder):

@@ -44,15 +44,16 @@ from chipnet import _checkpoint
 from chipnet._budget import KINDS, LATENCY, Budget
 from chipnet._errors import ChipNetError, ConfigError, LoadError
 from chipnet._files import write_atomically, write_json
-from chipnet._latency import Landing
+from chipnet._landing import Landing
 from chipnet._lazy import REFERENCE, import_callable
+from chipnet._lock import claimed
 
 if TYPE_CHECKING:
     from chipnet._config import Recipe, Request
     from chipnet._job import Job
     from chipnet.train import Watcher
 
-RESULTS, RESULT, ERROR, SETTINGS, LOCK = "results.csv", "result.json", "error.json", "settings.json", ".lock"
+RESULTS, RESULT, ERROR, SETTINGS = "results.csv", "result.json", "error.json", "settings.json"
 MASKS = "masks.json"
 RECOVERY = (0, 1, 2, 5, 10)
 """Epochs of fine-tuning after which the accuracy is reported."""
@@ -464,24 +465,6 @@ def bench(
         if len(todo) == before:  # others are at what is left, or at what it needs
             time.sleep(1)
     return write_results(grid)
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[bool]:
-    """Whether ``folder`` is this process's while the block lasts; False: another's."""
-    from filelock import FileLock, Timeout
-
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 def preflight(grid: Grid, data_dirs: Mapping[str, str], retry: bool = False) -> None:

@@ -12,6 +12,7 @@ from chipnet._cli_console import Console
 from chipnet._cli_errors import failures, refusals, stop_signals
 from chipnet._cli_show import Bars
 from chipnet._errors import ConfigError
+from chipnet._lock import claimed
 
 app = typer.Typer()
 
@@ -63,7 +64,7 @@ def bench(
         command = shlex.join(["chipnet", *sys.argv[1:]])
         rows = _bench.bench(grid, names, command=command, retry=retry, watcher=bars, stop=stop, told=told)
         console.tell(f"\n{_bench_report.write_tables(grid, rows).read_text()}")
-        with _bench.claimed(grid.out) as mine:
+        with claimed(grid.out) as mine:
             text = f"another process draws the plots in {grid.out / 'plots'}"
             if mine:
                 try:

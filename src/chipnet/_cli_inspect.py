@@ -19,6 +19,7 @@ app = typer.Typer()
 MODEL = "a name (`chipnet models`; torchvision's and timm's too), or module:callable"
 DATA = "digits, fashion-mnist, cifar10, cifar100, image-folder and more, or module:callable"
 DATA_DIR = "folder of the data set; nothing is ever downloaded"
+TRUST = "import and call the code (module:callable) that the folder of a run names"
 REALISATION = "plain: dense layers only; indexed: layers may read or write a part of a tensor by index"
 IGNORE = (
     "modules that keep all channels: a pattern of names ('layer1.*') or types ('type:Linear'); repeatable"
@@ -41,12 +42,13 @@ def inspect(
     ignore: Annotated[list[str] | None, typer.Option(help=IGNORE)] = None,
     only: Annotated[list[str] | None, typer.Option(help=ONLY)] = None,
     outputs: Annotated[list[str] | None, typer.Option(help=OUTPUTS)] = None,
+    trust: Annotated[bool, typer.Option("--trust", help=TRUST)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="as JSON on stdout")] = False,
 ) -> None:
     """List what can be pruned in a network, what is tied, what is kept whole and why, and what it costs."""
     with refusals():
         chosen = {"ignore": tuple(ignore or ()), "only": tuple(only or ()), "outputs": tuple(outputs or ())}
-        report = _inspected(model, data, data_dir, input, num_classes, realisation, chosen)
+        report = _inspected(model, data, data_dir, input, num_classes, realisation, chosen, trust)
     if as_json:
         print(json.dumps(report, indent=2))
         return
@@ -119,6 +121,7 @@ def _inspected(
     num_classes: int,
     realisation: str,
     chosen: Mapping[str, tuple[str, ...]],
+    trust: bool,
 ) -> dict[str, Any]:
     from collections import Counter
 
@@ -134,7 +137,7 @@ def _inspected(
     if folder and (data is not None or shape is not None):
         raise ConfigError(f"{model} is a run, whose network knows its input: leave out --data and --input.")
     if folder:
-        run = Run.open(folder)
+        run = Run.open(folder, trust)
         network, size = run.compact(), cast("tuple[int, int, int, int]", tuple(run.noise(1).shape))
     elif data is not None:
         if shape is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import os
 import shlex
 from collections.abc import Callable, Mapping
@@ -16,9 +15,10 @@ from typer.core import TyperCommand
 
 from chipnet import _config
 from chipnet._errors import ConfigError, Problems
+from chipnet._record import finished
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "What to prune": ("model", "weights", "ignore", "only", "outputs", "realisation"),
+    "What to prune": ("model", "weights", "ignore", "only", "outputs", "realisation", "trust"),
     "Budget and method": ("budget", "method", "masks", "min_channels", "round_to"),
     "Data": ("data", "data_dir", "image_size", "limit", "limit_test", "validation", "workers"),
     "Training": ("quick", "epochs", "lr", *_config.options(_config.Recipe), "seed"),
@@ -158,11 +158,11 @@ def continued(resume: str, options: Mapping[str, Any]) -> tuple[_config.Request,
             f"a run that continues keeps the options it began with: leave out {', '.join(others)}."
         )
     out = Path(os.path.expanduser(resume))
-    path, result = out / _config.CONFIG, out / "result.json"
+    path = out / _config.CONFIG
     if not os.path.isfile(path):
         raise ConfigError(f"there is no run in {out}: it has no {_config.CONFIG}.")
-    finished = json.loads(result.read_text()) if result.is_file() else None
-    return _config.request_from(_config.read_config(path), {"out": str(out)}, source=str(path)), finished
+    result = finished(out)
+    return _config.request_from(_config.read_config(path), {"out": str(out)}, source=str(path)), result
 
 
 def told(request: _config.Request) -> str:

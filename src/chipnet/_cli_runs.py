@@ -14,6 +14,8 @@ from rich.table import Table
 
 from chipnet._cli_console import Console
 from chipnet._cli_errors import refusals
+from chipnet._cli_inspect import TRUST
+from chipnet._errors import LoadError, one_line
 
 if TYPE_CHECKING:
     from chipnet.latency import Comparison
@@ -45,6 +47,7 @@ def export(
     ] = True,
     images: Annotated[int, typer.Option(help="test images on which outputs are compared")] = 64,
     data_dir: Annotated[str | None, typer.Option(help=_DATA_DIR)] = None,
+    trust: Annotated[bool, typer.Option("--trust", help=TRUST)] = False,
 ) -> None:
     """Write a run's network for another runtime; load it there and compare on test images.
 
@@ -58,7 +61,7 @@ def export(
         for name, count in {"images": images, "static-batch": static_batch, "opset": opset}.items():
             if count is not None and count < 1:
                 raise _config_error(f"--{name} must be at least 1, not {count}.")
-        source = Run.open(run)
+        source = Run.open(run, trust)
         if format not in FORMATS:
             raise _config_error(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
         name = "dense" if dense else "model"
@@ -89,6 +92,7 @@ def latency(
     seconds: Annotated[float, typer.Option(help="of measurement per runtime")] = 3.0,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     rows: Annotated[int, typer.Option(help="layers in the table")] = 12,
+    trust: Annotated[bool, typer.Option("--trust", help=TRUST)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="everything, as JSON on stdout")] = False,
 ) -> None:
     """Measure a run's network and its dense one (or another run's) side by side, and say where the time went."""
@@ -104,8 +108,8 @@ def latency(
             raise _config_error(f"--seconds must be above 0 and finite, not {seconds}.")
         if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
             raise _config_error(f"there is no device {device!r} here: cpu, or cuda where PyTorch finds one.")
-        small = Run.open(run)
-        other = small if against == "dense" else Run.open(against)
+        small = Run.open(run, trust)
+        other = small if against == "dense" else Run.open(against, trust)
         if other.noise(1).shape != small.noise(1).shape:
             raise _config_error(f"{run} and {against} take images of different shapes.")
         names = ("dense" if against == "dense" else other.name, small.name)
@@ -134,13 +138,15 @@ def report(
         str | None,
         typer.Option(help="the page [default: report.html in the run, comparison.html above several]"),
     ] = None,
+    trust: Annotated[bool, typer.Option("--trust", help=TRUST)] = False,
 ) -> None:
     """Write one HTML page with everything in it: of one run, or a comparison of several."""
     with refusals():
         from chipnet.report import report as write
+        from chipnet.runs import Run
 
         try:
-            path = write(*runs, path=output)
+            path = write(*(Run.open(run, trust) for run in runs), path=output)
         except OSError as error:
             raise _config_error(f"cannot write the report: {error}. Give another --output.") from error
     print(path)
@@ -157,7 +163,7 @@ def list_runs(
     """List finished runs as a table."""
     keys: dict[str, Callable[[Run], Any]] = {
         "name": lambda run: str(run.folder),
-        "accuracy": lambda run: -run.result["compact"]["accuracy"],
+        "accuracy": lambda run: -(run.result["compact"]["accuracy"] or 0.0),
         "date": lambda run: run.result["environment"]["date"],
         **{k: lambda run, k=k: run.left(k) for k in ("params", "macs", "volume", "channels")},  # type: ignore[misc]
     }
@@ -167,7 +173,12 @@ def list_runs(
 
         if sort not in keys:
             raise _config_error(f"--sort {sort!r}: give one of {', '.join(keys)}.")
-        found = sorted(find_runs(*folders), key=keys[sort])
+        damaged: list[str] = []
+        found = sorted(find_runs(*folders, damaged=lambda e: damaged.append(one_line(e))), key=keys[sort])
+        if not found:
+            raise LoadError("; ".join(damaged))
+    for text in damaged:
+        print(f"left out: {text}", file=sys.stderr)
     if as_json:
         print(json.dumps([{"folder": str(run.folder), **run.result} for run in found], indent=2))
         return

@@ -119,7 +119,7 @@ def show_result(console: Console, result: Mapping[str, Any], out: Path) -> None:
     _cli_runs.report_after(out)
     console.print(summary(result))
     if LATENCY in result:
-        from chipnet._latency import Landing
+        from chipnet._landing import Landing
 
         console.tell(str(Landing(**result[LATENCY])))
     lines = [_verified(result), f"In {out}: {', '.join(_FILES)}", *how_to_load(result, out)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shlex
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from chipnet._cli_errors import failures, first, refusals, stop_signals
 from chipnet._cli_runs import report_after
 from chipnet._cli_show import Bars, said
 from chipnet._errors import ConfigError, Problems
+from chipnet._record import finished
 
 
 def sweep(
@@ -118,8 +118,7 @@ def _finished(folder: Path, asked: _config.Request) -> dict[str, Any] | None:
         raise ConfigError(
             f"{folder} holds a run with other options ({', '.join(other)}). Give another --out, or --overwrite."
         )
-    result = folder / "result.json"
-    return json.loads(result.read_text()) if result.is_file() else None
+    return finished(folder)
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -8,7 +8,7 @@ import typer
 
 from chipnet._cli_console import Console
 from chipnet._cli_errors import failures, first, refusals, stop_signals
-from chipnet._cli_inspect import DATA, DATA_DIR, IGNORE, MODEL, ONLY, REALISATION
+from chipnet._cli_inspect import DATA, DATA_DIR, IGNORE, MODEL, ONLY, REALISATION, TRUST
 from chipnet._cli_show import Bars, said, show_result
 from chipnet._errors import ConfigError
 
@@ -55,6 +55,7 @@ def transfer(
     threads: Annotated[int | None, typer.Option(help="CPU threads [default: PyTorch's]")] = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed")] = "32-true",
+    trust: Annotated[bool, typer.Option("--trust", help=TRUST)] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a finished run in --out")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars, no table")] = False,
 ) -> None:
@@ -82,6 +83,7 @@ def transfer(
             data,
             model=model,
             budget=budget,
+            trust=trust,
             out=out,
             recipe=recipe,
             data_dir=data_dir,

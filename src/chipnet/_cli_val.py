@@ -10,7 +10,7 @@ from rich.table import Table
 
 from chipnet._cli_console import Console
 from chipnet._cli_errors import refusals
-from chipnet._cli_inspect import DATA, DATA_DIR, MODEL
+from chipnet._cli_inspect import DATA, DATA_DIR, MODEL, TRUST
 from chipnet._errors import ConfigError
 
 app = typer.Typer()
@@ -35,6 +35,7 @@ def val(
     threads: Annotated[
         int | None, typer.Option(help="CPU threads [default: PyTorch's]", metavar="INTEGER")
     ] = None,
+    trust: Annotated[bool, typer.Option("--trust", help=TRUST)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="as JSON on stdout")] = False,
 ) -> None:
     """Loss and accuracy of a saved network on test images: of a run, dense and compact side by side."""
@@ -49,7 +50,7 @@ def val(
             raise ConfigError(f"--batch-size must be at least 1, not {batch_size}.")
         if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
             raise ConfigError(f"there is no device {device!r} here: cpu, or cuda where PyTorch finds one.")
-        networks, images, size = networks_of(run, model, data, data_dir)
+        networks, images, size = networks_of(run, model, data, data_dir, trust)
         rows = {
             name: measure(network.to(device), images.loader("test", batch_size or size))
             for name, network in networks.items()

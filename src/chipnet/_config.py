@@ -340,6 +340,7 @@ class Request:
     checkpoint_steps: int | None = option(None, "steps between two saved states, if sooner")
     tensorboard: bool = option(False, "write TensorBoard's event files, too")
     overwrite: bool = option(False, "replace an earlier run in --out")
+    trust: bool = option(False, "import and call the code (module:callable) that the run in --model names")
     command: str = field(default_factory=lambda: shlex.join(["chipnet", *sys.argv[1:]]))
 
 

@@ -24,9 +24,10 @@ from chipnet._config import CONFIG, read_config
 from chipnet._errors import BudgetError, ConfigError, PlanError
 from chipnet._masks import Masks
 from chipnet._plan import Plan
+from chipnet._record import RESULT
 from chipnet._structure import Structure
 from chipnet.models._get import is_known
-from chipnet.runs import RESULT, Run
+from chipnet.runs import Run
 
 
 def run_named(model: str) -> Path | None:
@@ -64,7 +65,7 @@ class Start:
         Raises:
             ChipNetError: the folder is damaged, or cannot be pruned further.
         """
-        dense, masks = run.dense(), Masks.load(run.folder / "masks.json")
+        dense, masks = run.dense(), run.masks()
         config = read_config(run.folder / CONFIG) if (run.folder / CONFIG).exists() else {}
         chosen: dict[str, Any] = {name: config.get(name) or () for name in ("ignore", "only", "outputs")}
         whole = Structure(dense, example, realisation=masks.realisation, **chosen)  # type: ignore[arg-type]

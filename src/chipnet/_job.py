@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from chipnet import Budget, ConfigError, Cost, Masks, Plan, Structure
 from chipnet._checkpoint import CHECKPOINT
 from chipnet._config import (
+    CONFIG,
     EPOCH_STEPS,
     EPOCHS,
     LEAST_BATCH,
@@ -32,7 +33,9 @@ from chipnet._errors import Problems
 from chipnet._files import write_atomically
 from chipnet._further import Start, run_named
 from chipnet._lazy import optional_import
+from chipnet._lock import RUN, only_writer
 from chipnet._random import seed_everything
+from chipnet._record import RESULT
 from chipnet._sanity import log
 from chipnet.data import Data, LoaderImages, load_data
 from chipnet.data._images import count_batches
@@ -49,8 +52,6 @@ STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 LEAST = {"threads": 1, "num_nodes": 1, "checkpoint_steps": 1, "workers": 0, "min_channels": 0, "round_to": 1}
 """Least values of options that are whole numbers."""
 DENSE_FILE = "dense.safetensors"
-RESULT = "result.json"
-"""Written last: where it is, a run was finished."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,8 @@ def prepare(request: Request, resume: bool = False, problems: Problems | None = 
         chipnet._errors.BudgetError: cannot use the budget 'macs=1.5':
           - macs=1.5: above 1; a fraction is what remains, 0.25 keeps a quarter; for an absolute count ...
     """
+    if resume and request.out:
+        check_unused(_run_folder(os.fspath(request.out)), request.overwrite, resume)
     job = read_job(request, resume, problems)
     make_folder(job.out)
     return job
@@ -128,13 +131,16 @@ def read_job(request: Request, resume: bool = False, problems: Problems | None =
     if request.out:
         with problems.collected("out"):
             out = _run_folder(os.fspath(request.out))
+            if (out / RUN).exists():
+                with only_writer(out):  # while another process is, this says so before anything is loaded
+                    pass
             if not resume:
-                _check_unused(out, request.overwrite)
+                check_unused(out, request.overwrite)
     if problems.found:  # what else is wrong, on this process alone
         _parts(request, recipe, problems)
     problems.tell()
     budget, folder = Budget.parse(request.budget), run_named(request.model)
-    run = Run.open(folder) if folder else None
+    run = Run.open(folder, request.trust) if folder else None
     threads = use_threads(request.threads)
     if request.precision == "32":
         request = dataclasses.replace(request, precision="32-true")
@@ -234,7 +240,7 @@ def _parts(
         seed_everything(seed)
         with problems.collected("model"):
             if folder := run_named(request.model):
-                network = _compact_of(folder, data)
+                network = _compact_of(Run.open(folder, request.trust), data)
             else:
                 network = get_model(
                     request.model, *((data.num_classes, data.in_channels) if data is not None else ())
@@ -242,17 +248,10 @@ def _parts(
     return data, network
 
 
-def _compact_of(folder: Path, data: Data | None) -> nn.Module:
+def _compact_of(run: Run, data: Data | None) -> nn.Module:
     """The compact network of a run, for the data of another."""
-    run = Run.open(folder)
-    given = run.result.get("input", {})
     if data is not None:
-        for name, what in (("num_classes", "classes"), ("in_channels", "channels")):
-            if given.get(name) != getattr(data, name):
-                raise ConfigError(
-                    f"the network of {folder} is for {given.get(name)} {what}, and {data.name} has "
-                    f"{getattr(data, name)}. Prune it on data like {run.result['data']}."
-                )
+        run.check_images(data)
     return run.compact().train()
 
 
@@ -364,9 +363,22 @@ def _run_folder(out: str) -> Path:
     return path
 
 
-def _check_unused(out: Path, overwrite: bool) -> None:
+def check_unused(out: Path, overwrite: bool, resume: bool = False) -> None:
+    """Whether a run may be written into a folder.
+
+    Raises:
+        ConfigError: a finished run is there, or one that was stopped (unless it is to ``resume``), or another
+            process writes one now.
+    """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"the output folder {out} is a file. Give a folder.")
+    if resume and (out / RESULT).exists():
+        raise ConfigError(
+            f"the run in {out} is finished ({RESULT}): there is nothing to continue. To train it again: chipnet "
+            f"prune --config {out / CONFIG} --overwrite"
+        )
+    if resume:
+        return
     if (out / RESULT).exists() and not overwrite:
         raise ConfigError(
             f"{out} holds a finished run ({RESULT}). Give another --out, or --overwrite to replace it."

@@ -38,6 +38,7 @@ from chipnet._errors import BudgetError
 from chipnet._files import write_atomically
 from chipnet._gates import strip_gates
 from chipnet._inputs import device_of
+from chipnet._landing import Landing, asked_text
 from chipnet._ready import copied
 from chipnet.latency import Timing, device_name, interleaved
 
@@ -292,57 +293,6 @@ def _slim(module: nn.Module, rows_axis: int, rows: int, columns: int) -> Any:
 # -- landing ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Landing:
-    """What was asked and what was measured, interleaved.
-
-    Attributes:
-        asked: a part of the dense time, or nanoseconds.
-        dense, compact: the shortest times, in nanoseconds.
-        median, low, high: of the compact network's time as a part of the dense one's, round by round.
-        spread: half of the distance between the quartiles of the compact network's times, as a part of the median.
-        threads, device: where.
-        networks: how many were built and measured.
-    """
-
-    asked: int | float
-    dense: float
-    compact: float
-    median: float
-    low: float
-    high: float
-    spread: float
-    threads: int
-    device: str
-    networks: int
-
-    @property
-    def left(self) -> float:
-        """Part of the dense time that is left: the ratio of the shortest times, or the median if larger."""
-        return max(self.compact / self.dense, self.median)
-
-    @property
-    def measured(self) -> float:
-        """What counts, in the unit of what was asked."""
-        return self.left if isinstance(self.asked, float) else self.left * self.dense
-
-    @property
-    def whole(self) -> float:
-        """The dense network's time, in the unit of what was asked."""
-        return 1.0 if isinstance(self.asked, float) else self.dense
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return (
-            f"latency: {self.left:.1%} of the dense time; asked {_asked(self.asked)}. Shortest {_ms(self.compact)} "
-            f"of {_ms(self.dense)}, {self.compact / self.dense:.1%}; median of the rounds {self.median:.1%} "
-            f"({self.low:.1%} to {self.high:.1%}); {self.device}, {self.threads} thread(s)"
-        )
-
-
 def land(
     model: nn.Module,
     structure: Structure,
@@ -388,8 +338,8 @@ def land(
         return best
     assert fastest is not None
     raise BudgetError(
-        f"no network was found that takes at most {_asked(asked)} when it is measured. The fastest of those that "
-        f"were built: {fastest}. Ask for more time, or measure on a machine that does nothing else."
+        f"no network was found that takes at most {asked_text(asked)} when it is measured. The fastest of those "
+        f"that were built: {fastest}. Ask for more time, or measure on a machine that does nothing else."
     )
 
 
@@ -411,14 +361,6 @@ def _measured(
         device=device_name(device_of(dense)),
         networks=count,
     )
-
-
-def _asked(asked: int | float) -> str:
-    return f"{asked:.2%} of the dense time" if isinstance(asked, float) else _ms(asked)
-
-
-def _ms(nanoseconds: float) -> str:
-    return f"{nanoseconds / 1e6:.3g} ms"
 
 
 def _sync(device: torch.device) -> Callable[[], None]:

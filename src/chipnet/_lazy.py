@@ -20,6 +20,8 @@ from chipnet._errors import ConfigError
 
 REFERENCE = re.compile(r"\w[\w.]*:[A-Za-z_][\w.]*")
 """What `import_callable` reads: module:callable."""
+IMPORTED: set[str] = set()
+"""What `import_callable` has read in this process: code that its user asked for."""
 
 
 def optional_import(module: str, *, needed_for: str, install: str) -> Any:
@@ -91,6 +93,7 @@ def import_callable(reference: str) -> Callable[..., Any]:
         found = getattr(found, part)
     if not callable(found):
         raise ConfigError(f"{reference!r} is a {type(found).__name__}, which cannot be called.")
+    IMPORTED.add(reference)
     return found
 
 

@@ -19,6 +19,7 @@ from chipnet._errors import LoadError, PlanError
 from chipnet._files import write_json
 from chipnet._graph import Frozen
 from chipnet._inputs import Inputs
+from chipnet._landing import Landing
 from chipnet._outputs import Outputs
 from chipnet._schema import decode, require
 from chipnet._vectors import read_mask
@@ -268,8 +269,6 @@ class Plan:
         if self.budget:
             Budget.parse(self.budget)
         if self.latency is not None:
-            from chipnet._latency import Landing  # which imports this module
-
             decode(Landing, self.latency, "latency")
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -22,7 +22,8 @@ from chipnet._errors import CaptureError, ChipNetError, ConfigError
 from chipnet._finite import Flags, all_finite, not_finite
 from chipnet._gates import GateHook, Gates, add_gates, hooks, untouched_by_failure
 from chipnet._inputs import device_of
-from chipnet._latency import Landing, land
+from chipnet._landing import Landing
+from chipnet._latency import land
 from chipnet._modes import plainly
 from chipnet._plan import Plan
 from chipnet._state import made_for, refuse_other

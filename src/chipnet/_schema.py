@@ -7,7 +7,7 @@ import functools
 import math
 import types
 from collections.abc import Mapping
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 _LARGEST = 2**63 - 1
 _hints = functools.cache(get_type_hints)
@@ -20,7 +20,7 @@ class DamagedError(ValueError):
 def decode(kind: Any, value: Any, where: str) -> Any:
     """``value``, read from JSON, as ``kind``: ``int``, ``float`` (finite), ``bool``, ``str``, ``None``, literals,
     unions, tuples, mappings, and dataclasses, whose records are lists in the order of the fields or mappings by
-    their names.
+    their names. Of a `TypedDict`, keys that it does not name are kept as they are.
 
     Raises:
         DamagedError: it is something else.
@@ -34,6 +34,8 @@ def decode(kind: Any, value: Any, where: str) -> Any:
         return value
     if dataclasses.is_dataclass(kind):
         return _record(kind, value, where)
+    if is_typeddict(kind):
+        return _open_record(kind, value, where)
     if origin is Literal:
         if isinstance(value, str) and value in args:
             return value
@@ -95,6 +97,14 @@ def _record(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, list) or len(value) != len(fields):
         raise DamagedError(f"{where} is {_short(value)}, and must be a list of {len(fields)} values")
     return kind(*(decode(hints[f.name], v, f"{where}.{f.name}") for f, v in zip(fields, value, strict=True)))
+
+
+def _open_record(kind: Any, value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DamagedError(f"{where} is {_short(value)}, and must be a mapping")
+    missing = [k for k in _hints(kind) if k in kind.__required_keys__ and k not in value]
+    require(not missing, where, f"lacks {', '.join(missing)}")
+    return value | {k: decode(v, value[k], f"{where}.{k}") for k, v in _hints(kind).items() if k in value}
 
 
 def _key(kind: Any, key: str, where: str) -> Any:

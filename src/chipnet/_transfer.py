@@ -8,7 +8,6 @@ its recipe and new weights this is the usual control: *the same architecture tra
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,8 @@ from chipnet._budget import Budget
 from chipnet._config import BEFORE, CONFIG, Recipe, Request, read_config, recipe_for, request_from
 from chipnet._errors import BudgetError, ConfigError, LoadError
 from chipnet._masks import Masks
+from chipnet._record import described, finished
+from chipnet.runs import refuse_code
 
 if TYPE_CHECKING:
     from chipnet._job import Job
@@ -26,7 +27,13 @@ FILE = "masks.json"
 
 
 def request_for(
-    source: str, data: str, *, model: str | None = None, budget: Sequence[str] | None = None, **options: Any
+    source: str,
+    data: str,
+    *,
+    model: str | None = None,
+    budget: Sequence[str] | None = None,
+    trust: bool = False,
+    **options: Any,
 ) -> Request:
     """The request of a transfer. What is not given is as in the run that the masks come from.
 
@@ -35,17 +42,22 @@ def request_for(
         data: the data set to train on.
         model: the architecture; needed where ``source`` is a file.
         budget: as for a run; only compared with, since masks are given. By default the run's own.
+        trust: whether the run may name code (``module:callable``) as its network.
         options: other fields of `chipnet.train.Request`; None is the default.
 
     Raises:
-        ConfigError, LoadError: the source cannot be used.
+        ConfigError, LoadError: the source cannot be used, or names code and is not trusted.
     """
     path = Path(os.path.expanduser(source))
     result: dict[str, Any] = {}
     if os.path.isdir(path):  # of a name that cannot be, Masks.load tells
-        result, path = _result(path), path / FILE
+        run, result = path, _result(path)
+        path = described(run, result, FILE)
+        if model is None and "model" in result:
+            model = result["model"]
+            if not trust:
+                refuse_code(model, "network", run)
     masks = Masks.load(path)
-    model = model or result.get("model")
     if model is None:
         raise ConfigError(f"{path} does not say how to build the network. Give --model.")
     given = {k: v for k, v in options.items() if v is not None}
@@ -121,13 +133,7 @@ def prepare(request: Request, strict: bool) -> Job:
 def _result(run: Path) -> dict[str, Any]:
     if not (run / FILE).exists():
         raise LoadError(f"{run} holds no {FILE}: give a finished run of `chipnet prune`, or a file of masks.")
-    try:
-        found = json.loads((run / "result.json").read_text())
-    except OSError:
-        return {}  # stopped while fine-tuning: the masks are final
-    except json.JSONDecodeError as error:
-        raise LoadError(f"cannot read {run / 'result.json'}: {error}") from error
-    return found if isinstance(found, dict) else {}
+    return finished(run) or {}  # none, where it was stopped while fine-tuning: the masks are final
 
 
 def reached(job: Job) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 from chipnet._errors import ChipNetError, ConfigError
 from chipnet._inputs import device_of
 from chipnet._io import load
+from chipnet._record import RESULT
 from chipnet.data import Data, LoaderImages, load_data
 from chipnet.models import get_model
-from chipnet.runs import RESULT, Run
+from chipnet.runs import Run
 
 
 @torch.no_grad()
@@ -42,13 +42,14 @@ def measure(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dic
 
 
 def networks_of(
-    path: str, model: str | None, data: str | None, data_dir: str | None
+    path: str, model: str | None, data: str | None, data_dir: str | None, trust: bool = False
 ) -> tuple[dict[str, nn.Module], Data, int]:
     """The networks of a run folder (dense and compact) or of one file of weights, their data and a batch size.
 
     Args:
         path: a run folder, or a file that `chipnet.save` wrote: in a run folder, or with ``model`` and ``data``.
         model, data, data_dir: what the file is of, where no run says so; other data than the run's.
+        trust: as for `Run.open`.
 
     Raises:
         ChipNetError: something is missing or damaged, or the images do not suit the network.
@@ -66,7 +67,7 @@ def networks_of(
         return {place.name: network}, images, 256
     if model is not None:
         raise ConfigError(f"{folder} is a run, which says of which network it is: leave out --model.")
-    run = Run.open(folder)
+    run = Run.open(folder, trust)
     images = _data_of(run, data, data_dir)
     size = int(run.result["recipe"]["batch_size"])
     if place.is_dir():
@@ -76,15 +77,11 @@ def networks_of(
 
 def _data_of(run: Run, data: str | None, data_dir: str | None) -> Data:
     """The run's data, or others, as the run's networks see images."""
-    given: dict[str, Any] = run.result.get("input", {})
-    own = data is None or data == run.result["data"]
-    images = run.data(data_dir) if own else load_data(str(data), data_dir)
-    for name, what in (("num_classes", "classes"), ("in_channels", "channels")):
-        if getattr(images, name) != given.get(name):
-            raise ConfigError(
-                f"the networks of {run.folder} are for {given.get(name)} {what}, and {images.name} has "
-                f"{getattr(images, name)}."
-            )
+    if data is not None and data == run.result["data"]:
+        run, data = dataclasses.replace(run, trust=True), None  # whoever types the name trusts it
+    images = run.data(data_dir) if data is None else load_data(data, data_dir)
+    run.check_images(images)
+    given = run.input
     if isinstance(images.test, LoaderImages):  # a loader of the user's normalises by itself
         return images
     return dataclasses.replace(images, mean=tuple(given["mean"]), std=tuple(given["std"]))

@@ -21,7 +21,7 @@ from chipnet._budget import KINDS, shown
 from chipnet._errors import ChipNetError, ConfigError, LoadError
 from chipnet._files import write_atomically
 from chipnet._inputs import Inputs
-from chipnet._latency import Landing
+from chipnet._landing import Landing
 from chipnet._sanity import LOST_POINTS
 from chipnet.latency import Part, parts
 from chipnet.runs import Run, percent

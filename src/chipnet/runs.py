@@ -14,13 +14,13 @@ Nothing here trains, and nothing here downloads. `docs/runs.md` has every field.
 from __future__ import annotations
 
 import csv
-import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -30,17 +30,16 @@ from chipnet._config import read_config
 from chipnet._errors import ConfigError, LoadError
 from chipnet._files import write_atomically, write_json
 from chipnet._io import load
+from chipnet._lazy import IMPORTED
+from chipnet._masks import Masks
 from chipnet._plan import Plan
+from chipnet._record import RESULT, described, read_json, read_result
+from chipnet._schema import DamagedError, decode
 from chipnet.data import Data, load_data
 from chipnet.models import get_model, load_weights
 
-RESULT, PLAN, MODEL, DENSE, METRICS = (
-    "result.json",
-    "plan.json",
-    "model.safetensors",
-    "dense.safetensors",
-    "metrics.csv",
-)
+PLAN, MODEL, DENSE, MASKS = "plan.json", "model.safetensors", "dense.safetensors", "masks.json"
+METRICS = "metrics.csv"
 CONFIG = "config.json"
 """Of a folder in the style of the Hugging Face Hub; see `Run.save_pretrained`."""
 
@@ -52,22 +51,28 @@ class Run:
     Attributes:
         folder: where it is.
         result: what result.json holds.
+        trust: whether code that the folder names (``module:callable``) may be imported and called.
     """
 
     folder: Path
     result: Mapping[str, Any]
+    trust: bool = False
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> Run:
+    def open(cls, folder: str | os.PathLike[str], trust: bool = False) -> Run:
         """Read the result of a run folder.
 
+        Args:
+            folder: what ``chipnet prune --out`` wrote.
+            trust: let the folder choose code: import and call the ``module:callable`` of its network and data set.
+                Without it, those are errors, unless this process has run that code because it was asked to, and
+                everything else can be read.
+
         Raises:
-            LoadError: there is no finished run.
+            LoadError: there is no finished run, or its result is damaged.
         """
         path = Path(folder).expanduser()
-        return cls(
-            path, _json(path / RESULT, "Give the folder of a finished run: what chipnet prune --out wrote.")
-        )
+        return cls(path, read_result(path), trust)
 
     @property
     def name(self) -> str:
@@ -80,42 +85,72 @@ class Run:
 
     def plan(self) -> Plan:
         """What was cut."""
-        return Plan.load(self.folder / PLAN)
+        return Plan.load(self.file(PLAN))
+
+    def masks(self) -> Masks:
+        """Which channels it kept."""
+        return Masks.load(self.file(MASKS))
 
     def metrics(self) -> list[dict[str, str]]:
-        """Rows of metrics.csv, as text."""
+        """Rows of metrics.csv, as text: numbers, or empty where a phase does not have a value."""
+        path = self.folder / METRICS
         try:
-            with open(self.folder / METRICS, newline="") as file:
-                return list(csv.DictReader(file))
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            for row in rows:
+                _check_row(row)
         except OSError as error:
-            raise LoadError(f"cannot read {self.folder / METRICS}: {error.strerror}") from error
+            raise LoadError(f"cannot read {path}: {error.strerror}") from error
+        except (ValueError, csv.Error) as error:
+            raise LoadError(f"{path} is damaged: {error}") from error
+        return rows
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the run, ``plan.json`` for instance, which is the one that its result describes.
+
+        Raises:
+            LoadError: it is another one: something was written there after the run.
+        """
+        return described(self.folder, self.result, name)
 
     def build(self) -> nn.Module:
-        """The dense network, freshly built, without the run's weights."""
-        given = self._input()
-        return get_model(self.result["model"], given["num_classes"], given["in_channels"])
+        """The dense network, freshly built, without the run's weights.
+
+        Raises:
+            LoadError: it is code that the folder names, and the folder is not trusted.
+            ConfigError: it cannot be built here.
+        """
+        given = self.input
+        name = self._known(self.result["model"], "network")
+        return get_model(name, given["num_classes"], given["in_channels"])
 
     def dense(self) -> nn.Module:
         """The trained dense network, in eval mode on the CPU."""
         network = self.build()
-        load_weights(network, str(self.folder / DENSE))
+        load_weights(network, str(self.file(DENSE)))
         return network.eval()
 
     def compact(self) -> nn.Module:
         """The compact network, in eval mode on the CPU."""
-        return load(self.build, self.folder / MODEL).eval()
+        return load(self.build, self.file(MODEL)).eval()
 
     def data(self, data_dir: str | None = None) -> Data:
         """The data set that the run was made with, split as it was.
 
         Args:
             data_dir: where it is now, if it is no longer where the run found it.
+
+        Raises:
+            LoadError: it is code that the folder names, and the folder is not trusted.
+            ConfigError: it cannot be read.
         """
+        if "recipe" not in self.result:
+            raise LoadError(f"{self.folder / RESULT} does not say which images the run saw (recipe).")
         recipe, config = self.result["recipe"], self.folder / OPTIONS
         size = read_config(config).get("image_size") if config.exists() else None
         return load_data(
-            self.result["data"],
-            data_dir or self._input()["data_dir"],
+            self._known(self.result["data"], "data set"),
+            data_dir or self.input["data_dir"],
             seed=self.result["seed"],
             limit=recipe["limit"],
             limit_test=recipe["limit_test"],
@@ -132,15 +167,28 @@ class Run:
             raise ConfigError(f"{error} Give the folder of the run's data set with --data-dir.") from error
         return images[:count]
 
+    def check_images(self, data: Data) -> None:
+        """Whether the run's networks can see the images of a data set.
+
+        Raises:
+            ConfigError: they are for other numbers of classes or channels.
+        """
+        for name, what in (("num_classes", "classes"), ("in_channels", "channels")):
+            if getattr(data, name) != self.input[name]:
+                raise ConfigError(
+                    f"the networks of {self.folder} are for {self.input[name]} {what}, and {data.name} has "
+                    f"{getattr(data, name)}. Give data like {self.result['data']}."
+                )
+
     def noise(self, count: int) -> Tensor:
         """Noise in the shape of images, the same every time: for times, which do not depend on what is seen."""
-        given = self._input()
+        given = self.input
         shape = (count, given["in_channels"], given["image_size"], given["image_size"])
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
     def card(self) -> dict[str, Any]:
         """What goes with the network wherever it goes: task, labels, preprocessing, budget, costs, accuracy."""
-        result, given = self.result, self._input()
+        result, given = self.result, self.input
         return {
             "chipnet": result["environment"]["chipnet"],
             "model": result["model"],
@@ -175,18 +223,46 @@ class Run:
         card = self.card()
         labels = {str(i): name for i, name in enumerate(card["labels"])}
         write_atomically(out / "README.md", _readme(self.name, card).encode())
-        write_atomically(out / MODEL, (self.folder / MODEL).read_bytes())
+        write_atomically(out / MODEL, self.file(MODEL).read_bytes())
         if (self.folder / PLAN).exists():
-            shutil.copyfile(self.folder / PLAN, out / PLAN)
+            shutil.copyfile(self.file(PLAN), out / PLAN)
         write_json(out / CONFIG, {"library_name": "chipnet", **card, "id2label": labels})
 
-    def _input(self) -> Mapping[str, Any]:
+    @property
+    def input(self) -> Mapping[str, Any]:
+        """What the networks take: classes, channels, image size, normalisation, labels."""
         if "input" not in self.result:
             raise LoadError(
                 f"{self.folder / RESULT} does not say what images the network takes: an older chipnet wrote it. "
                 "Run it again, or use chipnet.load with your own constructor."
             )
         return dict(self.result["input"])
+
+    def _known(self, name: str, what: str) -> str:
+        """A name that builds something, if it may."""
+        if not self.trust:
+            refuse_code(name, what, self.folder)
+        return name
+
+
+def refuse_code(name: str, what: str, folder: Path) -> None:
+    """A folder may come from anywhere, and must not choose which code runs.
+
+    Raises:
+        LoadError: the name that it gives for its network or data set is code, which nobody has asked this process
+            to run.
+    """
+    if ":" in name and name not in IMPORTED:
+        other = (
+            "Give a factory that builds the dense network (chipnet.load)"
+            if what == "network"
+            else "Give --data"
+        )
+        raise LoadError(
+            f"{folder} is of a {what} of its maker's own, {name!r}, and code is not run because a folder names it. "
+            f"{other}, or, where you know where the folder comes from, trust it: --trust, in Python "
+            "Run.open(folder, trust=True)."
+        )
 
 
 def from_pretrained(
@@ -197,7 +273,7 @@ def from_pretrained(
     Args:
         folder: holds model.safetensors, and config.json or result.json.
         factory: builds the dense network; the default is the model that the folder names, built by
-            `chipnet.models.get_model`.
+            `chipnet.models.get_model`; of code that the folder names, nothing is run.
 
     Returns:
         The network in eval mode on the CPU.
@@ -218,26 +294,34 @@ def from_pretrained(
     if factory is not None:
         return load(factory, path / MODEL).eval()
     if (path / RESULT).exists() and not (path / CONFIG).exists():
-        run = Run.open(path)
-        config = {"model": run.result["model"], **run._input()}
-    else:
-        config = _json(path / CONFIG, "Give a folder that Run.save_pretrained wrote, or a run, or a factory.")
-    missing = [k for k in ("model", "num_classes", "in_channels") if k not in config]
-    if missing:
-        raise LoadError(
-            f"{path / CONFIG} lacks {', '.join(missing)}. Give a factory that builds the dense network."
-        )
-    name = str(config["model"])
-    if ":" in name:  # a folder may come from anywhere, and must not choose which code runs
-        raise LoadError(
-            f"{path} is of a network of its maker's own, {name!r}, whose code is not in the folder. Give a factory "
-            "that builds the dense network."
-        )
-    return load(lambda: get_model(name, config["num_classes"], config["in_channels"]), path / MODEL).eval()
+        return Run.open(path).compact()
+    config = read_json(path / CONFIG, "Give a folder that Run.save_pretrained wrote, or a run, or a factory.")
+    try:
+        given = decode(_Built, config, str(path / CONFIG))
+    except DamagedError as error:
+        raise LoadError(f"{error}. Give a factory that builds the dense network.") from error
+    refuse_code(given["model"], "network", path)
+    return load(
+        lambda: get_model(given["model"], given["num_classes"], given["in_channels"]), path / MODEL
+    ).eval()
 
 
-def find_runs(*folders: str | os.PathLike[str]) -> Iterator[Run]:
+class _Built(TypedDict):
+    """What config.json says of how its network is built."""
+
+    model: str
+    num_classes: int
+    in_channels: int
+
+
+def find_runs(
+    *folders: str | os.PathLike[str], damaged: Callable[[LoadError], object] | None = None
+) -> Iterator[Run]:
     """Finished runs in and below folders, in the order of their paths.
+
+    Args:
+        folders: which.
+        damaged: is told of runs that cannot be read, which are left out; None: they are errors.
 
     Raises:
         LoadError: a folder does not exist, or holds no finished run.
@@ -250,19 +334,31 @@ def find_runs(*folders: str | os.PathLike[str]) -> Iterator[Run]:
         if not found:
             raise LoadError(f"there is no finished run in {path} (no {RESULT})")
         for file in found:
-            yield Run.open(file.parent)
+            try:
+                run = Run.open(file.parent)
+            except LoadError as error:
+                if damaged is None:
+                    raise
+                damaged(error)
+                continue
+            yield run
 
 
-def _json(path: Path, hint: str) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise LoadError(f"{path} does not exist. {hint}") from None
-    except (OSError, ValueError) as error:
-        raise LoadError(f"cannot read {path}: {error}") from error
-    if not isinstance(data, dict):
-        raise LoadError(f"{path} holds no JSON object. {hint}")
-    return data
+def _check_row(row: Mapping[str, Any]) -> None:
+    """A row of metrics.csv is a phase, whole numbers and finite ones.
+
+    Raises:
+        ValueError: it is not.
+    """
+    for name, text in row.items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise ValueError("a row has more or fewer values than there are columns")
+        if name == "gates":
+            [int(n) for n in text.split()]
+        elif name == "epoch":
+            int(text)
+        elif name != "phase" and text and not math.isfinite(float(text)):
+            raise ValueError(f"{name} is {text}")
 
 
 def percent(accuracy: float | None, sign: str = " %") -> str:

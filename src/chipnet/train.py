@@ -27,6 +27,7 @@ written all or nothing:
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import gc
@@ -53,11 +54,14 @@ from chipnet._distributed import gathered, same_buffers, sums
 from chipnet._files import write_atomically, write_json
 from chipnet._further import row
 from chipnet._gates import strip_gates
-from chipnet._job import RESULT, Job, Recipe, Request, example_images, prepare, recipe_for
+from chipnet._job import Job, Recipe, Request, check_unused, example_images, prepare, recipe_for
+from chipnet._lock import only_writer
 from chipnet._metrics import LOSSES, Metrics
 from chipnet._optim import States, cut_state, set_state
 from chipnet._phases import DENSE, MASKS, MODEL, PHASES, PLAN, Phase, Transfer, paper
 from chipnet._random import generators, seed_everything, set_generators
+from chipnet._record import RESULT
+from chipnet._record import sums as file_sums
 from chipnet._steps import Batch, Objective, SpikeClip, evaluate, recalibrate, share, train_step
 from chipnet.data._images import stream_seed
 from chipnet.methods import read_method
@@ -541,6 +545,7 @@ def run(job: Job, watcher: Watcher | None = None, stop: Callable[[], bool] = lam
 
     Raises:
         Interrupted: `stop` said so, or Ctrl-C. A run that continues from the state ends with the same bits.
+        ConfigError: another process writes a run into the folder, or has finished one there.
         ChipNetError: a loss is not finite, the compact network is not what was planned, or a checkpoint can be
             neither written nor read.
 
@@ -549,6 +554,13 @@ def run(job: Job, watcher: Watcher | None = None, stop: Callable[[], bool] = lam
         >>> run(job)["compact"]["accuracy"]  # doctest: +SKIP
         97.2
     """
+    with only_writer(job.out) if job.fabric.is_global_zero else contextlib.nullcontext():
+        return _run(job, watcher, stop)
+
+
+def _run(job: Job, watcher: Watcher | None, stop: Callable[[], bool]) -> dict[str, Any]:
+    if job.fabric.is_global_zero:
+        check_unused(job.out, job.request.overwrite, job.resume)  # another run may have ended here since
     if not job.resume and job.fabric.is_global_zero:
         _clear(job.out)
         write_config(job.out / CONFIG, job.request)
@@ -566,6 +578,7 @@ def run(job: Job, watcher: Watcher | None = None, stop: Callable[[], bool] = lam
     result = _result(current)
     current.warn(_sanity.lost(result["dense"]["accuracy"], result["compact"]["accuracy"]))
     if job.fabric.is_global_zero:
+        result["files"] = file_sums(job.out)
         write_json(job.out / RESULT, result)
         _checkpoint.remove(job.out)
     return result
