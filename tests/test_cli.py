@@ -22,7 +22,7 @@ from chipnet import train as loop
 from chipnet._cli_console import Console
 from chipnet._cli_show import Bars, show_result, summary
 from chipnet._io import save_weights
-from chipnet._latency import Landing
+from chipnet._landing import Landing
 from chipnet.models import get_model, list_models
 
 RUNNER = CliRunner()

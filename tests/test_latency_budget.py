@@ -10,7 +10,8 @@ from torch import nn
 
 import chipnet
 from chipnet import Budget, BudgetError, Plan, Structure, _latency
-from chipnet._latency import Landing, LatencyModel, Table, land, measure_layer
+from chipnet._landing import Landing
+from chipnet._latency import LatencyModel, Table, land, measure_layer
 
 
 @pytest.fixture(autouse=True)

@@ -217,7 +217,7 @@ def _within(result: Mapping[str, Any], row: str) -> str:
     """Is a network within the budget? "—" where that is not known: soft and masked ones are not timed."""
     limits, costs = dict(result["limits"]), dict(result[row])
     if LATENCY in limits and LATENCY in result:  # the limit is of the model of time; what counts was measured
-        from chipnet._latency import Landing
+        from chipnet._landing import Landing
 
         took = Landing(**result[LATENCY])
         limits[LATENCY] = took.asked
