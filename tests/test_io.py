@@ -158,6 +158,13 @@ def test_parameters_that_need_no_gradient_stay_so(saved):
     assert again.fc.weight.requires_grad
 
 
+def test_the_same_network_is_the_same_bytes(saved, tmp_path):
+    _, plan, path = saved
+    for i in range(5):  # six names in any order: all in one is no luck
+        chipnet.save(chipnet.load(Residual, path), plan, tmp_path / f"{i}.safetensors")
+        assert (tmp_path / f"{i}.safetensors").read_bytes() == path.read_bytes()
+
+
 def test_the_plan_can_be_read_from_the_file(saved):
     _, plan, path = saved
     with safetensors.safe_open(path, "pt") as file:

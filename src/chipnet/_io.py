@@ -42,7 +42,7 @@ def save(model: nn.Module, plan: Plan, path: str | os.PathLike[str]) -> None:
     """Write a compact network: its weights and the plan that made it, in one safetensors file.
 
     The file is written next to `path` and then renamed, so that `path` is at every moment the old file or the
-    whole new one. Tensors that are tied are written once per name.
+    whole new one. Tensors that are tied are written once per name. The same network and plan make the same bytes.
 
     Args:
         model: what `compact` returned, fine-tuned or not.
@@ -90,7 +90,7 @@ def save(model: nn.Module, plan: Plan, path: str | os.PathLike[str]) -> None:
         "plan": text,
         "sha256": _digest(tensors, text),
     }
-    write_atomically(path, safetensors.torch.save(tensors, header))
+    write_atomically(path, _ordered(safetensors.torch.save(tensors, header)))
 
 
 def load(factory: Callable[[], nn.Module], path: str | os.PathLike[str]) -> nn.Module:
@@ -175,6 +175,17 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
         )
     # Clones, because safetensors refuses tensors that share memory, as tied ones do.
     return {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in state.items()}
+
+
+def _ordered(content: bytes) -> bytes:
+    """A safetensors file with its metadata in the order of their names: safetensors writes them in any order, and
+    the same network and plan are the same bytes."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def _digest(tensors: Mapping[str, Tensor], plan: str) -> str:
