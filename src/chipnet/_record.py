@@ -67,8 +67,6 @@ class _Verify(TypedDict):
 
 class _Start(_State):
     run: str
-    method: str
-    budget: Mapping[str, float]
 
 
 class _Known(TypedDict):
