@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from chipnet._errors import CaptureError
 from chipnet._inputs import Inputs
+from chipnet._lines import is_users
 from chipnet._outputs import tensors
 
 
@@ -154,7 +155,7 @@ def _user_line(error: BaseException) -> str:
     tb = error.__traceback__
     while tb is not None:
         name = tb.tb_frame.f_code.co_filename
-        if "/torch/" not in name.replace("\\", "/") and "/chipnet/_" not in name.replace("\\", "/"):
+        if is_users(name):
             lines.append(f"{name}:{tb.tb_lineno} in {tb.tb_frame.f_code.co_name}")
         tb = tb.tb_next
     return f"at {lines[-1]}\n" if lines else ""

@@ -6,7 +6,6 @@ depends on the inputs is refused.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from chipnet._inputs import Inputs
+from chipnet._lines import users_frame
 
 _NUMBERS = frozenset(
     getattr(Tensor, name)
@@ -132,10 +132,8 @@ def _reads_input(node: torch.fx.Node) -> bool:
 
 def _line() -> str:
     """Where the user's code is, innermost."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        file = frame.f_code.co_filename.replace("\\", "/")
-        if "/torch/" not in file and "/chipnet/_" not in file:
-            return f'File "{file}", line {frame.f_lineno}, in {frame.f_code.co_name}'
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
+    frame = users_frame()
+    if frame is None:
+        return ""
+    file = frame.f_code.co_filename.replace("\\", "/")
+    return f'File "{file}", line {frame.f_lineno}, in {frame.f_code.co_name}'

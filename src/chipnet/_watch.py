@@ -8,7 +8,6 @@ through arithmetic too. Sizes of tensors are marked as such. What an operator re
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from torch.fx import Node, traceback
 from torch.overrides import TorchFunctionMode
 
 from chipnet._inputs import Inputs, device_of
+from chipnet._lines import users_frame
 from chipnet._ready import copied
 
 
@@ -249,12 +249,9 @@ def _bare(value: Any) -> Any:
 
 def _line() -> str:
     """File and line of the user's code that runs now."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        file = frame.f_code.co_filename.replace("\\", "/")
-        if file != __file__.replace("\\", "/") and "/torch/" not in file and "/chipnet/_" not in file:
-            break
-        frame = frame.f_back
+    frame = users_frame()
+    if frame is None:
+        return ""
     return f"{frame.f_code.co_filename.replace(chr(92), '/').rsplit('/', 1)[-1]}:{frame.f_lineno}"
 
 

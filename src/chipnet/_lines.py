@@ -1,0 +1,25 @@
+"""Which code is the user's: neither PyTorch's nor the library's own."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+
+
+def is_users(file: str) -> bool:
+    """Is the code in ``file`` the user's?
+
+    Example:
+        >>> is_users("/home/me/net.py"), is_users("/lib/torch/nn/modules/conv.py"), is_users(__file__)
+        (True, False, False)
+    """
+    file = file.replace("\\", "/")
+    return "/torch/" not in file and "/chipnet/_" not in file
+
+
+def users_frame() -> FrameType | None:
+    """The innermost frame of the user's code that runs now."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not is_users(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
