@@ -57,7 +57,7 @@ class Trials:
         given = self.structure.inputs.to(device_of(model))
         for shown in (_lively(model), model):
             try:
-                found = example(_copied(shown), given)
+                found = example(copied(shown), given)
             except Exception:  # a lively copy that does not run; what the model itself raises, trials report
                 found = (given, frozenset()) if shown is model else None
             if found is not None:
@@ -225,21 +225,11 @@ class Trials:
         return {w: said for w, said in broken.items() if w not in self.broken}, anchored
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    """A copy, where there can be one."""
-    try:
-        return copied(model)
-    except CaptureError:
-        return model
-
-
 def _lively(model: nn.Module) -> nn.Module:
     """A copy for trials in which signals pass: behind a scale of 0, as residual branches often start, and behind
     activations that are shut on the example, everything agrees with everything. No parameter is all zeros, and
     vectors (shifts, scales) are positive. NaN is a number like others: what weights are must not matter here."""
-    shown = _copied(model)
-    if shown is model:  # then it is tried as it is
-        return model
+    shown = copied(model)
     generator = torch.Generator().manual_seed(0)
     for p in shown.parameters():
         if not p.is_floating_point():
