@@ -75,23 +75,17 @@ def with_numbers(own: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
     generator = torch.Generator().manual_seed(0)
 
     def real(x: Tensor) -> Tensor:
-        new = torch.zeros(x.shape, dtype=x.dtype)
-        return new + 0.5 + torch.rand(x.shape, generator=generator) if x.is_floating_point() else new
+        drawn = 0.5 + torch.rand(x.shape, generator=generator)
+        return (drawn if x.is_floating_point() else torch.zeros(x.shape)).to(x.dtype)
 
-    if any(t.is_meta for t in [*own.parameters(), *own.buffers()]):
-        new: dict[int, Any] = {}  # a tensor with two names stays one
-        for module in own.modules():
-            for store in (module._parameters, module._buffers):
-                for name, t in store.items():
-                    if t is not None and t.is_meta:
-                        value = real(t).to(t.dtype)
-                        made = nn.Parameter(value, t.requires_grad) if isinstance(t, nn.Parameter) else value
-                        store[name] = new.setdefault(id(t), made)
-    args, kwargs = torch.utils._pytree.tree_map(
-        lambda v: real(v).to(v.dtype) if isinstance(v, Tensor) and v.is_meta else v,
-        (inputs.args, inputs.kwargs),
-    )
-    return own, replace(inputs, args=args, kwargs=kwargs)
+    new: dict[int, Any] = {}  # a tensor with two names stays one
+    for module in own.modules():
+        for store in (module._parameters, module._buffers):
+            for name, t in store.items():
+                if t is not None and t.is_meta:
+                    made = nn.Parameter(real(t), t.requires_grad) if isinstance(t, nn.Parameter) else real(t)
+                    store[name] = new.setdefault(id(t), made)
+    return own, inputs.mapped(lambda v: real(v) if isinstance(v, Tensor) and v.is_meta else v)
 
 
 def attributes(model: nn.Module) -> Iterator[Tensor]:
@@ -114,7 +108,7 @@ def attributes(model: nn.Module) -> Iterator[Tensor]:
 
 def _at_fault(model: nn.Module) -> tuple[str, str]:
     """The attribute that cannot be copied, with its kind, and what to do about it."""
-    general = "copy.deepcopy(model) must work: set that attribute to None before, and again after"
+    general = "copy.deepcopy(model) must work: set that attribute to None before, and again after."
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             parts = value.items() if name in ("_parameters", "_buffers") else [(name, value)]
@@ -123,21 +117,13 @@ def _at_fault(model: nn.Module) -> tuple[str, str]:
                     copy.deepcopy(part, {id(m): m for m in model.modules()})
                 except Exception:
                     where = ".".join(p for p in (path, key) if p)
-                    return f"'{where}' ({_kind(part)})", f"{_fix(path, module, key, part) or general}."
-    return "", f"{general[0].upper()}{general[1:]}."
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, FakeTensor):
-        return "a FakeTensor, which holds no numbers"
-    return f"of type {type(value).__name__}"
-
-
-def _fix(path: str, module: nn.Module, name: str, value: Any) -> str:
-    at = f"model.{path}" if path else "model"
-    if isinstance(value, FakeTensor):
-        return f"An earlier export left it there: set {at}.{name} anew, or build the network again"
-    return ""
+                    if not isinstance(part, FakeTensor):
+                        return f"'{where}' (of type {type(part).__name__})", general
+                    return (
+                        f"'{where}' (a FakeTensor, which holds no numbers)",
+                        f"An earlier export left it there: set model.{where} anew, or build the network again.",
+                    )
+    return "", general
 
 
 def refusal(model: nn.Module, inputs: Inputs, who: str, error: Exception) -> str:
