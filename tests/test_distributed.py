@@ -35,6 +35,8 @@ RECIPE = Recipe(
 )
 
 
+pytestmark = pytest.mark.xdist_group("distributed")  # one pair of processes for all
+
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",

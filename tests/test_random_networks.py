@@ -14,7 +14,7 @@ from random_networks import LEFT_OUT, RandomNet, Recipe, check, random_recipe, r
 def test_random_networks_are_pruned_exactly(chunk):
     @seed(chunk)
     @settings(
-        max_examples=50,
+        max_examples=25,
         deadline=None,
         database=None,
         phases=(Phase.generate, Phase.shrink),
