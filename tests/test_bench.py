@@ -150,7 +150,7 @@ def test_a_home_folder_is_found(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"models": ["resnet9"]}, "resnet9"),
-        ({"seeds": [0, -1]}, "the seed must be at least 0"),
+        ({"seeds": [0, -1]}, "seed must be at least 0"),
         ({"data": ["digitz"]}, "digitz"),
         ({"data": ["mnist"]}, "mnist"),
         ({"request": {"precision": "8"}}, "unknown precision '8'"),

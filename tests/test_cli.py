@@ -9,10 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from killing import fingerprint
 from typer.testing import CliRunner
 
@@ -21,6 +23,7 @@ from chipnet import ConfigError, _cli_console, _cli_sweep, cli
 from chipnet import train as loop
 from chipnet._cli_console import Console
 from chipnet._cli_show import Bars, show_result, summary
+from chipnet._config import Recipe, Request, options
 from chipnet._io import save_weights
 from chipnet._landing import Landing
 from chipnet.models import get_model, list_models
@@ -475,6 +478,7 @@ def words(node):
     return [v for v in (getattr(node, "arg", None), getattr(node, "attr", None)) if isinstance(v, str)]
 
 
+ASKED = ("--model", "resnet8", "--data", "digits", "--budget", "macs=0.5", "--out", "r")
 ODD = "[b]o[/x] [red]:smile:"
 
 
@@ -544,12 +548,62 @@ def test_a_pipe_gets_a_line_an_epoch_and_no_control_characters(tmp_path):
         (("latency", ".", "--seconds", "-1"), "--seconds must be above 0 and finite, not -1.0."),
         (("latency", ".", "--batch", "0"), "--batch must be at least 1, not 0."),
         (("prune", "--resume", "."), "there is no run in .: it has no config.yaml."),
+        (
+            ("inspect", "a", "--input", "1,3,99999,99999"),
+            "--input '1,3,99999,99999' is of more than 1,000,000,000 numbers.",
+        ),
+        (
+            ("latency", ".", "--batch", "0", "--threads", "9999"),
+            "2 mistakes:\n  - --batch must be at least 1, not 0.\n  - --threads must be at most 1,024, not 9999.",
+        ),
+        (
+            ("prune", *ASKED, "--threads", "9999", "--seed", str(2**63), "--min-channels", "-1"),
+            f"3 mistakes:\n  - --seed must be at most 9,223,372,036,854,775,807, not {2**63}\n"
+            "  - --threads must be at most 1,024, not 9999\n  - --min-channels must be at least 0, not -1.",
+        ),
     ],
 )
 def test_every_command_names_the_flag(arguments, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = chipnet_(*arguments)
     assert (done.exit_code, done.stderr) == (2, f"error: {said}\n")
+
+
+def test_every_whole_number_of_every_command_is_bounded(tmp_path, monkeypatch, no_training):
+    """Nothing starts with a size that a slip of the pen made."""
+    monkeypatch.chdir(tmp_path)
+    kinds = {n: k for c in (Recipe, Request) for n, (k, *_) in options(c).items()}
+    tried = set()
+    for command in typer.main.get_command(cli.app).commands.values():
+        needed = [p for p in command.params if p.required]
+        given = [part for p in needed for part in ([p.opts[0]] if p.opts[0].startswith("-") else []) + ["x"]]
+        for option in command.params:
+            own = kinds if command.name == "prune" else typing.get_type_hints(command.callback)
+            if own.get(option.name) in (int, int | None):
+                more = ASKED if command.name == "prune" else given
+                done = chipnet_(command.name, *more, option.opts[0], 10**20)
+                assert done.exit_code == 2 and option.opts[0] in done.stderr, (command.name, done.stderr)
+                assert "must be at most" in done.stderr and str(10**20) in done.stderr, done.stderr
+                assert len(done.stderr.splitlines()) == 1
+                tried.add((command.name, option.opts[0]))
+    assert {("latency", "--threads"), ("inspect", "--num-classes"), ("prune", "--batch-size")} <= tried
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] can't allocate memory: you tried")]
+)
+def test_too_little_memory_is_one_line(tmp_path, monkeypatch, error):
+    def full(*args, **kwargs):
+        raise error
+
+    said = "error: there is not enough memory. Give smaller batches, smaller images or a smaller network: "
+    monkeypatch.setattr("chipnet.models._get._from_callable", full)
+    done = chipnet_("inspect", "a:b")
+    assert (done.exit_code, done.stderr.startswith(said), done.stderr.count("\n")) == (2, True, 1)
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "train_step", full)
+    done = prune(tmp_path / "run")
+    assert (done.exit_code, said in done.stderr) == (1, True)
 
 
 def test_every_option_of_prune_is_in_a_group_of_its_help():

@@ -263,6 +263,24 @@ def test_without_torchvision_and_timm(monkeypatch):
         get_model("timm/resnet18")
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes", "said"),
+    [
+        ("wrn-9999994-1", {}, "the depth of wrn-9999994-1 must be at most 2,000, not 9999994"),
+        ("WRN_16_9999", {}, "wrn-16-9999 has about 19,.* parameters, and at most 1,000,000,000 are built"),
+        (f"wrn-{'9' * 5000}-1", {}, "its depth has 5000 digits"),
+        (f"wrn-16-{'9' * 5000}", {}, "its width has 5000 digits"),
+        ("wrn-²-1", {}, "There is no network 'wrn-²-1'"),
+        ("resnet8", {"num_classes": 10**10}, "num_classes must be at most 1,000,000, not 10000000000"),
+        ("tv/resnet18", {"in_channels": 10**10}, "in_channels must be at most 10,000, not 10000000000"),
+        ("os:abort", {"num_classes": 10**5000}, "num_classes must be at most .* not a number of many digits"),
+    ],
+)
+def test_sizes_are_bounded_before_anything_is_built(name, sizes, said):
+    with pytest.raises(ConfigError, match=said):
+        get_model(name, **sizes)
+
+
 @pytest.mark.parametrize("option", ["num_classes", "in_channels"])
 def test_sizes_below_one(option):
     with pytest.raises(ConfigError, match=rf"{option} must be at least 1, not 0"):

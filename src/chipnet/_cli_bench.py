@@ -10,6 +10,7 @@ import typer
 
 from chipnet._cli_console import Console
 from chipnet._cli_errors import failures, refusals, stop_signals
+from chipnet._cli_options import Command
 from chipnet._cli_show import Bars
 from chipnet._errors import ConfigError
 from chipnet._lock import claimed
@@ -17,7 +18,7 @@ from chipnet._lock import claimed
 app = typer.Typer()
 
 
-@app.command(short_help="Run a grid of networks, data, budgets, methods and seeds.")
+@app.command(cls=Command, short_help="Run a grid of networks, data, budgets, methods and seeds.")
 def bench(
     config: Annotated[
         str, typer.Argument(help="YAML file: models, data, budgets, methods, seeds; docs/bench.md")

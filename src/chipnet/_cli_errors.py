@@ -67,6 +67,19 @@ def by_flag(text: str, flags: Mapping[str, str], option: str = "") -> str:
     return f"{flags[option]}: {text}" if option in flags and flags[option] not in text else text
 
 
+_NO_MEMORY = "there is not enough memory. Give smaller batches, smaller images or a smaller network"
+
+
+def no_memory(error: BaseException) -> bool:
+    """Is it Python's, PyTorch's or CUDA's way to say that there is no memory left?"""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "allocate memory" in str(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 @contextmanager
 def refusals(flags: Mapping[str, str] | None = None) -> Iterator[None]:
     """A request that cannot be used: one line, or a list, and exit code 2.
@@ -82,6 +95,12 @@ def refusals(flags: Mapping[str, str] | None = None) -> Iterator[None]:
             yield
     except ChipNetError as error:
         say(error, flags)
+        raise typer.Exit(2) from None
+    except (MemoryError, RuntimeError) as error:
+        if not no_memory(error):
+            sys.stderr.write(held.getvalue())
+            raise
+        say(ConfigError(f"{_NO_MEMORY}: {_first_line(error)}"), flags)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         print("stopped before training", file=sys.stderr)
@@ -100,6 +119,11 @@ def failures(more: str = "") -> Iterator[None]:
         yield
     except (ChipNetError, OSError) as error:
         say(error)
+        raise typer.Exit(1) from None
+    except (MemoryError, RuntimeError) as error:
+        if not no_memory(error):
+            raise
+        say(ChipNetError(f"{_NO_MEMORY}: {_first_line(error)}"))
         raise typer.Exit(1) from None
     except KeyboardInterrupt as error:
         if first():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
@@ -12,7 +13,9 @@ from rich.table import Table
 
 from chipnet._cli_console import Console
 from chipnet._cli_errors import refusals
+from chipnet._cli_options import Command
 from chipnet._errors import ConfigError
+from chipnet._sizes import MOST
 
 app = typer.Typer()
 
@@ -28,7 +31,7 @@ ONLY = "the only modules that are pruned, written as for --ignore; repeatable"
 OUTPUTS = "the outputs that matter, such as 0, 0.boxes or logits: others may go; repeatable"
 
 
-@app.command(short_help="List what can be pruned in a network, and what it costs.")
+@app.command(cls=Command, short_help="List what can be pruned in a network, and what it costs.")
 def inspect(
     model: Annotated[str, typer.Argument(help=f"{MODEL}; or the folder of a run")],
     data: Annotated[str | None, typer.Option(help="a data set whose image size and classes to use")] = None,
@@ -85,7 +88,7 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-@app.command()
+@app.command(cls=Command)
 def models() -> None:
     """List the names of the networks that chipnet defines."""
     from chipnet.models import list_models
@@ -98,7 +101,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
     """The shape of an input, from numbers with commas.
 
     Raises:
-        ConfigError: not whole numbers above 0.
+        ConfigError: not whole numbers above 0, or of too many numbers.
 
     Example:
         >>> parse_shape("1,3,224,224")
@@ -110,6 +113,8 @@ def parse_shape(text: str) -> tuple[int, ...]:
         shape = ()
     if len(shape) < 2 or min(shape) < 1:
         raise ConfigError(f"--input {text!r}: give the shape of a batch of one, such as 1,3,224,224.")
+    if math.prod(shape) > MOST:
+        raise ConfigError(f"--input {text!r} is of more than {MOST:,} numbers.")
     return shape
 
 

@@ -14,8 +14,10 @@ import typer
 from typer.core import TyperCommand
 
 from chipnet import _config
+from chipnet._cli_errors import refusals
 from chipnet._errors import ConfigError, Problems
 from chipnet._record import finished
+from chipnet._sizes import wrong
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "What to prune": ("model", "weights", "ignore", "only", "outputs", "realisation", "trust"),
@@ -31,7 +33,22 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-class Grouped(TyperCommand):
+class Command(TyperCommand):
+    """A command whose whole numbers are neither too small nor too large, or nothing starts."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it."""
+        with refusals():
+            problems = Problems()
+            for parameter in self.params:
+                name = str(parameter.name)
+                if said := wrong(name, ctx.params.get(name), parameter.opts[0]):
+                    problems.add(f"{said}.")
+            problems.tell()
+        return super().invoke(ctx)
+
+
+class Grouped(Command):
     """A command whose help has its options in groups, each in the order of its names."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from chipnet._cli_console import Console
 from chipnet._cli_errors import refusals
 from chipnet._cli_inspect import TRUST
+from chipnet._cli_options import Command
 from chipnet._errors import LoadError, one_line
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _DATA_DIR = "folder of the run's data set, if it has moved"
 _THREADS = "CPU threads [default: PyTorch's]"
 
 
-@app.command(short_help="Write a run's network for another runtime, and check it.")
+@app.command(cls=Command, short_help="Write a run's network for another runtime, and check it.")
 def export(
     run: Annotated[str, typer.Argument(help=_RUN)],
     format: Annotated[str, typer.Option(help="onnx, torch-export, torchscript or executorch")] = "onnx",
@@ -58,9 +59,6 @@ def export(
         from chipnet._export import export as write
         from chipnet.runs import Run
 
-        for name, count in {"images": images, "static-batch": static_batch, "opset": opset}.items():
-            if count is not None and count < 1:
-                raise _config_error(f"--{name} must be at least 1, not {count}.")
         source = Run.open(run, trust)
         if format not in FORMATS:
             raise _config_error(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
@@ -78,7 +76,7 @@ def export(
     Console().tell(str(done))
 
 
-@app.command(short_help="Measure a run's network and its dense one side by side.")
+@app.command(cls=Command, short_help="Measure a run's network and its dense one side by side.")
 def latency(
     run: Annotated[str, typer.Argument(help=_RUN)],
     against: Annotated[
@@ -102,8 +100,6 @@ def latency(
         from chipnet.latency import RUNTIMES, compare
         from chipnet.runs import DENSE, MODEL, Run
 
-        if batch < 1:
-            raise _config_error(f"--batch must be at least 1, not {batch}.")
         if not 0 < seconds < math.inf:
             raise _config_error(f"--seconds must be above 0 and finite, not {seconds}.")
         if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
@@ -131,7 +127,7 @@ def latency(
     _show(done, sizes, rows)
 
 
-@app.command(short_help="Write one HTML page of a run, or of several.")
+@app.command(cls=Command, short_help="Write one HTML page of a run, or of several.")
 def report(
     runs: Annotated[list[str], typer.Argument(help="folders of finished runs")],
     output: Annotated[
@@ -152,7 +148,7 @@ def report(
     print(path)
 
 
-@app.command("ls")
+@app.command("ls", cls=Command)
 def list_runs(
     folders: Annotated[list[str], typer.Argument(help="folders of runs, or folders that hold some")],
     sort: Annotated[

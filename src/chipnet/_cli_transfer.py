@@ -9,6 +9,7 @@ import typer
 from chipnet._cli_console import Console
 from chipnet._cli_errors import failures, first, refusals, stop_signals
 from chipnet._cli_inspect import DATA, DATA_DIR, IGNORE, MODEL, ONLY, REALISATION, TRUST
+from chipnet._cli_options import Command
 from chipnet._cli_show import Bars, said, show_result
 from chipnet._errors import ConfigError
 
@@ -17,7 +18,7 @@ app = typer.Typer()
 _WHOSE = "the run's own on its data, else the data set's"
 
 
-@app.command(short_help="Train the compact network of another run's masks.")
+@app.command(cls=Command, short_help="Train the compact network of another run's masks.")
 def transfer(
     source: Annotated[str, typer.Option("--from", help="a finished run, or a file of masks")],
     out: Annotated[str, typer.Option(help="run folder; made if missing")],

@@ -11,12 +11,13 @@ from rich.table import Table
 from chipnet._cli_console import Console
 from chipnet._cli_errors import refusals
 from chipnet._cli_inspect import DATA, DATA_DIR, MODEL, TRUST
+from chipnet._cli_options import Command
 from chipnet._errors import ConfigError
 
 app = typer.Typer()
 
 
-@app.command(short_help="Loss and accuracy of a saved network on test images.")
+@app.command(cls=Command, short_help="Loss and accuracy of a saved network on test images.")
 def val(
     run: Annotated[
         str, typer.Argument(help="folder of a finished run, or a model.safetensors", metavar="RUN|FILE")
@@ -46,8 +47,6 @@ def val(
         from chipnet._val import measure, networks_of
 
         use_threads(threads)
-        if batch_size is not None and batch_size < 1:
-            raise ConfigError(f"--batch-size must be at least 1, not {batch_size}.")
         if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
             raise ConfigError(f"there is no device {device!r} here: cpu, or cuda where PyTorch finds one.")
         networks, images, size = networks_of(run, model, data, data_dir, trust)

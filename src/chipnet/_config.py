@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Literal
 
 from chipnet._errors import ConfigError, Problems
 from chipnet._files import write_atomically
+from chipnet._sizes import too_large
 
 CONFIG = "config.yaml"
 """The resolved options of a run, in its folder."""
@@ -38,31 +39,6 @@ EPOCH_STEPS, LEAST_BATCH = 16, 8
 """A suggested batch is small enough for so many steps an epoch, and large enough for batch norm's statistics."""
 FINETUNING = 0.1
 """Rates for a network that is trained already, as a part of those for one that is trained first."""
-
-
-MOST_OF = {
-    **dict.fromkeys(("train", "prune", "finetune"), 10**6),
-    "batch_size": 10**7,
-    **dict.fromkeys(("threads", "workers", "devices"), 1024),
-    "image_size": 2**14,
-    "num_classes": 10**6,
-    "in_channels": 10**4,
-    "limit": 10**12,
-    "limit_test": 10**12,
-    "seed": 2**63 - 1,
-}
-"""The most that a size may be: beyond, it is a slip of the pen, and would take the machine's memory."""
-MOST = 10**9
-"""That of others."""
-
-
-def too_large(name: str, value: Any) -> str:
-    """What is wrong with a size that nothing is built for, or nothing."""
-    most = MOST_OF.get(name, MOST)
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value <= most:
-        return ""
-    return f"{name} must be at most {most:,}, not {value if value < 10**24 else 'a number of many digits'}"
 
 
 def option(default: Any, help: str) -> Any:
@@ -605,8 +581,9 @@ def _fitted(
         except ValueError as error:
             problems.append(f"{prefix}{name} must be {error}, not {_shown(value)}")
             continue
-        if name != "seed" and (said := too_large(name, fitted[name])):  # of a seed `check` tells
+        if said := too_large(name, fitted[name]):
             problems.append(f"{prefix}{said}")
+            del fitted[name]
     return fitted
 
 

@@ -26,6 +26,7 @@ from chipnet._config import (
     Request,
     check_said,
     checked,
+    options,
     recipe_for,
     started_by,
 )
@@ -37,6 +38,7 @@ from chipnet._lock import RUN, only_writer
 from chipnet._random import seed_everything
 from chipnet._record import RESULT
 from chipnet._sanity import log
+from chipnet._sizes import check_size, wrong
 from chipnet.data import Data, LoaderImages, load_data
 from chipnet.data._images import count_batches
 from chipnet.methods import read_method
@@ -49,8 +51,6 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
-LEAST = {"threads": 1, "num_nodes": 1, "checkpoint_steps": 1, "workers": 0, "min_channels": 0, "round_to": 1}
-"""Least values of options that are whole numbers."""
 DENSE_FILE = "dense.safetensors"
 
 
@@ -288,12 +288,9 @@ def check(request: Request) -> Recipe:
             "there is nothing to prune: training is given 0 epochs and there are no weights. Give "
             "--weights FILE or at least one epoch of training."
         )
-    if not 0 <= request.seed < 2**63:
-        problems.add(f"the seed must be at least 0 and below 2**63, not {request.seed}")
-    for name, least in LEAST.items():
-        value = getattr(request, name)
-        if value is not None and value < least:
-            problems.add(f"{name} must be at least {least}, not {value}.")
+    for name in options(Request):
+        if said := wrong(name, getattr(request, name)):
+            problems.add(f"{said}.")
     if not 0 <= request.checkpoint_seconds < math.inf:
         problems.add(f"checkpoint_seconds must be at least 0 and finite, not {request.checkpoint_seconds}.")
     if request.tensorboard:
@@ -311,8 +308,7 @@ def check(request: Request) -> Recipe:
 def use_threads(threads: int | None) -> int:
     """Set the CPU threads, where a number is given; how many there are."""
     if threads is not None:
-        if threads < 1:
-            raise ConfigError(f"threads must be at least 1, not {threads}.")
+        check_size("threads", threads)
         torch.set_num_threads(threads)
     return torch.get_num_threads()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -113,7 +114,7 @@ def _named(part: Any) -> str:
 
 def _step(out: Any, key: str) -> Any:
     """One step into an output. Raises ``LookupError`` where there is no such part."""
-    number = int(key) if key.lstrip("-").isdigit() else None
+    number = int(key) if re.fullmatch(r"-?[0-9]{1,9}", key) else None
     if isinstance(out, Mapping):
         return out[key if key in out or number is None else number]
     if isinstance(out, (tuple, list)) and number is not None:

@@ -106,8 +106,6 @@ class Pruner:
         made, options = read_method(method)
         check_whole("steps", steps, 1, ": the optimiser steps of the pruning phase")
         check_whole("seed", seed, 0)
-        if seed >= 2**63:
-            raise ConfigError(f"seed must be below 2**63, got {seed}")
         model = getattr(model, "_orig_mod", model)  # what torch.compile was given
         self.model, self.group = model, group
         self.budget = Budget.parse(budget)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from chipnet._budget import KINDS, LATENCY
-from chipnet._config import MOST, MOST_OF
 from chipnet._errors import LoadError
 from chipnet._landing import Landing
 from chipnet._schema import DamagedError, decode, require
+from chipnet._sizes import MOST, MOST_OF
 
 RESULT = "result.json"
 SUMMED = ("plan.json", "masks.json", "model.safetensors", "dense.safetensors")

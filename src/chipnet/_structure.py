@@ -30,6 +30,7 @@ from chipnet._modes import plainly
 from chipnet._plan import Plan, make_plan
 from chipnet._program import Captured, capture
 from chipnet._ready import check, copied, ready, untouched
+from chipnet._sizes import too_large
 from chipnet._trace import Realisation
 from chipnet._trials import Trials
 from chipnet._vectors import read_mask, read_scores
@@ -499,6 +500,8 @@ def check_whole(name: str, value: Any, least: int, why: str = "") -> None:
         raise ConfigError(f"{name} must be a whole number, got {value!r}{why}")
     if value < least:
         raise ConfigError(f"{name} must be at least {least}, got {value}{why}")
+    if said := too_large(name, value):
+        raise ConfigError(said + why)
 
 
 def read_patterns(given: Any, option: str) -> tuple[Pattern, ...]:

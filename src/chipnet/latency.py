@@ -29,6 +29,7 @@ from chipnet._inputs import Inputs, device_of
 from chipnet._lazy import optional_import
 from chipnet._outputs import tensors
 from chipnet._ready import copied
+from chipnet._sizes import check_size
 
 SAMPLE = 0.002
 """Seconds that one sample takes at least: fast calls are repeated, so that the clock does not decide."""
@@ -498,8 +499,8 @@ class _Peak(TorchDispatchMode):
 @contextmanager
 def _threads(count: int | None) -> Iterator[int]:
     was = torch.get_num_threads()
-    if count is not None and count < 1:
-        raise ConfigError(f"threads must be at least 1, not {count}.")
+    if count is not None:
+        check_size("threads", count)
     torch.set_num_threads(count or was)
     try:
         yield count or was

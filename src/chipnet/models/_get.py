@@ -13,6 +13,7 @@ from torch import nn
 
 from chipnet._errors import ConfigError
 from chipnet._lazy import call_user, import_callable, optional_import
+from chipnet._sizes import MOST, check_size
 from chipnet.models._mobilenet import MobileNetV2
 from chipnet.models._preresnet import PreResNet
 from chipnet.models._resnet import ResNet
@@ -84,8 +85,9 @@ def get_model(name: str, num_classes: int = 10, in_channels: int = 3) -> nn.Modu
         A module that maps float [N, in_channels, H, W] to logits [N, num_classes], in training mode.
 
     Raises:
-        ConfigError: the name is unknown, the package it needs is not installed, the network cannot be built
-            for that many channels, or the user's callable does not return a module.
+        ConfigError: the name is unknown, a size in it or beside it is too large, the package it needs is not
+            installed, the network cannot be built for that many channels, or the user's callable does not
+            return a module.
 
     Example:
         >>> import torch
@@ -95,9 +97,8 @@ def get_model(name: str, num_classes: int = 10, in_channels: int = 3) -> nn.Modu
         >>> get_model("wrn-16-2").fc
         Linear(in_features=128, out_features=10, bias=True)
     """
-    for option, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if value < 1:
-            raise ConfigError(f"{option} must be at least 1, not {value}.")
+    check_size("num_classes", num_classes)
+    check_size("in_channels", in_channels)
     name = name.strip()
     if ":" in name:
         return _from_callable(name, num_classes, in_channels)
@@ -134,10 +135,18 @@ def is_known(name: str) -> bool:
 
 
 def _wrn(name: str) -> Callable[..., nn.Module] | None:
-    match = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
+    match = re.fullmatch(r"wrn-([0-9]+)-([0-9]+)", name)
     if match is None:
         return None
+    for digits, called in ((match[1], "depth"), (match[2], "width")):
+        if len(digits) > 9:  # int() refuses thousands of them
+            raise ConfigError(f"There is no {name[:60]}: its {called} has {len(digits)} digits.")
     depth, widen = int(match[1]), int(match[2])
+    check_size("depth", depth, f"the depth of {name}")
+    # In each of three stages, of 16, 32 and 64 times k channels, are (depth - 2) / 3 convolutions of 3x3.
+    params = (depth - 2) // 3 * 9 * (16**2 + 32**2 + 64**2) * widen**2
+    if params > MOST:
+        raise ConfigError(f"{name} has about {params:,} parameters, and at most {MOST:,} are built: lower k.")
     if depth >= 8 and widen >= 1 and depth % 6 == 4:
         return partial(PreResNet, (depth - 4) // 6, widen=widen)
     if depth >= 8 and widen >= 1 and depth % 6 == 2:
