@@ -8,8 +8,9 @@ import io
 import logging
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -143,7 +144,7 @@ def _captured(model: nn.Module, inputs: Inputs, train: bool, watch: Watch | None
         mark(shown)
     if isinstance(shown, torch.fx.GraphModule):  # as an nn.Module, torch.export calls its forward
         shown = _as_module(shown)
-    count, stored = _flat(shown, inputs, watch)
+    flat = _Flat(shown, inputs, watch)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _silent(), watched(watch):
             program = torch.export.export(shown, inputs.args, inputs.kwargs, strict=False)
@@ -170,17 +171,7 @@ def _captured(model: nn.Module, inputs: Inputs, train: bool, watch: Watch | None
     constants = {
         name: program.constants[s.target] for name, s in specs if s.kind == InputKind.CONSTANT_TENSOR
     }
-    first, last = count[0], len(outputs) - stored[0]
-    return Captured(
-        program.graph,
-        held,
-        constants,
-        dict.fromkeys(filter(None, outputs[:first]), "an output of the network"),
-        tuple(filter(None, outputs[:last])),
-        tuple(filter(None, outputs[last:])),
-        program.graph_module,
-        watch,
-    )
+    return flat.captured(program.graph_module, outputs, held, constants, watch)
 
 
 def _recorded(model: nn.Module, inputs: Inputs, train: bool) -> Captured | None:
@@ -188,7 +179,7 @@ def _recorded(model: nn.Module, inputs: Inputs, train: bool) -> Captured | None:
     own = copied(model).train(train)
     if isinstance(own, torch.fx.GraphModule):
         return None
-    count, stored = _flat(own, inputs, None)
+    flat = _Flat(own, inputs, None)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _silent():
             module, held = record(own, inputs)
@@ -196,16 +187,7 @@ def _recorded(model: nn.Module, inputs: Inputs, train: bool) -> Captured | None:
         return None
     (output,) = module.graph.find_nodes(op="output")
     names = [n.name if isinstance(n, torch.fx.Node) else "" for n in output.args[0]]
-    first, last = count[0], len(names) - stored[0]
-    return Captured(
-        module.graph,
-        held,
-        {},
-        dict.fromkeys(filter(None, names[:first]), "an output of the network"),
-        tuple(filter(None, names[:last])),
-        tuple(filter(None, names[last:])),
-        module,
-    )
+    return flat.captured(module, names, held)
 
 
 @contextlib.contextmanager
@@ -222,24 +204,48 @@ def _silent() -> Iterator[None]:
         logging.disable(before)
 
 
-def _flat(model: nn.Module, inputs: Inputs, watch: Watch | None) -> tuple[list[int], list[int]]:
-    """Let forward return a list of tensors, as ``torch.export`` does not know every output class: those that matter
-    first, then all, then those that it stores in attributes. Returns how many the first and the last are."""
-    forward, count, stored = model.forward, [0], [0]
+class _Flat:
+    """Lets a model's forward return a list of tensors, as ``torch.export`` does not know every output class: those
+    that matter first, then all, then those that it stores in attributes."""
 
-    @functools.wraps(forward)
-    def flat(*args: Any, **kwargs: Any) -> list[Tensor]:
-        before = {id(t) for t in attributes(model)}
-        with watch or contextlib.nullcontext():
-            out = forward(*args, **kwargs)
-        every = list(tensors(out))
-        first = every if inputs.outputs is None or model.training else inputs.outputs(out)
-        new = {id(t): t for t in attributes(model) if id(t) not in before}
-        count[0], stored[0] = len(first), len(new)
-        return [*first, *(every if first is not every else ()), *new.values()]
+    def __init__(self, model: nn.Module, inputs: Inputs, watch: Watch | None) -> None:
+        forward = model.forward
+        self.first = self.stored = 0
+        """How many tensors matter, and how many are stored in attributes."""
 
-    vars(model)["forward"] = flat
-    return count, stored
+        @functools.wraps(forward)
+        def flat(*args: Any, **kwargs: Any) -> list[Tensor]:
+            before = {id(t) for t in attributes(model)}
+            with watch or contextlib.nullcontext():
+                out = forward(*args, **kwargs)
+            every = list(tensors(out))
+            first = every if inputs.outputs is None or model.training else inputs.outputs(out)
+            new = {id(t): t for t in attributes(model) if id(t) not in before}
+            self.first, self.stored = len(first), len(new)
+            return [*first, *(every if first is not every else ()), *new.values()]
+
+        vars(model)["forward"] = flat
+
+    def captured(
+        self,
+        module: torch.fx.GraphModule,
+        outputs: Sequence[str],
+        held: Mapping[str, str],
+        constants: Mapping[str, Tensor] = MappingProxyType({}),
+        watch: Watch | None = None,
+    ) -> Captured:
+        """The forward whose graph gives the nodes ``outputs``, in their order; "" for what is no node."""
+        last = len(outputs) - self.stored
+        return Captured(
+            module.graph,
+            held,
+            constants,
+            dict.fromkeys(filter(None, outputs[: self.first]), "an output of the network"),
+            tuple(filter(None, outputs[:last])),
+            tuple(filter(None, outputs[last:])),
+            module,
+            watch,
+        )
 
 
 def _as_module(model: torch.fx.GraphModule) -> nn.Module:
