@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from chipnet._liveness import Site
 
@@ -81,6 +82,21 @@ class GateHook(Hook):
         self.bias = site.host.bias.rpartition(".")[2] if site.host.bias is not None else None
         self._running: list[nn.Module] = []
         """Modules whose forward runs, the innermost last. Replicas of a module are others."""
+        self._handles: list[RemovableHandle] = []
+
+    def hang(self, module: nn.Module) -> None:
+        """On the module of the site."""
+        if self.output is not None:
+            self._handles.append(module.register_forward_hook(self.multiply))
+        else:
+            self._handles.append(module.register_forward_pre_hook(self.fold))
+            self._handles.append(module.register_forward_hook(self.restore, always_call=True))
+
+    def remove(self) -> None:
+        """From its module, whose parameters are seen again."""
+        self.clear()
+        while self._handles:
+            self._handles.pop().remove()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GateHook:
         """The hook of a copy: the same gates, as constants."""
@@ -93,7 +109,7 @@ class GateHook(Hook):
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "own": None, "_running": []}
+        return {**self.__dict__, "own": None, "_running": [], "_handles": []}
 
     def z(self, like: Tensor) -> Tensor:
         """Gate values ``[channels]``, where and of what type ``like`` is."""
@@ -130,8 +146,10 @@ class GateHook(Hook):
         return [(name, p) for name, p in found if p is not None]
 
 
-def add_gates(model: nn.Module, sites: Sequence[Site], gates: Gates, own: Values | None = None) -> list[Any]:
-    """Fold gate values into every site; returns handles that remove the gates again.
+def add_gates(
+    model: nn.Module, sites: Sequence[Site], gates: Gates, own: Values | None = None
+) -> list[GateHook]:
+    """Fold gate values into every site; returns the hooks, which can be removed again.
 
     Args:
         model: is given hooks.
@@ -140,15 +158,10 @@ def add_gates(model: nn.Module, sites: Sequence[Site], gates: Gates, own: Values
         own: values that the model itself sees, one tensor ``[channels]`` for every site; None: ``gates``.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    handles: list[Any] = []
-    for number, site in enumerate(sites):
-        hook, module = GateHook(site, number, gates, own), modules[site.host.module]
-        if site.host.output is not None:
-            handles.append(module.register_forward_hook(hook.multiply))
-        else:
-            handles.append(module.register_forward_pre_hook(hook.fold))
-            handles.append(module.register_forward_hook(hook.restore, always_call=True))
-    return handles
+    found = [GateHook(site, number, gates, own) for number, site in enumerate(sites)]
+    for site, hook in zip(sites, found, strict=True):
+        hook.hang(modules[site.host.module])
+    return found
 
 
 def hooks(model: nn.Module) -> Iterator[tuple[nn.Module, dict[int, Any], int, Hook]]:

@@ -20,7 +20,7 @@ from chipnet._cost import KINDS
 from chipnet._distributed import Group, first_, mean_, world
 from chipnet._errors import CaptureError, ChipNetError, ConfigError
 from chipnet._finite import Flags, all_finite, not_finite
-from chipnet._gates import GateHook, Gates, add_gates, hooks, untouched_by_failure
+from chipnet._gates import Gates, add_gates, untouched_by_failure
 from chipnet._inputs import device_of
 from chipnet._landing import Landing
 from chipnet._latency import land
@@ -154,7 +154,7 @@ class Pruner:
             self._made_for = made_for(self.structure, made, options, self.budget, steps)
             if LATENCY in self.budget.kinds:
                 self.method.settle = self._settle  # type: ignore[method-assign]
-            self._handles = add_gates(model, sites, self._gates, self._own)
+            self._hooks = add_gates(model, sites, self._gates, self._own)
             self._publish()
 
     def __repr__(self) -> str:
@@ -209,9 +209,8 @@ class Pruner:
             ChipNetError: the network's weights are not finite any more, so no mask can mend it. On a GPU this is
                 noticed some steps later.
         """
-        for *_, hook in hooks(self.model):
-            if isinstance(hook, GateHook):
-                hook.clear()
+        for hook in self._hooks:
+            hook.clear()
         sound = self._collect(loss_scale)
         self._flags.send(self.taken + 1, [sound, all_finite(self._weights())])
         self._notice()
@@ -319,12 +318,8 @@ class Pruner:
 
         Copies of it keep the gates' last values, until `chipnet.detach` removes those too.
         """
-        for *_, hook in hooks(self.model):
-            if isinstance(hook, GateHook):
-                hook.clear()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        while self._hooks:
+            self._hooks.pop().remove()
         self.method.detach()
 
     def state_dict(self) -> dict[str, Any]:
@@ -374,7 +369,7 @@ class Pruner:
         )
 
     def _make_values(self) -> None:
-        if torch.is_grad_enabled() and self._handles:
+        if torch.is_grad_enabled() and self._hooks:
             self._own()
 
     def _own(self) -> Sequence[Tensor]:
