@@ -71,6 +71,11 @@ def count(graph: ChannelGraph, slots: Slots) -> Form:
     return Form(dict(counts), int(pinned.sum()))
 
 
+def _known(forms: Mapping[Attribute, Form], value_of: Callable[[Attribute], int]) -> Known:
+    """What attributes are by ``forms``, as these are when it is asked; others stay."""
+    return lambda attribute: forms.get(attribute) or Form({}, value_of(attribute))
+
+
 def _evaluate(source: Expression, known: Known) -> Form | None:
     """What a number is; None where it is no sum over classes."""
     if isinstance(source, Attribute):
@@ -163,8 +168,7 @@ def settle(
     """
     forms = _forms(graph, claims, value_of)
 
-    def known(attribute: Attribute) -> Form:
-        return forms.get(attribute) or Form({}, value_of(attribute))
+    known = _known(forms, value_of)
 
     def follows(source: Expression) -> list[Attribute]:
         return [a for a in attributes_in(source) if not known(a).fixed]
@@ -223,9 +227,7 @@ def _forms(
     forms = {attribute: count(graph, slots) for attribute, slots in plain.items()}
     waiting = [c for c in claims if not isinstance(c.source, Attribute)]
 
-    def known(attribute: Attribute) -> Form:
-        return forms.get(attribute) or Form({}, value_of(attribute))
-
+    known = _known(forms, value_of)
     while waiting:
         left = [len({a for a in attributes_in(c.source) if a not in forms}) for c in waiting]
         best = int(np.argmin(left))
