@@ -19,7 +19,7 @@ from chipnet._numbers import Settled, settle
 from chipnet._program import Captured, base_of, is_view, written_by
 from chipnet._removal import removable
 from chipnet._rules import FAKE_QUANTISED, LAYERS, apply, operator_name
-from chipnet._trace import Labels, Realisation, Tracer
+from chipnet._trace import Labels, Realisation, Tracer, shape_of
 from chipnet._unread import unread
 from chipnet._watch import Attribute, Received, attributes_in
 from chipnet._weights import made_weights, writing
@@ -241,7 +241,7 @@ def _computed_weights(
                 break
             if isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1:
                 break
-            shape = tuple(int(n) for n in weight.meta["val"].shape)
+            shape = shape_of(weight)
             weights[node, weight] = Labels(None, shape, f"{path}.weight", computed=True)
             axis = -1 if isinstance(module, nn.Linear) else 1 - len(shape)
             t.graph.frozen[path] = Frozen(path, shape, axis, same)

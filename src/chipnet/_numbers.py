@@ -167,7 +167,6 @@ def settle(
         literal: operators whose sizes are known not to follow.
     """
     forms = _forms(graph, claims, value_of)
-
     known = _known(forms, value_of)
 
     def follows(source: Expression) -> list[Attribute]:

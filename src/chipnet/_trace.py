@@ -100,6 +100,13 @@ def _calls(node: Node) -> dict[str, str]:
     return {call: path for call, (path, _) in (node.meta.get("nn_module_stack") or {}).items()}
 
 
+def shape_of(node: Node) -> tuple[int, ...]:
+    """Shape of a node's (first) output."""
+    val = node.meta["val"]
+    val = val[0] if isinstance(val, (tuple, list)) else val
+    return tuple(int(n) for n in val.shape)
+
+
 def shrink(full: Tensor) -> Tensor:
     """The smallest core of a full label tensor."""
     for axis, n in enumerate(full.shape):
@@ -187,9 +194,7 @@ class Tracer:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the current node's (first) output."""
-        val = self.node.meta["val"]
-        val = val[0] if isinstance(val, (tuple, list)) else val
-        return tuple(int(n) for n in val.shape)
+        return shape_of(self.node)
 
     # -- sizes kept as numbers ----------------------------------------------------------------------------
     @property

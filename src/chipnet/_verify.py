@@ -186,8 +186,7 @@ def check_weights(model: nn.Module) -> None:
 
 
 def _floats(inputs: Inputs) -> list[Tensor]:
-    leaves = torch.utils._pytree.tree_leaves((inputs.args, inputs.kwargs))
-    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+    return [x for x in inputs.tensors() if x.is_floating_point()]
 
 
 def _both(a: Comparison, b: Comparison) -> Comparison:

@@ -19,7 +19,7 @@ from chipnet._program import is_view, written_by
 from chipnet._rules import FAKE_QUANTISED, operator_name
 from chipnet._rules.layers import COMPUTED
 from chipnet._rules.reductions import axes_of
-from chipnet._trace import Labels, Tracer
+from chipnet._trace import Labels, Tracer, shape_of
 
 Source = tuple[Node, int | None]
 """A node that is read, and the axis of it that is meant; None: all of it, at every index."""
@@ -53,7 +53,7 @@ class Made:
     def labels(self, node: Node) -> Labels:
         """Labels of ``node``, which is made so."""
         largest = max(self.leaves, key=lambda n: n.meta["val"].numel())
-        return Labels(None, _shape(node), self.leaves[largest], made=self)
+        return Labels(None, shape_of(node), self.leaves[largest], made=self)
 
     def own(self, t: Tracer, owned: Mapping[int, Slots]) -> None:
         """Indices along axes of the weight belong to slots, and so do those of all that it is made of. What else it
@@ -71,7 +71,7 @@ class Made:
                     _follow(t, at, slots)
             t.node = layer
         for leaf, name in self.leaves.items():
-            for at, n in enumerate(_shape(leaf)):
+            for at, n in enumerate(shape_of(leaf)):
                 if n > 1 and (leaf, at) not in cut:
                     t.graph.pin(t.param_slots(name, at, n), t.why(COMPUTED))
 
@@ -79,7 +79,7 @@ class Made:
 def _follow(t: Tracer, axis: int, slots: Slots) -> None:
     """The current operator has the number of ``slots`` among its sizes."""
     sizes: Any = next((a for a in t.node.args if isinstance(a, (list, tuple))), ())
-    if len(sizes) == len(_shape(t.node)) and sizes[axis] == -1:
+    if len(sizes) == len(t.shape) and sizes[axis] == -1:
         return
     if t.is_literal:
         t.graph.pin(
@@ -88,7 +88,7 @@ def _follow(t: Tracer, axis: int, slots: Slots) -> None:
     known = t.graph.risky.get(t.key)
     t.risk(slots if known is None else torch.tensor([*known.slots, *slots]).numpy())
     fresh = operator_name(t.node) in _FRESH and not operator_name(t.node).startswith("new_")
-    t.claim(t.sizes(_shape(t.node), 0, 0 if fresh else 1)[axis], slots)
+    t.claim(t.sizes(t.shape, 0, 0 if fresh else 1)[axis], slots)
 
 
 def made_weights(
@@ -106,7 +106,7 @@ def made_weights(
         mine = {}
         for node in (weight, *bias):
             if _is_computed(node, static):
-                axes = range(min(len(_shape(node)), 2))
+                axes = range(min(len(shape_of(node)), 2))
                 along = {axis: _behind(node, axis, cut, static) for axis in axes}
                 mine[node] = Made(along, {n: held[n.name] for n in _everything(node) if n.name in held})
         if weight in mine and all(places is None for places in mine[weight].along.values()):
@@ -180,18 +180,12 @@ def _written_through(node: Node, axis: int | None) -> list[Source] | None:
     """What writes into a node's memory, with the axis that goes with ``axis``."""
     found: list[Source] = []
     for user in writing(node):
-        axes = range(len(_shape(user))) if axis is not None else (None,)
+        axes = range(len(shape_of(user))) if axis is not None else (None,)
         at = [a for a in axes if (node, axis) in (_sources(user, a) or ())]
         if not at or node.op != "call_function" or user.args[0] is not node:
             return None
         found.append((user, at[0]))
     return found
-
-
-def _shape(node: Node) -> tuple[int, ...]:
-    val = node.meta["val"]
-    val = val[0] if isinstance(val, (tuple, list)) else val
-    return tuple(int(n) for n in val.shape)
 
 
 def _sources(node: Node, axis: int | None) -> list[Source] | None:
@@ -202,7 +196,7 @@ def _sources(node: Node, axis: int | None) -> list[Source] | None:
     inputs = node.all_input_nodes
     if axis is None:
         return [(n, None) for n in inputs]
-    name, shape = operator_name(node), _shape(node)
+    name, shape = operator_name(node), shape_of(node)
     tags = getattr(node.target, "tags", ())
     if torch.Tag.nondeterministic_seeded in tags:
         return None
@@ -229,16 +223,16 @@ def _sources(node: Node, axis: int | None) -> list[Source] | None:
 
 
 def _broadcast(node: Node, axis: int, shape: tuple[int, ...]) -> Source:
-    own = axis - len(shape) + len(_shape(node))
-    return node, own if own >= 0 and _shape(node)[own] == shape[axis] else None
+    own = axis - len(shape) + len(shape_of(node))
+    return node, own if own >= 0 and shape_of(node)[own] == shape[axis] else None
 
 
 def _reduced(node: Node, axis: int, position: int) -> list[Source] | None:
     x = node.all_input_nodes[0]
     dims = node.args[position] if len(node.args) > position else node.kwargs.get("dim")
-    size = _shape(x)
+    size = shape_of(x)
     over = axes_of(Labels(None, size), dims)
-    left = [a for a in range(len(size)) if len(_shape(node)) == len(size) or a not in over]
+    left = [a for a in range(len(size)) if len(shape_of(node)) == len(size) or a not in over]
     return None if left[axis] in over else [(x, left[axis])]
 
 
@@ -249,8 +243,8 @@ def _put(node: Node, axis: int) -> list[Source] | None:
     chosen: list[Node] = [indices[i] for i in at]  # type: ignore[index, misc]
     if axis >= at[0] or at != list(range(at[0], at[-1] + 1)) or any(_is_mask(n) for n in chosen):
         return None
-    ndim = len(_shape(node)) - len(at) + max(len(_shape(n)) for n in chosen)
-    sizes = (*_shape(node)[: axis + 1], *[1] * (ndim - axis - 1))
+    ndim = len(shape_of(node)) - len(at) + max(len(shape_of(n)) for n in chosen)
+    sizes = (*shape_of(node)[: axis + 1], *[1] * (ndim - axis - 1))
     return [(x, axis), _broadcast(values, axis, sizes), *((n, None) for n in chosen)]  # type: ignore[list-item, arg-type]
 
 
@@ -263,14 +257,14 @@ def _moved(node: Node, axis: int) -> list[Source] | None:
     x, *others = node.all_input_nodes
     if any(_is_mask(n) for n in others) or node.args[0] is not x:
         return None
-    size, shape = _shape(x), _shape(node)
+    size, shape = shape_of(x), shape_of(node)
     for at in [a for a, n in enumerate(size) if n == shape[axis]]:
         index = torch.arange(size[at], dtype=torch.int32).reshape(
             [-1 if a == at else 1 for a in range(len(size))]
         )
         stands = {
             x: index.expand(size).contiguous(),
-            **{n: torch.zeros(_shape(n), dtype=torch.int64) for n in others},
+            **{n: torch.zeros(shape_of(n), dtype=torch.int64) for n in others},
         }
         args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), stands.__getitem__)
         out = node.target(*args, **kwargs)  # type: ignore[operator]
