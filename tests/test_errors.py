@@ -285,7 +285,7 @@ CASES = [
      "a Structure is given, and min_channels too"),
     ("the structure of another network", beside_structure(TinyNet(10, 3)), ConfigError,
      "this Structure was made of another network than the model"),
-    ("weights that are NaN", with_nan, ChipNetError, "the network's tensors are not finite"),
+    ("weights that are NaN", with_nan, ChipNetError, "weights of this TinyNet are NaN or infinite: stem.weight"),
     ("a state of another pruner", state_of_another, ConfigError, "budget was macs=0.5, and is params=0.5"),
     ("a plan for another network", plan_of_another, PlanError, "this plan was made for another network"),
     ("a mask of scores", with_structure(lambda net, s: s.plan(torch.full((6,), 0.4))), PlanError,

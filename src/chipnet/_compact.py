@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from chipnet._errors import PlanError
+from chipnet._finite import check_finite
 from chipnet._gates import strip_gates
 from chipnet._graph import Frozen
 from chipnet._inputs import Inputs, device_of
@@ -22,7 +23,7 @@ from chipnet._removal import removable, removed
 from chipnet._rules import LAYERS
 from chipnet._standins import stand_in
 from chipnet._trace import STANDARD_MIX
-from chipnet._verify import Comparison, check_weights, compare, compare_training, repeatable
+from chipnet._verify import Comparison, compare, compare_training, repeatable
 
 _log = logging.getLogger("chipnet")
 
@@ -176,7 +177,7 @@ def verify_compact(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) 
 
 def _verify(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> None:
     """Raise `PlanError` unless the compact network has been seen to compute what the masked one does."""
-    check_weights(model)
+    check_finite(model, kind=PlanError)
     found = verify_compact(model, small, plan, inputs)
     if any(size.value != size.was for size in plan.sizes):  # a number that follows may be a value in training
         _verify_training(model, small, plan, inputs.to(device_of(model)))

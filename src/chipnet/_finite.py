@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from chipnet._errors import ChipNetError
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
@@ -23,10 +25,49 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     return torch.isfinite(torch.nn.utils.get_total_norm(floats, float("inf")))
 
 
-def not_finite(model: nn.Module) -> list[str]:
-    """Names of parameters and buffers with a NaN or an infinity, parameters first."""
-    named = [*model.named_parameters(), *model.named_buffers()]
-    return [name for name, t in named if not bool(torch.isfinite(t.detach()).all())]
+def check_finite(
+    model: nn.Module,
+    known: Collection[str] | None = None,
+    when: str = "",
+    kind: type[ChipNetError] = ChipNetError,
+) -> set[str]:
+    """Refuse a network with weights or running statistics that are not finite.
+
+    Args:
+        model: any network; what is on the meta device is passed over.
+        known: what was not finite before, by name: nothing else may be. None: infinities in parameters that need
+            no gradient (masks) may be meant, and buffers but for statistics of norms may never have been written.
+        when: an addition to what is said.
+        kind: of the error.
+
+    Returns:
+        Names of parameters and buffers that are not finite, as may be.
+
+    Raises:
+        ChipNetError: names the first of them.
+    """
+    named = {n: t.detach() for n, t in [*model.named_parameters(), *model.named_buffers()] if not t.is_meta}
+    found = {n: int((~ok).sum()) for n, t in named.items() if not bool((ok := torch.isfinite(t)).all())}
+    if known is None:
+        learnt = {n for n, p in model.named_parameters() if p.requires_grad}
+        statistics = {
+            f"{name}.{key}" if name else key
+            for name, m in model.named_modules()
+            if isinstance(m, nn.modules.batchnorm._NormBase)
+            for key in ("running_mean", "running_var")
+        }
+        nan = {n for n, _ in model.named_parameters() if n in found and bool(named[n].isnan().any())}
+        known = found.keys() - learnt - statistics - nan
+    wrong = [f"{n}: {k:,} of {named[n].numel():,} numbers" for n, k in found.items() if n not in known]
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise kind(
+            f"{when}weights of this {type(model).__name__} are NaN or infinite: {'; '.join(wrong[:3])}{more}. "
+            "Training has diverged, or they were not loaded: go back to weights that are finite, look for NaN in "
+            "the data, skip optimiser steps whose loss is not finite, and try a lower learning rate or clipped "
+            "gradients."
+        )
+    return set(found)
 
 
 class Flags:

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from chipnet._budget import LATENCY, Budget
 from chipnet._cost import KINDS
 from chipnet._distributed import Group, first_, mean_, world
-from chipnet._errors import CaptureError, ChipNetError, ConfigError
-from chipnet._finite import Flags, all_finite, not_finite
+from chipnet._errors import CaptureError, ConfigError
+from chipnet._finite import Flags, all_finite, check_finite
 from chipnet._gates import Gates, add_gates, untouched_by_failure
 from chipnet._inputs import device_of
 from chipnet._landing import Landing
@@ -119,7 +119,7 @@ class Pruner:
             "outputs": outputs,
         }
         self.structure = _structure(model, example_inputs, given)
-        self._infinite = set(_sound(model))
+        self._infinite = check_finite(model)
         if LATENCY in self.budget.kinds:
             self.structure.time(model)
         self.structure.check(self.budget)
@@ -265,7 +265,7 @@ class Pruner:
             PlanError: a mask of another length or with other values than 0 and 1.
             ChipNetError: weights of the network, or the method's scores, are not finite.
         """
-        _sound(self.model, self._infinite, f"after {self.taken} of {self.steps} steps ")
+        check_finite(self.model, self._infinite, f"after {self.taken} of {self.steps} steps ")
         if mask is None and self.taken < self.steps and not early:
             warnings.warn(
                 f"hardened after {self.taken} of {self.steps} steps: schedules are functions of progress, and the "
@@ -416,7 +416,7 @@ class Pruner:
         for step, (gradient, weights) in self._flags.arrived():
             if gradient and weights:
                 continue
-            _sound(self.model, self._infinite, f"in step {step} of {self.steps} ")
+            check_finite(self.model, self._infinite, f"in step {step} of {self.steps} ")
             warnings.warn(
                 f"in step {step} of {self.steps} the gradient of the gates was not finite; the masks learnt "
                 "nothing from it. Look for NaN in the data and for steps that are too long; with a float16 scaler, "
@@ -496,30 +496,3 @@ def _structure(model: nn.Module, given: Any, options: Mapping[str, Any]) -> Stru
         )
     given.fits(model)
     return given
-
-
-def _sound(model: nn.Module, known: Collection[str] | None = None, when: str = "") -> list[str]:
-    """Names of what is not finite in a network that is sound.
-
-    Args:
-        known: such names as they were at first; None: this is at first, when infinities (masks of attention) and
-            buffers that were never written are the network's own.
-
-    Raises:
-        ChipNetError: something else is not finite.
-    """
-    found = not_finite(model)
-    weights = dict(model.named_parameters())
-    wrong = [
-        name
-        for name in found
-        if (name in weights and bool(weights[name].isnan().any()) if known is None else name not in known)
-    ]
-    if wrong:
-        some = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
-        raise ChipNetError(
-            f"{when}the network's tensors are not finite (NaN or infinite): {some}. What is computed with "
-            "them is lost: go back to weights from before, look for NaN in the data, and skip optimiser steps "
-            "whose loss is not finite"
-        )
-    return found

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from chipnet._budget import LATENCY, Budget
 from chipnet._capture import canonical_names, trace
 from chipnet._cost import CostModel, counted
-from chipnet._errors import BudgetError, CaptureError, ConfigError
+from chipnet._errors import BudgetError, CaptureError, ConfigError, PlanError
+from chipnet._finite import check_finite
 from chipnet._formula import Program
 from chipnet._gates import has_gates
 from chipnet._graph import Host, Mix, Norm, Pin, is_within
@@ -34,7 +35,6 @@ from chipnet._sizes import too_large
 from chipnet._trace import Realisation
 from chipnet._trials import Trials
 from chipnet._vectors import read_mask, read_scores
-from chipnet._verify import check_weights
 from chipnet._watch import values_in_training
 
 Pattern = str | type[nn.Module]
@@ -466,7 +466,7 @@ class Structure:
         """
         model = self._model()
         if model is not None:
-            check_weights(model)
+            check_finite(model, kind=PlanError)
         return make_plan(self, mask, budget)
 
 

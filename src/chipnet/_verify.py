@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from chipnet._errors import PlanError
 from chipnet._inputs import Inputs
 from chipnet._ready import copied
 
@@ -152,37 +151,6 @@ def drawn(inputs: Inputs) -> Iterator[Inputs]:
             return draw(x.shape, generator=generator, dtype=torch.float64).to(x.device, x.dtype)
 
         yield inputs.mapped(one)
-
-
-def check_weights(model: nn.Module) -> None:
-    """Refuse a network with weights or running statistics that are not finite.
-
-    Infinities in parameters that need no gradient may be meant (masks); NaN never is.
-
-    Raises:
-        PlanError: names the first of them.
-    """
-    statistics = {
-        f"{name}.{key}" if name else key
-        for name, m in model.named_modules()
-        if isinstance(m, nn.modules.batchnorm._NormBase)
-        for key in ("running_mean", "running_var")
-    }
-    buffers = [(n, b) for n, b in model.named_buffers() if n in statistics]
-    wrong = []
-    for name, t in [*model.named_parameters(), *buffers]:
-        if not (t.is_floating_point() or t.is_complex()) or t.is_meta:
-            continue
-        bad = ~torch.isfinite(t) if t.requires_grad or name in statistics else torch.isnan(t)
-        if bool(bad.any()):
-            wrong.append(f"{name}: {int(bad.sum()):,} of {t.numel():,} numbers")
-    if wrong:
-        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise PlanError(
-            f"weights of this {type(model).__name__} are NaN or infinite: {'; '.join(wrong[:3])}{more}. Training "
-            "has diverged, or the weights were not loaded: go back to weights that are finite (a lower learning "
-            "rate, clipped gradients)."
-        )
 
 
 def _floats(inputs: Inputs) -> list[Tensor]:
