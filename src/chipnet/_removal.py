@@ -38,11 +38,12 @@ def removed(layer: nn.Module) -> nn.Module:
     for key, hook in list(new._load_state_dict_pre_hooks.items()):  # PyTorch wraps it, and forgets it so
         if isinstance(getattr(hook, "hook", hook), SpectralNormLoadStateDictPreHook):
             del new._load_state_dict_pre_hooks[key]
-    for name in new._parameters:
+    for name, made in new._parameters.items():
         own = layer._parameters.get(name)
-        new._parameters[name] = own if own is not None else new._parameters[name]
-        if own is None and new._parameters[name] is not None:
-            new.get_parameter(name).requires_grad_(learns)
+        if own is not None:
+            new._parameters[name] = own
+        elif made is not None:
+            made.requires_grad_(learns)
     return new.train(layer.training)
 
 

@@ -103,21 +103,22 @@ def made_weights(
         if type(t.modules.get(t.module)).__module__.startswith("torch.nn."):  # they check their widths
             continue
         weight, *bias = (a for a in layer.args[1:3] if isinstance(a, Node))
-        mine = {}
-        for node in (weight, *bias):
-            if _is_computed(node, static):
-                axes = range(min(len(shape_of(node)), 2))
-                along = {axis: _behind(node, axis, cut, static) for axis in axes}
-                mine[node] = Made(along, {n: held[n.name] for n in _everything(node) if n.name in held})
+        leaves = {
+            node: {n: held[n.name] for n in _everything(node) if n.name in held}
+            for node in (weight, *bias)
+            if _is_computed(node, static)
+        }
+        if weight in leaves and t.parameters.isdisjoint(leaves[weight].values()):  # a constant kernel
+            continue
+        if not all(n and len(set(n.values())) == len(n) for n in leaves.values()):  # one under two names
+            continue
+        axes = {node: range(min(len(shape_of(node)), 2)) for node in leaves}
+        mine = {n: Made({a: _behind(n, a, cut, static) for a in axes[n]}, leaves[n]) for n in leaves}
         if weight in mine and all(places is None for places in mine[weight].along.values()):
             continue
-        if weight in mine and t.parameters.isdisjoint(mine[weight].leaves.values()):  # a constant kernel
-            continue
-        names = [list(made.leaves.values()) for made in mine.values()]
-        if all(n and len(set(n)) == len(n) for n in names):  # none under two names
-            for node, made in mine.items():
-                found[layer, node] = made.labels(node)
-                t.foreign.update(made.leaves.values())
+        for node, made in mine.items():
+            found[layer, node] = made.labels(node)
+            t.foreign.update(made.leaves.values())
     return found
 
 
