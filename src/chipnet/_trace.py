@@ -28,6 +28,7 @@ from chipnet._graph import (
     Norm,
     Number,
     Pin,
+    Product,
     Rescaled,
     Resize,
     Risk,
@@ -442,6 +443,16 @@ class Tracer:
         for table, before in zip(self._tables, mark.tables, strict=True):
             for name in table.keys() - before:
                 del table[name]
+
+    def count(self, slots: Slots, each: int | None = None) -> None:
+        """Of the current operator's multiply-accumulates ``each`` (None: an equal part) go with each of ``slots``;
+        the rest is there whatever the masks, and so are all where there are fewer than that."""
+        macs = self.macs()
+        each = macs // max(len(slots), 1) if each is None else each
+        if 0 < each * len(slots) <= macs:
+            self.graph.products.append(Product(slots, each))
+            macs -= each * len(slots)
+        self.graph.fixed_macs += macs
 
     def macs(self) -> int:
         """The current operator's own multiply-accumulates, by PyTorch's counter."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from chipnet._graph import Product
 from chipnet._rules.table import rule
 from chipnet._trace import Labels, Tracer
 
@@ -32,10 +31,5 @@ def attention(
     t.graph.pin(
         v.slots()[:1], t.why("attention keeps one channel of values: without any it computes no scores")
     )
-    macs = t.macs()
-    each = math.prod(t.shape[:-1]) * k.shape[-2] * v.shape[-1] // len(v.slots())
-    if macs >= each * len(v.slots()):
-        t.graph.products.append(Product(v.slots(), each))
-        macs -= each * len(v.slots())
-    t.graph.fixed_macs += macs
+    t.count(v.slots(), math.prod(t.shape[:-1]) * k.shape[-2] * v.shape[-1] // len(v.slots()))
     return Labels(t.beside(v, whole, "queries and keys of attention").core, t.shape)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from chipnet._graph import Mix, Product
+from chipnet._graph import Mix
 from chipnet._rules.table import operator_name, rule
 from chipnet._trace import Labels, Tracer
 
@@ -97,11 +97,7 @@ def contract(
     rest = [i for i in product.varying if i < len(out)]
     if over and rest and not t.fixed(product, set(over)) and not t.fixed(product, set(rest)):
         return t.barrier([a, b], "sums over one of two axes of channels")
-    macs = t.macs()
-    if product.varying and macs:
-        t.graph.products.append(Product(product.slots(), macs // len(product.slots())))
-    else:
-        t.graph.fixed_macs += macs
+    t.count(product.slots() if product.varying else product.slots()[:0])
     if over and t.fixed(product, set(over)):
         product = t.across(product, over, "or")
     elif over:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from chipnet._graph import Map, Number, Product, Slots
+from chipnet._graph import Map, Number, Slots
 from chipnet._rules.table import rule
 from chipnet._trace import Labels, Tracer
 
@@ -82,7 +82,7 @@ def _blur(t: Tracer, src: Slots, axis: int, weight: Labels) -> Labels:
         t.graph.facts.append(Map(dst, (read, rows), "and"))
         t.graph.tie(dst, read)
         t.graph.tie(dst, rows)
-    t.graph.products.append(Product(dst, t.macs() // len(dst)))
+    t.count(dst)
     return t.along(dst, axis, t.shape)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from chipnet._graph import Mix, Product, Slots
+from chipnet._graph import Mix
 from chipnet._rules.table import rule
 from chipnet._trace import Labels, Tracer
 
@@ -44,7 +44,7 @@ def _reads(t: Tracer, x: Labels, first: list[Labels], weights: list[Labels], sta
     for w in first:
         assert w.param is not None
         t.graph.own(w.param, 1, src)
-    _count(t, src, sum(w.shape[0] for w in first) * math.prod(x.shape[:-1]))
+    t.count(src, sum(w.shape[0] for w in first) * math.prod(x.shape[:-1]))
     held = t.hold([s for s in states if not t.is_constant(s)], "the state of a recurrent layer")
     dst = t.graph.new(1)
     t.graph.facts.append(Mix(dst, np.concatenate([src, held]), 1, True, None, t.module))
@@ -53,12 +53,3 @@ def _reads(t: Tracer, x: Labels, first: list[Labels], weights: list[Labels], sta
     if isinstance(outputs, Tensor):
         return t.uniform(int(dst[0]), tuple(outputs.shape))
     return tuple(t.uniform(int(dst[0]), tuple(v.shape)) for v in outputs)
-
-
-def _count(t: Tracer, src: Slots, each: int) -> None:
-    """``each`` multiply-accumulates for every channel that is read, and the rest of what PyTorch counts."""
-    macs = t.macs()
-    if macs >= each * len(src):
-        t.graph.products.append(Product(src, each))
-        macs -= each * len(src)
-    t.graph.fixed_macs += macs
