@@ -135,8 +135,11 @@ def failures(more: str = "") -> Iterator[None]:
 def stop_signals() -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM (how batch systems end jobs) ask the run to save and stop; a second one ends it."""
     asked: list[int] = []
+    own = os.getpid()
 
     def ask(number: int, frame: Any) -> None:
+        if os.getpid() != own:  # a worker of a data loader, which has inherited this
+            return
         if asked:
             raise KeyboardInterrupt
         asked.append(number)

@@ -572,6 +572,10 @@ def _run(job: Job, watcher: Watcher | None, stop: Callable[[], bool]) -> dict[st
         raise
     except KeyboardInterrupt:
         raise Interrupted(current.came()) from None
+    except (RuntimeError, ChipNetError) as error:  # a worker hidden from us may end by the signal we got
+        if "DataLoader worker" in str(error) and current.stop():
+            raise Interrupted(current.came()) from None
+        raise
     finally:
         if current.metrics is not None:
             current.metrics.close()

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from chipnet._errors import ConfigError
 from chipnet._lazy import optional_import
 from chipnet.data._images import count_batches, stream_seed
+from chipnet.data._workers import steady
 
 
 def read_image(source: str | IO[bytes], name: str | None = None) -> Any:
@@ -213,6 +214,7 @@ class FolderBatches(DataLoader[Any]):
             num_workers=workers,
             pin_memory=self._target is not None and self._target.type == "cuda",
             persistent_workers=workers > 0,
+            worker_init_fn=steady,
             generator=torch.Generator(),  # otherwise every loop draws from the caller's global generator
         )
 

@@ -23,6 +23,7 @@ from chipnet._errors import ChipNetError, ConfigError
 from chipnet._lazy import blamed
 from chipnet._random import Apart
 from chipnet.data._images import stream_seed
+from chipnet.data._workers import steadied
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -176,7 +177,8 @@ def opened(loader: Any, name: str, epoch: int, seed: int) -> Iterator[Any]:
                 owner.set_epoch(epoch)
             if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
                 generator.manual_seed(stream_seed(seed, epoch))
-        return iter(loader)
+        with steadied(loader):
+            return iter(loader)
     except Exception as error:
         raise blamed(f"looping over {name}", error) from error
 
