@@ -204,6 +204,7 @@ CASES = [
     ("a pattern that matches nothing", run(ignore=("layer9*",)), CaptureError, "matches no module"),
     ("a pattern that is none", run(ignore=5), ConfigError, "ignore must be a text or a list of texts, not 5"),
     ("a negative seed", run(seed=-1), ConfigError, "seed must be at least 0"),
+    ("a network that would never end", run(model="wrn-9999994-1"), ConfigError, "the depth of wrn-9999994-1"),
     ("no threads", run(threads=0), ConfigError, "threads must be at least 1, not 0"),
     ("no run folder", run(out=""), ConfigError, "--out is missing"),
     ("a run that says nothing", lambda: prepare(Request()), ConfigError,

@@ -10,8 +10,9 @@ import torch
 from test_train import TINY, request_for  # noqa: F401 (a fixture)
 from typer.testing import CliRunner
 
-from chipnet import ChipNetError, LoadError, _checkpoint, cli
+from chipnet import ChipNetError, ConfigError, LoadError, _checkpoint, cli
 from chipnet import train as loop
+from chipnet._job import check_unused
 from chipnet.train import SpikeClip, prepare, run
 
 ARGUMENTS = (
@@ -117,6 +118,52 @@ def test_a_checkpoint_runs_no_code(tmp_path):
     with pytest.raises(LoadError, match="truncated or damaged"):
         _checkpoint.read(tmp_path)
     assert not (tmp_path / "boom").exists()
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_file_systems_without_links_keep_the_checkpoint_before(tmp_path, monkeypatch, code):
+    def link(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(os, "symlink", link)
+    for number in range(3):
+        _checkpoint.write(tmp_path, {"state": number})
+    assert _checkpoint.read(tmp_path)["state"] == 2
+    (tmp_path / "checkpoint.pt").unlink()
+    assert _checkpoint.read(tmp_path)["state"] == 1
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint-before.pt"}
+
+
+@pytest.mark.parametrize(("call", "moment"), [("fsync", 1), ("replace", 1), ("replace", 2)])
+def test_at_every_moment_there_is_a_whole_checkpoint(tmp_path, monkeypatch, call, moment):
+    """A kill at any rename, and an error there, cost no more than the newest state."""
+    for number in range(2):
+        _checkpoint.write(tmp_path, {"state": number})
+    real, calls = getattr(os, call), []
+
+    def broken(*args):
+        calls.append(args)
+        assert _checkpoint.there(tmp_path) and _checkpoint.read(tmp_path)["state"] == 1
+        if len(calls) == moment:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(*args)
+
+    monkeypatch.setattr(os, call, broken)
+    with pytest.raises(ChipNetError, match=r"Input/output error\)\. The last one is intact: mend that, then"):
+        _checkpoint.write(tmp_path, {"state": 2})
+    monkeypatch.undo()
+    assert _checkpoint.read(tmp_path)["state"] == 1
+    assert {p.name for p in tmp_path.iterdir()} <= {"checkpoint.pt", "checkpoint-before.pt"}
+    _checkpoint.write(tmp_path, {"state": 2})
+    assert _checkpoint.read(tmp_path)["state"] == 2
+
+
+def test_a_run_whose_last_rename_was_cut_off_is_not_overwritten(tmp_path):
+    _checkpoint.write(tmp_path, {"state": 1})
+    (tmp_path / "checkpoint.pt").rename(tmp_path / "checkpoint-before.pt")
+    with pytest.raises(ConfigError, match="holds a run that was stopped"):
+        check_unused(tmp_path, False)
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(request_for, tmp_path, monkeypatch):  # noqa: F811

@@ -1,11 +1,13 @@
 """A run's state on disk: one file, read without running code from it, and the one before it.
 
 `write` puts the new file in place whole or not at all, and keeps the last one as `checkpoint-before.pt`: a
-disk that is full, or a file that is cut off later, costs some minutes of training and not the run.
+disk that is full, or a file that is cut off later, costs some minutes of training and not the run. Files are
+renamed, not linked: not every file system has links.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 from pathlib import Path
 from typing import Any
@@ -29,18 +31,18 @@ def write(out: Path, state: dict[str, Any]) -> None:
     torch.save({"format": FORMAT, **state}, buffer)
     path = out / CHECKPOINT
     try:
-        if path.exists():
-            # A link, so that there is a checkpoint under its name at every moment.
-            spare = out / f".{BEFORE}.tmp"
-            spare.unlink(missing_ok=True)
-            spare.hardlink_to(path)
-            spare.replace(out / BEFORE)
-        write_atomically(path, buffer.getbuffer())
+        write_atomically(path, buffer.getbuffer(), before=out / BEFORE)
     except OSError as error:
+        mend = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
         raise ChipNetError(
-            f"cannot write the checkpoint {path} ({error.strerror or error}). The last one is intact: make room, "
+            f"cannot write the checkpoint {path} ({error.strerror or error}). The last one is intact: {mend}, "
             f"then continue with: chipnet prune --resume {out}"
         ) from error
+
+
+def there(out: Path) -> bool:
+    """Is there a checkpoint, be it the one before?"""
+    return any((out / name).exists() for name in (CHECKPOINT, BEFORE))
 
 
 def read(out: Path) -> dict[str, Any] | None:

@@ -18,7 +18,9 @@ from typing import Any
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], suffix: str = "") -> Iterator[Path]:
+def replacing(
+    path: str | os.PathLike[str], suffix: str = "", before: str | os.PathLike[str] | None = None
+) -> Iterator[Path]:
     """Inside, a path of its own to write a file to; after it, the file is at ``path``.
 
     Whatever goes wrong, Ctrl-C included, ``path`` holds its old content or all of the new, and nothing else
@@ -27,6 +29,8 @@ def replacing(path: str | os.PathLike[str], suffix: str = "") -> Iterator[Path]:
     Args:
         path: where to; the folder must exist.
         suffix: of the temporary path, for writers that look at it.
+        before: where the old file goes, in the same folder. Both are renamed at the end, the old one first: at
+            every moment one of the two names has a whole file, on file systems without links too.
 
     Raises:
         OSError: the file could not be written.
@@ -47,13 +51,19 @@ def replacing(path: str | os.PathLike[str], suffix: str = "") -> Iterator[Path]:
             os.fsync(file.fileno())  # otherwise a crash may leave the new name on an empty file
         if target.is_file():
             os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
+        if before is not None and target.exists():
+            os.replace(target, before)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
+def write_atomically(
+    path: str | os.PathLike[str], content: bytes | memoryview, before: str | os.PathLike[str] | None = None
+) -> None:
     """Put ``content`` at ``path``, whole or not at all. What is no file (``/dev/stdout``, a pipe) is written to.
+
+    ``before`` is where an older file goes; see `replacing`.
 
     Raises:
         OSError: the file could not be written; an older one is as it was.
@@ -62,7 +72,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview) 
     if path.exists() and not path.is_file() and not path.is_dir():
         path.write_bytes(content)
         return
-    with replacing(path) as temporary, open(temporary, "xb") as file:
+    with replacing(path, before=before) as temporary, open(temporary, "xb") as file:
         file.write(content)
 
 

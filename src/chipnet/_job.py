@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from chipnet import Budget, ConfigError, Cost, Masks, Plan, Structure
-from chipnet._checkpoint import CHECKPOINT
+from chipnet import Budget, ConfigError, Cost, Masks, Plan, Structure, _checkpoint
 from chipnet._config import (
     CONFIG,
     EPOCH_STEPS,
@@ -379,7 +378,7 @@ def check_unused(out: Path, overwrite: bool, resume: bool = False) -> None:
         raise ConfigError(
             f"{out} holds a finished run ({RESULT}). Give another --out, or --overwrite to replace it."
         )
-    if (out / CHECKPOINT).exists() and not overwrite:
+    if _checkpoint.there(out) and not overwrite:
         raise ConfigError(
             f"{out} holds a run that was stopped. Continue it with: chipnet prune --resume {out}. Or give "
             "another --out, or --overwrite to replace it."
