@@ -169,7 +169,22 @@ class Dup(nn.Module):
         return self.o(F.linear(F.relu(self.l(x.mean((2, 3)))), self.m.weight.t()))
 
 
-NETS = (Twice, Expand, Width, Roll, Sq, Buf, KW, DeadPad, Clamp, Anch, Pool1, Dup)
+class Own(nn.Module):
+    """PyTorch's own attention refuses what is narrower, in one line of this forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(3, 6)
+        self.a = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.m = nn.Linear(6, 8)
+        self.o = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = F.relu(self.l(x.flatten(2).mT))
+        return self.o(F.relu(self.m(self.a(x, x, x, need_weights=False)[0])))
+
+
+NETS = (Twice, Expand, Width, Roll, Sq, Buf, KW, DeadPad, Clamp, Anch, Pool1, Dup, Own)
 
 
 @pytest.mark.parametrize("realisation", ["plain", "indexed"])
@@ -190,6 +205,7 @@ def test_any_connected_mask_gives_an_exact_network_of_the_predicted_cost(net, re
         (Width, "its width is used as a number"),
         (Roll, "rolled along channels"),
         (Sq, "pruning it breaks the forward"),
+        (Own, "pruning it breaks the forward: RuntimeError: passed-in embed_dim 6"),
         (DeadPad, "one channel stays"),
     ],
     ids=lambda v: getattr(v, "__name__", None),

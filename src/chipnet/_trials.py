@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from chipnet._compact import agree, compact, masked, same_in_training
 from chipnet._errors import CaptureError, PlanError
+from chipnet._graph import Risk
 from chipnet._inputs import Inputs, device_of
 from chipnet._plan import make_plan
 from chipnet._ready import copied
@@ -80,7 +81,7 @@ class Trials:
         trial, error = next(((mask, e) for mask in self._masks() if (e := self._error(mask))), (None, None))
         if trial is None or error is None:
             return None
-        risky = self.structure.graph.risky
+        risky = self._risky
         for line, _ in _lines_of(error):
             at = [n for n, r in risky.items() if r.line == line]
             if at:
@@ -99,6 +100,12 @@ class Trials:
             f"blame: {type(error).__name__}: {error}. Exclude the part concerned with ignore=[...]."
         )
 
+    @property
+    def _risky(self) -> dict[str, Risk]:
+        """Reshapes and splits whose sizes may follow widths: of others it is known that they do not."""
+        graph = self.structure.graph
+        return {n: r for n, r in graph.risky.items() if n not in graph.literal}
+
     def _fixed(self, error: Exception, broken: Set[str]) -> list[str]:
         """Reshapes and splits of the channels of ``broken`` sites, in functions that the error went through."""
         graph = self.structure.graph
@@ -106,7 +113,7 @@ class Trials:
         classes = set(graph.classes(np.concatenate(sites)).tolist()) if sites else set()
         return [
             n
-            for n, r in graph.risky.items()
+            for n, r in self._risky.items()
             if not classes.isdisjoint(graph.classes(r.slots).tolist())
             and any(r.line in around for _, around in _lines_of(error))
         ]
