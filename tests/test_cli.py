@@ -16,6 +16,7 @@ import pytest
 import torch
 import typer
 from killing import fingerprint
+from test_data import write_folders
 from typer.testing import CliRunner
 
 import chipnet
@@ -27,6 +28,7 @@ from chipnet._config import Recipe, Request, options
 from chipnet._io import save_weights
 from chipnet._landing import Landing
 from chipnet.models import get_model, list_models
+from chipnet.runs import Run
 
 RUNNER = CliRunner()
 
@@ -220,6 +222,48 @@ def stop():
     raise ConfigError("enough")
 
 
+def test_how_images_are_read_is_asked_for_kept_and_used_again(tmp_path):
+    write_folders(tmp_path / "images", ("",), per_class=12)
+    (tmp_path / "images" / "dog" / "0.jpg").write_bytes(b"no image")
+    reading = (
+        "--image-size",
+        "16",
+        "--mean",
+        "0.5",
+        "--std",
+        "0.25,0.5,1",
+        "--augment",
+        "flip",
+        "--workers",
+        "0",
+    )
+    images = {"--data": "image-folder", "--data-dir": tmp_path / "images", "--model": "test_train:tiny_net"}
+    refused = prune(tmp_path / "run", *reading, "--batch-size", "4", **images)
+    assert refused.exit_code == 2 and not (tmp_path / "run").exists()
+    assert "1 of 24 image files cannot be read" in refused.stderr and "--skip-broken" in refused.stderr
+    done = prune(
+        tmp_path / "run", *reading, "--batch-size", "4", "--skip-broken", "--optimizer", "adamw", **images
+    )
+    assert done.exit_code == 0, done.output
+    for said in ("neither val nor test: 5 of its 24 images", "left out: 1 of 24 image files", "(validation)"):
+        assert said in " ".join(done.output.split()), said
+    run = Run.open(tmp_path / "run")
+    assert (run.input["mean"], run.input["std"]) == ([0.5] * 3, [0.25, 0.5, 1.0])
+    recipe = run.result["recipe"]
+    assert (recipe["optimizer"], recipe["weight_decay"]) == ("adamw", 0.01)
+    assert recipe["train_lr"] == pytest.approx(1e-3 * (4 / 128) ** 0.5)  # at the batch size that is suggested
+    again = run.data()
+    assert (again.mean, again.std, again.variation) == ((0.5,) * 3, (0.25, 0.5, 1.0), "flip")
+    assert again.counts() == run.result["images"]
+    assert again.split()["train"] == json.loads((tmp_path / "run" / "split.json").read_text())["train"]
+    rows = json.loads(chipnet_("val", tmp_path / "run", "--json").stdout)
+    assert rows["compact"]["accuracy"] == run.result["compact"]["accuracy"]
+    moved = chipnet_("transfer", "--from", tmp_path / "run", "--data", "image-folder", "--data-dir",
+                     tmp_path / "images", "--out", tmp_path / "moved", "--epochs", "1", "--quiet")  # fmt: skip
+    assert moved.exit_code == 0, moved.output
+    assert Run.open(tmp_path / "moved").input["std"] == [0.25, 0.5, 1.0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -227,6 +271,12 @@ def stop():
         (("--epochs", "3,2,0"), {"epochs": (3, 2, 0)}),
         (("--batch-size", "64"), {"batch_size": 64, "train_lr": 0.1, "prune_lr": 0.1}),
         (("--batch-size", "64", "--lr", "0.02"), {"batch_size": 64, "train_lr": 0.02, "prune_lr": 0.02}),
+        (("--optimizer", "adamw"), {"train_lr": 1e-3, "prune_lr": 1e-3, "weight_decay": 0.01}),
+        (("--optimizer", "adamw", "--batch-size", "128"), {"train_lr": 2e-3, "prune_lr": 2e-3}),
+        (
+            ("--optimizer", "adamw", "--lr", "0.02", "--weight-decay", "0"),
+            {"prune_lr": 0.02, "weight_decay": 0.0},
+        ),
     ],
 )
 def test_options_change_the_recipe(tmp_path, monkeypatch, arguments, expected):

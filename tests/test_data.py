@@ -21,6 +21,7 @@ from chipnet.data import (
     load_data,
     shift_and_flip,
 )
+from chipnet.data._folders import problem_of, read_image
 from chipnet.data._images import channel_statistics, stream_seed
 from chipnet.data._split import stratified_choice
 
@@ -292,12 +293,62 @@ def test_cifar_errors(tmp_path, monkeypatch):
     base = write_cifar(tmp_path, monkeypatch)
     content = (base / "data_batch_2").read_bytes()
     (base / "data_batch_2").write_bytes(content[:-10])
-    with pytest.raises(ConfigError, match=r"do not have the checksums of the official ones.*truncated"):
+    with pytest.raises(
+        ConfigError,
+        match=r"data_batch_2 does not have the checksum of the official one.*truncated.*--no-checksum",
+    ):
         load_data("cifar10", tmp_path)
     (base / "data_batch_2").unlink()
     (base / "test_batch").unlink()
     with pytest.raises(ConfigError, match=r"not found in .*: data_batch_2, test_batch"):
         load_data("cifar10", tmp_path)
+
+
+def test_other_files_of_the_same_format_are_read_if_asked(tmp_path, monkeypatch):
+    base = write_cifar(tmp_path, monkeypatch)
+    official = load_data("cifar10", tmp_path)
+    content = pickle.loads((base / "data_batch_2").read_bytes())
+    for protocol in (1, 2, 5):
+        (base / "data_batch_2").write_bytes(pickle.dumps({**content, "more": "x"}, protocol=protocol))
+        with pytest.raises(ConfigError, match="--no-checksum"):
+            load_data("cifar10", tmp_path)
+        data = load_data("cifar10", tmp_path, checksum=False)
+        assert torch.equal(data.train.images, official.train.images)
+    write_svhn(tmp_path, monkeypatch)
+    pytest.importorskip("scipy.io").savemat(
+        tmp_path / "test_32x32.mat",
+        {"X": np.zeros((32, 32, 3, 5), np.uint8), "y": np.full((5, 1), 10, np.uint8)},
+    )
+    assert load_data("svhn", tmp_path, checksum=False).test.labels.tolist() == [0] * 5
+    with pytest.raises(ConfigError, match="checksum is an option of cifar10, cifar100, svhn; digits has no"):
+        load_data("digits", checksum=False)
+
+
+class Evil:
+    def __reduce__(self):
+        return (open, ("ran", "w"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": Evil()}, "asks for io.open, which is no array and no plain value"),
+        ({"data": np.zeros((20, 3072), np.float32)}, "no 'data' of bytes, 3,072 an image"),
+        ({"data": np.zeros((20, 3000), np.uint8)}, "no 'data' of bytes"),
+        ({"data": np.array([Evil()], dtype=object)}, "asks for io.open"),
+        ({"labels": [0] * 19}, "no label from 0 to 9 for each of its 20 images"),
+        ({"labels": [10] * 20}, "no label from 0 to 9"),
+        ({"labels": "0" * 20}, "no label from 0 to 9"),
+    ],
+)
+def test_no_code_of_a_data_file_runs_and_other_formats_are_refused(tmp_path, monkeypatch, change, message):
+    base = write_cifar(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    content = pickle.loads((base / "data_batch_2").read_bytes())
+    (base / "data_batch_2").write_bytes(pickle.dumps(content | change))
+    with pytest.raises(ConfigError, match=f"data_batch_2 .*{message}"):
+        load_data("cifar10", tmp_path, checksum=False)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_svhn(tmp_path, monkeypatch):
@@ -374,6 +425,112 @@ def test_image_folder_with_val_and_test(tmp_path):
     assert torch.bincount(data.train.labels).tolist() == [5, 5]
 
 
+@pytest.mark.parametrize("inside", ["", "train"])
+def test_class_folders_alone_are_split(tmp_path, inside):
+    write_folders(tmp_path, (inside,))
+    (tmp_path / inside / ".cache").mkdir()
+    data = load_data("image-folder", tmp_path, seed=3)
+    assert data.class_names == ("cat", "dog")
+    parts = [data.train, data.validation, data.test]
+    assert [len(part) for part in parts] == [14, 2, 4]
+    assert len({path for part in parts for path in part.paths}) == 20
+    assert data.test.paths == load_data("image-folder", tmp_path, seed=4).test.paths
+    assert torch.bincount(data.test.labels).tolist() == [2, 2]
+    assert "neither val nor test: 4 of its 20 images, always the same, are the test set" in data.notes[0]
+    assert data.notes[1] == "2 of the training images are held out to choose epochs (validation)"
+
+
+def test_what_val_is_used_for_is_said(tmp_path):
+    write_folders(tmp_path)
+    assert load_data("image-folder", tmp_path).notes[0] == "val/ is the test set"
+    write_folders(tmp_path, ("test",))
+    assert load_data("image-folder", tmp_path).notes == (
+        "val/ chooses epochs (validation), and test/ is the test set",
+    )
+
+
+def test_normalisation_is_what_was_asked_for(tmp_path):
+    write_folders(tmp_path)
+    data = load_data("image-folder", tmp_path, image_size=8, mean=(0.5,), std=(0.25, 0.5, 1.0))
+    assert (data.mean, data.std) == ((0.5, 0.5, 0.5), (0.25, 0.5, 1.0))
+    images, _ = next(iter(data.loader("test", 2, workers=0)))
+    assert images[:, 0].mean().item() == pytest.approx(-0.5 / 0.25, abs=0.05)  # cats have no red
+    grey = load_data("digits", mean=(0.0,), std=(1.0,), augment="none")
+    images, _ = next(iter(grey.loader("train", 500, train=True)))
+    assert images.min() == 0 and images.max() == 1
+    assert load_data("digits", std=(2.0,)).mean == load_data("digits").mean
+    with pytest.raises(
+        ConfigError, match=r"mean has 2 numbers, and the images have 3 channels: give 3, or one"
+    ):
+        load_data("image-folder", tmp_path, mean=(0.5, 0.5))
+
+
+def mirrored(images, like):
+    return [bool(torch.equal(a, b.flip(-1))) for a, b in zip(images, like, strict=True)]
+
+
+def test_training_images_vary_as_asked(tmp_path):
+    image, chance = pytest.importorskip("PIL.Image"), np.random.default_rng(0)
+    for i in range(12):
+        (tmp_path / "cat").mkdir(exist_ok=True)
+        image.fromarray(chance.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(
+            tmp_path / f"cat/{i:02}.png"
+        )
+
+    def epoch(augment, train=True):
+        data = load_data("image-folder", tmp_path, image_size=32, augment=augment)
+        images = data.train if train else data.test
+        pairs = zip(*data.loader("train", 20, train=train, seed=1, workers=0), strict=True)
+        del images
+        return next(iter(pairs))[0]
+
+    still, flipped = epoch("none"), epoch("flip")
+    turned = mirrored(flipped, still)
+    assert 0 < sum(turned) < len(turned)
+    assert all(t or torch.equal(a, b) for t, a, b in zip(turned, still, flipped, strict=True))
+    cropped, both, trivial = epoch("crop"), epoch("crop-flip"), epoch("trivial")
+    assert not torch.equal(cropped, still) and not torch.equal(cropped, both)
+    assert torch.equal(both, epoch(None)) and not torch.equal(trivial, both)
+    assert torch.equal(trivial, epoch("trivial"))
+    for augment, expected in {"none": None, "crop": Augment(1, False), "flip": Augment(0, True)}.items():
+        assert load_data("digits", augment=augment).augment == expected
+    with pytest.raises(ConfigError, match=r"augment trivial is for image files .*; digits is in memory"):
+        load_data("digits", augment="trivial")
+
+
+def broken_folders(root):
+    write_folders(root, per_class=8)
+    (root / "val" / "cat" / "0.jpg").write_bytes(b"not a jpeg")
+    whole = (root / "train" / "cat" / "2.jpg").read_bytes()
+    (root / "train" / "cat" / "2.jpg").write_bytes(whole[: len(whole) - 100])
+    return root
+
+
+def test_broken_images_are_all_found(tmp_path):
+    data = load_data("image-folder", broken_folders(tmp_path), image_size=8)
+    with pytest.raises(
+        ConfigError,
+        match=r"2 of 32 .* cannot be read: .*2.jpg \(Truncated File Read\).*0.jpg \(not an image\). .*--skip",
+    ):
+        data.check_files()
+    load_data("digits").check_files()
+
+
+@pytest.mark.parametrize("limit", [None, 8])
+def test_broken_images_are_left_out(tmp_path, limit):
+    data = load_data("image-folder", broken_folders(tmp_path), image_size=8, skip_broken=True, limit=limit)
+    data.check_files()
+    paths = [*data.train.paths, *data.validation.paths]
+    everything = load_data("image-folder", tmp_path, image_size=8).train.paths
+    assert len(data.test) == 15 and not any(p.endswith("train/cat/2.jpg") for p in paths)
+    assert "left out: " in data.notes[-1] and "0.jpg (not an image)" in data.notes[-1]
+    if data.chosen is not None and limit is None:  # indices of the official training set
+        official = sorted([*everything, *load_data("image-folder", tmp_path).validation.paths])
+        assert [official[i] for i in data.chosen.tolist()] == list(data.train.paths)
+    for part in ("train", "validation", "test"):
+        list(data.loader(part, 8, workers=0))
+
+
 def test_image_folder_batches(tmp_path):
     data = load_data("image-folder", write_folders(tmp_path), image_size=16)
     loader = data.loader("test", 8, workers=0)
@@ -428,10 +585,14 @@ def test_broken_image_is_named(tmp_path):
 
 
 def test_image_folder_errors(tmp_path):
-    (tmp_path / "train").mkdir()
-    with pytest.raises(ConfigError, match=r"has train\. image-folder needs a folder with train/CLASS"):
+    with pytest.raises(ConfigError, match=r"is empty\. image-folder needs a folder with train/CLASS"):
         load_data("image-folder", tmp_path)
     (tmp_path / "val").mkdir()
+    with pytest.raises(
+        ConfigError, match=r"has val, and no train\. image-folder needs a folder with train/CLASS"
+    ):
+        load_data("image-folder", tmp_path)
+    (tmp_path / "train").mkdir()
     with pytest.raises(ConfigError, match=r"train has no class folders.*val has no class folders"):
         load_data("image-folder", tmp_path)
     write_folders(tmp_path)
@@ -725,3 +886,16 @@ def test_stream_seed_is_fixed_and_spreads():
     assert len({seed % 2**32 for seed in seeds}) == 2500  # torch's CPU generator reads no more bits
     assert stream_seed(1, 2) == stream_seed(1, 2)
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "bmp"])
+def test_a_file_that_is_cut_off_anywhere_is_found(tmp_path, suffix):
+    image, chance = pytest.importorskip("PIL.Image"), np.random.default_rng(0)
+    image.fromarray(chance.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"a.{suffix}")
+    whole = (tmp_path / f"a.{suffix}").read_bytes()
+    assert problem_of(str(tmp_path / f"a.{suffix}")) == ""
+    for size in (0, 3, len(whole) // 4, len(whole) // 2, 3 * len(whole) // 4):
+        (tmp_path / f"b.{suffix}").write_bytes(whole[:size])
+        assert problem_of(str(tmp_path / f"b.{suffix}"))
+        with pytest.raises(ConfigError, match="is not a readable image"):
+            read_image(str(tmp_path / f"b.{suffix}"))

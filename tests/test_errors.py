@@ -110,6 +110,13 @@ def plan_of_another():
     chipnet.compact(TinyNet(10, 3), plan)
 
 
+def broken_images():
+    os.makedirs("C/cat")
+    for i in range(20):
+        file(f"C/cat/{i}.jpg", b"no image")()
+    load_data("image-folder", "C").check_files()
+
+
 def written_by_another():
     with only_writer(Path("D")), only_writer(Path("D")):
         pass
@@ -231,6 +238,11 @@ CASES = [
     ("a run whose network is code that it names", lambda: refuse_code("nets:make", "network", Path("runs/a")),
      LoadError, "code is not run because a folder names it"),
     ("a run that another process writes", written_by_another, ConfigError, "another process writes a run into D"),
+    ("image files that cannot be read", broken_images, ConfigError, "20 of 20 image files cannot be read: "),
+    ("means for other channels", lambda: load_data("digits", mean=(0.5, 0.5)), ConfigError,
+     "mean has 2 numbers, and the images have 1 channels"),
+    ("TrivialAugment of images in memory", lambda: load_data("digits", augment="trivial"), ConfigError,
+     "for image files that are decoded"),
     ("a strategy that cuts up weights", run(strategy="fsdp"), ConfigError, "no whole channels to prune"),
     ("all of no GPUs", run(devices=-1), ConfigError, "devices -1 takes all GPUs, and there is none"),
     ("synchronised norms on a CPU", run(sync_batch_norm=True), ConfigError, "sync_batch_norm needs CUDA"),

@@ -480,6 +480,7 @@ def preflight(grid: Grid, data_dirs: Mapping[str, str], retry: bool = False) -> 
     import torch
 
     from chipnet import _job
+    from chipnet._config import data_options
     from chipnet.data import load_data
     from chipnet.models import get_model
 
@@ -508,7 +509,7 @@ def preflight(grid: Grid, data_dirs: Mapping[str, str], retry: bool = False) -> 
             validation=request.validation,
             limit=recipe.limit,
             limit_test=recipe.limit_test,
-            image_size=request.image_size,
+            **data_options(request),
             batch_size=recipe.batch_size,
         )
 

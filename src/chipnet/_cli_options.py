@@ -22,7 +22,10 @@ from chipnet._sizes import wrong
 GROUPS: dict[str, tuple[str, ...]] = {
     "What to prune": ("model", "weights", "ignore", "only", "outputs", "realisation", "trust"),
     "Budget and method": ("budget", "method", "masks", "min_channels", "round_to"),
-    "Data": ("data", "data_dir", "image_size", "limit", "limit_test", "validation", "workers"),
+    "Data": (
+        "data", "data_dir", "image_size", "mean", "std", "augment", "skip_broken", "checksum", "limit",
+        "limit_test", "validation", "workers",
+    ),
     "Training": ("quick", "epochs", "lr", *_config.options(_config.Recipe), "seed"),
     "Hardware": (
         "threads", "accelerator", "devices", "num_nodes", "strategy", "precision", "compile", "channels_last",
@@ -65,6 +68,7 @@ _TEXTS = {bool: None, int: "INTEGER", int | None: "INTEGER", float: "NUMBER", fl
 _NAMES = {
     "model": "NAME", "data": "NAME", "method": "NAME", "budget": "KIND=VALUE", "data_dir": "DIR", "out": "DIR",
     "weights": "FILE", "masks": "FILE", "ignore": "PATTERN", "only": "PATTERN", "outputs": "PATH",
+    "mean": "NUMBERS", "std": "NUMBERS",
 }  # fmt: skip
 
 
@@ -142,6 +146,8 @@ def _typed(value: Any, kind: Any) -> Any:
             return int(value)
         except ValueError:
             pass
+    if kind == tuple[float, ...] | None:
+        return value.split(",")
     return value
 
 

@@ -39,7 +39,7 @@ def prune(
         typer.Option(metavar="N", help="of each phase: one number, or train,prune,finetune such as 20,15,10"),
     ] = None,
     lr: Annotated[
-        str | None, typer.Option(help="both peak learning rates of SGD, at this batch size", metavar="NUMBER")
+        str | None, typer.Option(help="both peak learning rates, at this batch size", metavar="NUMBER")
     ] = None,
     dry_run: Annotated[
         bool,

@@ -73,7 +73,7 @@ def transfer(
         changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         if lr is not None:
             changes |= {"train_lr": lr, "prune_lr": lr}
-        recipe, image_size, whose = _transfer.recipe_of(source, data, data_dir, quick)
+        recipe, reading, whose = _transfer.recipe_of(source, data, data_dir, quick)
         recipe = recipe.changed(changes)
         if epochs is not None:
             total = parse_total(epochs)
@@ -88,7 +88,7 @@ def transfer(
             out=out,
             recipe=recipe,
             data_dir=data_dir,
-            image_size=image_size,
+            **reading,
             weights=weights,
             realisation=realisation,
             ignore=tuple(ignore or ()),

@@ -33,6 +33,10 @@ EPOCHS = ("train", "prune", "finetune")
 """Fields of `Recipe` that are epochs of a phase."""
 RATES = ("train_lr", "prune_lr")
 """Fields of `Recipe` that are peak rates, and change with the batch size."""
+ADAMW = {"train_lr": 1e-3, "prune_lr": 1e-3, "weight_decay": 0.01}
+"""Rates and weight decay of AdamW where nobody gave any: those of `torch.optim.AdamW`."""
+DATA = ("image_size", "mean", "std", "augment", "skip_broken", "checksum")
+"""Options of a request that say how images are read; `chipnet.data.load_data` takes them."""
 PRUNING_STEPS = 300
 """Optimiser steps that soft pruning should have: masks move a little in each, and with fewer they do not settle."""
 EPOCH_STEPS, LEAST_BATCH = 16, 8
@@ -91,7 +95,11 @@ class Recipe:
     warmup: float = option(0.2, "part of a one-cycle schedule in which the rate rises")
     momentum: float = option(0.9, "of SGD")
     nesterov: bool = option(True, "Nesterov's momentum")
-    weight_decay: float = option(5e-4, "of SGD")
+    weight_decay: float = option(5e-4, "of the optimiser; AdamW's is 0.01 unless it is given")
+    optimizer: Literal["sgd", "adamw"] = option(
+        "sgd",
+        "sgd or adamw, in all phases; AdamW's peak rates are 0.001, for the suggested batch, unless given",
+    )
     label_smoothing: float = option(0.0, "of the cross-entropy, in [0, 1)")
     mixup: float = option(0.0, "alpha of mixup; 0: images are not mixed")
     distill: float = option(
@@ -139,6 +147,8 @@ class Recipe:
             wrong.append(f"distill is a part of the task's loss, in [0, 1], not {self.distill}")
         if not 0 < self.temperature < math.inf:
             wrong.append(f"temperature must be above 0 and finite, not {self.temperature}")
+        if self.optimizer not in ("sgd", "adamw"):
+            wrong.append(f"optimizer must be 'sgd' or 'adamw', not {self.optimizer!r}")
         if self.schedule not in ("one-cycle", "cosine", "step"):
             wrong.append(f"schedule must be 'one-cycle', 'cosine' or 'step', not {self.schedule!r}")
         if self.clip is not None and not self.clip > 0:
@@ -159,20 +169,32 @@ class Recipe:
         return self.train, self.prune, self.finetune
 
     def changed(self, changes: Mapping[str, Any]) -> Recipe:
-        """This recipe with `changes`; a new batch size scales the rates of SGD that are not changed too.
-
-        The noise of SGD stays the same where rate and batch size change together.
+        """This recipe with `changes`. A new batch size scales the rates that are not changed too, and another
+        optimiser has rates and a weight decay of its own (`ADAMW`).
 
         >>> Recipe(1, 1, 1, batch_size=32, train_lr=0.5).changed({"batch_size": 64}).train_lr
         1.0
+        >>> Recipe(1, 1, 1).changed({"optimizer": "adamw", "prune_lr": 0.01}).weight_decay
+        0.01
         """
         given, changes = set(changes), dict(changes)
+        optimizer = changes.get("optimizer", self.optimizer)
+        if optimizer == "adamw" and self.optimizer == "sgd":
+            changes = ADAMW | changes
         if (size := changes.get("batch_size")) is not None:
             if size < 2:
                 raise ConfigError(f"batch_size must be at least 2, not {size}.")
             for rate in RATES:
-                changes.setdefault(rate, getattr(self, rate) * size / self.batch_size)
+                was = changes.get(rate, getattr(self, rate))
+                if rate not in given:
+                    changes[rate] = was * self._scaled(size, optimizer)
         return dataclasses.replace(self, **changes)._suggesting(self._open - given, self._usual)
+
+    def _scaled(self, batch_size: int, optimizer: str) -> float:
+        """By how much rates change with the batch size, so that the noise of the steps stays: in proportion for
+        SGD, by the square root for AdamW (Malladi et al. 2022, arXiv:2205.10287)."""
+        ratio = batch_size / self.batch_size
+        return ratio if optimizer == "sgd" else math.sqrt(ratio)
 
     def fitted(self, batch_size: int, steps: Callable[[int], int], trained: bool = False) -> Recipe:
         """This recipe, with what is only suggested fitted to the data; one that was given is itself.
@@ -197,7 +219,7 @@ class Recipe:
         size = values["batch_size"] = batch_size if "batch_size" in self._open else self.batch_size
         for rate in self._open.intersection(RATES):
             part = FINETUNING if trained and rate == "prune_lr" else 1.0
-            values[rate] = getattr(self, rate) * part * size / self.batch_size
+            values[rate] = getattr(self, rate) * part * self._scaled(size, self.optimizer)
         longer = PRUNING_STEPS / (self._usual.prune * max(steps(size), 1))
         if longer > 1:
             values |= {n: math.ceil(getattr(self, n) * longer) for n in self._open.intersection(EPOCHS)}
@@ -276,6 +298,21 @@ class Request:
     recipe: Recipe | None = None
     data_dir: str | None = option(None, "folder of the data set; nothing is ever downloaded")
     image_size: int | None = option(None, "of images that are decoded while training [default: 224]")
+    mean: tuple[float, ...] | None = option(
+        None,
+        "what is subtracted from images in 0 to 1: a number a channel, as 0.5,0.5,0.5, or one for all "
+        "[default: measured on training images in memory; ImageNet's for image files]",
+    )
+    std: tuple[float, ...] | None = option(None, "what they are divided by then, likewise")
+    augment: Literal["none", "flip", "crop", "crop-flip", "trivial"] | None = option(
+        None,
+        "how training images vary: none, flip, crop, crop-flip, or trivial (crop-flip, then TrivialAugment; image "
+        "files only) [default: the data set's own]",
+    )
+    skip_broken: bool = option(False, "leave out image files that cannot be read")
+    checksum: bool = option(
+        True, "--no-checksum: take CIFAR's or SVHN's files although they are not the official ones"
+    )
     weights: str | None = option(None, "trained dense weights; the training phase is then left out")
     method: str = option(
         "chipnet",
@@ -318,6 +355,13 @@ class Request:
     overwrite: bool = option(False, "replace an earlier run in --out")
     trust: bool = option(False, "import and call the code (module:callable) that the run in --model names")
     command: str = field(default_factory=lambda: shlex.join(["chipnet", *sys.argv[1:]]))
+
+
+def data_options(values: Mapping[str, Any] | Request) -> dict[str, Any]:
+    """What of the options `chipnet.data.load_data` takes, of a request or of its config.yaml."""
+    if isinstance(values, Request):
+        return {name: getattr(values, name) for name in DATA}
+    return _fitted(Request, {name: values[name] for name in DATA if name in values}, "", [])
 
 
 BEFORE = {"clip_spikes": 0.0}
@@ -610,6 +654,12 @@ def _fit(value: Any, wanted: Any) -> Any:
         if value is None and type(None) in arguments:
             return None
         return _fit(value, arguments[0])
+    if origin is tuple and arguments[0] is float:
+        values = value if isinstance(value, (list, tuple)) else (value,)
+        try:
+            return tuple(_fit(v, float) for v in values)
+        except ValueError:
+            raise ValueError("a number, or one for each channel") from None
     if origin is tuple:
         if isinstance(value, str):
             return (value,)

@@ -25,6 +25,7 @@ from chipnet._config import (
     Request,
     check_said,
     checked,
+    data_options,
     options,
     recipe_for,
     started_by,
@@ -154,6 +155,8 @@ def read_job(request: Request, resume: bool = False, problems: Problems | None =
     data, network = _parts(request, recipe, problems, fabric.global_rank, processes)
     problems.tell()
     assert data is not None and network is not None
+    for note in data.notes:
+        log.info("%s", note)
     asked, recipe = recipe, fitted(recipe, data, processes, request)
     if request.weights is not None:
         load_weights(network, request.weights)
@@ -230,10 +233,12 @@ def _parts(
                 validation=request.validation,
                 limit=recipe.limit,
                 limit_test=recipe.limit_test,
-                image_size=request.image_size,
+                **data_options(request),
                 batch_size=recipe.batch_size // processes,
                 part=(rank, processes),
             )
+            if not request.skip_broken:
+                data.check_files()
             _check_batch(data, fitted(recipe, data, processes, request).batch_size, processes)
     if request.model:
         seed_everything(seed)

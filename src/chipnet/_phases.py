@@ -74,7 +74,10 @@ class Phase(ABC):
         """After the last epoch: leave files and the next network; the name of the next phase."""
 
 
-def sgd(network: nn.Module, lr: float, recipe: Recipe) -> torch.optim.SGD:
+def optimizer_of(network: nn.Module, lr: float, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser of the network's parameters."""
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(
         network.parameters(),
         lr=lr,
@@ -100,7 +103,7 @@ class Train(Phase):
     def __init__(self, run: Run) -> None:
         recipe = run.recipe
         self.epochs, self.network = recipe.train, run.network
-        self.optimizer = sgd(run.network, recipe.train_lr, recipe)
+        self.optimizer = optimizer_of(run.network, recipe.train_lr, recipe)
         self.schedule = schedule(recipe, recipe.train_lr)
         self.total = recipe.train * len(run.train)
 
@@ -146,7 +149,7 @@ class Prune(Phase):
             )
             self.schedule, self.total = Constant(recipe.adamw_lr), steps
         else:
-            self.optimizer = sgd(self.network, recipe.prune_lr, recipe)
+            self.optimizer = optimizer_of(self.network, recipe.prune_lr, recipe)
             self.schedule, self.total = schedule(recipe, recipe.prune_lr), cycle(run)
         self.pruner = Pruner(
             self.network,
@@ -201,7 +204,7 @@ class Transfer(Phase):
 
     def __init__(self, run: Run) -> None:
         self.epochs, self.network, self.total = 0, run.network, 0
-        self.optimizer = sgd(run.network, run.recipe.prune_lr, run.recipe)  # nobody steps it
+        self.optimizer = optimizer_of(run.network, run.recipe.prune_lr, run.recipe)  # nobody steps it
 
     def score(self, run: Run) -> dict[str, Any]:
         raise AssertionError("masks that are given are not learnt")
@@ -244,7 +247,7 @@ class Finetune(Phase):
     def __init__(self, run: Run) -> None:
         recipe = run.recipe
         self.epochs, self.network = recipe.finetune, run.network
-        self.optimizer = sgd(self.network, recipe.prune_lr, recipe)
+        self.optimizer = optimizer_of(self.network, recipe.prune_lr, recipe)
         self.schedule = schedule(recipe, recipe.prune_lr)
         if paper(run) or run.job.mask is not None:
             self.total = recipe.finetune * len(run.train)

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chipnet._budget import Budget
-from chipnet._config import BEFORE, CONFIG, Recipe, Request, read_config, recipe_for, request_from
+from chipnet._config import (
+    BEFORE,
+    CONFIG,
+    Recipe,
+    Request,
+    data_options,
+    read_config,
+    recipe_for,
+    request_from,
+)
 from chipnet._errors import BudgetError, ConfigError, LoadError
 from chipnet._masks import Masks
 from chipnet._record import described, finished
@@ -69,9 +78,8 @@ def request_for(
 
 def recipe_of(
     source: str, data: str, data_dir: str | None = None, quick: bool = False
-) -> tuple[Recipe, int | None, str]:
-    """How to train where nothing else is said, the size of images that are decoded, and whose recipe that is, for
-    people.
+) -> tuple[Recipe, dict[str, Any], str]:
+    """How to train where nothing else is said, how images are read, and whose recipe that is, for people.
 
     The run's own recipe where ``source`` is a run folder and ``data`` the run's own data set: a control has the
     effort of what it is compared with. Else the data set's.
@@ -96,8 +104,8 @@ def recipe_of(
             values["recipe"] = BEFORE | dict(values.get("recipe") or {})
             own = request_from(values, source=str(config))
             assert own.recipe is not None
-            return own.recipe, own.image_size, "the run's own recipe"
-    return recipe_for(data, quick), None, f"the {'quick ' if quick else ''}recipe of {data}"
+            return own.recipe, data_options(own), "the run's own recipe"
+    return recipe_for(data, quick), {}, f"the {'quick ' if quick else ''}recipe of {data}"
 
 
 def prepare(request: Request, strict: bool) -> Job:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from chipnet._config import CONFIG as OPTIONS
-from chipnet._config import read_config
+from chipnet._config import data_options, read_config
 from chipnet._errors import ConfigError, LoadError
 from chipnet._files import write_atomically, write_json
 from chipnet._io import load
@@ -147,14 +147,14 @@ class Run:
         if "recipe" not in self.result:
             raise LoadError(f"{self.folder / RESULT} does not say which images the run saw (recipe).")
         recipe, config = self.result["recipe"], self.folder / OPTIONS
-        size = read_config(config).get("image_size") if config.exists() else None
+        asked = data_options(read_config(config)) if config.exists() else {}
         return load_data(
             self._known(self.result["data"], "data set"),
             data_dir or self.input["data_dir"],
             seed=self.result["seed"],
             limit=recipe["limit"],
             limit_test=recipe["limit_test"],
-            image_size=size,
+            **asked,
             batch_size=recipe["batch_size"],
         )
 

@@ -23,10 +23,27 @@ def read_image(source: str | IO[bytes], name: str | None = None) -> Any:
     try:
         with image.open(source) as opened:
             return opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # PIL reports broken PNG chunks as SyntaxError
+    # PIL reports broken PNG chunks as SyntaxError.
+    except (OSError, SyntaxError, ValueError, image.DecompressionBombError) as error:
         raise ConfigError(
             f"{name or source} is not a readable image ({error}). Replace or delete it."
         ) from error
+
+
+def problem_of(source: str | IO[bytes]) -> str:
+    """Why an image cannot be read, in a word, or nothing. JPEGs are decoded at an eighth of their size."""
+    image = optional_import("PIL.Image", needed_for="Reading image files", install="pillow")
+    try:
+        with image.open(source) as opened:
+            opened.draft(None, (opened.width // 8, opened.height // 8))
+            opened.load()
+    except FileNotFoundError:
+        return "no such file"
+    except image.UnidentifiedImageError:
+        return "not an image"
+    except (OSError, SyntaxError, ValueError, image.DecompressionBombError) as error:
+        return str(error) or type(error).__name__
+    return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,19 +112,32 @@ class SampleImages(Dataset[tuple[Any, int]]):
         return SampleImages(self.samples, self.labels[indices], self.indices[indices])
 
 
+VARIATIONS = ("none", "flip", "crop", "crop-flip", "trivial")
+"""How training images may vary."""
+
+
 def folder_transform(
-    image_size: int, mean: tuple[float, ...], std: tuple[float, ...], train: bool
+    image_size: int, mean: tuple[float, ...], std: tuple[float, ...], variation: str
 ) -> Callable[[Any], Tensor]:
     """The usual ImageNet transforms, from torchvision v2: PIL image -> float32 [3, image_size, image_size].
 
-    Training: a random crop of 8 to 100 % of the area, resized, mirrored half of the time. Otherwise: the
-    shorter side resized to 256/224 of `image_size`, the centre cut out.
+    Args:
+        image_size: height and width of what comes out.
+        mean, std: of each channel, of images in 0 to 1.
+        variation: one of `VARIATIONS`. With crop: a random crop of 8 to 100 % of the area, resized; without: the
+            shorter side resized to 256/224 of `image_size`, the centre cut out. With flip: mirrored half of the
+            time. "trivial": TrivialAugmentWide (Müller and Hutter 2021), crop and flip.
     """
     v2 = optional_import("torchvision.transforms.v2", needed_for="Image folders", install="torchvision")
-    if train:
-        geometry = [v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()]
+    trivial = variation == "trivial"
+    if trivial or "crop" in variation:
+        geometry = [v2.RandomResizedCrop(image_size, antialias=True)]
     else:
         geometry = [v2.Resize(round(image_size * 256 / 224), antialias=True), v2.CenterCrop(image_size)]
+    if trivial or "flip" in variation:
+        geometry.append(v2.RandomHorizontalFlip())
+    if trivial:
+        geometry.append(v2.TrivialAugmentWide())
     values = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
     transform: Callable[[Any], Tensor] = v2.Compose([*geometry, *values])
     return transform
@@ -182,11 +212,7 @@ class FolderBatches(DataLoader[Any]):
 
     Example:
         >>> images = FolderImages(("a.png", "b.png", "c.png"), torch.tensor([0, 1, 0]))
-        >>> len(
-        ...     FolderBatches(
-        ...         images, 2, folder_transform(8, (0.5,) * 3, (0.5,) * 3, train=False), shuffle=False
-        ...     )
-        ... )
+        >>> len(FolderBatches(images, 2, folder_transform(8, (0.5,) * 3, (0.5,) * 3, "none"), shuffle=False))
         2
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ from chipnet._errors import ConfigError
 from chipnet._lazy import accepted, call_user, import_callable
 from chipnet._random import Apart
 from chipnet.data import _sources
-from chipnet.data._folders import FolderBatches, FolderImages, folder_transform
+from chipnet.data._broken import check_files, without_broken
+from chipnet.data._folders import VARIATIONS, FolderBatches, FolderImages, folder_transform
 from chipnet.data._foreign import from_mapping, hugging_face, torchvision_set
 from chipnet.data._images import Augment, Batches, TensorImages, channel_statistics
 from chipnet.data._loaders import LoaderBatches, LoaderImages, Loaders, read_loaders
@@ -33,8 +35,7 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SOURCES: dict[str, Callable[[str | Path | None], Source]] = {
     "mnist": partial(_sources.mnist_family, "mnist"),
     "fashion-mnist": partial(_sources.mnist_family, "fashion-mnist"),
-    "cifar10": partial(_sources.cifar, "cifar10"),
-    "cifar100": partial(_sources.cifar, "cifar100"),
+    **{name: partial(_sources.cifar, name) for name in ("cifar10", "cifar100")},
     "svhn": _sources.svhn,
     "tiny-imagenet": _sources.tiny_imagenet,
     "image-folder": _sources.image_folder,
@@ -45,6 +46,54 @@ _ALIASES = {
     "fashionmnist": "fashion-mnist", "cifar-10": "cifar10", "cifar-100": "cifar100", "webdataset": "wds",
 }  # fmt: skip
 _DECODED = ("image-folder", "hf", "wds")
+_SUMMED = ("cifar10", "cifar100", "svhn")
+"""Data sets whose official files have checksums."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read, where the data set does not say: the options of `load_data` of these names."""
+
+    image_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    augment: str | None = None
+    skip_broken: bool = False
+
+    def statistics(
+        self, channels: int, usual: tuple[tuple[float, ...], tuple[float, ...]]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of each channel: what was asked for, or the usual ones.
+
+        Raises:
+            ConfigError: not one number, and not one a channel.
+        """
+        found = []
+        for name, asked, other in zip(("mean", "std"), (self.mean, self.std), usual, strict=True):
+            values = other if asked is None else asked * channels if len(asked) == 1 else asked
+            if len(values) != channels:
+                raise ConfigError(
+                    f"{name} has {len(values)} numbers, and the images have {channels} channels: give {channels}, "
+                    "or one for all."
+                )
+            found.append(values)
+        return found[0], found[1]
+
+    def varied(self, name: str, own: Augment | None) -> Augment | None:
+        """How images in memory are varied.
+
+        Raises:
+            ConfigError: TrivialAugment, which takes images one by one.
+        """
+        if self.augment is None or own is None:
+            return own
+        if self.augment == "trivial":
+            raise ConfigError(
+                f"augment trivial is for image files that are decoded while training; {name} is in memory. Give "
+                "crop-flip, crop, flip or none."
+            )
+        pad = own.pad if "crop" in self.augment else 0
+        return Augment(pad, "flip" in self.augment) if self.augment != "none" else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +113,12 @@ class Data:
             folders.
         std: likewise the standard deviation.
         class_names: one name per label.
-        augment: how `loader(..., train=True)` varies images in memory. Image files have transforms of their
-            own.
+        augment: how `loader(..., train=True)` varies images in memory.
+        variation: how it varies image files: see `folder_transform`.
         held_out: indices of `validation` in the official training set, ascending; None where it has files of its
             own, or was not split here.
         chosen: likewise of `train`, where a limit left some out.
+        notes: what people should know of how the splits came about.
     """
 
     name: str
@@ -84,6 +134,8 @@ class Data:
     augment: Augment | None = None
     held_out: Tensor | None = None
     chosen: Tensor | None = None
+    variation: str = "crop-flip"
+    notes: tuple[str, ...] = ()
 
     def split(self) -> dict[str, Any]:
         """Who is in which split, as plain JSON values: what must be stored with a run to tell its split again.
@@ -108,6 +160,14 @@ class Data:
         """
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         return {k: v.count() if isinstance(v, LoaderImages) else len(v) for k, v in parts.items()}
+
+    def check_files(self) -> None:
+        """Try every image file, at a fraction of what an epoch takes to decode them.
+
+        Raises:
+            ConfigError: some cannot be read; lists them.
+        """
+        check_files(self.name, (self.train, self.validation, self.test))
 
     def to_json(self) -> dict[str, object]:
         """What a network for these images must know, as plain JSON values: sizes, normalisation, labels.
@@ -169,7 +229,8 @@ class Data:
         if isinstance(images, LoaderImages):
             return LoaderBatches(images, seed=seed, device=device, part=part)
         if not isinstance(images, TensorImages):
-            transform = folder_transform(self.image_size, self.mean, self.std, train)
+            variation = self.variation if train else "none"
+            transform = folder_transform(self.image_size, self.mean, self.std, variation)
             return FolderBatches(
                 images,
                 batch_size,
@@ -231,6 +292,11 @@ def load_data(
     image_size: int | None = None,
     batch_size: int | None = None,
     part: tuple[int, int] = (0, 1),
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    augment: str | None = None,
+    skip_broken: bool = False,
+    checksum: bool = True,
 ) -> Data:
     """Load a data set from disk. Nothing is ever downloaded.
 
@@ -241,17 +307,19 @@ def load_data(
     | `cifar10`, `cifar100` | holds `cifar-10-batches-py`, `cifar-100-python` | 3x32x32 |
     | `svhn` | holds `train_32x32.mat` and `test_32x32.mat` | 3x32x32 |
     | `tiny-imagenet` | `tiny-imagenet-200`; its validation set is the test set | 3x64x64, 1.3 GB in memory |
-    | `image-folder` | `train/CLASS/` and `val/CLASS/` or `test/CLASS/` | files, decoded while training |
+    | `image-folder` | `train/CLASS/` and `val/CLASS/` or `test/CLASS/`, or `CLASS/` | files, decoded then |
     | `hf` | a `datasets.DatasetDict`, as `save_to_disk` wrote it | decoded while training |
     | `wds` | WebDataset shards: `train-000000.tar`, `val-000000.tar`, ... | decoded while training |
     | `tv/NAME` | as the torchvision data set NAME likes | decoded while training |
     | `module:callable` | as the callable likes | it returns a `Data`, a mapping of data sets, or loaders |
 
     The validation set is a stratified part of the training set, chosen by `seed`; an image folder that has
-    both `val` and `test` uses `val`. A `module:callable` is called with those of `data_dir`, `seed`,
-    `validation`, `limit`, `limit_test`, `image_size`, `batch_size` and `part` that it takes, and with random
-    generators seeded by `seed`. It returns a `Data`; a mapping with the map-style data sets `train`, `test` and
-    perhaps `validation`, of (image, label); or loaders: `Loaders`, or a tuple (train, validation[, test]).
+    both `val` and `test` uses `val`. Of one that has class folders only, in `train` or by themselves, a fixed
+    stratified fifth is the test set. A `module:callable` is called with those of `data_dir`, `seed`,
+    `validation`, `limit`, `limit_test`, `image_size`, `batch_size`, `part`, `mean`, `std` and `augment` that it
+    takes, and with random generators seeded by `seed`. It returns a `Data`; a mapping with the map-style data sets
+    `train`, `test` and perhaps `validation`, of (image, label); or loaders: `Loaders`, or a tuple (train,
+    validation[, test]).
 
     Args:
         name: which data set; case does not matter, `_` is `-`.
@@ -264,6 +332,14 @@ def load_data(
         image_size: of images decoded while training: height and width after the transforms, by default 224.
         batch_size: for a callable that takes it: images of one batch of its training loader, in each process.
         part: for a callable that takes it: (k, n), the k-th of n processes that train together.
+        mean, std: what images in 0 to 1 are normalised by: a number for each channel, or one for all. By default
+            those of the training images, where they are in memory, and ImageNet's for image files.
+        augment: how training images vary: "none", "flip", "crop", "crop-flip", or, for image files, "trivial"
+            (crop, flip, then TrivialAugmentWide of Müller and Hutter 2021). By default the data set's own.
+        skip_broken: try all image files now, and leave out those that cannot be read. Otherwise one is an error
+            when it is met; `Data.check_files` finds all.
+        checksum: whether files of cifar10, cifar100 and svhn must be the official ones. Either way no code of a
+            file is run.
 
     Returns:
         The data; the three splits share no image.
@@ -279,16 +355,18 @@ def load_data(
         >>> len(load_data("digits", limit=100).train)
         100
     """
-    _check_options(seed, validation, limit, limit_test, image_size)
+    _check_options(seed, validation, limit, limit_test, image_size, mean, std, augment)
+    reading = Reading(image_size, mean, std, augment, skip_broken)
+    asked = name.strip().lower().replace("_", "-")
+    key = _ALIASES.get(asked, asked)
+    if not checksum and key not in _SUMMED:
+        raise ConfigError(f"checksum is an option of {', '.join(_SUMMED)}; {name} has no checksums.")
     if ":" in name:
         given = {"seed": seed, "validation": validation, "batch_size": batch_size, "part": part}
         wanted = {"data_dir": data_dir, "limit": limit, "limit_test": limit_test, "image_size": image_size}
-        return _from_callable(name, given, wanted)
+        return _from_callable(name, given, wanted | {"mean": mean, "std": std, "augment": augment}, reading)
     if name.startswith("tv/"):
-        source = torchvision_set(name[3:], data_dir)
-        return _split(name, source, seed, validation, limit, limit_test, image_size or 224)
-    asked = name.strip().lower().replace("_", "-")
-    key = _ALIASES.get(asked, asked)
+        return _split(name, torchvision_set(name[3:], data_dir), seed, validation, limit, limit_test, reading)
     if key not in list_data():
         close = difflib.get_close_matches(key, list_data(), n=3)
         raise ConfigError(
@@ -303,12 +381,24 @@ def load_data(
         )
     if key == "digits" and data_dir is not None:
         raise ConfigError("digits is part of scikit-learn and takes no data_dir; leave it out.")
-    source = _sources.digits() if key == "digits" else _SOURCES[key](data_dir)
-    return _split(key, source, seed, validation, limit, limit_test, image_size or 224)
+    if key == "digits":
+        source = _sources.digits()
+    elif key in _SUMMED:
+        source = _SOURCES[key](data_dir, checksum=checksum)  # type: ignore[call-arg]
+    else:
+        source = _SOURCES[key](data_dir)
+    return _split(key, source, seed, validation, limit, limit_test, reading)
 
 
 def _check_options(
-    seed: int, validation: float, limit: int | None, limit_test: int | None, image_size: int | None
+    seed: int,
+    validation: float,
+    limit: int | None,
+    limit_test: int | None,
+    image_size: int | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    augment: str | None,
 ) -> None:
     problems = []
     if seed < 0:
@@ -322,6 +412,12 @@ def _check_options(
     ):
         if value is not None and value < least:
             problems.append(f"{option} must be at least {least}, not {value}")
+    if mean is not None and not all(map(math.isfinite, mean)):
+        problems.append(f"mean must be finite, not {mean}")
+    if std is not None and not all(0 < v < math.inf for v in std):
+        problems.append(f"std must be above 0 and finite, not {std}")
+    if augment not in (None, *VARIATIONS):
+        problems.append(f"augment must be one of {', '.join(VARIATIONS)}, not {augment!r}")
     if problems:
         raise ConfigError("; ".join(problems) + ".")
 
@@ -333,7 +429,7 @@ def _split(
     validation: float,
     limit: int | None,
     limit_test: int | None,
-    image_size: int,
+    reading: Reading,
 ) -> Data:
     train, held_out, test = source.train, source.validation, source.test
     out: Tensor | None = None
@@ -360,8 +456,18 @@ def _split(
     for part, images, least in (("training", train, 2), ("validation", held_out, 1), ("test", test, 1)):
         if len(images) < least:
             raise ConfigError(f"{name} has {len(images)} {part} images; it takes at least {least}.")
-    data = _finish(name, source, train, held_out, test, image_size)
-    return replace(data, held_out=out, chosen=chosen)
+    notes = list(source.notes)
+    if source.validation is None:
+        notes.append(f"{len(held_out):,} of the training images are held out to choose epochs (validation)")
+    if reading.skip_broken:
+        (train, held_out, test), stayed, said = without_broken(name, (train, held_out, test))
+        notes += said
+        before = chosen if chosen is not None else rest
+        if said:
+            chosen = stayed[0] if before is None else before[stayed[0]]
+        out = None if out is None else out[stayed[1]]
+    data = _finish(name, source, train, held_out, test, reading)
+    return replace(data, held_out=out, chosen=chosen, notes=tuple(notes))
 
 
 def _finish(
@@ -370,7 +476,7 @@ def _finish(
     train: Images,
     held_out: Images,
     test: Images,
-    image_size: int,
+    reading: Reading,
 ) -> Data:
     if name == "tiny-imagenet":
         # Decoded after the split and the limits, so that only the images in use are read.
@@ -379,10 +485,11 @@ def _finish(
             for part in (train, held_out, test)
         )
     if isinstance(train, TensorImages):
-        mean, std = channel_statistics(train.images)
+        usual = channel_statistics(train.images)
         channels, image_size = train.images.shape[1], train.images.shape[2]
     else:
-        mean, std, channels = _IMAGENET_MEAN, _IMAGENET_STD, 3
+        usual, channels, image_size = (_IMAGENET_MEAN, _IMAGENET_STD), 3, reading.image_size or 224
+    mean, std = reading.statistics(channels, usual)
     return Data(
         name=name,
         train=train,
@@ -394,7 +501,8 @@ def _finish(
         mean=mean,
         std=std,
         class_names=source.class_names,
-        augment=source.augment,
+        augment=reading.varied(name, source.augment),
+        variation=reading.augment or "crop-flip",
     )
 
 
@@ -404,7 +512,7 @@ def _reduce(images: Images, count: int | None, seed: int) -> Images:
     return images.subset(stratified_choice(images.labels, count, seed)[0])
 
 
-def _from_callable(reference: str, options: dict[str, Any], asked: dict[str, Any]) -> Data:
+def _from_callable(reference: str, options: dict[str, Any], asked: dict[str, Any], reading: Reading) -> Data:
     build = import_callable(reference)
     asked = {key: value for key, value in asked.items() if value is not None}
     options = asked | {key: value for key, value in options.items() if value is not None}
@@ -424,7 +532,7 @@ def _from_callable(reference: str, options: dict[str, Any], asked: dict[str, Any
             options["validation"],
             rest.get("limit"),
             rest.get("limit_test"),
-            asked.get("image_size", 224),
+            reading,
         )
     if ignored:
         raise ConfigError(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from chipnet._errors import ConfigError
-from chipnet.data._folders import read_image
+from chipnet.data._folders import problem_of, read_image
 from chipnet.data._foreign import from_mapping
 from chipnet.data._sources import Source, folder
 
@@ -56,12 +56,19 @@ class Shards:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
+        place, content = self._content(index)
+        return read_image(content, place), self.targets[index]
+
+    def problem(self, index: int) -> tuple[str, str]:
+        """Where an image lies, and why it cannot be read, or nothing."""
+        place, content = self._content(index)
+        return place, problem_of(content)
+
+    def _content(self, index: int) -> tuple[str, io.BytesIO]:
         number, start, size = self.places[index].tolist()
         with open(self.paths[number], "rb") as file:
             file.seek(start)
-            content = file.read(size)
-        name = f"{self.paths[number]}: the image at byte {start}"
-        return read_image(io.BytesIO(content), name), self.targets[index]
+            return f"{self.paths[number]}: the image at byte {start}", io.BytesIO(file.read(size))
 
 
 def _samples(tar: tarfile.TarFile, path: Path) -> list[tuple[tuple[int, int], int]]:

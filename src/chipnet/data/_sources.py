@@ -6,8 +6,7 @@ nothing of validation sets, seeds or batches.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from chipnet._lazy import optional_import
 from chipnet.data._folders import FolderImages, SampleImages, read_image
 from chipnet.data._idx import read_idx
 from chipnet.data._images import Augment, TensorImages
+from chipnet.data._pickles import plain_pickle
 from chipnet.data._split import stratified_choice
 
 Images = TensorImages | FolderImages | SampleImages
@@ -39,7 +39,9 @@ _CLOTHES = (
     "Bag",
     "Ankle boot",
 )
-_DIGITS_TEST_SEED = 0  # the test set is part of the data set, not of a run: it does not follow the run's seed
+_TEST_SEED, _TEST_PART = 0, 0.2
+"""Where there is no test set, a fixed stratified fifth is one. It is part of the data set: it does not follow the
+run's seed."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Source:
     class_names: tuple[str, ...]
     augment: Augment | None
     validation: Images | None = None
+    notes: tuple[str, ...] = ()
+    """What people should know of how it was read."""
 
 
 def folder(data_dir: str | Path | None, name: str, wanted: str) -> Path:
@@ -75,7 +79,7 @@ def digits() -> Source:
         1
     )  # levels 0 to 16
     everything = TensorImages(images, torch.from_numpy(bunch.target.astype(np.int64)))
-    test, train = stratified_choice(everything.labels, round(0.2 * len(everything)), _DIGITS_TEST_SEED)
+    test, train = stratified_choice(everything.labels, round(_TEST_PART * len(everything)), _TEST_SEED)
     return Source(everything.subset(train), everything.subset(test), _DIGITS, Augment(pad=1, flip=False))
 
 
@@ -131,8 +135,9 @@ def mnist_family(name: str, data_dir: str | Path | None) -> Source:
     return Source(split["train"], split["t10k"], class_names, Augment(pad=2, flip=fashion))
 
 
-def cifar(name: str, data_dir: str | Path | None) -> Source:
-    """CIFAR-10 or CIFAR-100 from the files of the official "python version", read by torchvision."""
+def cifar(name: str, data_dir: str | Path | None, checksum: bool = True) -> Source:
+    """CIFAR-10 or CIFAR-100 from the files of the official "python version". They are pickles: only arrays and
+    plain values are read from them, and no code of theirs is run."""
     datasets = optional_import(
         "torchvision.datasets", needed_for=f"The data set {name}", install="torchvision"
     )
@@ -140,53 +145,85 @@ def cifar(name: str, data_dir: str | Path | None) -> Source:
     base, archive = reader.base_folder, reader.filename
     wanted = f"the folder that holds {base} (or {base} itself), which is what {archive} unpacks to"
     root = folder(data_dir, name, wanted)
-    files = [entry[0] for entry in (*reader.train_list, *reader.test_list)] + [reader.meta["filename"]]
+    sums = dict([*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])])
     if not (root / base).is_dir() and root.name == base:
         root = root.parent
     if not (root / base).is_dir():
         hint = f" Unpack it: tar xzf {root / archive} -C {root}" if (root / archive).is_file() else ""
         raise ConfigError(f"There is no folder {base} in {root}. {name} needs {wanted}.{hint}")
-    _require(root / base, files, name)
-    with warnings.catch_warnings():
-        # The files were pickled with a NumPy of 2009; newer ones warn about how that one wrote its dtypes.
-        warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
-        try:
-            parts = [reader(root, train=train, download=False) for train in (True, False)]
-        except RuntimeError as error:
-            raise ConfigError(
-                f"{name}: the files in {root / base} do not have the checksums of the official ones, so they "
-                f"are "
-                f"truncated or changed. Unpack {archive} again."
-            ) from error
-    train, test = (
-        TensorImages(
-            torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))),
-            torch.tensor(part.targets, dtype=torch.int64),
+    _require(root / base, list(sums), name)
+    if checksum:
+        _check_sums(root / base, sums, name, f"Unpack {archive} again")
+    classes = plain_pickle(root / base / reader.meta["filename"]).get(reader.meta["key"])
+    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+        raise ConfigError(
+            f"{root / base / reader.meta['filename']} has no list {reader.meta['key']!r} of names."
         )
-        for part in parts
+    train, test = (
+        _cifar_part([root / base / file for file, _ in listed], len(classes))
+        for listed in (reader.train_list, reader.test_list)
     )
-    return Source(train, test, tuple(parts[0].classes), Augment(pad=4, flip=True))
+    return Source(train, test, tuple(classes), Augment(pad=4, flip=True))
 
 
-def svhn(data_dir: str | Path | None) -> Source:
-    """SVHN's cropped digits (format 2), read by torchvision; the "extra" images are not used."""
+def _cifar_part(paths: list[Path], classes: int) -> TensorImages:
+    images: list[Tensor] = []
+    labels: list[int] = []
+    for path in paths:
+        found = plain_pickle(path)
+        data, listed = found.get("data"), found.get("labels", found.get("fine_labels")) or []
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
+            raise ConfigError(f"{path} has no 'data' of bytes, 3,072 an image: it is not of CIFAR's format.")
+        right = isinstance(listed, list) and len(listed) == len(data)
+        if not right or not all(type(v) is int and 0 <= v < classes for v in listed):
+            raise ConfigError(
+                f"{path} has no label from 0 to {classes - 1} for each of its {len(data):,} images."
+            )
+        images.append(torch.from_numpy(data.reshape(-1, 3, 32, 32)))
+        labels += listed
+    return TensorImages(torch.cat(images), torch.tensor(labels, dtype=torch.int64))
+
+
+def _check_sums(root: Path, sums: Mapping[str, str], name: str, again: str) -> None:
+    """Refuse files that are not the official ones."""
+    integrity = optional_import("torchvision.datasets.utils", needed_for=name, install="torchvision")
+    other = [
+        str(root / file) for file, md5 in sums.items() if not integrity.check_integrity(root / file, md5)
+    ]
+    if other:
+        have = (
+            "does not have the checksum of the official one"
+            if len(other) == 1
+            else ("do not have the checksums of the official ones")
+        )
+        raise ConfigError(
+            f"{name}: {', '.join(other)} {have}, so what is there is truncated or changed. {again}; or, if these "
+            "are meant to be others of the same format: --no-checksum."
+        )
+
+
+def svhn(data_dir: str | Path | None, checksum: bool = True) -> Source:
+    """SVHN's cropped digits (format 2); the "extra" images are not used."""
     datasets = optional_import("torchvision.datasets", needed_for="The data set svhn", install="torchvision")
-    optional_import("scipy.io", needed_for="The data set svhn", install="scipy")
+    io = optional_import("scipy.io", needed_for="The data set svhn", install="scipy")
     wanted = "a folder with train_32x32.mat and test_32x32.mat"
     root = folder(data_dir, "svhn", wanted)
     _require(root, ["train_32x32.mat", "test_32x32.mat"], "svhn")
+    if checksum:
+        sums = {file: md5 for _, file, md5 in (datasets.SVHN.split_list[part] for part in ("train", "test"))}
+        _check_sums(root, sums, "svhn", "Get them again from http://ufldl.stanford.edu/housenumbers/")
     parts = []
-    for split in ("train", "test"):
+    for path in (root / "train_32x32.mat", root / "test_32x32.mat"):
         try:
-            part = datasets.SVHN(root, split=split, download=False)
-        except RuntimeError as error:
-            raise ConfigError(
-                f"svhn: {root / f'{split}_32x32.mat'} does not have the checksum of the official file, so it "
-                f"is "
-                f"truncated or changed. Get it again from http://ufldl.stanford.edu/housenumbers/."
-            ) from error
-        images = torch.from_numpy(np.ascontiguousarray(part.data))
-        parts.append(TensorImages(images, torch.from_numpy(part.labels.astype(np.int64))))
+            found = io.loadmat(path)
+            pixels, labels = found["X"], found["y"].astype(np.int64).reshape(-1)
+        except Exception as error:  # bytes that are no such file can fail in many ways
+            raise ConfigError(f"{path} is not a file of SVHN's format ({error}).") from error
+        if pixels.dtype != np.uint8 or pixels.shape != (32, 32, 3, len(labels)) or labels.max() > 10:
+            raise ConfigError(f"{path} is not a file of SVHN's format: X is {pixels.dtype} {pixels.shape}.")
+        # The digit 0 has the label 10.
+        images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)))
+        parts.append(TensorImages(images, torch.from_numpy(labels % 10)))
     return Source(parts[0], parts[1], _DIGITS, Augment(pad=4, flip=False))
 
 
@@ -229,20 +266,27 @@ def tiny_imagenet(data_dir: str | Path | None) -> Source:
 
 
 def image_folder(data_dir: str | Path | None) -> Source:
-    """A folder per class, in DIR/train and in DIR/val or DIR/test (both: val validates, test tests)."""
+    """A folder per class, in DIR/train and in DIR/val or DIR/test (both: val validates, test tests); or in
+    DIR/train alone, or in DIR: then a fixed fifth is the test set."""
     datasets = optional_import(
         "torchvision.datasets.folder", needed_for="Image folders", install="torchvision"
     )
-    wanted = "a folder with train/CLASS/*.jpg (or .png, ...) and val/CLASS/ or test/CLASS/"
+    wanted = (
+        "a folder with train/CLASS/*.jpg (or .png, ...) and val/CLASS/ or test/CLASS/, or with CLASS/ alone"
+    )
     root = folder(data_dir, "image-folder", wanted)
     parts = [part for part in ("train", "val", "test") if (root / part).is_dir()]
-    if "train" not in parts or len(parts) < 2:
-        raise ConfigError(
-            f"{root} has {' and '.join(parts) or 'none of train, val, test'}. image-folder needs {wanted}."
-        )
-    folders = {part: sorted(p.name for p in (root / part).iterdir() if p.is_dir()) for part in parts}
-    names = folders["train"]
-    problems = [] if names else [f"{root / 'train'} has no class folders"]
+    if not parts:
+        parts = ["."]  # the classes themselves
+    elif "train" not in parts:
+        raise ConfigError(f"{root} has {' and '.join(parts)}, and no train. image-folder needs {wanted}.")
+    first = parts[0]
+    folders = {
+        part: sorted(p.name for p in (root / part).iterdir() if p.is_dir() and p.name[0] != ".")
+        for part in parts
+    }
+    names = folders[first]
+    problems = [] if names else [f"{root / first} has no class folders"]
     problems += [
         f"{root / part} has class folders that train has not: {', '.join(extra[:5])}"
         for part in parts[1:]
@@ -262,7 +306,7 @@ def image_folder(data_dir: str | Path | None) -> Source:
         found[part] = [(Path(path), label) for path, label in samples]
         if known and not samples:
             problems.append(f"{root / part} holds no images ({', '.join(datasets.IMG_EXTENSIONS)})")
-        elif part == "train":
+        elif part == first:
             empty = sorted(set(names) - {names[label] for _, label in found[part]})
             problems += (
                 [f"these classes of {root / part} have no images: {', '.join(empty[:5])}"] if empty else []
@@ -271,13 +315,19 @@ def image_folder(data_dir: str | Path | None) -> Source:
             problems.append(f"{root / part} has no class folders")
     if problems:
         raise ConfigError("image-folder: " + "; ".join(problems) + f". It needs {wanted}.")
-    return Source(
-        _files(found["train"]),
-        _files(found["test" if "test" in parts else "val"]),
-        tuple(names),
-        None,
-        _files(found["val"]) if len(parts) == 3 else None,
-    )
+    train = _files(found[first])
+    if len(parts) == 1:
+        chosen, rest = stratified_choice(train.labels, round(_TEST_PART * len(train)), _TEST_SEED)
+        note = f"{root} has neither val nor test: {len(chosen):,} of its {len(train):,} images, always the same, "
+        return Source(
+            train.subset(rest), train.subset(chosen), tuple(names), None, notes=(note + "are the test set",)
+        )
+    if len(parts) == 2:
+        return Source(
+            train, _files(found[parts[1]]), tuple(names), None, notes=(f"{parts[1]}/ is the test set",)
+        )
+    notes = ("val/ chooses epochs (validation), and test/ is the test set",)
+    return Source(train, _files(found["test"]), tuple(names), None, _files(found["val"]), notes)
 
 
 def decode(images: FolderImages, size: int) -> TensorImages:
