@@ -155,8 +155,6 @@ def read_job(request: Request, resume: bool = False, problems: Problems | None =
     data, network = _parts(request, recipe, problems, fabric.global_rank, processes)
     problems.tell()
     assert data is not None and network is not None
-    for note in data.notes:
-        log.info("%s", note)
     asked, recipe = recipe, fitted(recipe, data, processes, request)
     if request.weights is not None:
         load_weights(network, request.weights)
@@ -191,6 +189,8 @@ def read_job(request: Request, resume: bool = False, problems: Problems | None =
     else:
         mask = Masks.load(request.masks).transfer(structure)
     _check_logits(network, example, request.model, data.num_classes)
+    for note in data.notes:
+        log.info("%s", note)
     if recipe != asked:
         log.info(
             "recipe for these images: batches of %d, epochs %s, peak rates %.3g in training and %.3g in pruning; "
