@@ -346,8 +346,8 @@ def test_a_name_that_says_little_means_the_run_s_data_only_in_the_run_s_folder(
     (source / "config.yaml").write_text(
         re.sub(r" *clip_spikes:.*\n", "", config)
     )  # from before there was one
-    recipe, image_size, _ = recipe_of(str(source), "image_folder", "there")
-    assert (recipe.clip_spikes, image_size) == (0.0, 96)
+    recipe, reading, _ = recipe_of(str(source), "image_folder", "there")
+    assert (recipe.clip_spikes, reading["image_size"]) == (0.0, 96)
     for folder in ("here", None):
         assert recipe_of(str(source), "image_folder", folder)[2] == "the recipe of image_folder"
 
