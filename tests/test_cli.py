@@ -562,6 +562,19 @@ def test_folders_with_brackets_are_shown_as_they_are(run_folder, tmp_path):
         assert "[b]a[red]" in done.stdout
 
 
+def test_control_characters_in_names_do_not_reach_the_terminal(run_folder, tmp_path):
+    out = tmp_path / "a \x1b[2Jb"
+    shutil.copytree(run_folder, out)
+    shown = chipnet_("ls", out)
+    assert "a \\x1b[2Jb" in shown.stdout and "\x1b" not in shown.stdout
+    (out / "result.json").write_text("{}")
+    refused = chipnet_("report", out)
+    assert (
+        f"prune --config '{tmp_path}/a \\x1b[2Jb/config.yaml'" in refused.stderr
+        and "\x1b" not in refused.stderr
+    )
+
+
 # -- progress ---------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ import torch
 
 from chipnet._errors import ChipNetError, LoadError
 from chipnet._files import write_atomically
+from chipnet._text import shell_command
 
 CHECKPOINT, BEFORE = "checkpoint.pt", "checkpoint-before.pt"
 FORMAT = 3
@@ -36,7 +37,7 @@ def write(out: Path, state: dict[str, Any]) -> None:
         mend = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
         raise ChipNetError(
             f"cannot write the checkpoint {path} ({error.strerror or error}). The last one is intact: {mend}, "
-            f"then continue with: chipnet prune --resume {out}"
+            f"then continue with: {shell_command('prune', '--resume', out)}"
         ) from error
 
 
@@ -66,7 +67,10 @@ def read(out: Path) -> dict[str, Any] | None:
             continue
         return state
     if problems:
-        raise LoadError("; ".join(problems) + f". Start anew with: chipnet prune --config {out}/config.yaml")
+        raise LoadError(
+            "; ".join(problems)
+            + f". Start anew with: {shell_command('prune', '--config', out / 'config.yaml')}"
+        )
     return None
 
 

@@ -10,7 +10,10 @@ from typing import Any
 
 import rich.console
 import rich.progress
+import rich.text
 from rich.table import Column
+
+from chipnet._text import printable
 
 
 class Console(rich.console.Console):
@@ -18,6 +21,10 @@ class Console(rich.console.Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> rich.text.Text:
+        """A text, or a table's cell, as rich draws it; a name in it cannot command the terminal."""
+        return super().render_str(printable(text), **options)
 
     def tell(self, text: str) -> None:
         """Print ``text``; a line that is longer than the terminal is one line."""

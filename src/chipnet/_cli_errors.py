@@ -16,6 +16,7 @@ from typing import Any
 import typer
 
 from chipnet._errors import ChipNetError, ConfigError, Mistakes, one_line
+from chipnet._text import printable
 
 
 def first() -> bool:
@@ -32,7 +33,7 @@ def say(error: BaseException, flags: Mapping[str, str] | None = None) -> None:
     lines = [by_flag(one_line(e), names, getattr(e, "option", "")) for e in errors]
     heading = [f"error: {len(lines)} mistakes:"] if len(lines) > 1 else []
     start = "  - " if heading else "error: "
-    print("\n".join([*heading, *(start + line for line in lines)]), file=sys.stderr, flush=True)
+    print(printable("\n".join([*heading, *(start + line for line in lines)])), file=sys.stderr, flush=True)
 
 
 def every_flag() -> dict[str, str]:

@@ -17,6 +17,7 @@ from chipnet._cli_errors import refusals
 from chipnet._cli_inspect import TRUST
 from chipnet._cli_options import Command
 from chipnet._errors import LoadError, one_line
+from chipnet._text import printable, shell_command
 
 if TYPE_CHECKING:
     from chipnet.latency import Comparison
@@ -174,7 +175,7 @@ def list_runs(
         if not found:
             raise LoadError("; ".join(damaged))
     for text in damaged:
-        print(f"left out: {text}", file=sys.stderr)
+        print(printable(f"left out: {text}"), file=sys.stderr)
     if as_json:
         print(json.dumps([{"folder": str(run.folder), **run.result} for run in found], indent=2))
         return
@@ -205,7 +206,10 @@ def report_after(folder: Path) -> None:
     try:
         write(folder)
     except Exception as error:
-        print(f"no report: {type(error).__name__}: {error}. Later: chipnet report {folder}", file=sys.stderr)
+        print(
+            f"no report: {type(error).__name__}: {error}. Later: {shell_command('report', folder)}",
+            file=sys.stderr,
+        )
 
 
 def _show(done: Comparison, sizes: Mapping[str, int], limit: int) -> None:

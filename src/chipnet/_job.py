@@ -39,6 +39,7 @@ from chipnet._random import seed_everything
 from chipnet._record import RESULT
 from chipnet._sanity import log
 from chipnet._sizes import check_size, wrong
+from chipnet._text import shell_command
 from chipnet.data import Data, LoaderImages, load_data
 from chipnet.data._images import count_batches
 from chipnet.methods import read_method
@@ -374,8 +375,8 @@ def check_unused(out: Path, overwrite: bool, resume: bool = False) -> None:
         raise ConfigError(f"the output folder {out} is a file. Give a folder.")
     if resume and (out / RESULT).exists():
         raise ConfigError(
-            f"the run in {out} is finished ({RESULT}): there is nothing to continue. To train it again: chipnet "
-            f"prune --config {out / CONFIG} --overwrite"
+            f"the run in {out} is finished ({RESULT}): there is nothing to continue. To train it again: "
+            f"{shell_command('prune', '--config', out / CONFIG, '--overwrite')}"
         )
     if resume:
         return
@@ -385,8 +386,8 @@ def check_unused(out: Path, overwrite: bool, resume: bool = False) -> None:
         )
     if _checkpoint.there(out) and not overwrite:
         raise ConfigError(
-            f"{out} holds a run that was stopped. Continue it with: chipnet prune --resume {out}. Or give "
-            "another --out, or --overwrite to replace it."
+            f"{out} holds a run that was stopped. Continue it with: {shell_command('prune', '--resume', out)}. Or "
+            "give another --out, or --overwrite to replace it."
         )
 
 

@@ -18,6 +18,7 @@ from chipnet._errors import LoadError
 from chipnet._landing import Landing
 from chipnet._schema import DamagedError, decode, require
 from chipnet._sizes import MOST, MOST_OF
+from chipnet._text import shell_command
 
 RESULT = "result.json"
 SUMMED = ("plan.json", "masks.json", "model.safetensors", "dense.safetensors")
@@ -133,7 +134,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     except DamagedError as error:
         raise LoadError(
             f"{path} is damaged: {error}. The networks beside it can be read (chipnet.load); to train them again: "
-            f"chipnet prune --config {folder / 'config.yaml'}"
+            + shell_command("prune", "--config", folder / "config.yaml")
         ) from error
     return data
 

@@ -63,6 +63,7 @@ from chipnet._random import generators, seed_everything, set_generators
 from chipnet._record import RESULT
 from chipnet._record import sums as file_sums
 from chipnet._steps import Batch, Objective, SpikeClip, evaluate, recalibrate, share, train_step
+from chipnet._text import shell_command
 from chipnet.data._images import stream_seed
 from chipnet.methods import read_method
 from chipnet.models import load_weights
@@ -490,7 +491,7 @@ class Run:
         disk = "; ".join(f"{name} ({what})" for name, what in state.saved.items()) or "no results yet"
         return (
             f"stopped in phase {state.phase}, {state.epoch} of {self.phase.epochs} epochs done. "
-            f"In {out}: {disk}. Continue with: chipnet prune --resume {out}"
+            f"In {out}: {disk}. Continue with: {shell_command('prune', '--resume', out)}"
         )
 
     def _took(self, seconds: float, steps: int) -> None:
