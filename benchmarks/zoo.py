@@ -334,8 +334,8 @@ Torch-Pruning, which has no solver, 50 steps of its iterative pruning until the 
 channels set to zero: by nature so where norms mix channels. Empty cells were not run.
 
 Detectors are their backbone and dense head: boxes are selected by value, which `torch.export` refuses. In networks
-of attention what attention reads stays whole; where that alone costs more than the target, half of the free
-channels are cut instead, and *above* says so.
+of attention much stays whole (heads, what layer norms read, queries and keys of fused attention); where that alone
+costs more than the target, half of the free channels are cut instead, and *above* says so.
 """
 
 
