@@ -184,7 +184,39 @@ class Own(nn.Module):
         return self.o(F.relu(self.m(self.a(x, x, x, need_weights=False)[0])))
 
 
-NETS = (Twice, Expand, Width, Roll, Sq, Buf, KW, DeadPad, Clamp, Anch, Pool1, Dup, Own)
+class Styled(nn.Module):
+    """As wide as another tensor: the parts of a style, in a view, by `select` and `unbind`."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = cbr(3, 8)
+        self.m = nn.Linear(3, 16)
+        self.b = nn.Conv2d(8, 8, 1)
+        self.h = Head(8, 3)
+
+    def forward(self, x):
+        y = self.a(x)
+        style = self.m(x.mean((2, 3))).view(-1, 2, y.shape[1], 1, 1)
+        return self.h(self.b(y) * style[:, 0] + style.unbind(1)[1])
+
+
+class Pieces(nn.Module):
+    """As wide as another tensor: pieces of a split."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = cbr(3, 8)
+        self.m = nn.Linear(3, 16)
+        self.h = Head(8, 3)
+        self.o = nn.Linear(8, 3)
+
+    def forward(self, x):
+        y = self.a(x)
+        one, two = self.m(x.mean((2, 3))).split(y.size(1), dim=1)
+        return self.h(y) + self.o(one * two)
+
+
+NETS = (Twice, Expand, Width, Roll, Sq, Buf, KW, DeadPad, Clamp, Anch, Pool1, Dup, Own, Styled, Pieces)
 
 
 @pytest.mark.parametrize("realisation", ["plain", "indexed"])
@@ -213,6 +245,13 @@ def test_any_connected_mask_gives_an_exact_network_of_the_predicted_cost(net, re
 def test_what_is_kept_says_why(net, said):
     s = chipnet.Structure(net().double(), torch.randn(2, 3, 8, 8).double())
     assert any(said in site.reason for site in s.sites)
+
+
+@pytest.mark.parametrize("net", [Styled, Pieces])
+def test_what_is_as_wide_as_another_tensor_is_pruned_with_it(net):
+    s = chipnet.Structure(net().double(), torch.randn(2, 3, 8, 8).double())
+    assert s.gates == 8
+    assert {site.name.split(".")[0] for site in s.sites if site.free} >= {"a", "m"}
 
 
 def test_a_module_called_twice_is_charged_for_both_calls_while_one_is_needed():

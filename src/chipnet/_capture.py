@@ -21,7 +21,7 @@ from chipnet._removal import removable
 from chipnet._rules import FAKE_QUANTISED, LAYERS, apply, operator_name
 from chipnet._trace import Labels, Realisation, Tracer, shape_of
 from chipnet._unread import unread
-from chipnet._watch import Attribute, Received, attributes_in
+from chipnet._watch import Attribute, Received, attributes_in, made_by
 from chipnet._weights import made_weights, writing
 
 _ZERO_STAYS = frozenset(["mul", "masked_fill", "pad", "slice", "to", "_to_copy"])
@@ -76,6 +76,7 @@ def _traced(
     if training is not None:
         t.counting = False
         _walk(t, training, canonical)
+    t.settle_widths()
     _drop_hosts(graph, t.foreign)
     for name in t.foreign | t.data:  # its module is asked for it: nothing can stand in
         graph.owners.pop(name.rpartition(".")[0], None)
@@ -113,7 +114,7 @@ def _walk(
     canonical: dict[str, str],
     gated: Set[str] = frozenset(),
 ) -> None:
-    graph, t.watch = t.graph, program.watch
+    graph, t.watch, t.made = t.graph, program.watch, {}
     held = {name: canonical.get(target, target) for name, target in program.held.items()}
     weights, skipped = _computed_weights(t, program, held)
     env: dict[torch.fx.Node, Any] = {}
@@ -144,6 +145,8 @@ def _walk(
             t.offer_gate(env[node])
             if t.key in gated and t.key in graph.outputs:
                 env[node] = t.gate_output(env[node])
+            if (call := made_by(node)) is not None:
+                t.made[call] = env[node]
     for node, labels in env.items():
         why = program.outputs.get(node.name)
         if why is not None and isinstance(labels, Labels):

@@ -36,8 +36,8 @@ from chipnet._graph import (
     Source,
     is_within,
 )
-from chipnet._numbers import Claim
-from chipnet._watch import Call, Watch, attributes_in, is_from_attribute
+from chipnet._numbers import Claim, count
+from chipnet._watch import Call, Shape, Watch, attributes_in, is_from_attribute, source_of
 
 if TYPE_CHECKING:
     from chipnet._weights import Made
@@ -89,6 +89,12 @@ class Labels:
         """Labels at the tensor's own shape."""
         assert self.core is not None
         return self.core.expand(self.shape)
+
+    def along(self, axis: int) -> Slots:
+        """Labels along an axis, of the first of each of the others."""
+        assert self.core is not None
+        core = self.core.movedim(axis, 0).reshape(self.core.shape[axis], -1)[:, 0]
+        return core.expand(self.shape[axis]).numpy().copy()
 
     def slots(self) -> Slots:
         """All labels, flat."""
@@ -145,7 +151,11 @@ class Tracer:
         self.watch: Watch | None = None
         self.fused: frozenset[str] = frozenset()
         """Modules inside which an index map would be lost: a method that fuses weights does not see it."""
+        self.made: dict[int, Any] = {}
+        """By the number of a call of a function: labels of what it gave."""
         self.claims: list[Claim] = []
+        self.alike: list[tuple[Slots, Slots, Pin]] = []
+        """Slots of which there are equally many, as an operator received the size of one tensor for another."""
         self.counting = True
         self.foreign: set[str] = set()
         """Parameters that a module reads which does not own them: no gate can be folded into these."""
@@ -233,6 +243,8 @@ class Tracer:
     def claim(self, number: Any, slots: Slots, empty: bool = False) -> bool:
         """``number``, which the current operator received, counts ``slots``: is it from attributes? Few operators
         take a width of 0; those that do say ``empty``."""
+        if isinstance(source := source_of(number), Shape):
+            self._as_wide(source, slots)
         if not is_from_attribute(number) or self.call is None:
             return False
         self.call.claimed.add(number.source)
@@ -242,6 +254,19 @@ class Tracer:
         if not empty:
             self.graph.pin(slots[:1], self.why(f"'{number.source}' must not become 0"))
         return True
+
+    def _as_wide(self, size: Shape, slots: Slots) -> None:
+        """There are as many ``slots`` as channels of a tensor."""
+        x = None if size.made is None else self.made.get(size.made)
+        if isinstance(x, Labels) and size.axis in x.varying and x.shape[size.axis] == len(slots):
+            self.alike.append((slots.copy(), x.along(size.axis), self.why(f"tied by {self.node.target}")))
+
+    def settle_widths(self) -> None:
+        """Tie what may differ in number, where an operator received the size of one tensor for another."""
+        for slots, others, why in self.alike:
+            if count(self.graph, slots) != count(self.graph, others):
+                self.graph.tie(slots, others)
+                self.graph.meetings.append((int(slots[0]), why))
 
     def _is_torchs(self, module: str) -> bool:
         return type(self.modules[module]).__module__.startswith("torch.nn.")
@@ -593,6 +618,11 @@ class Tracer:
         for axis in axes & set(x.varying):
             first = first.take([0], axis)
         return bool((classes == first).all())
+
+    def stays_as_long(self, x: Labels, axis: int) -> bool:
+        """Does nothing shrink along ``axis``: labels are alike along it, or exist together and differ along another
+        axis too?"""
+        return axis not in x.varying or (len(x.varying) > 1 and self.fixed(x, {axis}))
 
     def across(self, x: Labels, axes: list[int], kind: Literal["or", "const"]) -> Labels:
         """An operator that combines what lies along ``axes`` of a fixed length: one label for all of it."""

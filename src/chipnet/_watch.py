@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node, traceback
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from chipnet._inputs import Inputs, device_of
 from chipnet._lines import users_frame
@@ -47,9 +48,15 @@ class Term(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """A tensor's size: it follows by itself."""
+    """A tensor's size: it follows by itself.
+
+    Of a tensor that a call of a function has made it is known which one, as the ``axis`` of what the call
+    ``made`` gave.
+    """
 
     size: int
+    made: int | None = None
+    axis: int = 0
 
     def __str__(self) -> str:
         return "a tensor's size"
@@ -104,6 +111,12 @@ def source_of(number: Any) -> Expression:
 def is_from_attribute(number: Any) -> bool:
     """Is an attribute in it?"""
     return isinstance(number, Marked) and any(True for _ in attributes_in(number.source))
+
+
+def _is_known(number: Any) -> bool:
+    """Is it a number that a rule may know the meaning of?"""
+    source = source_of(number)
+    return is_from_attribute(number) or (isinstance(source, Shape) and source.made is not None)
 
 
 def _value(result: Any, *numbers: Any) -> Any:
@@ -193,17 +206,32 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.calls: list[Call] = []
         self.values: list[Received] = []
+        self._count = 0
+        self._made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        """Tensor -> the number of the call that gave it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _SIZES:
-            return _marked_sizes(func(*args, **kwargs))
-        if not any(is_from_attribute(n) for n in _leaves((args, kwargs))):
-            return func(*args, **kwargs)
-        name = getattr(func, "__name__", str(func))
-        self.calls.append(Call(name, _bare(args), _bare(kwargs), _line()))
-        with traceback.annotate({_KEY: len(self.calls) - 1}):
-            return func(*args, **kwargs)
+            return self._sizes(args[0], func(*args, **kwargs), *args[1:], **kwargs)
+        self._count += 1
+        marks = {_MADE: self._count}
+        if any(_is_known(n) for n in _leaves((args, kwargs))):
+            name = getattr(func, "__name__", str(func))
+            self.calls.append(Call(name, _bare(args), _bare(kwargs), _line()))
+            marks[_KEY] = len(self.calls) - 1
+        with traceback.annotate(marks):
+            out = func(*args, **kwargs)
+        if isinstance(out, Tensor):
+            self._made.setdefault(out, self._count)
+        return out
+
+    def _sizes(self, x: Tensor, sizes: Any, dim: Any = None) -> Any:
+        """Sizes of a tensor (along ``dim``), marked."""
+        made = self._made.get(x)
+        if isinstance(sizes, torch.Size):
+            return torch.Size([self._sizes(x, n, axis) for axis, n in enumerate(sizes)])
+        return Marked(sizes, Shape(sizes, made, dim % x.dim())) if type(sizes) is int else sizes
 
     def __enter__(self) -> Watch:
         _watching.append(self)
@@ -228,15 +256,14 @@ class Watch(TorchFunctionMode):
         return None if place is None else self.calls[place]
 
 
-_KEY = "chipnet"
+_KEY, _MADE = "chipnet", "chipnet made"
 _watching: list[Watch] = []
 _SIZES = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
 
 
-def _marked_sizes(sizes: Any) -> Any:
-    if isinstance(sizes, torch.Size):
-        return torch.Size([_marked_sizes(n) for n in sizes])
-    return Marked(sizes, Shape(sizes)) if type(sizes) is int else sizes
+def made_by(node: Node) -> int | None:
+    """The number of the call that made a node, as `Shape` has it."""
+    return (node.meta.get("custom") or {}).get(_MADE)
 
 
 def _bare(value: Any) -> Any:

@@ -18,7 +18,7 @@ def along(t: Tracer, x: Labels, dim: int = -1, *args: Any, **kwargs: Any) -> Any
     x, name = t.labelled(x), operator_name(t.node)
     kind: Any = "const" if name in _SHIFTS else "or"
     if (dim := dim % len(x.shape)) in x.varying:
-        if len(x.varying) < 2 or not t.fixed(x, {dim}):
+        if not t.stays_as_long(x, dim):
             return t.barrier([x], f"'{name}' mixes channels")
         x = t.across(x, [dim], kind)
     elif kind == "const":

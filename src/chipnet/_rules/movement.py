@@ -66,14 +66,8 @@ def move(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
         sizes = t.sizes(out.shape[before : len(out.shape) - after], skip)
         for axis, number in enumerate(sizes, before):
             if axis in out.varying:
-                t.claim(number, _along(out, axis))
+                t.claim(number, out.along(axis))
     return out
-
-
-def _along(x: Labels, axis: int) -> Slots:
-    """Slots along an axis, of the first of each of the others."""
-    assert x.core is not None
-    return x.core.movedim(axis, 0).reshape(x.shape[axis], -1)[:, 0].numpy().copy()
 
 
 @rule("repeat_interleave")
@@ -253,7 +247,7 @@ def split(t: Tracer, x: Labels, size: Any, dim: int = 0, *, follows: bool = Fals
     full = x.full()
     pieces = list(full.split(size, dim) if follows else t.node.target(full, size, dim))  # type: ignore[operator]
     sizes = tuple(p.shape[dim] for p in pieces)
-    if dim not in x.varying or len(pieces) < 2:
+    if len(pieces) < 2 or t.stays_as_long(x, dim):
         return tuple(t.moved(p) for p in pieces)
     first = [p.movedim(dim, 0).reshape(p.shape[dim], -1)[:, 0].numpy().copy() for p in pieces]
     equal = len(set(sizes)) == 1
@@ -282,7 +276,7 @@ def split(t: Tracer, x: Labels, size: Any, dim: int = 0, *, follows: bool = Fals
 def unbind(t: Tracer, x: Labels, dim: int = 0) -> Any:
     """Pieces of one index each; along channels their number is fixed."""
     x = t.labelled(x)
-    if dim % len(x.shape) in x.varying:
+    if not t.stays_as_long(x, dim % len(x.shape)):
         t.pin(x, "is taken apart along channels")
     return tuple(t.moved(p) for p in x.full().unbind(dim))
 
@@ -295,7 +289,8 @@ def take(t: Tracer, x: Labels, dim: int = 0, *args: Any, **kwargs: Any) -> Label
     if any(isinstance(a, Labels) for a in args):
         return t.barrier([x], "indexes by a tensor")
     full = t.node.target(x.full(), dim, *args, **kwargs)  # type: ignore[operator]
-    if dim in x.varying and tuple(full.shape) != x.shape and not _bounded(t, _along(x, dim), args):
+    whole = tuple(full.shape) == x.shape or t.stays_as_long(x, dim)
+    if not whole and not _bounded(t, x.along(dim), args):
         t.pin_literal(x, "a fixed part of its channels is taken")
     return t.moved(full)
 
