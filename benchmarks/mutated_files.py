@@ -25,15 +25,20 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+import yaml
 from torch import nn
 
 import chipnet
+from chipnet import _checkpoint
 from chipnet._budget import KINDS
 from chipnet._cli_show import summary
 from chipnet._cli_sweep import table
+from chipnet._config import read_config, request_from
 from chipnet._io import _digest
+from chipnet._latency import LatencyModel, _Cache
+from chipnet.models import get_model, load_weights
 from chipnet.report import report
-from chipnet.runs import Run
+from chipnet.runs import Run, from_pretrained
 from chipnet.train import Recipe, Request, prepare
 from chipnet.train import run as train
 
@@ -180,6 +185,12 @@ def table_file(content: bytes, chance: random.Random) -> bytes:
     return "\n".join(",".join(line) for line in lines).encode()
 
 
+def yaml_file(data: Any, chance: random.Random) -> bytes:
+    """A YAML file, changed in its values or in its bytes."""
+    text = yaml.safe_dump(changed(data, chance)).encode("utf-8", "surrogatepass")
+    return damaged(text, chance) if chance.random() < 0.3 else text
+
+
 def chance_of(path: Path, one_in: int) -> bool:
     """Whether a file is one of those that slow readers see."""
     return int.from_bytes(hashlib.sha256(path.read_bytes()).digest()[:4], "big") % one_in == 0
@@ -245,7 +256,45 @@ def readers(folder: Path) -> dict[str, tuple[Callable[[random.Random], bytes], C
         if chance_of(path, 20):
             report(run)
 
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    Run.open(run).save_pretrained(folder / "hub")
+    hub = json.loads((folder / "hub" / "config.json").read_text())
+    network = get_model("resnet8", 10, 1)
+    weights = (run / "dense.safetensors").read_bytes()
+    checkpoint = folder / "stopped"
+    checkpoint.mkdir()
+    _checkpoint.write(checkpoint, {"state": {"phase": "prune"}, "network": network.state_dict()})
+    stopped = (checkpoint / "checkpoint.pt").read_bytes()
+
+    def read_hub(path: Path) -> None:
+        shutil.copyfile(path, folder / "hub" / "config.json")
+        from_pretrained(folder / "hub")
+
+    def read_checkpoint(path: Path) -> None:
+        shutil.copyfile(path, checkpoint / "checkpoint.pt")
+        _checkpoint.read(checkpoint)
+
+    layer, cache = nn.Linear(3, 2), _Cache(torch.device("cpu"))
+    cache.table(layer, (1, 3))
+    tables = json.loads(json.dumps(cache.tables))
+
+    def read_table(path: Path) -> None:
+        again = _Cache(torch.device("cpu"))
+        again.path = path
+        with again:
+            found = again.table(layer, (1, 3))  # a damaged one is measured anew
+        LatencyModel([(0, 1, 2)], [found], (0.0, 0.0, 1.0))
+        assert again.new or json.loads(path.read_text()) == again.tables
+
     return {
+        "read_config": (
+            lambda c: yaml_file(config, c),
+            lambda p: request_from(read_config(p), source=str(p)),
+        ),
+        "from_pretrained": (lambda c: json_file(hub, c), read_hub),
+        "load_weights": (lambda c: damaged(weights, c), lambda p: load_weights(network, p)),
+        "latency tables": (lambda c: json_file(tables, c), read_table),
+        "checkpoint": (lambda c: damaged(stopped, c), read_checkpoint),
         "Run.open": (lambda c: json_file(result, c), read_result),
         "Run.metrics": (lambda c: table_file(rows, c), read_metrics),
         "Plan.load": (lambda c: json_file(c.choice(records), c), load_plan),

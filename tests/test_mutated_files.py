@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,21 @@ from benchmarks import mutated_files
 
 @pytest.fixture(scope="module")
 def outcomes():
-    return mutated_files.run(60, seed=7)
+    warnings.filterwarnings("ignore", "Detected pickle protocol")  # PyTorch's, of a pickle that it refuses
+    return mutated_files.run(30, seed=7)
 
 
-@pytest.mark.parametrize("reader", ["Plan.load", "Masks.load", "chipnet.load", "Run.open", "Run.metrics"])
+READERS = {"latency tables": 0, "from_pretrained": 3, "Run.metrics": 10, "Run.open": 10, "read_config": 10}
+READERS |= {"Plan.load": 15, "Masks.load": 15, "chipnet.load": 15, "load_weights": 25, "checkpoint": 15}
+"""Reader -> how many of the files at least it must refuse."""
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("reader", READERS)
 def test_only_errors_of_the_library_come_out(outcomes, reader):
+    assert set(outcomes) == set(READERS)
     assert not mutated_files.wrong(outcomes[reader])
-    assert outcomes[reader]["refused"] > 20
+    assert outcomes[reader]["refused"] >= READERS[reader]
 
 
 @pytest.fixture(scope="module")

@@ -75,9 +75,14 @@ def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(request_for
     out = tmp_path / "run"
     whole = (out / "checkpoint.pt").read_bytes()
     newest = _checkpoint.read(out)["state"]
+    at = whole.index(next(iter(_checkpoint.read(out)["network"].values())).numpy().tobytes()) + 5
+    one_bit = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]  # of a weight
+    (out / "checkpoint.pt").write_bytes(one_bit)
+    flipped = _checkpoint.read(out)["state"]
     (out / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
     before = _checkpoint.read(out)["state"]
     assert (before["phase"], before["step"]) != (newest["phase"], newest["step"])
+    assert (before["phase"], before["step"]) == (flipped["phase"], flipped["step"])
     run(prepare(request_for(), resume=True))
     assert killing.fingerprint(out) == killing.fingerprint(tmp_path / "whole")
 

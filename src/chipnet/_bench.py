@@ -47,6 +47,7 @@ from chipnet._files import write_atomically, write_json
 from chipnet._landing import Landing
 from chipnet._lazy import REFERENCE, import_callable
 from chipnet._lock import claimed
+from chipnet._record import read_json, read_metrics
 
 if TYPE_CHECKING:
     from chipnet._config import Recipe, Request
@@ -715,7 +716,8 @@ def row(grid: Grid, run: Run) -> dict[str, Any]:
     values |= {k: getattr(run, k) for k in ("model", "data", "budget", "method", "seed", "folder")}
     values["status"] = status(grid, run)
     if values["status"] == "failed":
-        values["error"] = " ".join(json.loads((folder / ERROR).read_text())["error"].split())
+        said = read_json(folder / ERROR, "Try the run again: --retry.").get("error")
+        values["error"] = " ".join(str(said).split())
         return values
     try:
         result = json.loads((folder / RESULT).read_text())
@@ -733,15 +735,10 @@ def row(grid: Grid, run: Run) -> dict[str, Any]:
         ) from error
     if run.anew:
         values |= {"dense": "", "soft": "", "hard": ""}
-    tuned = {int(r["epoch"]): r for r in metrics(folder) if r["phase"] == "finetune"}
+    rows = read_metrics(folder)
+    tuned = {int(r["epoch"]): r for r in rows if r["phase"] == "finetune"}
     for epoch in RECOVERY:
         if epoch in tuned:
             values[f"after_{epoch}"] = float(tuned[epoch]["validation_accuracy"])
-    values["epochs"] = sum(1 for r in metrics(folder) if int(r["epoch"]) > 0)
+    values["epochs"] = sum(1 for r in rows if int(r["epoch"]) > 0)
     return values
-
-
-def metrics(folder: Path) -> Iterator[dict[str, str]]:
-    """Rows of a run's metrics.csv."""
-    with open(folder / "metrics.csv", newline="") as file:
-        yield from csv.DictReader(file)

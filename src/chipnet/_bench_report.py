@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import statistics
 from collections.abc import Sequence
@@ -11,10 +10,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from chipnet._bench import DENSE, MASKS, RECOVERY, Grid, metrics
+from chipnet._bench import DENSE, MASKS, RECOVERY, Grid
 from chipnet._budget import KINDS, Budget
 from chipnet._errors import ConfigError
 from chipnet._files import replacing, write_atomically
+from chipnet._masks import Masks
+from chipnet._record import read_metrics
 
 TABLES = "tables.md"
 _STAGES = {
@@ -332,10 +333,10 @@ def _layers(grid: Grid, folder: Path, title: str, rows: Rows) -> Path:
     axis = axes[0, 0]
     names: list[str] = []
     for row in rows:
-        sites = json.loads((grid.out / row["folder"] / MASKS).read_text())["sites"]
-        names = list(sites)
-        kept = [100 * len(site["kept"]) / site["channels"] for site in sites.values()]
-        axis.plot(range(len(sites)), kept, marker=".", linewidth=1, label=_short(row["method"]))
+        masks = Masks.load(grid.out / row["folder"] / MASKS)
+        names = list(masks.widths)
+        kept = [100 * len(masks.kept[name]) / width for name, width in masks.widths.items()]
+        axis.plot(range(len(names)), kept, marker=".", linewidth=1, label=_short(row["method"]))
     axis.set(ylabel="channels kept, %", title=_short(title, 90), ylim=(0, 105))
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=5)
     axis.legend(**_LEGEND)
@@ -346,7 +347,7 @@ def _histograms(grid: Grid, folder: Path, title: str, rows: Rows) -> list[Path]:
     """How gate values spread over [0, 1] as pruning goes on, one seed: a panel a method."""
     panels = []
     for row in rows:
-        texts = [r["gates"] for r in metrics(grid.out / row["folder"]) if r["phase"] == "prune"]
+        texts = [r["gates"] for r in read_metrics(grid.out / row["folder"]) if r["phase"] == "prune"]
         if texts:
             panels.append((row["method"], [[int(n) for n in text.split()] for text in texts]))
     if not panels:

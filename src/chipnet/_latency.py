@@ -25,6 +25,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ from chipnet._gates import strip_gates
 from chipnet._inputs import device_of
 from chipnet._landing import Landing, asked_text
 from chipnet._ready import copied
+from chipnet._schema import DamagedError, decode, require
 from chipnet.latency import Timing, device_name, interleaved
 
 if TYPE_CHECKING:
@@ -229,12 +231,27 @@ class _Cache:
         weight = module.weight
         assert isinstance(weight, Tensor)
         key = f"{type(module).__name__}({module.extra_repr()}) {list(shape)} {weight.dtype}"
-        if key not in self.tables:
-            self.tables[key] = asdict(measure_layer(module, shape))
-            self.new = True
-        found = self.tables[key]
-        values = tuple(tuple(map(float, row)) for row in found["values"])
-        return Table(tuple(found["rows"]), tuple(found["columns"]), values)
+        try:
+            return _usable(decode(Table, self.tables.get(key), "a table"))
+        except DamagedError:  # or not there: measure anew
+            measured = measure_layer(module, shape)
+            self.tables[key], self.new = asdict(measured), True
+            return measured
+
+
+def _usable(table: Table) -> Table:
+    """A table that was read, if its times are for its widths and never fall as widths grow.
+
+    Raises:
+        DamagedError: they are not.
+    """
+    values = np.array(table.values if len({len(row) for row in table.values}) == 1 else [[]], dtype=float)
+    require(values.shape == (len(table.rows), len(table.columns)), "a table", "has times of other widths")
+    for widths in (table.rows, table.columns):
+        require(widths[0] == 0 and all(a < b for a, b in pairwise(widths)), "a table", "has no rising widths")
+    rising = (np.diff(values, axis=0) >= 0).all() and (np.diff(values, axis=1) >= 0).all()
+    require(bool(rising) and bool((values >= 0).all()), "a table", "has times that fall")
+    return table
 
 
 def measure_layer(module: nn.Module, shape: tuple[int, ...]) -> Table:

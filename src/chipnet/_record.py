@@ -6,8 +6,10 @@ Nothing here imports PyTorch, so that the command line can look before it starts
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -162,6 +164,42 @@ def _consistent(data: Mapping[str, Any]) -> None:
         )
         for name in ("mean", "std"):
             require(len(given[name]) == given["in_channels"], f"input.{name}", "is not one number a channel")
+
+
+def read_metrics(folder: Path) -> list[dict[str, str]]:
+    """Rows of metrics.csv, as text: numbers, or empty where a phase does not have a value.
+
+    Raises:
+        LoadError: there is none, or it is damaged.
+    """
+    path = folder / "metrics.csv"
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            _check_row(row)
+    except OSError as error:
+        raise LoadError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, csv.Error) as error:
+        raise LoadError(f"{path} is damaged: {error}") from error
+    return rows
+
+
+def _check_row(row: Mapping[str, Any]) -> None:
+    """A row of metrics.csv is a phase, whole numbers and finite ones.
+
+    Raises:
+        ValueError: it is not.
+    """
+    for name, text in row.items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise ValueError("a row has more or fewer values than there are columns")
+        if name == "gates":
+            [int(n) for n in text.split()]
+        elif name == "epoch":
+            int(text)
+        elif name != "phase" and text and not math.isfinite(float(text)):
+            raise ValueError(f"{name} is {text}")
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

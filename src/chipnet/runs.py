@@ -13,8 +13,6 @@ Nothing here trains, and nothing here downloads. `docs/runs.md` has every field.
 
 from __future__ import annotations
 
-import csv
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -33,13 +31,12 @@ from chipnet._io import load
 from chipnet._lazy import IMPORTED
 from chipnet._masks import Masks
 from chipnet._plan import Plan
-from chipnet._record import RESULT, described, read_json, read_result
+from chipnet._record import RESULT, described, read_json, read_metrics, read_result
 from chipnet._schema import DamagedError, decode
 from chipnet.data import Data, load_data
 from chipnet.models import get_model, load_weights
 
 PLAN, MODEL, DENSE, MASKS = "plan.json", "model.safetensors", "dense.safetensors", "masks.json"
-METRICS = "metrics.csv"
 CONFIG = "config.json"
 """Of a folder in the style of the Hugging Face Hub; see `Run.save_pretrained`."""
 
@@ -93,17 +90,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, str]]:
         """Rows of metrics.csv, as text: numbers, or empty where a phase does not have a value."""
-        path = self.folder / METRICS
-        try:
-            with open(path, newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            for row in rows:
-                _check_row(row)
-        except OSError as error:
-            raise LoadError(f"cannot read {path}: {error.strerror}") from error
-        except (ValueError, csv.Error) as error:
-            raise LoadError(f"{path} is damaged: {error}") from error
-        return rows
+        return read_metrics(self.folder)
 
     def file(self, name: str) -> Path:
         """The path of a file of the run, ``plan.json`` for instance, which is the one that its result describes.
@@ -342,23 +329,6 @@ def find_runs(
                 damaged(error)
                 continue
             yield run
-
-
-def _check_row(row: Mapping[str, Any]) -> None:
-    """A row of metrics.csv is a phase, whole numbers and finite ones.
-
-    Raises:
-        ValueError: it is not.
-    """
-    for name, text in row.items():
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise ValueError("a row has more or fewer values than there are columns")
-        if name == "gates":
-            [int(n) for n in text.split()]
-        elif name == "epoch":
-            int(text)
-        elif name != "phase" and text and not math.isfinite(float(text)):
-            raise ValueError(f"{name} is {text}")
 
 
 def percent(accuracy: float | None, sign: str = " %") -> str:
