@@ -507,7 +507,6 @@ def preflight(grid: Grid, data_dirs: Mapping[str, str], retry: bool = False) -> 
             name,
             _folder(name, data_dirs),
             seed=seed,
-            validation=request.validation,
             limit=recipe.limit,
             limit_test=recipe.limit_test,
             **data_options(request),

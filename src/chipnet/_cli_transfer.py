@@ -52,7 +52,10 @@ def transfer(
     realisation: Annotated[str | None, typer.Option(help=f"{REALISATION} [default: the run's]")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help=IGNORE)] = None,
     only: Annotated[list[str] | None, typer.Option(help=ONLY)] = None,
-    validation: Annotated[float, typer.Option(help="part of the training images that chooses epochs")] = 0.1,
+    validation: Annotated[
+        float | None,
+        typer.Option(help=f"part of the training images that chooses epochs [default: {_WHOSE}]"),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads [default: PyTorch's]")] = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed")] = "32-true",
@@ -79,6 +82,7 @@ def transfer(
             total = parse_total(epochs)
             # All epochs of the recipe are trained; pruning has at least one by itself.
             recipe = recipe.changed({"train": 0, "prune": 1, "finetune": total - 1})
+        reading |= {} if validation is None else {"validation": validation}
         request = _transfer.request_for(
             source,
             data,
@@ -94,7 +98,6 @@ def transfer(
             ignore=tuple(ignore or ()),
             only=tuple(only or ()),
             seed=seed,
-            validation=validation,
             accelerator=accelerator,
             precision=precision,
             overwrite=overwrite,

@@ -35,7 +35,7 @@ RATES = ("train_lr", "prune_lr")
 """Fields of `Recipe` that are peak rates, and change with the batch size."""
 ADAMW = {"train_lr": 1e-3, "prune_lr": 1e-3, "weight_decay": 0.01}
 """Rates and weight decay of AdamW where nobody gave any: those of `torch.optim.AdamW`."""
-DATA = ("image_size", "mean", "std", "augment", "skip_broken", "checksum")
+DATA = ("validation", "image_size", "mean", "std", "augment", "skip_broken", "checksum")
 """Options of a request that say how images are read; `chipnet.data.load_data` takes them."""
 PRUNING_STEPS = 300
 """Optimiser steps that soft pruning should have: masks move a little in each, and with fewer they do not settle."""

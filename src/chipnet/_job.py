@@ -190,7 +190,7 @@ def read_job(request: Request, resume: bool = False, problems: Problems | None =
     else:
         mask = Masks.load(request.masks).transfer(structure)
     _check_logits(network, example, request.model, data.num_classes)
-    for note in data.notes:
+    for note in (*data.notes, data.normalisation()):
         log.info("%s", note)
     if recipe != asked:
         log.info(
@@ -214,6 +214,8 @@ def read_job(request: Request, resume: bool = False, problems: Problems | None =
     )
     if run is not None:
         request = dataclasses.replace(request, model=str(run.folder))  # from wherever it goes on
+        if not isinstance(data.train, LoaderImages):
+            request = dataclasses.replace(request, mean=data.mean, std=data.std)
     if resume and (command := started_by(out)) is not None:
         request = dataclasses.replace(request, command=command)
     return Job(request, recipe, budget, data, network, example, structure, fabric, out, resume, mask, start)
@@ -231,7 +233,6 @@ def _parts(
                 request.data,
                 request.data_dir,
                 seed=seed,
-                validation=request.validation,
                 limit=recipe.limit,
                 limit_test=recipe.limit_test,
                 **data_options(request),
@@ -240,6 +241,8 @@ def _parts(
             )
             if not request.skip_broken:
                 data.check_files()
+            if (folder := run_named(request.model)) and request.mean is request.std is None:
+                data = Run.open(folder).seen(data)
             _check_batch(data, fitted(recipe, data, processes, request).batch_size, processes)
     if request.model:
         seed_everything(seed)

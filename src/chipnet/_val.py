@@ -14,7 +14,7 @@ from chipnet._errors import ChipNetError, ConfigError
 from chipnet._inputs import device_of
 from chipnet._io import load
 from chipnet._record import RESULT
-from chipnet.data import Data, LoaderImages, load_data
+from chipnet.data import Data, load_data
 from chipnet.models import get_model
 from chipnet.runs import Run
 
@@ -81,7 +81,4 @@ def _data_of(run: Run, data: str | None, data_dir: str | None) -> Data:
         run, data = dataclasses.replace(run, trust=True), None  # whoever types the name trusts it
     images = run.data(data_dir) if data is None else load_data(data, data_dir)
     run.check_images(images)
-    given = run.input
-    if isinstance(images.test, LoaderImages):  # a loader of the user's normalises by itself
-        return images
-    return dataclasses.replace(images, mean=tuple(given["mean"]), std=tuple(given["std"]))
+    return run.seen(images)

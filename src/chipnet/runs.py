@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -33,7 +33,7 @@ from chipnet._masks import Masks
 from chipnet._plan import Plan
 from chipnet._record import RESULT, described, read_json, read_metrics, read_result
 from chipnet._schema import DamagedError, decode
-from chipnet.data import Data, load_data
+from chipnet.data import Data, LoaderImages, load_data
 from chipnet.models import get_model, load_weights
 
 PLAN, MODEL, DENSE, MASKS = "plan.json", "model.safetensors", "dense.safetensors", "masks.json"
@@ -135,7 +135,7 @@ class Run:
             raise LoadError(f"{self.folder / RESULT} does not say which images the run saw (recipe).")
         recipe, config = self.result["recipe"], self.folder / OPTIONS
         asked = data_options(read_config(config)) if config.exists() else {}
-        return load_data(
+        data = load_data(
             self._known(self.result["data"], "data set"),
             data_dir or self.input["data_dir"],
             seed=self.result["seed"],
@@ -144,6 +144,14 @@ class Run:
             **asked,
             batch_size=recipe["batch_size"],
         )
+        return self.seen(data)
+
+    def seen(self, data: Data) -> Data:
+        """A data set as the run's networks see images: normalised as theirs were. Loaders of the user's own
+        normalise by themselves."""
+        if isinstance(data.test, LoaderImages):
+            return data
+        return replace(data, mean=tuple(self.input["mean"]), std=tuple(self.input["std"]))
 
     def images(self, count: int, data_dir: str | None = None) -> Tensor:
         """The first test images as the networks see them: float32 ``[count, C, H, W]``, or as many as there are

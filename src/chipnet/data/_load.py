@@ -161,6 +161,19 @@ class Data:
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         return {k: v.count() if isinstance(v, LoaderImages) else len(v) for k, v in parts.items()}
 
+    def normalisation(self) -> str:
+        """What images are normalised by, for people.
+
+        Example:
+            >>> load_data("digits", mean=(0.3,), std=(0.4,)).normalisation()
+            'images are normalised by mean 0.3 and std 0.4'
+        """
+        if isinstance(self.train, LoaderImages):
+            return f"the loaders of {self.name} normalise images themselves"
+        mean, std = (",".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        whose = " (ImageNet's; others: --mean, --std)" if self.mean == _IMAGENET_MEAN else ""
+        return f"images are normalised by mean {mean} and std {std}{whose}"
+
     def check_files(self) -> None:
         """Try every image file, at a fraction of what an epoch takes to decode them.
 
@@ -416,6 +429,8 @@ def _check_options(
         problems.append(f"mean must be finite, not {mean}")
     if std is not None and not all(0 < v < math.inf for v in std):
         problems.append(f"std must be above 0 and finite, not {std}")
+    if mean and 1 < max(mean) < math.inf:
+        problems.append(f"mean is of images in 0 to 1, not {mean}: divide levels from 0 to 255 by 255")
     if augment not in (None, *VARIATIONS):
         problems.append(f"augment must be one of {', '.join(VARIATIONS)}, not {augment!r}")
     if problems:

@@ -152,8 +152,7 @@ def cifar(name: str, data_dir: str | Path | None, checksum: bool = True) -> Sour
         hint = f" Unpack it: tar xzf {root / archive} -C {root}" if (root / archive).is_file() else ""
         raise ConfigError(f"There is no folder {base} in {root}. {name} needs {wanted}.{hint}")
     _require(root / base, list(sums), name)
-    if checksum:
-        _check_sums(root / base, sums, name, f"Unpack {archive} again")
+    other = _check_sums(root / base, sums, name, f"Unpack {archive} again", checksum)
     classes = plain_pickle(root / base / reader.meta["filename"]).get(reader.meta["key"])
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
         raise ConfigError(
@@ -163,7 +162,7 @@ def cifar(name: str, data_dir: str | Path | None, checksum: bool = True) -> Sour
         _cifar_part([root / base / file for file, _ in listed], len(classes))
         for listed in (reader.train_list, reader.test_list)
     )
-    return Source(train, test, tuple(classes), Augment(pad=4, flip=True))
+    return Source(train, test, tuple(classes), Augment(pad=4, flip=True), notes=other)
 
 
 def _cifar_part(paths: list[Path], classes: int) -> TensorImages:
@@ -184,12 +183,14 @@ def _cifar_part(paths: list[Path], classes: int) -> TensorImages:
     return TensorImages(torch.cat(images), torch.tensor(labels, dtype=torch.int64))
 
 
-def _check_sums(root: Path, sums: Mapping[str, str], name: str, again: str) -> None:
-    """Refuse files that are not the official ones."""
+def _check_sums(root: Path, sums: Mapping[str, str], name: str, again: str, refuse: bool) -> tuple[str, ...]:
+    """Refuse files that are not the official ones, or say which they are."""
     integrity = optional_import("torchvision.datasets.utils", needed_for=name, install="torchvision")
     other = [
         str(root / file) for file, md5 in sums.items() if not integrity.check_integrity(root / file, md5)
     ]
+    if other and not refuse:
+        return (f"without the official checksum, read all the same (--no-checksum): {', '.join(other)}",)
     if other:
         have = (
             "does not have the checksum of the official one"
@@ -200,6 +201,7 @@ def _check_sums(root: Path, sums: Mapping[str, str], name: str, again: str) -> N
             f"{name}: {', '.join(other)} {have}, so what is there is truncated or changed. {again}; or, if these "
             "are meant to be others of the same format: --no-checksum."
         )
+    return ()
 
 
 def svhn(data_dir: str | Path | None, checksum: bool = True) -> Source:
@@ -209,9 +211,9 @@ def svhn(data_dir: str | Path | None, checksum: bool = True) -> Source:
     wanted = "a folder with train_32x32.mat and test_32x32.mat"
     root = folder(data_dir, "svhn", wanted)
     _require(root, ["train_32x32.mat", "test_32x32.mat"], "svhn")
-    if checksum:
-        sums = {file: md5 for _, file, md5 in (datasets.SVHN.split_list[part] for part in ("train", "test"))}
-        _check_sums(root, sums, "svhn", "Get them again from http://ufldl.stanford.edu/housenumbers/")
+    sums = {file: md5 for _, file, md5 in (datasets.SVHN.split_list[part] for part in ("train", "test"))}
+    again = "Get them again from http://ufldl.stanford.edu/housenumbers/"
+    other = _check_sums(root, sums, "svhn", again, checksum)
     parts = []
     for path in (root / "train_32x32.mat", root / "test_32x32.mat"):
         try:
@@ -224,7 +226,7 @@ def svhn(data_dir: str | Path | None, checksum: bool = True) -> Source:
         # The digit 0 has the label 10.
         images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)))
         parts.append(TensorImages(images, torch.from_numpy(labels % 10)))
-    return Source(parts[0], parts[1], _DIGITS, Augment(pad=4, flip=False))
+    return Source(parts[0], parts[1], _DIGITS, Augment(pad=4, flip=False), notes=other)
 
 
 def tiny_imagenet(data_dir: str | Path | None) -> Source:
@@ -286,6 +288,10 @@ def image_folder(data_dir: str | Path | None) -> Source:
         for part in parts
     }
     names = folders[first]
+    if first == "." and (inside := [n for n in names if (root / n / "train").is_dir()]):
+        raise ConfigError(
+            f"{root} holds data sets, not classes: give one of them, such as {root / inside[0]}."
+        )
     problems = [] if names else [f"{root / first} has no class folders"]
     problems += [
         f"{root / part} has class folders that train has not: {', '.join(extra[:5])}"
