@@ -1,5 +1,6 @@
 """Every Python block of README and docs runs (those of one file share a namespace); commands can be read."""
 
+import fnmatch
 import re
 import shlex
 from pathlib import Path
@@ -59,3 +60,16 @@ def test_options_that_are_spoken_of_exist(path: Path) -> None:
         if command is None:
             for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]", line):
                 assert option in known, f"{path.name}: {option} in {line.strip()!r}"
+
+
+def test_the_table_of_the_architecture_has_every_file_and_no_other() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = re.findall(r"`([\w*]+)(?:\.py|/)`", text[text.index("## One file") : text.index("## Slots")])
+    package = ROOT / "src" / "chipnet"
+    there = [p.stem for p in package.iterdir() if p.suffix == ".py" or (p.is_dir() and p.name[0] != "_")]
+    there += ["_rules"]
+    missing = [
+        n for n in there if n != "__init__" and not any(fnmatch.fnmatch(n, pattern) for pattern in named)
+    ]
+    assert not missing
+    assert not [n for n in named if not fnmatch.filter(there, n)]
