@@ -271,6 +271,7 @@ CASES = [
     ("a temperature of 0", recipe(temperature=0.0), ConfigError, "temperature must be above 0"),
     ("gradients clipped to nothing", recipe(clip=0.0), ConfigError, "clip must be above 0"),
     ("gradients shorter than usual clipped", recipe(clip_spikes=0.5), ConfigError, "clip_spikes must be above 1"),
+    ("AdamW at the rate of SGD", recipe(optimizer="adamw"), ConfigError, "0.1 are SGD's: give AdamW others"),
     ("a schedule that does not exist", recipe(schedule="linear"), ConfigError, "'one-cycle', 'cosine' or 'step'"),
     ("a pruner without steps", pruner(steps=0), ConfigError, "steps must be at least 1, got 0"),
     ("steps that are a text", pruner(steps="10"), ConfigError, "steps must be a whole number, got '10'"),

@@ -149,6 +149,11 @@ class Recipe:
             wrong.append(f"temperature must be above 0 and finite, not {self.temperature}")
         if self.optimizer not in ("sgd", "adamw"):
             wrong.append(f"optimizer must be 'sgd' or 'adamw', not {self.optimizer!r}")
+        if self.optimizer == "adamw" and type(self).train_lr in (self.train_lr, self.prune_lr):
+            wrong.append(
+                f"train_lr and prune_lr of {type(self).train_lr} are SGD's: give AdamW others, such as 0.001, or "
+                'Recipe(...).changed({"optimizer": "adamw"})'
+            )
         if self.schedule not in ("one-cycle", "cosine", "step"):
             wrong.append(f"schedule must be 'one-cycle', 'cosine' or 'step', not {self.schedule!r}")
         if self.clip is not None and not self.clip > 0:
@@ -174,13 +179,17 @@ class Recipe:
 
         >>> Recipe(1, 1, 1, batch_size=32, train_lr=0.5).changed({"batch_size": 64}).train_lr
         1.0
-        >>> Recipe(1, 1, 1).changed({"optimizer": "adamw", "prune_lr": 0.01}).weight_decay
-        0.01
+        >>> adamw = Recipe(1, 1, 1).changed({"optimizer": "adamw", "prune_lr": 0.01})
+        >>> adamw.train_lr, adamw.prune_lr, adamw.weight_decay
+        (0.001, 0.01, 0.01)
+        >>> adamw.changed({"optimizer": "sgd"}) == Recipe(1, 1, 1)
+        True
         """
         given, changes = set(changes), dict(changes)
         optimizer = changes.get("optimizer", self.optimizer)
-        if optimizer == "adamw" and self.optimizer == "sgd":
-            changes = ADAMW | changes
+        if optimizer != self.optimizer:
+            sgd = {n: getattr(self._usual or type(self), n) for n in ADAMW}
+            changes = (ADAMW if optimizer == "adamw" else sgd) | changes
         if (size := changes.get("batch_size")) is not None:
             if size < 2:
                 raise ConfigError(f"batch_size must be at least 2, not {size}.")
