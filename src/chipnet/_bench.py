@@ -47,15 +47,14 @@ from chipnet._files import write_atomically, write_json
 from chipnet._landing import Landing
 from chipnet._lazy import REFERENCE, import_callable
 from chipnet._lock import claimed
-from chipnet._record import read_json, read_metrics
+from chipnet._record import MASKS, MODEL, RESULT, read_json, read_metrics
 
 if TYPE_CHECKING:
     from chipnet._config import Recipe, Request
     from chipnet._job import Job
     from chipnet.train import Watcher
 
-RESULTS, RESULT, ERROR, SETTINGS = "results.csv", "result.json", "error.json", "settings.json"
-MASKS = "masks.json"
+RESULTS, ERROR, SETTINGS = "results.csv", "error.json", "settings.json"
 RECOVERY = (0, 1, 2, 5, 10)
 """Epochs of fine-tuning after which the accuracy is reported."""
 DENSE = "dense"
@@ -373,7 +372,7 @@ def request_of(grid: Grid, run: Run, data_dirs: Mapping[str, str], command: str)
         if run.source is not None:
             masks = str(grid.out / run.source.folder / MASKS)
         if not run.anew:
-            weights = str(grid.out / run.dense.folder / "model.safetensors")
+            weights = str(grid.out / run.dense.folder / MODEL)
     return dataclasses.replace(
         _asked(grid, run.data),
         model=run.model,

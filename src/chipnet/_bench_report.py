@@ -10,12 +10,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from chipnet._bench import DENSE, MASKS, RECOVERY, Grid
+from chipnet._bench import DENSE, RECOVERY, Grid
 from chipnet._budget import KINDS, Budget
 from chipnet._errors import ConfigError
 from chipnet._files import replacing, write_atomically
 from chipnet._masks import Masks
-from chipnet._record import read_metrics
+from chipnet._record import MASKS, read_metrics
 
 TABLES = "tables.md"
 _STAGES = {

@@ -98,8 +98,9 @@ def latency(
     with refusals():
         import torch
 
+        from chipnet._record import DENSE, MODEL
         from chipnet.latency import RUNTIMES, compare
-        from chipnet.runs import DENSE, MODEL, Run
+        from chipnet.runs import Run
 
         if not 0 < seconds < math.inf:
             raise _config_error(f"--seconds must be above 0 and finite, not {seconds}.")

@@ -17,14 +17,10 @@ from chipnet._budget import LATENCY, shown
 from chipnet._cli_console import Console, Text
 from chipnet._cli_errors import first
 from chipnet._config import EPOCHS
+from chipnet._record import FILES, MODEL
 
 if TYPE_CHECKING:
     from chipnet._job import Job
-
-_FILES = (
-    "result.json", "plan.json", "masks.json", "model.safetensors", "dense.safetensors", "metrics.csv",
-    "metrics.jsonl", "split.json", "config.yaml", "report.html",
-)  # fmt: skip
 
 
 class _Saying(logging.Handler):
@@ -122,7 +118,7 @@ def show_result(console: Console, result: Mapping[str, Any], out: Path) -> None:
         from chipnet._landing import Landing
 
         console.tell(str(Landing(**result[LATENCY])))
-    lines = [_verified(result), f"In {out}: {', '.join(_FILES)}", *how_to_load(result, out)]
+    lines = [_verified(result), f"In {out}: {', '.join(FILES)}", *how_to_load(result, out)]
     console.tell("\n".join(lines))
 
 
@@ -166,7 +162,7 @@ def how_to_load(result: Mapping[str, Any], out: Path) -> list[str]:
         from chipnet.models import get_model
         network = chipnet.load(lambda: get_model('nets:make', 10, 1), 'runs/a/model.safetensors')
     """
-    file, model, given = str(out / "model.safetensors"), result["model"], result["input"]
+    file, model, given = str(out / MODEL), result["model"], result["input"]
     if ":" in model:  # a folder does not choose which code runs
         code = [
             "import chipnet",

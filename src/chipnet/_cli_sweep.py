@@ -17,7 +17,7 @@ from chipnet._cli_errors import failures, first, refusals, stop_signals
 from chipnet._cli_runs import report_after
 from chipnet._cli_show import Bars, said
 from chipnet._errors import ConfigError, Problems
-from chipnet._record import finished
+from chipnet._record import DENSE, finished
 
 
 def sweep(
@@ -63,7 +63,7 @@ def _requests(
     """The request of every run, whose every budget can be met."""
     from chipnet._budget import Budget
     from chipnet._further import run_named
-    from chipnet._job import DENSE_FILE, read_job, torchruns
+    from chipnet._job import read_job, torchruns
 
     if request.devices != 1 or request.num_nodes != 1 or torchruns() > 1:
         problems.add("several in one command are for one process: give one, or --devices 1.", "budget")
@@ -90,7 +90,7 @@ def _requests(
     problems.tell()
     weights = job.request.weights
     if weights is None and run_named(job.request.model) is None:
-        weights = str(folders[name] / DENSE_FILE)
+        weights = str(folders[name] / DENSE)
     asked = {
         n: dataclasses.replace(job.request, budget=budgets[n], out=folders[n], weights=weights)
         for n in budgets

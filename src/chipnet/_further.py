@@ -24,7 +24,7 @@ from chipnet._config import CONFIG, read_config
 from chipnet._errors import BudgetError, ConfigError, PlanError
 from chipnet._masks import Masks
 from chipnet._plan import Plan
-from chipnet._record import RESULT
+from chipnet._record import DENSE, RESULT
 from chipnet._structure import Structure
 from chipnet.models._get import is_known
 from chipnet.runs import Run
@@ -109,7 +109,7 @@ class Start:
         plan = dataclasses.replace(structure.plan(mask, budget), inputs=structure.inputs)
         small = compact(network, plan)
         if why := self._differs(structure, plan, small, mask, budget):
-            weights = self.run.folder / "dense.safetensors"
+            weights = self.run.folder / DENSE
             raise ConfigError(
                 f"the network of {self.run.folder} cannot be pruned further: {why}. Prune the dense network "
                 f"to this budget: --model {self.run.result['model']} --weights {weights}"

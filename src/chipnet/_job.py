@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
-DENSE_FILE = "dense.safetensors"
 
 
 @dataclass(frozen=True)

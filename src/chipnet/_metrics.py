@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from chipnet._budget import KINDS
+from chipnet._record import CSV, JSONL
 
-CSV, JSONL = "metrics.csv", "metrics.jsonl"
 LOSSES = ("task", "distillation", "pruning", "budget", "crispness")
 """Parts of the loss; `pruning` is all of the method's, `budget` and `crispness` are parts of it."""
 

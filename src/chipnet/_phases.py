@@ -29,7 +29,7 @@ from chipnet.schedules import Constant, Cosine, OneCycle, Schedule, Steps
 if TYPE_CHECKING:
     from chipnet.train import Run
 
-PLAN, MASKS, MODEL, DENSE = "plan.json", "masks.json", "model.safetensors", "dense.safetensors"
+from chipnet._record import DENSE, MASKS, MODEL, PLAN
 
 
 class Phase(ABC):

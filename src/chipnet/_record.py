@@ -16,14 +16,19 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from chipnet._budget import KINDS, LATENCY
+from chipnet._config import CONFIG
 from chipnet._errors import LoadError
 from chipnet._landing import Landing
 from chipnet._schema import DamagedError, decode, require
 from chipnet._sizes import MOST, MOST_OF
 from chipnet._text import shell_command
 
-RESULT = "result.json"
-SUMMED = ("plan.json", "masks.json", "model.safetensors", "dense.safetensors")
+RESULT, PLAN, MASKS, SPLIT = "result.json", "plan.json", "masks.json", "split.json"
+MODEL, DENSE = "model.safetensors", "dense.safetensors"
+CSV, JSONL, REPORT = "metrics.csv", "metrics.jsonl", "report.html"
+FILES = (RESULT, PLAN, MASKS, MODEL, DENSE, CSV, JSONL, SPLIT, CONFIG, REPORT)
+"""What a finished run leaves in its folder."""
+SUMMED = (PLAN, MASKS, MODEL, DENSE)
 """The files that a result describes: `sums` of them are in it."""
 
 
@@ -136,7 +141,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     except DamagedError as error:
         raise LoadError(
             f"{path} is damaged: {error}. The networks beside it can be read (chipnet.load); to train them again: "
-            + shell_command("prune", "--config", folder / "config.yaml")
+            + shell_command("prune", "--config", folder / CONFIG)
         ) from error
     return data
 
@@ -172,7 +177,7 @@ def read_metrics(folder: Path) -> list[dict[str, str]]:
     Raises:
         LoadError: there is none, or it is damaged.
     """
-    path = folder / "metrics.csv"
+    path = folder / CSV
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))

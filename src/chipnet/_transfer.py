@@ -26,13 +26,11 @@ from chipnet._config import (
 )
 from chipnet._errors import BudgetError, ConfigError, LoadError
 from chipnet._masks import Masks
-from chipnet._record import described, finished
+from chipnet._record import MASKS, described, finished
 from chipnet.runs import refuse_code
 
 if TYPE_CHECKING:
     from chipnet._job import Job
-
-FILE = "masks.json"
 
 
 def request_for(
@@ -61,7 +59,7 @@ def request_for(
     result: dict[str, Any] = {}
     if os.path.isdir(path):  # of a name that cannot be, Masks.load tells
         run, result = path, _result(path)
-        path = described(run, result, FILE)
+        path = described(run, result, MASKS)
         if model is None and "model" in result:
             model = result["model"]
             if not trust:
@@ -139,8 +137,10 @@ def prepare(request: Request, strict: bool) -> Job:
 
 
 def _result(run: Path) -> dict[str, Any]:
-    if not (run / FILE).exists():
-        raise LoadError(f"{run} holds no {FILE}: give a finished run of `chipnet prune`, or a file of masks.")
+    if not (run / MASKS).exists():
+        raise LoadError(
+            f"{run} holds no {MASKS}: give a finished run of `chipnet prune`, or a file of masks."
+        )
     return finished(run) or {}  # none, where it was stopped while fine-tuning: the masks are final
 
 

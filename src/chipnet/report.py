@@ -22,11 +22,11 @@ from chipnet._errors import ChipNetError, ConfigError, LoadError
 from chipnet._files import write_atomically
 from chipnet._inputs import Inputs
 from chipnet._landing import Landing
+from chipnet._record import REPORT
 from chipnet._sanity import LOST_POINTS
 from chipnet.latency import Part, parts
 from chipnet.runs import Run, percent
 
-REPORT = "report.html"
 STATES = ("dense", "soft", "hard", "compact")
 _NAMES = {"params": "parameters", "macs": "MACs", "volume": "activation volume", "channels": "channels"}
 

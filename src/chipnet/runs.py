@@ -31,12 +31,21 @@ from chipnet._io import load
 from chipnet._lazy import IMPORTED
 from chipnet._masks import Masks
 from chipnet._plan import Plan
-from chipnet._record import RESULT, described, read_json, read_metrics, read_result
+from chipnet._record import (
+    DENSE,
+    MASKS,
+    MODEL,
+    PLAN,
+    RESULT,
+    described,
+    read_json,
+    read_metrics,
+    read_result,
+)
 from chipnet._schema import DamagedError, decode
 from chipnet.data import Data, LoaderImages, load_data
 from chipnet.models import get_model, load_weights
 
-PLAN, MODEL, DENSE, MASKS = "plan.json", "model.safetensors", "dense.safetensors", "masks.json"
 CONFIG = "config.json"
 """Of a folder in the style of the Hugging Face Hub; see `Run.save_pretrained`."""
 

@@ -58,9 +58,9 @@ from chipnet._job import Job, Recipe, Request, check_unused, example_images, pre
 from chipnet._lock import only_writer
 from chipnet._metrics import LOSSES, Metrics
 from chipnet._optim import States, cut_state, set_state
-from chipnet._phases import DENSE, MASKS, MODEL, PHASES, PLAN, Phase, Transfer, paper
+from chipnet._phases import PHASES, Phase, Transfer, paper
 from chipnet._random import generators, seed_everything, set_generators
-from chipnet._record import RESULT
+from chipnet._record import DENSE, MASKS, MODEL, PLAN, REPORT, RESULT, SPLIT
 from chipnet._record import sums as file_sums
 from chipnet._steps import Batch, Objective, SpikeClip, evaluate, recalibrate, share, train_step
 from chipnet._text import shell_command
@@ -71,7 +71,6 @@ from chipnet.models import load_weights
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-SPLIT = "split.json"
 LOG_EVERY = 25
 """Steps between two lines of metrics.jsonl, and between two looks at the losses where a look stops the device."""
 
@@ -591,7 +590,7 @@ def _run(job: Job, watcher: Watcher | None, stop: Callable[[], bool]) -> dict[st
 
 def _clear(out: Path) -> None:
     """Files of an earlier run must not be taken for this one's. Its dense weights stay until ours come."""
-    for name in (RESULT, PLAN, MASKS, SPLIT, MODEL, "report.html"):
+    for name in (RESULT, PLAN, MASKS, SPLIT, MODEL, REPORT):
         (out / name).unlink(missing_ok=True)
     _checkpoint.remove(out)
 
