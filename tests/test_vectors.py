@@ -24,6 +24,7 @@ def hardened(mask):
 
 READERS = {
     "plan": S.plan,
+    "cost": S.cost.exact,
     "open": S.open,
     "connected": S.connected,
     "widths": S.widths,

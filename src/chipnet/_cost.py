@@ -32,6 +32,7 @@ from chipnet._formula import FALSE, TRUE, Program
 from chipnet._graph import Layer, is_within
 from chipnet._inputs import Inputs
 from chipnet._liveness import Ids, Liveness
+from chipnet._vectors import read_mask
 
 if TYPE_CHECKING:
     from chipnet._latency import LatencyModel
@@ -234,5 +235,6 @@ class CostModel:
 
     @torch.no_grad()
     def exact(self, mask: Tensor) -> Cost:
-        """Integer costs of the network that Boolean ``mask`` ``[gates]`` leaves."""
+        """Integer costs of the network that ``mask`` ``[gates]``, of Booleans or of 0 and 1, leaves."""
+        mask = read_mask(mask, self._live.gates)
         return Cost(*(round(v) for v in self(mask.double()).tolist()[: len(KINDS)]))

@@ -239,4 +239,22 @@ def _forms(
                 continue
             if found is not None:
                 forms[unknown] = found
+        elif _tie_alike(graph, claim, claims, known):
+            return _forms(graph, claims, value_of)  # of fewer classes
     return forms
+
+
+def _tie_alike(graph: ChannelGraph, claim: Claim, claims: list[Claim], known: Known) -> bool:
+    """A number comes out as what another claim counts (``c - c // 2`` as ``c // 2``): where both count as many,
+    their slots are alike. Were there any to tie?"""
+    try:
+        value = _evaluate(claim.source, known)
+    except _FollowsItselfError:
+        return False
+    if value is None or value == count(graph, claim.slots):
+        return False
+    for other in claims:
+        if len(other.slots) == len(claim.slots) and count(graph, other.slots) == value:
+            graph.tie(other.slots, claim.slots)
+            return True
+    return False

@@ -72,13 +72,15 @@ STANDARD_POOL = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgP
 class Labels:
     """Labels of one tensor: ``core`` broadcasts to ``shape``. ``param``: a parameter or buffer, not yet moved;
     ``computed``: the weight of a layer that computes it from parameters of its own, which surgery freezes;
-    ``made``: one that goes on being computed (``param`` is then the largest of what it is made of)."""
+    ``made``: one that goes on being computed (``param`` is then the largest of what it is made of);
+    ``turned``: the two axes of the parameter have changed places."""
 
     core: Tensor | None
     shape: tuple[int, ...]
     param: str | None = None
     computed: bool = False
     made: Made | None = None
+    turned: bool = False
 
     @property
     def varying(self) -> list[int]:
@@ -293,9 +295,10 @@ class Tracer:
         if x.param is not None and len(long) == 1:
             return self.along(self.param_slots(x.param, long[0], x.shape[long[0]]), long[0], x.shape)
         if x.param is not None:
-            for axis in long:
-                why = self.why("a parameter with several axes is used as data")
-                self.graph.pin(self.param_slots(x.param, axis, x.shape[axis]), why)
+            for axis, n in enumerate(x.shape[::-1] if x.turned else x.shape):
+                if n > 1:
+                    why = self.why("a parameter with several axes is used as data")
+                    self.graph.pin(self.param_slots(x.param, axis, n), why)
         return self.uniform(int(self.constant[0]), x.shape)
 
     @property
@@ -509,6 +512,7 @@ class Tracer:
         known = [x for x in inputs if x.core is not None]
         varying = {a + ndim - len(x.shape) for x in known for a in x.varying}
         xs = [self._aligned(x, varying, ndim) for x in inputs]
+        xs = self._on_one_axis(xs)
         varying = {a for x in xs for a in x.varying}
         for x in xs:
             mine = set(x.varying)
@@ -547,6 +551,40 @@ class Tracer:
             if kind == "const" or (kind == "and" and self._stays.issuperset(sources)):
                 self._stays.add(slot)
         return Labels(torch.from_numpy(np.asarray(dst[inverse.reshape(cores[0].shape)])), shape)
+
+    def _on_one_axis(self, xs: list[Labels]) -> list[Labels]:
+        """Of tensors whose labels vary along different axes, those with fewer channels to lose are kept whole: they
+        are then as any number at every position (a window over time, a kernel for each position)."""
+
+        def weight(x: Labels) -> tuple[bool, int]:
+            classes = self.graph.classes(x.slots())
+            return not self.is_data(x), len(np.unique(classes[~self.graph.pinned(classes)]))
+
+        main = max((x for x in xs if x.varying), key=weight, default=None)
+        if main is None:
+            return xs
+        axes = set(main.varying)
+        return [
+            self.whole(x, "meets a tensor that varies along another axis")
+            if x.varying
+            and axes.isdisjoint(x.varying)
+            and all(x.shape[a] == 1 for a in axes)
+            and not self.fixed(x, set(x.varying))
+            else x
+            for x in xs
+        ]
+
+    def is_data(self, x: Labels) -> bool:
+        """Is ``x`` made of parameters or buffers that are used as data, and of nothing else?"""
+        sources = {slot for slots in self._params.values() for slot in slots.tolist()}
+        return x.core is not None and all(self.origin(s) in sources for s in x.slots().tolist())
+
+    def whole(self, x: Labels, reason: str) -> Labels:
+        """``x``, kept whole: from here on a tensor without channels."""
+        if not self.is_data(x):
+            return self.uniform(int(self.hold([x], reason)[0]), x.shape)
+        self.pin(x, reason)
+        return self.uniform(int(self.constant[0]), x.shape)
 
     def is_zero(self, x: Any) -> bool:
         """Is ``x`` zero whatever the input: a number, or a constant tensor?"""

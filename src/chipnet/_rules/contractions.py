@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,6 +60,18 @@ def einsum(t: Tracer, equation: str, operands: Sequence[Labels], path: Any = Non
     return contract(t, operands[0], names[0], operands[1], names[1], letters, narrowest=2)
 
 
+@rule("tensordot")
+def tensordot(t: Tracer, a: Labels, b: Labels, over_a: list[int], over_b: list[int]) -> Labels:
+    """Sums over the axes ``over_a`` of ``a``, each with its of ``b``; the others stand side by side."""
+    summed = [f"k{i}" for i in range(len(over_a))]
+    names = []
+    for side, x, over in (("a", a, over_a), ("b", b, over_b)):
+        meets = dict(zip((axis % len(x.shape) for axis in over), summed, strict=True))
+        names.append([meets.get(axis, f"{side}{axis}") for axis in range(len(x.shape))])
+    left, right = names
+    return contract(t, a, left, b, right, [n for n in (*left, *right) if n not in summed])
+
+
 def _spelt(term: str, ndim: int) -> list[str]:
     """Names of a term's axes; those of an ellipsis count from the right."""
     before, dots, after = term.partition("...")
@@ -81,6 +94,7 @@ def contract(
     ``narrowest``: channels that a sum over them needs to be a matrix product (``einsum`` multiplies where there is
     one, which PyTorch's counter does not count).
     """
+    (a, left), (b, right) = _upright(a, left), _upright(b, right)
     for x, axes, weight, own in ((a, left, b, right), (b, right, a, left)):
         layer = _layer(t, x, axes, weight, own, out, narrowest)
         if layer is not None:
@@ -105,6 +119,11 @@ def contract(
         product = _totals(t, product, over, rest)
     assert product.core is not None
     return Labels(product.core.reshape(product.core.shape[: len(out)]), t.shape)
+
+
+def _upright(x: Labels, axes: Letters) -> tuple[Labels, Letters]:
+    """A transposed parameter as it is, with its axes in its own order."""
+    return (replace(x, shape=x.shape[::-1], turned=False), axes[::-1]) if x.turned else (x, axes)
 
 
 def _laid_out(t: Tracer, x: Labels, axes: Letters, names: Letters) -> Labels:
@@ -165,7 +184,7 @@ def _layer(
         transposed=list(own).index(inner) == 0,
         rows=rows,
         axis=place - len(out),
-        macs_per=area,
+        macs_per=area if t.macs() else 0,  # a matrix times a vector is none to PyTorch's counter
         area=area,
     )
     return t.along(dst, place, shape)

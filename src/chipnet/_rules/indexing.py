@@ -15,6 +15,14 @@ def _chosen(t: Tracer, x: Labels, *indices: Labels) -> Labels:
     return t.beside(x, list(indices), "its values are indices")
 
 
+def _beside(t: Tracer, x: Labels, index: Labels) -> Labels:
+    """Indices that differ along other axes than channels do are kept whole: each channel has the same."""
+    index = t.labelled(index)
+    if x.varying and index.varying and set(x.varying).isdisjoint(index.varying):
+        return t.whole(index, "its values are indices")
+    return index
+
+
 @rule("index_select")
 def index_select(t: Tracer, x: Labels, dim: int, index: Labels) -> Labels:
     """Parts of an axis, chosen by a tensor."""
@@ -53,9 +61,10 @@ def take_along_dim(t: Tracer, x: Labels, index: Labels, dim: int | None = None) 
 @rule("gather")
 def gather(t: Tracer, x: Labels, dim: int, index: Labels, **kwargs: Any) -> Labels:
     """Along an axis of no channels, each channel by its own indices."""
-    x, index = t.labelled(x), t.labelled(index)
+    x = t.labelled(x)
     dim %= max(len(x.shape), 1)
     repeats = operator_name(t.node) == "take_along_dim"
+    index = _beside(t, x, index)
     aligned = all(
         index.shape[a] == x.shape[a] or (repeats and index.shape[a] == 1)
         for a in {*x.varying, *index.varying}
@@ -84,7 +93,9 @@ def index_add(t: Tracer, x: Labels, dim: int, index: Labels, source: Labels, **k
 @rule("scatter_add", "scatter", "scatter_reduce")
 def scatter(t: Tracer, x: Labels, dim: int, index: Labels, source: Any, *args: Any, **kwargs: Any) -> Labels:
     """As `index_add`, with indices as many as the source."""
-    if t.labelled(index).varying:
+    values = t.labelled(source if isinstance(source, Labels) else x)
+    index = _beside(t, values if values.varying else t.labelled(x), index)
+    if index.varying:
         inputs = [a for a in (x, index, source) if isinstance(a, Labels)]
         return t.barrier(inputs, "indexes channels by a tensor")
     if not isinstance(source, Labels):

@@ -38,6 +38,8 @@ def _convolution(
 ) -> Labels:
     axis = 1 if len(x.shape) == len(weight.shape) else 0
     kept = [v for v in (x, weight, bias) if v is not None]
+    if weight.param is None and weight.varying and min(weight.varying) > 1 and t.is_data(weight):
+        weight = t.whole(weight, "a kernel")
     along = weight.varying == [0]  # made as wide as an attribute says
     blurs = bias is None and groups == x.shape[axis] > 1 and (along or t.is_constant(weight))
     if not blurs and (weight.param is None or (bias is not None and bias.param is None)):

@@ -8,14 +8,33 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.fx import Node
 
 from chipnet._graph import Map, Slots, Source
 from chipnet._rules.table import operator_name, rule
-from chipnet._trace import Labels, Tracer
+from chipnet._trace import Labels, Tracer, shape_of
 from chipnet._watch import Shape, Term, is_from_attribute, source_of
 
 # Sizes in the call: a width there is from an attribute, from a tensor, or a literal, which a trial finds out.
-_LITERAL = {"view", "reshape", "_unsafe_view", "unflatten", "repeat", "tile"}
+_REPEATS = {"repeat", "tile"}
+_LITERAL = {"view", "reshape", "_unsafe_view", "unflatten", *_REPEATS}
+
+_CONTRACTIONS = frozenset("matmul mm bmm mv addmm einsum tensordot".split())  # noqa: SIM905
+
+
+def _multiplies(user: Node, x: Node) -> bool:
+    name = operator_name(user)
+    return name in _CONTRACTIONS and not (name == "addmm" and user.args[0] is x)
+
+
+@rule("t", "transpose", "permute", "numpy_T", "mT", "swapaxes", "swapdims")
+def turn(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """Axes change places. A weight that is turned only to be multiplied with is that weight yet."""
+    if x.core is None and x.param is not None and len(x.shape) == 2 and min(x.shape) > 1:
+        turned = t.node.target(torch.empty(2, 3), *args, **kwargs).shape == (3, 2)  # type: ignore[operator]
+        if turned and all(_multiplies(n, t.node) for n in t.node.users):
+            return Labels(None, t.shape, x.param, turned=True)
+    return move(t, x, *args, **kwargs)
 
 
 @rule(
@@ -24,20 +43,14 @@ _LITERAL = {"view", "reshape", "_unsafe_view", "unflatten", "repeat", "tile"}
     "_unsafe_view",
     "flatten",
     "unflatten",
-    "permute",
-    "transpose",
-    "t",
     "unsqueeze",
     "squeeze",
     "movedim",
-    "swapaxes",
-    "swapdims",
     "moveaxis",
     "flip",
     "fliplr",
     "flipud",
     "rot90",
-    "mT",
     "ravel",
     "atleast_1d",
     "atleast_2d",
@@ -53,7 +66,8 @@ def move(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     x = t.labelled(x)
     if not x.varying:
         assert x.core is not None
-        return t.uniform(int(x.core.reshape(-1)[0]), t.shape)
+        wide = _widened(t, x) if operator_name(t.node) in _REPEATS else None
+        return wide or t.uniform(int(x.core.reshape(-1)[0]), t.shape)
     literal = operator_name(t.node) in _LITERAL
     if literal and t.is_literal:
         t.pin_literal(x, "is reshaped to sizes that do not follow its width")
@@ -135,16 +149,8 @@ def expand(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     shape = t.shape
     core = x.core.reshape((1,) * (len(shape) - x.core.ndim) + tuple(x.core.shape))
     before = (1,) * (len(shape) - len(x.shape)) + x.shape
-    numbers = t.sizes(shape)
-    for axis, number in enumerate(numbers):
-        if not x.varying and before[axis] == 1 and is_from_attribute(number) and not t.is_literal:
-            slots = t.graph.new(shape[axis])  # as wide as the attribute says, whatever meets it
-            source = x.core.reshape(-1).numpy().repeat(shape[axis])
-            t.graph.facts.append(Map(slots, (source,), "or"))
-            t.graph.pin(source, t.why("broadcast along channels"))
-            t.claim(number, slots)
-            t.risk(slots)
-            return t.along(slots, axis, shape)
+    if (wide := _widened(t, x)) is not None:
+        return wide
     if before != shape and not t.is_literal and all(operator_name(n) in _ELEMENTWISE for n in t.node.users):
         t.risk(x.slots())
         return Labels(core, before)
@@ -152,6 +158,26 @@ def expand(t: Tracer, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     if t.is_literal and any(sizes[a - len(x.shape)] != -1 for a in x.varying):
         t.pin_literal(x, "is expanded to sizes that do not follow its width")
     return Labels(core, shape)
+
+
+def _widened(t: Tracer, x: Labels) -> Labels | None:
+    """A tensor without channels, repeated along an axis of size one as often as an attribute says: it has channels
+    there, as many as that, whatever meets it."""
+    assert x.core is not None
+    shape = t.shape
+    before = (1,) * (len(shape) - len(x.shape)) + x.shape
+    times = operator_name(t.node) in _REPEATS
+    given = tuple(n // b if times else n for n, b in zip(shape, before, strict=True))
+    for axis, number in enumerate(t.sizes(given)):
+        if not x.varying and before[axis] == 1 and is_from_attribute(number) and not t.is_literal:
+            slots = t.graph.new(shape[axis])
+            source = x.core.reshape(-1).numpy().repeat(shape[axis])
+            t.graph.facts.append(Map(slots, (source,), "or"))
+            t.graph.pin(source, t.why("broadcast along channels"))
+            t.claim(number, slots)
+            t.risk(slots)
+            return t.along(slots, axis, shape)
+    return None
 
 
 _ELEMENTWISE = {"add", "sub", "mul", "div", "maximum", "minimum"}
@@ -176,22 +202,25 @@ def fresh(t: Tracer, *args: Any, **kwargs: Any) -> Labels:
     """A tensor of given sizes, as the state that a recurrent network begins with. Where it only meets tensors
     element by element, or stands beside channels, it follows their width (unless its sizes are fixed)."""
     name, shape = operator_name(t.node), t.shape
-    beside = {n.args[1] if len(n.args) > 1 else 0 for n in t.node.users if operator_name(n) in _CATS}
-    axes = {a % len(shape) for a in beside if isinstance(a, int)} if shape else set()
-    others = all(operator_name(n) in _ELEMENTWISE | _CATS for n in t.node.users)
-    label = t.zero if "zeros" in name else t.constant
-    if not t.node.users or not others or len(axes) > 1 or t.is_literal:
-        return t.uniform(int(label[0]), shape)
     sizes = t.sizes(shape, 0, 1 if name.startswith("new_") else 0)
-    axes = axes or {a for a, number in enumerate(sizes) if is_from_attribute(number)}
-    if len(axes) != 1:
+    named = [a for a, number in enumerate(sizes) if is_from_attribute(number)]
+    label = t.zero if "zeros" in name else t.constant
+    meets = t.node.users and all(operator_name(n) in _ELEMENTWISE | _CATS for n in t.node.users)
+    if t.is_literal or len(named) > 1 or not (named or meets):
+        return t.uniform(int(label[0]), shape)
+    if not named:  # it follows what it meets
         t.risk(t.zero)
         return t.uniform(int(label[0]), (1,) * len(shape))
-    (axis,) = axes
+    out = _filled(t, "zeros" not in name, named[0], shape)
+    t.risk(out.slots())
+    t.claim(sizes[named[0]], out.slots())
+    return out
+
+
+def _filled(t: Tracer, live: bool, axis: int, shape: tuple[int, ...]) -> Labels:
+    """A tensor of one number, with channels along an axis."""
     slots = t.graph.new(shape[axis])
-    t.graph.facts.append(Source(slots, live="zeros" not in name, flow=False))
-    t.risk(slots)
-    t.claim(sizes[axis], slots)
+    t.graph.facts.append(Source(slots, live=live, flow=False))
     return t.along(slots, axis, shape)
 
 
@@ -209,22 +238,31 @@ def fill(t: Tracer, x: Labels, value: Any = 0) -> Labels:
 def cat(t: Tracer, xs: list[Labels], dim: int = 0) -> Labels:
     """Labels side by side. Along another axis than channels (of a batch, of positions) they are united: a channel
     is live where it is in any part, and exists in all."""
-    xs = [t.labelled(x) for x in xs if math.prod(x.shape) > 0]
+    nodes: Any = t.node.args[0]
+    sized = [(t.labelled(x), shape_of(n)) for x, n in zip(xs, nodes, strict=True)]
+    sized = [(x, s) for x, s in sized if math.prod(s) > 0]
+    xs, shapes = [x for x, _ in sized], [s for _, s in sized]
     shape = t.shape
     dim %= len(shape)
+    if any(dim in x.varying for x in xs):  # a tensor that follows what it meets has channels of its own here
+        xs = [
+            x if x.shape == s else _filled(t, not t.is_zero(x), dim, s)
+            for x, s in zip(xs, shapes, strict=True)
+        ]
     varying, cores = {a for x in xs for a in x.varying}, [x.core for x in xs]
     if dim not in varying and all(torch.equal(c, cores[0]) for c in cores):  # type: ignore[arg-type]
         return Labels(cores[0], shape)
     if any(a != dim for a in varying):
         if dim in varying:
             return t.barrier(xs, "concatenates channels that vary along another axis too")
-        length = [n if a != dim else 1 for a, n in enumerate(shape)]
-        out = t.map([Labels(c, tuple(length)) for c in cores], "or", tuple(length))
+        length = tuple(n if a != dim else 1 for a, n in enumerate(shape))
+        wide = [length if x.shape == s else x.shape for x, s in zip(xs, shapes, strict=True)]
+        out = t.map([Labels(c, w) for c, w in zip(cores, wide, strict=True)], "or", length)
         return Labels(out.core, shape)
     parts = []
-    for x in xs:
+    for x, own in zip(xs, shapes, strict=True):
         assert x.core is not None
-        sizes = [n if a == dim else 1 for a, n in enumerate(x.shape)]
+        sizes = [n if a == dim else 1 for a, n in enumerate(own)]
         parts.append(x.core.expand(sizes))
     return Labels(torch.cat(parts, dim), shape)
 

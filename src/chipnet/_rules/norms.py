@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from chipnet._rules.table import rule
-from chipnet._trace import Labels, Tracer
+from chipnet._trace import STANDARD_NORM, Labels, Tracer
 
 
 @rule("batch_norm")
@@ -30,7 +30,9 @@ def batch_norm(
 
 @rule("instance_norm")
 def instance_norm(t: Tracer, x: Labels, weight: Any, bias: Any, mean: Any, var: Any, *args: Any) -> Labels:
-    """Every channel by itself."""
+    """Every channel by itself; with no parameters zeros stay zero."""
+    if weight is bias is mean is None and not isinstance(t.modules.get(t.module), STANDARD_NORM):
+        return t.labelled(x)
     return batch_norm(t, x, weight, bias, mean, var)
 
 
