@@ -765,6 +765,8 @@ TAKEN = {
     "int-of-a-buffer": lambda m, y: y[..., : int(m.count)],
     "if-on-a-buffer": lambda m, y: y * 2 if m.count > 1 else y,
     "item": lambda m, y: y * torch.linspace(0.5, 1, 3)[1].item(),
+    "size-from-a-buffer": lambda m, y: y[..., : m.count.item() * 2],
+    "as-long-as-a-buffer-says": lambda m, y: y.repeat_interleave(m.count.repeat(5), 2),
 }
 
 

@@ -550,3 +550,16 @@ def test_what_is_made_in_another_mode_trains_as_any(method, mode):
         pruner.load_state_dict(state)
     train(model, x, pruner, 1)
     assert plan.compact.macs <= 0.4 * plan.dense.macs
+
+
+def test_what_is_compacted_in_inference_mode_trains_as_any(tmp_path):
+    model, x = randomised(Residual()).float(), torch.randn(4, 3, 5, 5)
+    with torch.inference_mode():
+        structure = Structure(model, x)
+        plan = structure.plan(structure.harden(torch.arange(structure.gates), {"macs": 0.5}))
+        small = chipnet.compact(model, plan)
+        chipnet.save(small, plan, tmp_path / "small.safetensors")
+        again = chipnet.load(Residual, tmp_path / "small.safetensors")
+    for network in (small, again):
+        network.train()(x).sum().backward()
+        assert all(p.grad is not None for p in network.parameters())

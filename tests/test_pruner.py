@@ -152,6 +152,7 @@ def test_states_of_before_fit_and_damaged_ones_change_nothing(method):
     assert again.taken == 2
     before = copy.deepcopy(again.state_dict())
     for damaged in ({}, {**state, "method": {}}, {**state, "taken": -1}, {**state, "for": {"version": 99}},
+                    {**state, "for": None},
                     {**state, "method": {**state["method"], "generator": torch.zeros(3)}}):  # fmt: skip
         with pytest.raises(ConfigError):
             again.load_state_dict(damaged)

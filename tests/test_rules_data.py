@@ -21,7 +21,7 @@ class Held(nn.Module):
         self.register_buffer("order", torch.tensor([3, 1, 0, 2, 5, 4]))
         self.register_buffer("kernel", torch.tensor([[[[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]]]) / 16)
         self.register_buffer("bell", torch.tensor([[[0.5, 1.0, 0.5]]]))
-        self.square, self.turned = nn.Parameter(torch.randn(6, 6)), nn.Parameter(torch.randn(12, 12))
+        self.square, self.scale = nn.Parameter(torch.randn(6, 6)), nn.Parameter(torch.tensor(0.3))
 
     def forward(self, x: Tensor) -> Tensor:
         return sum(f(self, x).mean((2, 3), keepdim=True) for f in self.rules)  # type: ignore[return-value]
@@ -46,6 +46,7 @@ ALL_FREE: dict[str, Rule] = {
     ),
     "tensordot over columns": lambda m, x: torch.tensordot(x, m.square, dims=([3], [0])),
     "a matrix times a vector": lambda m, x: x * torch.mv(m.square, m.square[0]),
+    "between two tensors, by one number": lambda m, x: torch.lerp(x, x.flip(2), torch.sigmoid(m.scale)),
     "instance norm without parameters": lambda m, x: F.instance_norm(x),
 }  # fmt: skip
 ONE_STAYS: dict[str, Rule] = {

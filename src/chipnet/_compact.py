@@ -17,6 +17,7 @@ from chipnet._finite import check_finite
 from chipnet._gates import strip_gates
 from chipnet._graph import Frozen
 from chipnet._inputs import Inputs, device_of
+from chipnet._modes import plainly
 from chipnet._plan import Plan, Remap, Size
 from chipnet._ready import copied
 from chipnet._removal import removable, removed
@@ -67,6 +68,7 @@ class IndexHook:
         return x.new_zeros(shape).index_copy(self.axis, target, x.index_select(self.axis, index))
 
 
+@plainly
 def compact(
     model: nn.Module,
     plan: Plan,
@@ -114,6 +116,7 @@ def compact(
     return small
 
 
+@plainly
 def masked(model: nn.Module, plan: Plan) -> nn.Module:
     """A copy of the dense model with the shut gates' rows set to zero: what the compact one must equal.
 
@@ -155,6 +158,7 @@ def agree(
     return verify_compact(model, small, plan, inputs).within(_limit(small, plan), blind=blind)
 
 
+@plainly
 def verify_compact(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) -> Comparison:
     """Largest difference between the masked and the compact outputs on ``inputs``, and the outputs' scale.
 

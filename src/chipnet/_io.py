@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from chipnet._compact import apply_plan
 from chipnet._errors import LoadError, PlanError
 from chipnet._files import write_atomically
+from chipnet._modes import plainly
 from chipnet._plan import Plan
 
 FORMAT = "chipnet-compact"
@@ -93,6 +94,7 @@ def save(model: nn.Module, plan: Plan, path: str | os.PathLike[str]) -> None:
     write_atomically(path, _ordered(safetensors.torch.save(tensors, header)))
 
 
+@plainly
 def load(factory: Callable[[], nn.Module], path: str | os.PathLike[str]) -> nn.Module:
     """Rebuild a compact network: build the dense one, cut it by the stored plan, fill in the stored weights.
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils._pytree import tree_leaves
 
 from chipnet._errors import CaptureError
 from chipnet._inputs import Inputs
@@ -160,6 +161,8 @@ def _captured(model: nn.Module, inputs: Inputs, train: bool, watch: Watch | None
             "Take what depends on values of tensors (if, loops, int(), tolist()) out of forward, or prune a part "
             "of the network: Structure(model.backbone, ...)."
         ) from error
+    if _has_unknown_sizes(program.graph_module) and (found := _recorded(model, inputs, train)) is not None:
+        return found
     signature = program.graph_signature
     specs = [(s.arg.name, s) for s in signature.input_specs if hasattr(s.arg, "name")]
     held = {
@@ -172,6 +175,12 @@ def _captured(model: nn.Module, inputs: Inputs, train: bool, watch: Watch | None
         name: program.constants[s.target] for name, s in specs if s.kind == InputKind.CONSTANT_TENSOR
     }
     return flat.captured(program.graph_module, outputs, held, constants, watch)
+
+
+def _has_unknown_sizes(module: torch.fx.GraphModule) -> bool:
+    """Is a tensor as long as the values of another say (``repeat_interleave`` by a buffer)?"""
+    values = tree_leaves([n.meta.get("val") for n in module.graph.nodes])
+    return any(isinstance(n, torch.SymInt) for v in values if isinstance(v, Tensor) for n in v.shape)
 
 
 def _recorded(model: nn.Module, inputs: Inputs, train: bool) -> Captured | None:

@@ -50,9 +50,9 @@ def refuse_other(
         ConfigError: it is for another, or no state of a pruner.
     """
     lacking = {"taken", "steps", "method"} - state.keys() if isinstance(state, Mapping) else {"taken"}
-    if lacking or not isinstance(state["method"], Mapping):
+    theirs = {} if lacking else state.get("for", {})
+    if lacking or not all(isinstance(part, Mapping) for part in (state["method"], theirs)):
         raise ConfigError("this is no state of a pruner: give what its state_dict() returned")
-    theirs = state.get("for", {})
     if theirs.get("version", VERSION) > VERSION:
         raise ConfigError(
             "this state of a pruner was written by a newer version of chipnet: update to that one"

@@ -432,6 +432,7 @@ class Structure:
         if self.cost.latency is None:
             self.cost.latency = measured(model, self)
 
+    @plainly
     def harden(
         self, scores: Tensor, budget: Budget | Mapping[str, Any] | str, *, floor: float = 0.0
     ) -> Tensor:
@@ -448,6 +449,7 @@ class Structure:
         """
         return Hardener(self, self.limits(budget), read_scores(scores, self.gates)).solve(floor)
 
+    @plainly
     def check(self, budget: Budget | Mapping[str, Any] | str) -> None:
         """Raise ``BudgetError`` where no connected network meets the budget."""
         if self.gates == 0:
@@ -457,6 +459,7 @@ class Structure:
             )
         Hardener(self, self.limits(budget)).check()
 
+    @plainly
     def plan(self, mask: Tensor, budget: Budget | None = None) -> Plan:
         """What to cut for ``mask`` ``[gates]``: Booleans, or numbers that are all 0 or 1.
 

@@ -495,9 +495,11 @@ class Tracer:
         try:
             with fakes[0].fake_mode, counting() as counter:  # type: ignore[attr-defined]
                 self.node.target(*args, **kwargs)
-        except Exception:  # an operator that cannot be rerun on fakes has no entry in the counter either
+            return int(counter.get_total_flops()) // 2
+        except (
+            Exception
+        ):  # it cannot be rerun on fakes, or its sizes depend on values: the real forward counts it
             return 0
-        return int(counter.get_total_flops()) // 2
 
     def map(
         self,

@@ -206,7 +206,7 @@ def lerp(t: Tracer, x: Labels, y: Labels, weight: Any) -> Labels:
     between = t.map([x, y], "or")
     if _is_scalar(weight) or t.follows(weight, between):
         return between
-    return t.map([between, t.map([weight], "const")], "and")
+    return t.map([between, t.map([weight], "const", weight.shape)], "and")
 
 
 @rule("mul", "multiply")
