@@ -559,7 +559,7 @@ def test_folders_with_brackets_are_shown_as_they_are(run_folder, tmp_path):
     for command in (("inspect",), ("latency", "--runtime", "eager", "--seconds", "0.01")):
         done = chipnet_(*command, out)
         assert done.exit_code == 0, done.output
-        assert "[b]a[red]" in done.stdout
+        assert "[b]a[red]" in "".join(done.stdout.split())  # a path may be wrapped anywhere
 
 
 def test_control_characters_in_names_do_not_reach_the_terminal(run_folder, tmp_path):

@@ -273,7 +273,7 @@ def test_doubts():
 # -- whole runs -------------------------------------------------------------------------------------------
 
 KEYS = {
-    "model", "data", "input", "method", "seed", "budget", "limits", "realisation", "dense", "soft", "hard",
+    "files", "model", "data", "input", "method", "seed", "budget", "limits", "realisation", "dense", "soft", "hard",
     "compact", "verify", "seconds", "images", "recipe", "environment", "command",
     "steps", "warnings",
 }  # fmt: skip

@@ -35,7 +35,7 @@ def write_images(folder, count):
 def folder_batches(tmp_path):
     paths = write_images(tmp_path, 3)
     images = FolderImages(tuple(paths), torch.zeros(len(paths), dtype=torch.int64))
-    transform = folder_transform(8, (0.5,) * 3, (0.5,) * 3, train=False)
+    transform = folder_transform(8, (0.5,) * 3, (0.5,) * 3, "none")
     return FolderBatches(images, 2, transform, shuffle=False, workers=2)
 
 
