@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from chipnet._errors import ConfigError
 from chipnet._lazy import optional_import
 from chipnet.data._images import count_batches, stream_seed
-from chipnet.data._workers import steady
+from chipnet.data._workers import held_back, steady
 
 
 def read_image(source: str | IO[bytes], name: str | None = None) -> Any:
@@ -258,7 +258,9 @@ class FolderBatches(DataLoader[Any]):
         return min(self._batches.batch_size, self._batches.count - batch * self._batches.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
-        for images, labels in super().__iter__():
+        with held_back():
+            batches = super().__iter__()
+        for images, labels in batches:
             if self._target is not None:
                 images = images.to(self._target, non_blocking=True)
                 labels = labels.to(self._target, non_blocking=True)

@@ -6,6 +6,7 @@ workers for that.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -28,6 +29,8 @@ def steady(worker: int, then: Callable[[int], Any] | None = None) -> None:
     if hasattr(signal, "sigwaitinfo"):  # elsewhere nobody says who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in threads to come, too
         threading.Thread(target=_wait_for, args=(os.getppid(),), daemon=True).start()
+    elif hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     if then is not None:
         then(worker)
 
@@ -40,6 +43,20 @@ def _wait_for(parent: int) -> None:
 
 
 @contextmanager
+def held_back() -> Iterator[None]:
+    """Signals wait while steady workers are started: a worker begins with those blocked that its parent has
+    blocked, so that none reaches it before its first act."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def steadied(loader: Any) -> Iterator[None]:
     """Inside, workers that a user's loader starts are steady, where it is or holds a `DataLoader`; after it, the
     loader is as it was."""
@@ -48,7 +65,8 @@ def steadied(loader: Any) -> Iterator[None]:
     for one, then in before:
         one.worker_init_fn = functools.partial(steady, then=then)
     try:
-        yield
+        with held_back() if found else contextlib.nullcontext():
+            yield
     finally:
         for one, then in before:
             one.worker_init_fn = then
