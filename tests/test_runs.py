@@ -179,6 +179,11 @@ def test_files_that_the_result_does_not_describe_are_refused(run_folder, tmp_pat
         (run / name).write_bytes(content)
         read(Run.open(run))
     result = json.loads((run / "result.json").read_text())
+    for state in ("dense", "compact"):
+        other = {**result, state: {**result[state], "params": 7}}
+        (run / "result.json").write_text(json.dumps(other))
+        with pytest.raises(LoadError, match=f"says params 7 of the {state} network, and its plan"):
+            Run.open(run).plan()
     del result["files"]  # of an older chipnet
     (run / "result.json").write_text(json.dumps(result))
     assert Run.open(run).compact()

@@ -90,8 +90,20 @@ class Run:
         return float(self.result["compact"][kind] / max(self.result["dense"][kind], 1))
 
     def plan(self) -> Plan:
-        """What was cut."""
-        return Plan.load(self.file(PLAN))
+        """What was cut.
+
+        Raises:
+            LoadError: it is damaged, or is not what the result describes.
+        """
+        plan = Plan.load(self.file(PLAN))
+        for state, cost in (("dense", plan.dense), ("compact", plan.compact)):
+            for kind, count in cost.to_json().items():
+                if (said := self.result[state][kind]) != count:
+                    raise LoadError(
+                        f"{self.folder / RESULT} says {kind} {said:,} of the {state} network, and its plan "
+                        f"{count:,}: they are not of one run. Copy the whole folder again."
+                    )
+        return plan
 
     def masks(self) -> Masks:
         """Which channels it kept."""
