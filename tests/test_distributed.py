@@ -119,8 +119,8 @@ def test_without_batch_statistics_two_processes_compute_what_one_does(folder, tm
 
 
 def test_two_processes_that_are_killed_and_continued_end_with_the_same_bits(folder, tmp_path):
-    """Both at once, in soft pruning, with dropout on each and loaders of the user's own; at an epoch's last step, as
-    every process has seen other images since the last mean."""
+    """Both at once, in soft pruning, with dropout on each and loaders of the user's own; at an epoch's last step,
+    since when every process has seen other images."""
     out, steps = tmp_path / "killed", 6
     arguments = ("--model", "ranks:dropping", *ranks.RUNS["dropping"], "--checkpoint-steps", str(steps))
     processes = pair("--out", out, *arguments)
