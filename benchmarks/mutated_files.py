@@ -104,7 +104,9 @@ def changed(data: Any, chance: random.Random) -> Any:
                 {str(k): v for k, v in owner[key].items()} if isinstance(owner[key], dict) else owner[key]
             )
         elif how == 4 and isinstance(value, str):
-            owner[key] = chance.choice([value[:-1], value * 2, value.upper(), value.encode().hex()])
+            owner[key] = chance.choice(
+                [value[:-1], value * 2, value.upper(), value.encode("utf-8", "surrogatepass").hex()]
+            )
         else:
             owner[key] = copy.deepcopy(chance.choice(ODD))
     return data
