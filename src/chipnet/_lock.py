@@ -10,7 +10,8 @@ from pathlib import Path
 from chipnet._errors import ConfigError
 
 GRID, RUN = ".lock", ".writing"
-"""Files that processes of a grid lock to share out its runs; that the process which writes a run locks."""
+"""Names of lock files: processes of one grid lock the first to share out its runs, and whoever writes a run locks
+the second."""
 
 
 @contextmanager

@@ -496,9 +496,8 @@ class Tracer:
             with fakes[0].fake_mode, counting() as counter:  # type: ignore[attr-defined]
                 self.node.target(*args, **kwargs)
             return int(counter.get_total_flops()) // 2
-        except (
-            Exception
-        ):  # it cannot be rerun on fakes, or its sizes depend on values: the real forward counts it
+        # It cannot be rerun on fakes, or its sizes depend on values: the real forward counts it.
+        except Exception:
             return 0
 
     def map(

@@ -6,7 +6,7 @@ that an epoch takes to decode it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from chipnet._errors import ConfigError
-from chipnet.data._folders import FolderImages, SampleImages, problem_of
+from chipnet.data._folders import FolderImages, SampleImages
 from chipnet.data._shards import Shards
 from chipnet.data._sources import Images
 
@@ -69,13 +69,13 @@ def _said(problems: Sequence[tuple[str, str]]) -> str:
 
 def _problems(images: Any) -> list[tuple[str, str]]:
     """(place, what is wrong with it or nothing) of every image that lies in a file."""
-    look: Callable[[Any], tuple[str, str]]
+    files: FolderImages | Shards
+    places: Sequence[int]
     if isinstance(images, FolderImages):
-        places: Sequence[Any] = images.paths
-        look = lambda path: (path, problem_of(path))  # noqa: E731
+        files, places = images, range(len(images))
     elif isinstance(images, SampleImages) and isinstance(images.samples, Shards):
-        places, look = images.indices.tolist(), images.samples.problem
+        files, places = images.samples, images.indices.tolist()
     else:
         return []
     with ThreadPoolExecutor() as pool:  # decoders run outside Python's lock
-        return list(pool.map(look, places))
+        return list(pool.map(files.problem, places))

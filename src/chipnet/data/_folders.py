@@ -68,6 +68,10 @@ class FolderImages(Dataset[tuple[Any, int]]):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         return read_image(self.paths[index]), int(self.labels[index])
 
+    def problem(self, index: int) -> tuple[str, str]:
+        """Where an image lies, and why it cannot be read, or nothing."""
+        return self.paths[index], problem_of(self.paths[index])
+
     def subset(self, indices: Tensor) -> FolderImages:
         """The files at `indices` (int64 [M]), in that order."""
         return FolderImages(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices])
