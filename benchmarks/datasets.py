@@ -10,7 +10,7 @@
 | `small_pairs_development` | the same, tested on validation images that it leaves unused: to choose methods by |
 | `small_pairs_first_half`, `small_pairs_second_half` | `small_pairs` within half of the garments: 25 classes |
 
-Each takes `data_dir`, `seed`, `validation`, `limit` and `limit_test` as `chipnet.data.load_data` does.
+Each takes `data_dir`, `seed`, `validation`, `limit` and `limit_test` as `chipnet.lab.data.load_data` does.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chipnet.data import Augment, Data, load_data
-from chipnet.data._images import TensorImages, channel_statistics
-from chipnet.data._split import stratified_choice
+from chipnet.lab.data import Augment, Data, load_data
+from chipnet.lab.data.images import TensorImages, channel_statistics
+from chipnet.lab.data.split import stratified_choice
 
 Change = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """Images and labels of one split, and a seed, to those of the new data set."""

@@ -29,18 +29,17 @@ import yaml
 from torch import nn
 
 import chipnet
-from chipnet import _checkpoint
-from chipnet._budget import KINDS
-from chipnet._cli_show import summary
-from chipnet._cli_sweep import table
-from chipnet._config import read_config, request_from
-from chipnet._io import _digest
-from chipnet._latency import LatencyModel, _Cache
-from chipnet.models import get_model, load_weights
-from chipnet.report import report
-from chipnet.runs import Run, from_pretrained
-from chipnet.train import Recipe, Request, prepare
-from chipnet.train import run as train
+from chipnet.analysis.kinds import KINDS
+from chipnet.lab.cli.show import summary
+from chipnet.lab.cli.sweep import table
+from chipnet.lab.config import read_config, request_from
+from chipnet.lab.models import get_model, load_weights
+from chipnet.lab.runs.folder import Run, from_pretrained
+from chipnet.lab.runs.report import report
+from chipnet.lab.train import Recipe, Request, prepare
+from chipnet.lab.train import run as train
+from chipnet.surgery.storage import _digest
+from chipnet.timing.tables import LatencyModel, _Cache
 
 ODD: list[Any] = [
     None, True, False, -1, 0, 1, 2, 7, 10**6, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.0, 1e308, float("nan"),
@@ -265,7 +264,7 @@ def readers(folder: Path) -> dict[str, tuple[Callable[[random.Random], bytes], C
     weights = (run / "dense.safetensors").read_bytes()
     checkpoint = folder / "stopped"
     checkpoint.mkdir()
-    _checkpoint.write(checkpoint, {"state": {"phase": "prune"}, "network": network.state_dict()})
+    checkpoint.write(checkpoint, {"state": {"phase": "prune"}, "network": network.state_dict()})
     stopped = (checkpoint / "checkpoint.pt").read_bytes()
 
     def read_hub(path: Path) -> None:
@@ -274,7 +273,7 @@ def readers(folder: Path) -> dict[str, tuple[Callable[[random.Random], bytes], C
 
     def read_checkpoint(path: Path) -> None:
         shutil.copyfile(path, checkpoint / "checkpoint.pt")
-        _checkpoint.read(checkpoint)
+        checkpoint.read(checkpoint)
 
     layer, cache = nn.Linear(3, 2), _Cache(torch.device("cpu"))
     cache.table(layer, (1, 3))

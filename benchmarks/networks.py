@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chipnet.models._preresnet import PreResNet
+from chipnet.lab.models.preresnet import PreResNet
 
 
 def preresnet56_bottleneck(num_classes: int = 10, in_channels: int = 3) -> PreResNet:

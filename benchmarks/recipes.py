@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import chipnet
-from chipnet.data import load_data
-from chipnet.models import get_model
-from chipnet.schedules import OneCycle, Schedule
+from chipnet.lab.data import load_data
+from chipnet.lab.models import get_model
+from chipnet.methods.schedules import OneCycle, Schedule
 
 BATCH, DENSE, PRUNE, FINETUNE = 64, 10, 4, 4
 

@@ -14,9 +14,9 @@ import argparse
 import re
 from pathlib import Path
 
-from chipnet._bench import read_results
-from chipnet._bench_report import standings, tables
-from chipnet._files import write_atomically
+from chipnet._util.files import write_atomically
+from chipnet.lab.runs.grid import read_results
+from chipnet.lab.runs.tables import standings, tables
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _BLOCK = re.compile(r"(<!-- (over )?([\w.-]+\.csv(?: [\w.-]+\.csv)*) -->\n).*?(<!-- end -->)", re.DOTALL)

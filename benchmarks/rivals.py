@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from chipnet._files import write_json
-from chipnet._job import Job
-from chipnet.schedules import OneCycle
-from chipnet.train import evaluate
+from chipnet._util.files import write_json
+from chipnet.lab.job import Job
+from chipnet.lab.train import evaluate
+from chipnet.methods.schedules import OneCycle
 
 
 def torch_pruning(job: Job, watcher: object = None) -> dict[str, Any]:

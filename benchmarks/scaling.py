@@ -24,7 +24,7 @@ import torchvision
 from torch import Tensor, nn
 
 import chipnet
-from chipnet._files import write_atomically
+from chipnet._util.files import write_atomically
 
 
 class Block(nn.Module):

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import chipnet
-from chipnet.methods._base import Gradual
-from chipnet.models import get_model
+from chipnet.lab.models import get_model
+from chipnet.methods.base import Gradual
 
 
 class Steps:

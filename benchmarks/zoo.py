@@ -41,8 +41,9 @@ from torch import Tensor, nn
 
 import chipnet
 from benchmarks.zoo_models import SETS
-from chipnet._cost import KINDS, counting
-from chipnet._files import write_atomically
+from chipnet._util.files import write_atomically
+from chipnet.analysis.kinds import KINDS
+from chipnet.program.counting import counting
 
 Model = tuple[nn.Module, tuple[Any, ...]]
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import chipnet
-from chipnet.data import load_data
-from chipnet.models import get_model
-from chipnet.train import cut_state, evaluate, set_state
+from chipnet.lab.data import load_data
+from chipnet.lab.models import get_model
+from chipnet.lab.train import cut_state, evaluate, set_state
 
 
 def main(epochs: int = 6, limit: int | None = None) -> nn.Module:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import chipnet
-from chipnet.data import load_data
-from chipnet.latency import compare
+from chipnet.lab.data import load_data
+from chipnet.timing.compare import compare
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--epochs", type=int, default=3, help="of each phase")

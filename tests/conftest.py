@@ -6,7 +6,7 @@ import pytest
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory):
     """A finished run: resnet8, one epoch a phase on 160 digits. Read it, never write into it."""
-    from chipnet.train import Recipe, Request, prepare, run
+    from chipnet.lab.train import Recipe, Request, prepare, run
 
     recipe = Recipe(1, 2, 1, batch_size=32, train_lr=0.05, prune_lr=0.05, limit=160, limit_test=60)
     out = tmp_path_factory.mktemp("runs") / "quarter"

@@ -46,7 +46,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
         "MKL_NUM_THREADS": "1",
         "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}",
     }
-    command = [sys.executable, "-m", "chipnet.cli", "prune", "--quiet", *arguments]
+    command = [sys.executable, "-m", "chipnet.lab.cli", "prune", "--quiet", *arguments]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

@@ -19,8 +19,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 import chipnet
-from chipnet import _phases, cli
-from chipnet.data import TensorImages, load_data
+from chipnet.lab import cli, phases
+from chipnet.lab.data import TensorImages, load_data
 from chipnet.methods import METHODS
 
 COMMON = (
@@ -139,7 +139,7 @@ def main():
     (folder,) = sys.argv[1:]
     rank = int(os.environ["RANK"])
     current = [""]
-    for phase_class in _phases.PHASES.values():
+    for phase_class in phases.PHASES.values():
         note(phase_class, lambda: f"{folder}/{current[0]}-{rank}")
     for name, arguments in RUNS.items():
         current[0] = name

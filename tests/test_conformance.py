@@ -16,8 +16,8 @@ from harness import conforms, outputs, random_mask, randomised
 from torch import Tensor, nn
 
 from chipnet import Structure, compact, masked
-from chipnet.models import get_model
-from chipnet.models._preresnet import PreResNet
+from chipnet.lab.models import get_model
+from chipnet.lab.models.preresnet import PreResNet
 
 
 def vgg(make: Callable[..., nn.Module]) -> nn.Module:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from chipnet import cli
+from chipnet.lab import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -18,7 +18,7 @@ COMMANDS = typer.main.get_command(cli.app)
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # measured layers are not kept in the user's home
-    monkeypatch.setattr("chipnet._latency._SECONDS", 0.2)  # and networks are not measured for long
+    monkeypatch.setattr("chipnet.timing.tables._SECONDS", 0.2)  # and networks are not measured for long
     blocks = re.findall(r"```python\n(.*?)```", path.read_text(), re.S)
     namespace: dict[str, object] = {"__name__": "__docs__"}
     for block in blocks:

@@ -16,14 +16,14 @@ from torch import nn
 
 import chipnet
 from chipnet import BudgetError, CaptureError, ChipNetError, ConfigError, LoadError, PlanError
-from chipnet._config import read_config, request_from
-from chipnet._errors import Mistakes
-from chipnet._lock import only_writer
-from chipnet.data import Batches, TensorImages, load_data
-from chipnet.models import get_model, load_weights
-from chipnet.runs import Run, refuse_code
-from chipnet.schedules import Linear
-from chipnet.train import Recipe, Request, evaluate, prepare
+from chipnet._util.lock import only_writer
+from chipnet.errors import Mistakes
+from chipnet.lab.config import read_config, request_from
+from chipnet.lab.data import Batches, TensorImages, load_data
+from chipnet.lab.models import get_model, load_weights
+from chipnet.lab.runs.folder import Run, refuse_code
+from chipnet.lab.train import Recipe, Request, evaluate, prepare
+from chipnet.methods.schedules import Linear
 
 DOC = Path(__file__).resolve().parents[1] / "docs" / "errors.md"
 
@@ -205,7 +205,7 @@ CASES = [
     ("a setting that the method has not", run(method="chipnet:flor=0"), ConfigError, "did you mean 'floor'?"),
     ("no training and no weights", run(recipe=recipe(train=0)()), ConfigError, "there is nothing to prune"),
     ("weights that do not exist", run(weights="/nowhere.pt"), ConfigError, "/nowhere.pt does not exist"),
-    ("weights of another network", lambda: (chipnet._io.save_weights(TinyNet(7, 1), "w.safetensors"),
+    ("weights of another network", lambda: (chipnet.surgery.storage.save_weights(TinyNet(7, 1), "w.safetensors"),
      run(weights="w.safetensors")()), ConfigError, "do not fit this TinyNet"),
     ("an unknown realisation", run(realisation="sparse"), ConfigError, "'plain' or 'indexed', not 'sparse'"),
     ("a pattern that matches nothing", run(ignore=("layer9*",)), CaptureError, "matches no module"),

@@ -12,7 +12,7 @@ import torch
 
 import chipnet
 from chipnet import LoadError, Plan
-from chipnet._schema import DamagedError, decode
+from chipnet._util.schema import DamagedError, decode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import mutated_files

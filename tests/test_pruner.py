@@ -10,7 +10,7 @@ from torch import nn
 
 import chipnet
 from chipnet import CaptureError, ChipNetError, ConfigError, Pruner, Structure
-from chipnet._gates import hooks
+from chipnet.gates.hooks import hooks
 from chipnet.methods import METHODS, Fisher
 
 X, Y = torch.randn(8, 3, 6, 6), torch.arange(8) % 3

@@ -1,13 +1,16 @@
 """The public page: every name has a docstring, and what is not a value or an error has an example."""
 
+import importlib
 import inspect
 import os
+import pickle
 import subprocess
 import sys
 
 import pytest
 
 import chipnet
+from chipnet import _moved
 
 
 def test_every_public_name_has_a_docstring() -> None:
@@ -33,11 +36,33 @@ def test_every_method_names_itself_and_its_source() -> None:
 
 
 def test_names_are_imported_when_they_are_used_and_modules_are_found() -> None:
-    code = (
-        "import sys, chipnet.cli; assert 'torch' not in sys.modules; chipnet.models.get_model; chipnet.Pruner"
-    )
+    code = "import sys, chipnet.lab.cli; assert 'torch' not in sys.modules; chipnet.methods.METHODS; chipnet.Pruner"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     assert set(chipnet.__all__) <= set(dir(chipnet))
     with pytest.raises(AttributeError, match="module 'chipnet' has no attribute 'prunner'"):
         chipnet.prunner  # noqa: B018
+
+
+@pytest.mark.parametrize(("old", "new"), _moved.NAMES.items())
+def test_old_names_of_modules_are_the_same_modules(old: str, new: str) -> None:
+    own, spec = importlib.import_module(f"chipnet.{new}"), importlib.util.find_spec(f"chipnet.{new}")
+    sys.modules.pop(f"chipnet.{old}", None)
+    with pytest.warns(DeprecationWarning, match=rf"chipnet\.{old} is chipnet\.{new} now"):
+        assert importlib.import_module(f"chipnet.{old}") is own
+    assert own.__name__ == f"chipnet.{new}" and own.__spec__ == spec
+
+
+def test_pickles_that_name_old_modules_are_read() -> None:
+    from chipnet.lab.models import ResNet
+
+    for name in [n for n in sys.modules if n.startswith("chipnet.models")]:
+        del sys.modules[name]
+    with pytest.warns(DeprecationWarning, match="chipnet.models._resnet is chipnet.lab.models.resnet"):
+        assert pickle.loads(b"cchipnet.models._resnet\nResNet\n.") is ResNet
+
+
+def test_no_old_name_is_made_up() -> None:
+    assert importlib.util.find_spec("chipnet.losses") is not None
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("chipnet.models._vgh")

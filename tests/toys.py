@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chipnet import Cost, Structure
-from chipnet._cost import counting
+from chipnet.program.counting import counting
 
 A = 2 * 5 * 5
 Keep = dict[str, dict[int, tuple[int, ...]]]

@@ -1,7 +1,7 @@
 """Budget-aware structured pruning: a trained network and a budget in, a smaller exact network out.
 
-The public page. Everything else lives in private modules and in ``chipnet.models``, ``chipnet.data``,
-``chipnet.methods``, ``chipnet.projections``, ``chipnet.losses`` and ``chipnet.schedules``.
+The public page. Everything else lives in private modules and in ``chipnet.lab.models``, ``chipnet.lab.data``,
+``chipnet.methods``, ``chipnet.methods.projections``, ``chipnet.methods.losses`` and ``chipnet.methods.schedules``.
 
 Names are imported when they are first used: the command line says its first line before PyTorch is there.
 """
@@ -9,11 +9,12 @@ Names are imported when they are first used: the command line says its first lin
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from chipnet import _moved
+
 if TYPE_CHECKING:
-    from chipnet._budget import Budget
-    from chipnet._compact import compact, masked, verify_compact
-    from chipnet._cost import Cost
-    from chipnet._errors import (
+    from chipnet.analysis.cost import Cost
+    from chipnet.budget.budget import Budget
+    from chipnet.errors import (
         BudgetError,
         CaptureError,
         ChipNetError,
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
         LoadError,
         PlanError,
     )
-    from chipnet._export import export
-    from chipnet._gates import detach
-    from chipnet._io import load, save
-    from chipnet._masks import Masks
-    from chipnet._plan import Plan
-    from chipnet._pruner import Pruner
-    from chipnet._structure import Structure
+    from chipnet.formats.export import export
+    from chipnet.gates.hooks import detach
+    from chipnet.pruner import Pruner
+    from chipnet.structure import Structure
+    from chipnet.surgery.apply import compact, masked, verify_compact
+    from chipnet.surgery.masks import Masks
+    from chipnet.surgery.plan import Plan
+    from chipnet.surgery.storage import load, save
 
 __version__ = "0.1.0"
 
@@ -56,10 +58,10 @@ __all__ = [
 ]
 
 _MODULES = {
-    "_budget": ["Budget"],
-    "_compact": ["compact", "masked", "verify_compact"],
-    "_cost": ["Cost"],
-    "_errors": [
+    "budget.budget": ["Budget"],
+    "surgery.apply": ["compact", "masked", "verify_compact"],
+    "analysis.cost": ["Cost"],
+    "errors": [
         "BudgetError",
         "CaptureError",
         "ChipNetError",
@@ -68,15 +70,18 @@ _MODULES = {
         "LoadError",
         "PlanError",
     ],
-    "_export": ["export"],
-    "_gates": ["detach"],
-    "_io": ["load", "save"],
-    "_masks": ["Masks"],
-    "_plan": ["Plan"],
-    "_pruner": ["Pruner"],
-    "_structure": ["Structure"],
+    "formats.export": ["export"],
+    "gates.hooks": ["detach"],
+    "surgery.storage": ["load", "save"],
+    "surgery.masks": ["Masks"],
+    "surgery.plan": ["Plan"],
+    "pruner": ["Pruner"],
+    "structure": ["Structure"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+_moved.install()
 
 
 def __getattr__(name: str) -> Any:
@@ -84,7 +89,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f"chipnet.{_HOME[name]}"), name)
     elif name.startswith("__"):
         raise AttributeError(f"module 'chipnet' has no attribute {name!r}")
-    else:  # a module of the package: chipnet.models, chipnet.train
+    else:  # a module of the package: chipnet.lab.models, chipnet.lab.train
         try:
             value = importlib.import_module(f"chipnet.{name}")
         except ModuleNotFoundError as error:

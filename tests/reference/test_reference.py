@@ -16,9 +16,9 @@ from paper_reference import (
 from torch import nn
 
 from chipnet import Pruner, Structure
-from chipnet.losses import budget_loss, crispness
-from chipnet.projections import project, sharpen
-from chipnet.schedules import Continuation
+from chipnet.methods.losses import budget_loss, crispness
+from chipnet.methods.projections import project, sharpen
+from chipnet.methods.schedules import Continuation
 
 # Wide enough that "one of this layer's channels is open", of which the paper's V knows nothing, is 1 in the soft
 # reading, 1 - prod(1 - z), to some ten digits.

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from chipnet import ConfigError, Plan
-from chipnet.integrations._pruning import Pruning
+from chipnet.integrations.pruning import Pruning
 
 
 class PruningCallback(Callback):

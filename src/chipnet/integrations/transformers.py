@@ -10,8 +10,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from chipnet import ConfigError, Plan
-from chipnet._files import replacing
-from chipnet.integrations._pruning import Pruning
+from chipnet._util.files import replacing
+from chipnet.integrations.pruning import Pruning
 
 FILE = "chipnet.pt"
 """The masks' state, in every checkpoint of the trainer."""

@@ -1,6 +1,6 @@
 """Methods: ways to give every gate a value. Everything else (gates, costs, hardening, compaction) is shared.
 
-A method is one file with one class; ``METHODS`` is the table of ours, tried by ``tests/test_methods.py``. One of
+A method is one file with one class; ``METHODS`` is the table of ours, tried by ``tests/methods/test_methods.py``. One of
 your own extends `Method`, or `Gradual` where it only has scores, and is named ``module:Class``.
 """
 
@@ -10,18 +10,18 @@ import re
 from collections.abc import Callable
 from typing import TypeGuard
 
-from chipnet._errors import ConfigError
-from chipnet._lazy import REFERENCE, import_callable
-from chipnet.methods._bar import BAR
-from chipnet.methods._base import Gradual, Method, Sensing
-from chipnet.methods._chipnet import ChipNet
-from chipnet.methods._fisher import Fisher
-from chipnet.methods._magnitude import Magnitude
-from chipnet.methods._paper import ChipNetPaper
-from chipnet.methods._random import Random
-from chipnet.methods._slimming import Slimming
-from chipnet.methods._taylor import Taylor
-from chipnet.methods._uniform import Uniform
+from chipnet._util.imports import REFERENCE, import_callable
+from chipnet.errors import ConfigError
+from chipnet.methods.bar import BAR
+from chipnet.methods.base import Gradual, Method, Sensing
+from chipnet.methods.chipnet import ChipNet
+from chipnet.methods.fisher import Fisher
+from chipnet.methods.magnitude import Magnitude
+from chipnet.methods.paper import ChipNetPaper
+from chipnet.methods.random import Random
+from chipnet.methods.slimming import Slimming
+from chipnet.methods.taylor import Taylor
+from chipnet.methods.uniform import Uniform
 
 METHODS: dict[str, type[Method]] = {
     m.name: m for m in (ChipNet, ChipNetPaper, BAR, Slimming, Magnitude, Taylor, Fisher, Random, Uniform)
@@ -43,15 +43,15 @@ def read_method(method: str | type[Method]) -> tuple[type[Method], dict[str, flo
 
     Examples:
         >>> read_method("taylor")
-        (<class 'chipnet.methods._taylor.Taylor'>, {})
+        (<class 'chipnet.methods.taylor.Taylor'>, {})
         >>> read_method("slimming: refreshes=0, freeze=1, floor=0")[1]
         {'refreshes': 0, 'freeze': 1.0, 'floor': 0.0}
         >>> read_method("chipnet.methods:Taylor:floor=0.05")
-        (<class 'chipnet.methods._taylor.Taylor'>, {'floor': 0.05})
+        (<class 'chipnet.methods.taylor.Taylor'>, {'floor': 0.05})
         >>> read_method("chipnet:flor=0")
         Traceback (most recent call last):
         ...
-        chipnet._errors.ConfigError: chipnet has no setting 'flor'; did you mean 'floor'?
+        chipnet.errors.ConfigError: chipnet has no setting 'flor'; did you mean 'floor'?
     """
     if isinstance(method, type):
         return _checked(method, method.__name__), {}

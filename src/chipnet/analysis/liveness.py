@@ -1,0 +1,370 @@
+"""Liveness: one definition, read softly, exactly and as index sets.
+
+Pruning channels is dead-code elimination at channel granularity. Under the masks every slot is
+
+* **live** if it can be non-zero (computed forwards),
+* **needed** if something that reaches an output reads it (computed backwards),
+* **flowing** if it carries the network's input (a convolution whose inputs all died is a constant).
+
+All three are monotone formulas over gates. A class of tied slots **exists** physically where any of its slots
+is live *and* needed, or where it is pinned. That is the whole definition: costs count classes that exist,
+surgery keeps them.
+
+A gated layer that the input no longer reaches would emit a constant. It counts as shut, so a branch with one
+fully dead layer dies whole: ``open`` says for every gated channel whether it is.
+
+Channels of one site that must be removed together always share a gate. With ``share``, so do the channels of
+all sites that write one class (all layers that are added into one stream): without index maps their rows exist
+together anyway, and separate gates would buy nothing.
+
+Which layers get gates is decided here too. A gate belongs to the last affine layer of a channel-wise chain
+(expand, norm, depthwise, norm: the last norm), because a norm turns a zero channel into its bias; what stands
+before it is then not needed. A layer whose channels cannot be removed by making them zero gets none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chipnet.analysis.formula import FALSE, TRUE, Formulas
+from chipnet.graph.channels import Barrier, ChannelGraph, Host, Map, Mix, Norm, Pin, Slots, Source
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a vector of gates acts: the output channels of one affine layer.
+
+    ``gates[i]`` is the gate of channel ``i``, or -1 where the channel has none. Channels that must be removed
+    together share a gate (``tied``).
+    """
+
+    name: str
+    host: Host
+    gates: Ids
+    slots: Slots
+    tied: bool
+    reason: str
+    """Empty where every channel is gated; else why some or all are not."""
+    pin: Pin | None = None
+    """Operator, module and line of the reason, where it is that the channels are kept whole."""
+    ties: tuple[Pin, ...] = ()
+    """The operators that tie its channels to those of other sites."""
+
+    @property
+    def channels(self) -> int:
+        return len(self.gates)
+
+    @property
+    def free(self) -> int:
+        """How many gates act here."""
+        return len(np.unique(self.gates[self.gates >= 0]))
+
+
+class Liveness:
+    """Formulas of a channel graph. See the module's text for the definition."""
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        *,
+        share: bool = False,
+        refused: Callable[[Host], str] = lambda host: "",
+        anchored: Collection[str] = (),
+    ) -> None:
+        """``refused(host)``: why a layer must get no gates, or nothing. ``anchored``: weights of layers that must
+        not lose all of their channels."""
+        self.graph = graph
+        self._share = share
+        self.formulas = Formulas()
+        self.root = graph.classes(np.arange(graph.slots, dtype=np.int64))
+        self._is_pinned = np.zeros(graph.slots, dtype=bool)
+        self._is_pinned[[graph.find(c) for c in graph.pins]] = True
+        self._is_pinned = self._is_pinned[self.root]
+        self.sites = self._place_gates(refused, anchored)
+        self.gates = 1 + max((int(s.gates.max(initial=-1)) for s in self.sites), default=-1)
+        self._gate_of = np.full(graph.slots, TRUE, dtype=np.int64)
+        for fact, gates in self._gated():  # every call of a gated module
+            for slot, gate in zip(fact.dst.tolist(), gates.tolist(), strict=True):
+                if gate >= 0:
+                    self._gate_of[slot] = self.formulas.gate(gate)
+        self._alive: dict[tuple[int, ...], int] = {}
+        self._forward()
+        self._backward()
+        self.exists = self._classes()
+
+    # -- where gates go -----------------------------------------------------------------------------------
+    def _place_gates(self, refused: Callable[[Host], str], anchored: Collection[str]) -> list[Site]:
+        g, n = self.graph, self.graph.slots
+        uses = np.zeros(n, dtype=np.int64)
+        covered = np.ones(n, dtype=bool)  # every use meets a gate further down its channel-wise chain
+        clear = np.ones(n, dtype=bool)  # a zero here lets every reader drop the channel
+        wanted: dict[str, list[tuple[int, NDArray[np.bool_], NDArray[np.bool_]]]] = defaultdict(list)
+
+        def use(slots: Slots, is_covered: Any, is_clear: Any) -> None:
+            np.logical_and.at(covered, slots, is_covered)
+            np.logical_and.at(clear, slots, is_clear)
+            np.add.at(uses, slots, 1)
+
+        for i, fact in reversed(list(enumerate(g.facts))):
+            if isinstance(fact, Source):
+                continue
+            dst = fact.dst
+            if isinstance(fact, Barrier):
+                if fact.output or (uses[dst] > 0).any():  # what nothing reads asks for nothing
+                    use(fact.src, False, False)
+            elif isinstance(fact, Map):
+                read = uses[dst] > 0
+                for src in fact.srcs:
+                    use(src[read], covered[dst][read], clear[dst][read] & (fact.kind != "const"))
+            else:
+                read = uses[dst] > 0
+                can = fact.host is not None and not refused(fact.host)
+                gated = np.logical_and(read & clear[dst], can) & ~covered[dst] & ~self._is_pinned[dst]
+                if fact.host is not None and (fact.host.is_layer or gated.any()):
+                    wanted[fact.host.weight].append((i, clear[dst] & read, covered[dst] & read))
+                met = gated | (covered[dst] & read)
+                if isinstance(fact, Norm):
+                    if fact.groups:
+                        met = np.repeat(met.reshape(fact.groups, -1).all(1), len(dst) // fact.groups)
+                    if read.any():
+                        use(fact.src, met, met)
+                elif fact.groups > 1 and len(fact.src) // fact.groups < fact.groups:
+                    by_group = met.reshape(fact.groups, -1).all(1)
+                    zero = (clear[dst] & (not fact.bias)).reshape(fact.groups, -1).all(1)
+                    per = len(fact.src) // fact.groups
+                    use(fact.src, np.repeat(by_group, per), np.repeat(by_group | zero, per))
+                else:
+                    use(fact.src, False, True)
+
+        meetings: dict[int, list[Pin]] = defaultdict(list)
+        for slot, pin in g.meetings:
+            meetings[int(self.root[slot])].append(pin)
+        sites: list[Site] = []
+        self._site_of: dict[str, int] = {}
+        keys: dict[object, int] = {}
+        for weight, calls in reversed(list(wanted.items())):
+            fact = g.facts[calls[-1][0]]
+            assert isinstance(fact, (Mix, Norm)) and fact.host is not None
+            is_clear = np.logical_and.reduce([c for _, c, _ in calls])
+            is_covered = np.logical_and.reduce([c for _, _, c in calls])
+            is_pinned = self._is_pinned[fact.dst]
+            on = is_clear & ~is_covered & ~is_pinned & (not refused(fact.host))
+            if weight in anchored:
+                on[np.flatnonzero(on)[:1]] = False
+            gates = np.full(len(fact.dst), -1, dtype=np.int64)
+            for k in np.flatnonzero(on):
+                root = int(self.root[fact.dst[k]])
+                gates[k] = keys.setdefault(root if self._share else (weight, root), len(keys))
+            reason = "" if on.all() else self._why(fact, is_clear, is_covered, is_pinned, refused(fact.host))
+            ties = dict.fromkeys(p for r in np.unique(self.root[fact.dst]).tolist() for p in meetings[r])
+            self._site_of[weight] = len(sites)
+            sites.append(
+                Site(
+                    name=fact.host.module or fact.host.weight,
+                    host=fact.host,
+                    gates=gates,
+                    slots=fact.dst,
+                    tied=False,
+                    reason=reason,
+                    pin=next((p for p in self._pins(fact.dst[is_pinned])[:1] if str(p) == reason), None),
+                    ties=tuple(ties),
+                )
+            )
+        shared = np.bincount(
+            np.concatenate([s.gates[s.gates >= 0] for s in sites] or [np.empty(0, np.int64)]),
+            minlength=len(keys),
+        )
+        return [replace(s, tied=bool((shared[s.gates[s.gates >= 0]] > 1).any())) for s in sites]
+
+    def _pins(self, slots: Slots) -> list[Pin]:
+        """Why these are pinned, the reason of most first."""
+        return [p for p, _ in Counter(self.graph.pins[r] for r in self.root[slots].tolist()).most_common()]
+
+    def _why(
+        self,
+        fact: Mix | Norm,
+        clear: NDArray[np.bool_],
+        covered: NDArray[np.bool_],
+        pinned: NDArray[np.bool_],
+        refused: str,
+    ) -> str:
+        if refused:
+            return refused
+        others = ~pinned & ~covered & ~clear
+        most = max(pinned.sum(), (covered & ~pinned).sum(), others.sum())
+        if most == 0:
+            return "one channel stays: without any, the forward breaks"
+        if most == others.sum():  # what holds for most channels
+            return "a zero here is not zero where it is read"
+        if most == pinned.sum():
+            return str(self._pins(fact.dst[pinned])[0])
+        return "follows the gates further down its chain"
+
+    # -- formulas -----------------------------------------------------------------------------------------
+    def _forward(self) -> None:
+        f, g = self.formulas, self.graph
+        live = np.full(g.slots, TRUE, dtype=np.int64)
+        flow = np.full(g.slots, FALSE, dtype=np.int64)
+        for fact in g.facts:
+            dst = fact.dst
+            if isinstance(fact, Source):
+                live[dst] = TRUE if fact.live else FALSE
+                flow[dst] = TRUE if fact.flow else FALSE
+            elif isinstance(fact, Barrier):
+                live[dst] = TRUE
+                flow[dst] = f.any(np.unique(flow[fact.src]).tolist())
+            elif isinstance(fact, Map):
+                _fold(f.both if fact.kind == "and" else f.either, [live[s] for s in fact.srcs], live, dst)
+                if fact.kind in ("const", "place"):
+                    live[dst] = TRUE
+                if fact.kind == "and":
+                    parts = []
+                    for k, s in enumerate(fact.srcs):
+                        part = flow[s].copy()
+                        for j, o in enumerate(fact.srcs):
+                            if j != k:
+                                _fold(f.both, [part, live[o]], part, np.arange(len(part)))
+                        parts.append(part)
+                    _fold(f.either, parts, flow, dst)
+                else:
+                    _fold(f.either, [flow[s] for s in fact.srcs], flow, dst)
+            elif isinstance(fact, Norm):
+                arrives = flow[fact.src]
+                for group in np.split(np.arange(len(dst)), fact.groups) if fact.groups else ():
+                    arrives[group] = f.any(np.unique(arrives[group]).tolist())
+                _fold(f.both, [arrives, self._gate_of[dst]], flow, dst)
+                live[dst] = np.where(self._gate_of[dst] == TRUE, TRUE, flow[dst])
+            else:
+                for src_k, dst_k in zip(*_groups(fact), strict=True):
+                    hub = TRUE if fact.bias else f.any(np.unique(live[src_k]).tolist())
+                    carried = f.any(np.unique(flow[src_k]).tolist())
+                    for d, gate in zip(dst_k.tolist(), self._gate_of[dst_k].tolist(), strict=True):
+                        flow[d] = f.both(carried, gate)
+                        live[d] = hub if gate == TRUE else flow[d]
+        self.live, self.flow = live, flow
+
+    def _backward(self) -> None:
+        f, g = self.formulas, self.graph
+        terms: list[set[int]] = [set() for _ in range(g.slots)]
+        needed = np.full(g.slots, FALSE, dtype=np.int64)
+        self.connected_terms: list[int] = []
+
+        def settle(slots: Slots) -> list[int]:
+            for s in slots.tolist():
+                needed[s] = f.any(terms[s]) if terms[s] else FALSE
+            return needed[slots].tolist()
+
+        for fact in reversed(g.facts):
+            if isinstance(fact, Barrier):
+                reader = TRUE if fact.output else f.any(settle(fact.dst))
+                for s in fact.src.tolist():
+                    terms[s].add(reader)
+                if fact.output:
+                    self.connected_terms.append(f.any(np.unique(self.flow[fact.src]).tolist()))
+                continue
+            out = settle(fact.dst)
+            if isinstance(fact, Map):
+                for k, src in enumerate(fact.srcs):
+                    others = [o for j, o in enumerate(fact.srcs) if j != k] if fact.kind == "and" else []
+                    for i, slot in enumerate(src.tolist()):
+                        term = out[i]
+                        for o in others:
+                            term = f.both(term, int(self.live[o[i]]))
+                        terms[slot].add(term)
+            elif isinstance(fact, Norm):
+                readers = list(map(f.both, out, self._open(fact.dst)))
+                size = len(readers) // fact.groups if fact.groups else 1
+                for first in range(0, len(readers), size):
+                    hub = f.any(set(readers[first : first + size]))
+                    for slot in fact.src[first : first + size].tolist():
+                        terms[slot].add(hub)
+            elif isinstance(fact, Mix):
+                for src_k, dst_k in zip(*_groups(fact), strict=True):
+                    hub = f.any(set(map(f.both, needed[dst_k].tolist(), self._open(dst_k))))
+                    for s in src_k.tolist():
+                        terms[s].add(hub)
+        self.needed = needed
+
+    def _open(self, slots: Slots) -> list[int]:
+        """Per written channel: what it reads shows in it. A gate that the input does not reach counts as shut."""
+        return np.where(self._gate_of[slots] == TRUE, TRUE, self.flow[slots]).tolist()
+
+    def stuck(self, slots: Slots) -> bool:
+        """Are there channels among these that no gates can remove without others, though nothing pins them?"""
+        exists = [self.exists[r] for r in np.unique(self.root[slots[~self._is_pinned[slots]]]).tolist()]
+        different = set(exists)
+        return TRUE in different or len(different) < sum(e != FALSE for e in exists)
+
+    def _classes(self) -> dict[int, int]:
+        f = self.formulas
+        pairs: dict[int, set[int]] = defaultdict(set)
+        for s, root in enumerate(self.root.tolist()):
+            pairs[root].add(f.both(int(self.live[s]), int(self.needed[s])))
+        return {r: TRUE if self._is_pinned[r] else f.any(p) for r, p in pairs.items()}
+
+    # -- readings -----------------------------------------------------------------------------------------
+    def present(self, slots: Slots) -> Ids:
+        """Formula of each slot's physical existence."""
+        return np.array([self.exists[r] for r in self.root[slots].tolist()], dtype=np.int64)
+
+    def alive(self, facts: list[int]) -> int:
+        """True where any channel that these facts write is live and needed."""
+        key = tuple(facts)
+        if key not in self._alive:
+            terms: set[int] = set()
+            for i in facts:
+                dst = self.graph.facts[i].dst
+                terms.update(map(self.formulas.both, self.live[dst].tolist(), self.needed[dst].tolist()))
+            self._alive[key] = self.formulas.any(terms)
+        return self._alive[key]
+
+    def useful(self) -> list[int]:
+        """Per gate: open, it passes the input on to something that reaches an output."""
+        terms: list[set[int]] = [set() for _ in range(self.gates)]
+        for fact, gates in self._gated():
+            for d, gate in zip(fact.dst.tolist(), gates.tolist(), strict=True):
+                if gate >= 0:
+                    terms[gate].add(self.formulas.both(int(self.flow[d]), int(self.needed[d])))
+        return [self.formulas.any(t) for t in terms]
+
+    def open(self) -> list[int]:
+        """Per channel of every site, in order: its gate is open and the input reaches it; true if ungated."""
+        terms: list[list[set[int]]] = [[set() for _ in range(s.channels)] for s in self.sites]
+        for fact, gates in self._gated():
+            assert fact.host is not None
+            mine = terms[self._site_of[fact.host.weight]]
+            for k, (d, gate) in enumerate(zip(fact.dst.tolist(), gates.tolist(), strict=True)):
+                mine[k].add(int(self.flow[d]) if gate >= 0 else TRUE)
+        return [self.formulas.any(t) for site in terms for t in site]
+
+    def _gated(self) -> Iterator[tuple[Mix | Norm, Ids]]:
+        for fact in self.graph.facts:
+            if isinstance(fact, (Mix, Norm)) and fact.host is not None and fact.host.weight in self._site_of:
+                yield fact, self.sites[self._site_of[fact.host.weight]].gates
+
+    def connected(self) -> int:
+        """True where the input reaches every output that it reaches in the dense network."""
+        reached = [
+            t for t in self.connected_terms if t != FALSE
+        ]  # some outputs are constants in the dense network too
+        return self.formulas.all(reached)
+
+
+def _groups(fact: Mix) -> tuple[list[Slots], list[Slots]]:
+    return list(fact.src.reshape(fact.groups, -1)), list(fact.dst.reshape(fact.groups, -1))
+
+
+def _fold(op: Callable[[int, int], int], columns: list[Ids], out: Ids, where: Slots) -> None:
+    """``out[where] = op(columns[0], columns[1], ...)`` elementwise."""
+    result = columns[0].tolist()
+    for column in columns[1:]:
+        result = [op(a, b) for a, b in zip(result, column.tolist(), strict=True)]
+    out[where] = result

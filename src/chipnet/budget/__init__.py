@@ -1,0 +1,1 @@
+"""What did the user ask for, and which masks meet it exactly?"""

@@ -1,0 +1,1 @@
+"""Networks in other runtimes, and do they compute the same there?"""

@@ -1,0 +1,1 @@
+"""Gate values in the affine parameters of layers, around a forward call."""

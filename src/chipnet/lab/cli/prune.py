@@ -1,0 +1,97 @@
+"""`chipnet prune`. Part of `chipnet.lab.cli`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+import typer
+
+from chipnet import __version__
+from chipnet.budget.budget import several
+from chipnet.errors import Problems
+from chipnet.lab.cli.console import Console
+from chipnet.lab.cli.errors import failures, first, refusals, stop_signals
+from chipnet.lab.cli.options import Grouped, continued, flags, flags_of, read, told
+from chipnet.lab.cli.show import Bars, dry, said, show_result, summary
+from chipnet.lab.cli.sweep import sweep
+
+app = typer.Typer()
+
+
+@app.command(cls=Grouped, short_help="Train or load a network, prune it to a budget, fine-tune it.")
+@flags
+def prune(
+    *,
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="YAML file of options, such as a run's config.yaml; flags win"),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="folder of a run that was stopped or killed: continue it"),
+    ] = None,
+    quick: Annotated[
+        bool | None, typer.Option(help="a first look: few steps, at most some thousand training images")
+    ] = None,
+    epochs: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="of each phase: one number, or train,prune,finetune such as 20,15,10"),
+    ] = None,
+    lr: Annotated[
+        str | None, typer.Option(help="both peak learning rates, at this batch size", metavar="NUMBER")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="read and check everything, say what would be done, and do nothing"),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars, no table")] = False,
+    **options: Any,
+) -> None:
+    """Train (or load) a network, prune it to a budget, fine-tune it and save it.
+
+    For example: chipnet prune --model resnet8 --data digits --budget macs=0.25 --out runs/first
+
+    Several values of one kind, --budget macs=0.5,0.25, are one run each, in OUT/0.5 and OUT/0.25, after one dense
+    training.
+
+    In the run folder afterwards: result.json, plan.json, masks.json, model.safetensors, dense.safetensors,
+    metrics.csv, metrics.jsonl, split.json, config.yaml, report.html.
+    """
+    console = Console(quiet=quiet or not first())
+    options |= {"config": config, "quick": quick, "epochs": epochs, "lr": lr}
+    with said(console), refusals(flags_of(options)):
+        problems, budgets = Problems(), {}
+        if resume is not None:
+            request, finished = continued(resume, options)
+            if finished:
+                console.tell(f"{resume} is finished already.")
+                console.print(summary(finished))
+                return
+        else:
+            request = read(options, problems)
+        with problems.collected("budget"):
+            budgets = several(request.budget)
+        # Importing PyTorch takes seconds: the first line comes before.
+        console.tell(f"chipnet {__version__}{told(request)}")
+        from chipnet.lab import train
+        from chipnet.lab.job import read_job
+        from chipnet.methods import read_method
+
+        if options["method"]:  # of a run with masks it is only a name, but one that is typed is meant
+            with problems.collected("method"):
+                read_method(options["method"])
+        if dry_run:
+            asked = dataclasses.replace(request, budget=next(iter(budgets.values()), request.budget))
+            job = read_job(asked, resume is not None, problems)
+        elif not budgets:
+            job = train.prepare(request, resume=resume is not None, problems=problems)
+    if dry_run:
+        console.tell("\n".join(dry(job)))
+        return
+    if budgets:
+        sweep(console, request, budgets, problems, flags_of(options))
+        return
+    with said(console), failures(), stop_signals() as stop, Bars(console) as bars:
+        result = train.run(job, bars, stop)
+    show_result(console, result, job.out)

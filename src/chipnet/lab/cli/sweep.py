@@ -1,0 +1,139 @@
+"""`chipnet prune` to several budgets in one command: one run each, one dense training."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from chipnet.errors import ConfigError, Problems
+from chipnet.lab import config
+from chipnet.lab.cli.console import Console
+from chipnet.lab.cli.errors import failures, first, refusals, stop_signals
+from chipnet.lab.cli.runs import report_after
+from chipnet.lab.cli.show import Bars, said
+from chipnet.lab.runs.record import DENSE, finished
+
+
+def sweep(
+    console: Console,
+    request: config.Request,
+    budgets: Mapping[str, str],
+    problems: Problems,
+    flags: Mapping[str, str],
+) -> None:
+    """One run for each of ``budgets`` (name of its folder -> budget), in folders below the request's.
+
+    The first trains the dense network, unless there are weights; the others begin with what it has trained. The
+    same command again goes on where it stopped.
+    """
+    from chipnet.lab import train
+
+    with said(console), refusals(flags):
+        requests = _requests(request, budgets, problems)
+    results = {}
+    for number, (name, asked) in enumerate(zip(budgets, requests, strict=True), 1):
+        folder = Path(asked.out)
+        console.tell(f"{number}/{len(budgets)}: budget {budgets[name]}, into {folder}")
+        with said(console), refusals(flags):
+            done = _finished(folder, asked)
+            if done is None:
+                goes_on = not asked.overwrite and (folder / config.CONFIG).is_file()
+                job = train.prepare(asked, resume=goes_on)
+        if done is None:
+            more = ". For the other budgets: the same command again"
+            with said(console), failures(more), stop_signals() as stop, Bars(console) as bars:
+                done = train.run(job, bars, stop)
+            if first():
+                report_after(folder)
+        results[name] = done
+    console.print(table(results))
+    folders = shlex.join(str(r.out) for r in requests)
+    console.tell(f"Runs in {request.out}: {', '.join(results)}. Side by side: chipnet report {folders}")
+
+
+def _requests(
+    request: config.Request, budgets: Mapping[str, str], problems: Problems
+) -> list[config.Request]:
+    """The request of every run, whose every budget can be met."""
+    from chipnet.budget.budget import Budget
+    from chipnet.lab.further import run_named
+    from chipnet.lab.job import read_job, torchruns
+
+    if request.devices != 1 or request.num_nodes != 1 or torchruns() > 1:
+        problems.add("several in one command are for one process: give one, or --devices 1.", "budget")
+    if request.masks is not None:
+        problems.add("with --masks nothing is pruned: give one budget.", "budget")
+    out = Path(os.path.expanduser(request.out))
+    folders = {name: out / name for name in budgets}
+    for text in budgets.values():
+        with problems.collected("budget"):
+            Budget.parse(text)
+    name, text = next(iter(budgets.items()))
+    # Folders of runs that are done or stopped are looked at one by one, later.
+    job = read_job(
+        dataclasses.replace(request, budget=text, out=folders[name] if request.out else ""),
+        resume=not request.overwrite,
+        problems=problems,
+    )
+    for text in budgets.values():
+        budget = Budget.parse(text)
+        if "latency" in budget.kinds:
+            job.structure.time(job.network)
+        with problems.collected("budget"):
+            job.structure.check(job.start.budget(budget, job.structure) if job.start else budget)
+    problems.tell()
+    weights = job.request.weights
+    if weights is None and run_named(job.request.model) is None:
+        weights = str(folders[name] / DENSE)
+    asked = {
+        n: dataclasses.replace(job.request, budget=budgets[n], out=folders[n], weights=weights)
+        for n in budgets
+    }
+    asked[name] = dataclasses.replace(asked[name], weights=job.request.weights)
+    return list(asked.values())
+
+
+def _finished(folder: Path, asked: config.Request) -> dict[str, Any] | None:
+    """What the finished run in ``folder`` came to, if there is one.
+
+    Raises:
+        ConfigError: a run there was asked for otherwise.
+    """
+    path = folder / config.CONFIG
+    if asked.overwrite or not path.is_file():
+        return None
+    there = config.plain(config.request_from(config.read_config(path), source=str(path)))
+    here = config.plain(asked)
+    other = [name for name in here if here[name] != there.get(name) and name not in ("out", "recipe")]
+    other += [
+        f"recipe.{n}" for n, v in here["recipe"].items() if v != there["recipe"].get(n) and n != "train"
+    ]
+    if other:
+        raise ConfigError(
+            f"{folder} holds a run with other options ({', '.join(other)}). Give another --out, or --overwrite."
+        )
+    return finished(folder)
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The runs of a sweep below each other, under the dense network."""
+    from chipnet.lab.runs.folder import percent
+
+    any_result = next(iter(results.values()))
+    title = f"{any_result['model']} on {any_result['data']}, {any_result['method']}"
+    rows = Table("budget", title=title, title_justify="left")
+    for name in ("accuracy", "params", "MACs", "volume", "channels"):
+        rows.add_column(name, justify="right")
+    dense = any_result["dense"]
+    for name, values in {"dense": dense, **{n: r["compact"] for n, r in results.items()}}.items():
+        parts = (
+            f"{100 * values[k] / max(dense[k], 1):.2f} %" for k in ("params", "macs", "volume", "channels")
+        )
+        rows.add_row(name, percent(values["accuracy"]), *parts)
+    return rows

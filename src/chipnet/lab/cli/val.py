@@ -1,0 +1,66 @@
+"""`chipnet val`. Part of `chipnet.lab.cli`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from chipnet.errors import ConfigError
+from chipnet.lab.cli.console import Console
+from chipnet.lab.cli.errors import refusals
+from chipnet.lab.cli.inspect import DATA, DATA_DIR, MODEL, TRUST
+from chipnet.lab.cli.options import Command
+
+app = typer.Typer()
+
+
+@app.command(cls=Command, short_help="Loss and accuracy of a saved network on test images.")
+def val(
+    run: Annotated[
+        str, typer.Argument(help="folder of a finished run, or a model.safetensors", metavar="RUN|FILE")
+    ],
+    data: Annotated[str | None, typer.Option(help=f"{DATA} [default: the run's]", metavar="NAME")] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help=f"{DATA_DIR} [default: the run's]", metavar="DIR")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"for a FILE outside of a run folder: {MODEL}", metavar="NAME")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="images at once [default: the run's]", metavar="INTEGER")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda", metavar="NAME")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads [default: PyTorch's]", metavar="INTEGER")
+    ] = None,
+    trust: Annotated[bool, typer.Option("--trust", help=TRUST)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON on stdout")] = False,
+) -> None:
+    """Loss and accuracy of a saved network on test images: of a run, dense and compact side by side."""
+    with refusals({"data_dir": "--data-dir"}):
+        import torch
+
+        from chipnet.lab.job import use_threads
+        from chipnet.lab.val import measure, networks_of
+
+        use_threads(threads)
+        if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+            raise ConfigError(f"there is no device {device!r} here: cpu, or cuda where PyTorch finds one.")
+        networks, images, size = networks_of(run, model, data, data_dir, trust)
+        rows = {
+            name: measure(network.to(device), images.loader("test", batch_size or size))
+            for name, network in networks.items()
+        }
+    if as_json:
+        print(json.dumps({"data": images.name, **rows}, indent=2))
+        return
+    count = next(iter(rows.values()))["images"]
+    table = Table("", title=f"{images.name}, {count:,} test images", title_justify="left")
+    for column in ("loss", "accuracy"):
+        table.add_column(column, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, f"{row['loss']:.4f}", f"{row['accuracy']:.2f} %")
+    Console().print(table)

@@ -1,0 +1,707 @@
+"""A run's options: what there is, with defaults and types, and how they are read and written.
+
+`Request` and its `Recipe` are the only list of options: flags of `chipnet prune`, keys of a YAML file and
+config.yaml of a run are all made from their fields. This file reads values; whether a network, a folder or a
+device can be used is `chipnet.lab.job`'s question.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import itertools
+import math
+import numbers
+import os
+import shlex
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from chipnet._util.files import write_atomically
+from chipnet._util.sizes import too_large
+from chipnet.errors import ConfigError, Problems
+
+CONFIG = "config.yaml"
+"""The resolved options of a run, in its folder."""
+EPOCHS = ("train", "prune", "finetune")
+"""Fields of `Recipe` that are epochs of a phase."""
+RATES = ("train_lr", "prune_lr")
+"""Fields of `Recipe` that are peak rates, and change with the batch size."""
+ADAMW = {"train_lr": 1e-3, "prune_lr": 1e-3, "weight_decay": 0.01}
+"""Rates and weight decay of AdamW where nobody gave any: those of `torch.optim.AdamW`."""
+DATA = ("validation", "image_size", "mean", "std", "augment", "skip_broken", "checksum")
+"""Options of a request that say how images are read; `chipnet.lab.data.load_data` takes them."""
+PRUNING_STEPS = 300
+"""Optimiser steps that soft pruning should have: masks move a little in each, and with fewer they do not settle."""
+EPOCH_STEPS, LEAST_BATCH = 16, 8
+"""A suggested batch is small enough for so many steps an epoch, and large enough for batch norm's statistics."""
+FINETUNING = 0.1
+"""Rates for a network that is trained already, as a part of those for one that is trained first."""
+
+
+def option(default: Any, help: str) -> Any:
+    """A field with its line of help: the text of its flag."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. The same for every method and network; only data sets differ, in length and batch size.
+
+    What is given stays as it is. Lengths, batch size and rates that nobody gave, but `recipe_for` suggests, are
+    fitted to the data once its size is known (`fitted`).
+
+    Dense training is SGD under one schedule (one-cycle). Soft pruning and fine-tuning are SGD under a second
+    one that runs through both: the cut happens on its way down, and momentum goes through the cut. The method
+    `chipnet-paper` prunes with AdamW at a constant rate, keeps its best epoch, and has a schedule for
+    fine-tuning alone.
+
+    Attributes: see the text of each field, which is its help on the command line.
+
+    Raises:
+        ConfigError: values that cannot be used, all of them.
+
+    Example:
+        >>> Recipe(train=20, prune=15, finetune=10).epochs
+        (20, 15, 10)
+        >>> Recipe(1, 0, 1, batch_size=1)
+        Traceback (most recent call last):
+        ...
+        chipnet.errors.ConfigError: prune must be at least 1, not 0; batch_size must be at least 2, not 1.
+    """
+
+    train: int
+    prune: int
+    finetune: int
+    batch_size: int = option(
+        128, "images per optimiser step, over all devices; the rates scale with it unless they are given"
+    )
+    accumulate: int = option(1, "pieces that each device's part of a batch is cut into, to save memory")
+    clip: float | None = option(None, "largest norm of the gradient")
+    clip_spikes: float = option(
+        2.0, "largest norm of the gradient, in norms as they were typically; 0: any. Not in chipnet-paper"
+    )
+    train_lr: float = option(0.1, "peak learning rate of dense training")
+    prune_lr: float = option(0.1, "peak learning rate of pruning and fine-tuning")
+    schedule: Literal["one-cycle", "cosine", "step"] = option(
+        "one-cycle", "of the learning rates of SGD: one-cycle, cosine, or step (a tenth at 50 and at 75 %)"
+    )
+    warmup: float = option(0.2, "part of a one-cycle schedule in which the rate rises")
+    momentum: float = option(0.9, "of SGD")
+    nesterov: bool = option(True, "Nesterov's momentum")
+    weight_decay: float = option(5e-4, "of the optimiser; AdamW's is 0.01 unless it is given")
+    optimizer: Literal["sgd", "adamw"] = option(
+        "sgd",
+        "sgd or adamw, in all phases; AdamW's peak rates are 0.001, for the suggested batch, unless given",
+    )
+    label_smoothing: float = option(0.0, "of the cross-entropy, in [0, 1)")
+    mixup: float = option(0.0, "alpha of mixup; 0: images are not mixed")
+    distill: float = option(
+        0.0, "weight of what the dense network says, in pruning and fine-tuning; 0: the method's own"
+    )
+    temperature: float = option(4.0, "of distillation")
+    adamw_lr: float = option(1e-3, "of the soft pruning of chipnet-paper")
+    adamw_weight_decay: float = option(1e-3, "of the soft pruning of chipnet-paper")
+    recalibrate: bool = option(False, "measure batch norm statistics anew after the cut")
+    limit: int | None = option(None, "keep only so many training images")
+    limit_test: int | None = option(None, "keep only so many test images")
+
+    # No fields: a recipe that is made or replaced by hand suggests nothing.
+    _open: ClassVar[frozenset[str]] = frozenset()
+    _usual: ClassVar[Recipe | None] = None
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{n} must be at least {least}, not {getattr(self, n)}"
+            for n, least in (
+                ("train", 0),
+                ("prune", 1),
+                ("finetune", 0),
+                ("batch_size", 2),
+                ("accumulate", 1),
+            )
+            if getattr(self, n) < least
+        ]
+        wrong += [
+            f"{n} must be above 0 and finite, not {getattr(self, n)}"
+            for n in ("train_lr", "prune_lr", "adamw_lr")
+            if not 0 < getattr(self, n) < math.inf
+        ]
+        wrong += [
+            f"{n} must be in [0, 1), not {getattr(self, n)}"
+            for n in ("momentum", "label_smoothing")
+            if not 0 <= getattr(self, n) < 1
+        ]
+        wrong += [
+            f"{n} must be at least 0 and finite, not {getattr(self, n)}"
+            for n in ("weight_decay", "adamw_weight_decay", "mixup")
+            if not 0 <= getattr(self, n) < math.inf
+        ]
+        if not 0 <= self.distill <= 1:
+            wrong.append(f"distill is a part of the task's loss, in [0, 1], not {self.distill}")
+        if not 0 < self.temperature < math.inf:
+            wrong.append(f"temperature must be above 0 and finite, not {self.temperature}")
+        if self.optimizer not in ("sgd", "adamw"):
+            wrong.append(f"optimizer must be 'sgd' or 'adamw', not {self.optimizer!r}")
+        if self.optimizer == "adamw" and type(self).train_lr in (self.train_lr, self.prune_lr):
+            wrong.append(
+                f"train_lr and prune_lr of {type(self).train_lr} are SGD's: give AdamW others, such as 0.001, or "
+                'Recipe(...).changed({"optimizer": "adamw"})'
+            )
+        if self.schedule not in ("one-cycle", "cosine", "step"):
+            wrong.append(f"schedule must be 'one-cycle', 'cosine' or 'step', not {self.schedule!r}")
+        if self.clip is not None and not self.clip > 0:
+            wrong.append(f"clip must be above 0, not {self.clip}")
+        if self.clip_spikes and not self.clip_spikes > 1:
+            wrong.append(f"clip_spikes must be above 1, or 0 for no clipping, not {self.clip_spikes}")
+        if not 0 < self.warmup < 1:
+            wrong.append(f"warmup is a part of the schedule, in (0, 1), not {self.warmup}")
+        wrong += [
+            said for f in dataclasses.fields(self) if (said := too_large(f.name, getattr(self, f.name)))
+        ]
+        if wrong:
+            raise ConfigError("; ".join(wrong) + ".")
+
+    @property
+    def epochs(self) -> tuple[int, int, int]:
+        """Epochs of training, pruning and fine-tuning."""
+        return self.train, self.prune, self.finetune
+
+    def changed(self, changes: Mapping[str, Any]) -> Recipe:
+        """This recipe with `changes`. A new batch size scales the rates that are not changed too, and another
+        optimiser has rates and a weight decay of its own (`ADAMW`).
+
+        >>> Recipe(1, 1, 1, batch_size=32, train_lr=0.5).changed({"batch_size": 64}).train_lr
+        1.0
+        >>> adamw = Recipe(1, 1, 1).changed({"optimizer": "adamw", "prune_lr": 0.01})
+        >>> adamw.train_lr, adamw.prune_lr, adamw.weight_decay
+        (0.001, 0.01, 0.01)
+        >>> adamw.changed({"optimizer": "sgd"}) == Recipe(1, 1, 1)
+        True
+        """
+        given, changes = set(changes), dict(changes)
+        optimizer = changes.get("optimizer", self.optimizer)
+        if optimizer != self.optimizer:
+            sgd = {n: getattr(self._usual or type(self), n) for n in ADAMW}
+            changes = (ADAMW if optimizer == "adamw" else sgd) | changes
+        if (size := changes.get("batch_size")) is not None:
+            if size < 2:
+                raise ConfigError(f"batch_size must be at least 2, not {size}.")
+            for rate in RATES:
+                was = changes.get(rate, getattr(self, rate))
+                if rate not in given:
+                    changes[rate] = was * self._scaled(size, optimizer)
+        return dataclasses.replace(self, **changes)._suggesting(self._open - given, self._usual)
+
+    def _scaled(self, batch_size: int, optimizer: str) -> float:
+        """By how much rates change with the batch size, so that the noise of the steps stays: in proportion for
+        SGD, by the square root for AdamW (Malladi et al. 2022, arXiv:2205.10287)."""
+        ratio = batch_size / self.batch_size
+        return ratio if optimizer == "sgd" else math.sqrt(ratio)
+
+    def fitted(self, batch_size: int, steps: Callable[[int], int], trained: bool = False) -> Recipe:
+        """This recipe, with what is only suggested fitted to the data; one that was given is itself.
+
+        Epochs become so many more, in all phases alike, that pruning has `PRUNING_STEPS`. Rates change with the
+        batch size, and are a tenth in pruning and fine-tuning where the network is trained already.
+
+        Args:
+            batch_size: that suits the data.
+            steps: batch size -> optimiser steps of an epoch.
+            trained: weights were given.
+
+        Example:
+            >>> recipe_for("image-folder", quick=True).fitted(8, lambda size: 216 // size).epochs
+            (12, 12, 12)
+            >>> Recipe(2, 2, 2).fitted(8, lambda size: 216 // size).epochs
+            (2, 2, 2)
+        """
+        if self._usual is None:
+            return self
+        values: dict[str, Any] = {}
+        size = values["batch_size"] = batch_size if "batch_size" in self._open else self.batch_size
+        for rate in self._open.intersection(RATES):
+            part = FINETUNING if trained and rate == "prune_lr" else 1.0
+            values[rate] = getattr(self, rate) * part * self._scaled(size, self.optimizer)
+        longer = PRUNING_STEPS / (self._usual.prune * max(steps(size), 1))
+        if longer > 1:
+            values |= {n: math.ceil(getattr(self, n) * longer) for n in self._open.intersection(EPOCHS)}
+        return dataclasses.replace(self, **values)
+
+    def _suggesting(self, names: Iterable[str], usual: Recipe | None) -> Recipe:
+        """This recipe, whose values of ``names`` are only suggestions, from those of ``usual``."""
+        if usual is not None:
+            object.__setattr__(self, "_open", frozenset(names))
+            object.__setattr__(self, "_usual", usual)
+        return self
+
+
+_GREY = Recipe(30, 20, 20)
+_SMALL = Recipe(100, 20, 60)
+_RECIPES: dict[str, Recipe] = {
+    "digits": Recipe(20, 15, 10, batch_size=32, train_lr=0.05, prune_lr=0.05),
+    "mnist": dataclasses.replace(_GREY, train=10, prune=10, finetune=10),
+    "fashion-mnist": _GREY,
+    "svhn": dataclasses.replace(_SMALL, train=40, finetune=40),
+}
+_QUICK: dict[str, dict[str, Any]] = {
+    "digits": {"train": 10, "prune": 8, "finetune": 5},
+    "image-folder": {
+        "train": 2,
+        "prune": 2,
+        "finetune": 2,
+        "batch_size": 32,
+        "train_lr": 0.05,
+        "prune_lr": 0.05,
+        "limit": 8000,
+        "limit_test": 2000,
+    },
+}
+_QUICK_ELSEWHERE: dict[str, Any] = {"train": 6, "prune": 5, "finetune": 5, "batch_size": 64, "limit": 6000}
+
+
+def recipe_for(data: str, quick: bool = False) -> Recipe:
+    """The default recipe of a data set: a suggestion, which a run fits to its images (`Recipe.fitted`).
+
+    Args:
+        data: its name as in `load_data`.
+        quick: a first look, in minutes on two cores: 6,000 training images and few epochs.
+
+    Example:
+        >>> recipe_for("digits").epochs
+        (20, 15, 10)
+        >>> recipe_for("fashion-mnist", quick=True).limit
+        6000
+    """
+    name = data.strip().lower().replace("_", "-")
+    recipe = _RECIPES.get(name, _SMALL)
+    recipe = dataclasses.replace(recipe, **(_QUICK.get(name, _QUICK_ELSEWHERE) if quick else {}))
+    return recipe._suggesting((*EPOCHS, "batch_size", *RATES), dataclasses.replace(recipe))
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run, in the user's words. `chipnet.lab.train.prepare` reads it.
+
+    Attributes: see the text of each field, which is its help on the command line. A run that does not say `model`,
+    `data`, `budget` and `out` is refused. `recipe` None is `recipe_for(data)`. `command` says how the run was
+    started, for config.yaml and result.json.
+    """
+
+    model: str = option(
+        "",
+        "a name (`chipnet models`; torchvision's, timm's), module:callable, or the folder of a finished run, "
+        "whose compact network is pruned further",
+    )
+    data: str = option("", "digits, cifar10, image-folder, hf, wds, tv/NAME and more, or module:callable")
+    budget: Any = option(
+        "", "what remains of the dense network: macs=0.25, params=2M, latency=3ms; repeatable"
+    )
+    out: str | os.PathLike[str] = option("", "run folder; made if missing")
+    recipe: Recipe | None = None
+    data_dir: str | None = option(None, "folder of the data set; nothing is ever downloaded")
+    image_size: int | None = option(None, "of images that are decoded while training [default: 224]")
+    mean: tuple[float, ...] | None = option(
+        None,
+        "what is subtracted from images in 0 to 1: a number a channel, as 0.5,0.5,0.5, or one for all "
+        "[default: measured on training images in memory; ImageNet's for image files]",
+    )
+    std: tuple[float, ...] | None = option(None, "what they are divided by then, likewise")
+    augment: Literal["none", "flip", "crop", "crop-flip", "trivial"] | None = option(
+        None,
+        "how training images vary: none, flip, crop, crop-flip, or trivial (crop-flip, then TrivialAugment; image "
+        "files only) [default: the data set's own]",
+    )
+    skip_broken: bool = option(False, "leave out image files that cannot be read")
+    checksum: bool = option(
+        True, "--no-checksum: take CIFAR's or SVHN's files although they are not the official ones"
+    )
+    weights: str | None = option(None, "trained dense weights; the training phase is then left out")
+    method: str = option(
+        "chipnet",
+        "chipnet, chipnet-paper, bar, slimming, taylor, fisher, ...; with settings: chipnet:floor=0",
+    )
+    masks: str | None = option(
+        None, "a file of masks: nothing is pruned, what they leave is trained for all epochs of the recipe"
+    )
+    realisation: Literal["plain", "indexed"] = option(
+        "plain", "plain: dense layers only; indexed: layers may read or write a part of a tensor by index"
+    )
+    ignore: tuple[str, ...] = option(
+        (), "modules that keep all channels: names ('layer1.*') or types ('type:Linear'); repeatable"
+    )
+    only: tuple[str, ...] = option((), "the only modules that are pruned, as for --ignore; repeatable")
+    outputs: tuple[str, ...] = option(
+        (), "the outputs that matter, such as 0, 0.boxes or logits: others may go; repeatable"
+    )
+    min_channels: int = option(0, "channels that every layer keeps at least")
+    round_to: int = option(1, "widths are multiples of this (8 suits most hardware), or whole")
+    seed: int = option(0, "of everything random")
+    validation: float = option(0.1, "part of the training images that chooses epochs")
+    threads: int | None = option(None, "CPU threads [default: PyTorch's]")
+    accelerator: str = option("auto", "auto, cpu, cuda or mps")
+    devices: int = option(
+        1, "processes on each machine, one a GPU; -1 for all GPUs. Under torchrun: torchrun's"
+    )
+    num_nodes: int = option(1, "machines")
+    strategy: str = option(
+        "auto", "auto, ddp, or ddp_find_unused_parameters_true for parts that not always run"
+    )
+    precision: str = option("32-true", "32-true, bf16-mixed or 16-mixed")
+    compile: bool = option(False, "torch.compile the training step's network")
+    channels_last: bool = option(False, "images and convolutions with the channels last")
+    sync_batch_norm: bool = option(False, "batch norm over the batches of all GPUs together")
+    workers: int | None = option(None, "processes that decode image files [default: one a core, at most 8]")
+    checkpoint_seconds: float = option(60.0, "time between two saved states")
+    checkpoint_steps: int | None = option(None, "steps between two saved states, if sooner")
+    tensorboard: bool = option(False, "write TensorBoard's event files, too")
+    overwrite: bool = option(False, "replace an earlier run in --out")
+    trust: bool = option(False, "import and call the code (module:callable) that the run in --model names")
+    command: str = field(default_factory=lambda: shlex.join(["chipnet", *sys.argv[1:]]))
+
+
+def data_options(values: Mapping[str, Any] | Request) -> dict[str, Any]:
+    """What of the options `chipnet.lab.data.load_data` takes, of a request or of its config.yaml."""
+    if isinstance(values, Request):
+        return {name: getattr(values, name) for name in DATA}
+    return _fitted(Request, {name: values[name] for name in DATA if name in values}, "", [])
+
+
+BEFORE = {"clip_spikes": 0.0}
+"""Fields of recipes that runs of earlier versions were made without, and what they did instead."""
+NOT_OPTIONS = {"recipe", "command"}
+"""Fields of `Request` that are no option by themselves."""
+
+
+def options(cls: type) -> dict[str, tuple[Any, str, Any]]:
+    """Name -> (type, help, default) of every option of `Request` or `Recipe`."""
+    types_ = typing.get_type_hints(cls)
+    return {
+        f.name: (types_[f.name], f.metadata.get("help", ""), f.default)
+        for f in dataclasses.fields(cls)
+        if f.name not in NOT_OPTIONS
+    }
+
+
+# -- from and to plain values -----------------------------------------------------------------------------
+
+
+def request_from(*layers: Mapping[str, Any], source: str = "the config") -> Request:
+    """A request from plain values, as YAML has them; later layers win.
+
+    Args:
+        layers: option -> value, with `recipe` a mapping of its own, and `quick: true` for `recipe_for`'s short
+            one. What no layer has is the default: for the recipe, the data set's.
+        source: what to call the layers in errors.
+
+    Raises:
+        ConfigError: keys that do not exist (with the one that was probably meant) and values of a wrong type,
+            all of them.
+
+    Example:
+        >>> request_from({"data": "digits", "recipe": {"prune": 3}}, {"seed": 4}).recipe.epochs
+        (20, 3, 10)
+        >>> request_from({"sede": 4})
+        Traceback (most recent call last):
+        ...
+        chipnet.errors.ConfigError: cannot use the config:
+          - there is no option 'sede'; did you mean 'seed'?
+    """
+    problems = Problems()
+    request = read_layers([(source, layer) for layer in layers], problems)
+    problems.tell()
+    return request
+
+
+def read_layers(layers: Iterable[tuple[str, Mapping[str, Any]]], problems: Problems) -> Request:
+    """As `request_from`, for layers with what to call each in errors (nothing: flags, whose errors speak for
+    themselves). Mistakes are added to ``problems``, and the request goes without them."""
+    values: dict[str, Any] = {}
+    recipes: list[dict[str, Any]] = []
+    quick = False
+    for source, layer in layers:
+        wrong: list[str] = []
+        top = {k: v for k, v in layer.items() if k not in ("recipe", "quick", "command")}
+        values |= _fitted(Request, top, "", wrong, extra=("recipe", "quick"))
+        recipe = layer.get("recipe") or {}
+        if isinstance(recipe, Mapping):
+            recipes.append(_fitted(Recipe, recipe, "recipe." if source else "", wrong))
+        else:
+            wrong.append(f"recipe must be a mapping of options, not {_shown(recipe)}")
+        quick = quick if layer.get("quick") is None else bool(layer["quick"])
+        if wrong and source:
+            told = "\n".join(f"  - {w}" for w in wrong)
+            problems.found.append(ConfigError(f"cannot use {source}:\n{told}"))
+        else:
+            for text in wrong:
+                problems.add(text)
+    made = recipe_for(values.get("data", ""), quick)
+    for changes in recipes:
+        with problems.collected():
+            made = made.changed(changes)
+    return Request(**values, recipe=made)
+
+
+SAID = ("model", "data", "budget", "out")
+"""What every run has to say."""
+
+
+def check_said(request: Request) -> None:
+    """Refuse a run that does not say what to prune, on what, to what and where.
+
+    Raises:
+        ConfigError: names all that is missing, with a command that has it.
+
+    Example:
+        >>> check_said(Request(model="resnet20", out="runs/a"))
+        Traceback (most recent call last):
+        ...
+        chipnet.errors.ConfigError: --data and --budget are missing. For example: chipnet prune --model resnet20
+        --data digits --budget macs=0.25 --out runs/a
+    """
+    values = {name: getattr(request, name) for name in SAID}
+    missing = [f"--{name}" for name, value in values.items() if value is None or value == ""]
+    if missing:
+        example = {"model": "resnet8", "data": "digits", "budget": "macs=0.25", "out": "runs/first"}
+        example |= {n: str(v) for n, v in values.items() if v and n != "budget"}
+        flags = " ".join(f"--{name} {shlex.quote(value)}" for name, value in example.items())
+        some = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
+        raise ConfigError(
+            f"{some} {'are' if len(missing) > 1 else 'is'} missing. For example: chipnet prune {flags}"
+        )
+
+
+def checked(request: Request) -> Request:
+    """A request made in Python, whose values are as those of a file: only such can be written to config.yaml.
+
+    Raises:
+        ConfigError: values of a wrong type, all of them.
+    """
+    problems: list[str] = []
+    values = {name: getattr(request, name) for name in options(Request)}
+    fitted = _fitted(Request, values, "", problems)
+    if problems:
+        raise ConfigError("; ".join(problems) + ".")
+    return dataclasses.replace(request, **fitted)
+
+
+def plain(request: Request) -> dict[str, Any]:
+    """The inverse of `request_from`: values that YAML and JSON have."""
+
+    def values(of: Any) -> dict[str, Any]:
+        found = {name: getattr(of, name) for name in options(type(of))}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+
+    top = values(request) | {"budget": _budget(request.budget), "out": os.fspath(request.out)}
+    del top["overwrite"]  # a repeated run must not replace its original
+    return top | {"recipe": values(request.recipe) if request.recipe else {}}
+
+
+def _budget(budget: Any) -> str:
+    from chipnet.budget.budget import Budget
+
+    return str(Budget.parse(budget))
+
+
+def write_config(path: str | os.PathLike[str], request: Request) -> None:
+    """Write the options of a run as YAML, all or nothing, and the command that started it."""
+    import yaml
+
+    values = plain(request) | {"command": request.command}
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    write_atomically(path, text.encode())
+
+
+def started_by(out: Path) -> str | None:
+    """The command that started the run in a folder, where its config.yaml has one."""
+    path = out / CONFIG
+    command = read_config(path).get("command") if path.is_file() else None
+    return command if isinstance(command, str) else None
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A layer for `request_from` from a YAML file, such as a run's config.yaml.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML, gives a key twice, or holds no mapping.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_LONGEST + 1)
+        if len(content) > _LONGEST:
+            raise ValueError(f"it is longer than {_LONGEST:,} bytes, which no options are")
+        values = yaml.load(content.decode(), _loader())
+    except FileNotFoundError:
+        raise ConfigError(f"there is no config file {path}.") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date that is none
+        raise ConfigError(
+            f"cannot read the config file {path}: {_cut(' '.join(str(error).split()))}"
+        ) from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"the config file {path} holds a {type(values).__name__}, not options such as 'seed: 1'."
+        )
+    return values
+
+
+_LONGEST, _DEEPEST, _LARGEST = 10**6, 50, 10**4
+"""Bytes of a config file; how deep it is nested; its values, those that aliases stand for counted each time."""
+
+
+@functools.cache
+def _loader() -> Any:
+    """YAML's safe loader for files of options: a key that is given twice in one mapping is an error (YAML drops the
+    first), and so are aliases in what they stand for, and what is nested deeper or larger than options are."""
+    import yaml
+
+    def refuse(problem: str, node: Any) -> None:
+        raise yaml.constructor.ConstructorError(problem=f"{problem} (line {node.start_mark.line + 1})")
+
+    def check(node: Any, sizes: dict[int, int]) -> int:
+        """How many values a node stands for."""
+        if isinstance(node, yaml.ScalarNode) or node is None:
+            return 1
+        if (known := sizes.get(id(node))) is not None:  # an alias is the node itself
+            return known
+        size = 1
+        lines: dict[Any, int] = {}
+        for child in node.value:
+            key, value = child if isinstance(node, yaml.MappingNode) else (None, child)
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                name, line = (key.tag, key.value), key.start_mark.line + 1
+                if name in lines:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"the key {key.value!r} is in line {lines[name]} and again in line {line}: keep one"
+                    )
+                lines[name] = line
+            size += check(key, sizes) + check(value, sizes)
+            if size > _LARGEST:
+                refuse(f"with its aliases it stands for more than {_LARGEST:,} values", node)
+        sizes[id(node)] = size
+        return size
+
+    class Loader(yaml.SafeLoader):
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            alias = self.check_event(yaml.AliasEvent)
+            event = self.peek_event()
+            if alias and event.anchor in self.anchors and not hasattr(self.anchors[event.anchor], "whole"):
+                refuse(f"the alias *{event.anchor} is inside of what it stands for", event)
+            if self.depth > _DEEPEST:
+                refuse(f"it is nested deeper than {_DEEPEST} levels", event)
+            self.depth += 1
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            node.whole = True
+            return node
+
+        def get_single_node(self) -> Any:
+            node = super().get_single_node()
+            check(node, {})  # as written: << is resolved later, and its keys may be given again
+            return node
+
+    return Loader
+
+
+def unused(out: str | os.PathLike[str]) -> Path:
+    """The first of OUT, OUT-2, OUT-3, ... that does not exist: a repeated run replaces nothing."""
+    path = Path(os.path.expanduser(out))
+    names = itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in itertools.count(2)))
+    return next(p for p in names if not os.path.lexists(p))  # of a name that cannot be, `prepare` tells
+
+
+def _fitted(
+    cls: type, values: Mapping[Any, Any], prefix: str, problems: list[str], extra: Iterable[str] = ()
+) -> dict[str, Any]:
+    known = options(cls)
+    fitted = {}
+    for name, value in values.items():
+        if name not in known:
+            problems.append(_unknown(str(name), prefix, [*known, *extra]))
+            continue
+        try:
+            fitted[name] = _fit(value, known[name][0])
+        except ValueError as error:
+            problems.append(f"{prefix}{name} must be {error}, not {_shown(value)}")
+            continue
+        if said := too_large(name, fitted[name]):
+            problems.append(f"{prefix}{said}")
+            del fitted[name]
+    return fitted
+
+
+def _unknown(name: str, prefix: str, known: list[str]) -> str:
+    elsewhere = list(options(Request if prefix else Recipe))
+    if name in elsewhere:
+        where = "outside of recipe" if prefix else "inside of recipe"
+        return f"there is no option '{prefix}{name}'; it belongs {where}"
+    close = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.5)
+    meant = f"did you mean '{prefix}{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
+    return f"there is no option '{prefix}{name}'; {meant}"
+
+
+def _fit(value: Any, wanted: Any) -> Any:
+    """`value` as the type `wanted`; ValueError with what would do."""
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if wanted is Any:
+        return value
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ValueError(" or ".join(map(repr, arguments)))
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _fit(value, arguments[0])
+    if origin is tuple and arguments[0] is float:
+        values = value if isinstance(value, (list, tuple)) else (value,)
+        try:
+            return tuple(_fit(v, float) for v in values)
+        except ValueError:
+            raise ValueError("a number, or one for each channel") from None
+    if origin is tuple:
+        if isinstance(value, str):
+            return (value,)
+        if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+        raise ValueError("a text or a list of texts")
+    if wanted is bool and not isinstance(value, bool):
+        raise ValueError("true or false")
+    if wanted is int:
+        if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            return int(value)  # NumPy's are none that YAML can write
+        raise ValueError("a whole number")
+    if wanted is float:
+        try:
+            if not isinstance(value, bool):
+                return float(value)  # YAML reads 1e-3 as a text
+        except (TypeError, ValueError, OverflowError):
+            pass
+        raise ValueError("a number")
+    if wanted is str:
+        if isinstance(value, (str, os.PathLike)):
+            return os.fspath(value)
+        raise ValueError("a text")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value for people, of a length that they read."""
+    try:
+        return _cut(repr(value))
+    except ValueError:  # an integer of thousands of digits
+        return "a number of many digits"
+
+
+def _cut(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

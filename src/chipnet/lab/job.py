@@ -1,0 +1,496 @@
+"""One run of the loop in `chipnet.lab.train`: what was asked for, read and checked here, trained there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from chipnet import Budget, ConfigError, Cost, Masks, Plan, Structure
+from chipnet._util.files import write_atomically
+from chipnet._util.imports import optional_import
+from chipnet._util.lock import RUN, only_writer
+from chipnet._util.random import seed_everything
+from chipnet._util.sizes import check_size, wrong
+from chipnet._util.text import shell_command
+from chipnet.errors import Problems
+from chipnet.lab import checkpoint
+from chipnet.lab.config import (
+    CONFIG,
+    EPOCH_STEPS,
+    EPOCHS,
+    LEAST_BATCH,
+    Recipe,
+    Request,
+    check_said,
+    checked,
+    data_options,
+    options,
+    recipe_for,
+    started_by,
+)
+from chipnet.lab.data import Data, LoaderImages, load_data
+from chipnet.lab.data.images import count_batches
+from chipnet.lab.further import Start, run_named
+from chipnet.lab.models import get_model, load_weights
+from chipnet.lab.models.weights import find_weights
+from chipnet.lab.runs.folder import Run
+from chipnet.lab.runs.record import RESULT
+from chipnet.lab.sanity import log
+from chipnet.methods import read_method
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request whose every part has been read and found usable. Made by `prepare`, used up by `run`."""
+
+    request: Request
+    recipe: Recipe
+    budget: Budget
+    data: Data
+    network: nn.Module
+    example: Tensor
+    structure: Structure
+    fabric: Fabric
+    out: Path
+    resume: bool = False
+    mask: Tensor | None = None
+    """Of `Request.masks`, as gates."""
+    start: Start | None = None
+    """Where the network is the compact one of an earlier run; `budget` is then in counts."""
+
+    @property
+    def dense(self) -> Cost:
+        """Cost of the dense network, which budgets are counted from: where there was an earlier run, of its."""
+        return (self.start.whole if self.start else self.structure).cost.dense
+
+    def parts(self, costs: Mapping[str, float]) -> dict[str, float]:
+        """Costs as parts of the network that is pruned, as parts of the dense one."""
+        now, dense = self.structure.cost.dense, self.dense
+        return {kind: part * now[kind] / max(dense[kind], 1) for kind, part in costs.items()}
+
+    def shipped(self, plan: Plan) -> Plan:
+        """A plan for the network that is pruned, as one for the dense network."""
+        if self.start is None:
+            return plan
+        both = self.start.plan(self.structure, plan.mask, Budget.parse(self.request.budget))
+        return dataclasses.replace(both, latency=plan.latency)
+
+
+def prepare(request: Request, resume: bool = False, problems: Problems | None = None) -> Job:
+    """Read and check all that a run needs: data, network, weights, budget, device, folder. Trains nothing.
+
+    The folder is made last: what is refused leaves none.
+
+    Args:
+        request: what was asked for.
+        resume: `run` will continue the run that was stopped or killed in the request's folder.
+        problems: what is known to be wrong with it already; told together with what is found.
+
+    Raises:
+        ChipNetError: what cannot be used, with what to do about it. A `BudgetError` for the budget, a
+            `CaptureError` for the network, a `ConfigError` for the rest, or for several options at once.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     prepare(Request("resnet8", "digits", "macs=1.5", folder))
+        Traceback (most recent call last):
+        ...
+        chipnet.errors.BudgetError: cannot use the budget 'macs=1.5':
+          - macs=1.5: above 1; a fraction is what remains, 0.25 keeps a quarter; for an absolute count ...
+    """
+    if resume and request.out:
+        check_unused(_run_folder(os.fspath(request.out)), request.overwrite, resume)
+    job = read_job(request, resume, problems)
+    make_folder(job.out)
+    return job
+
+
+def read_job(request: Request, resume: bool = False, problems: Problems | None = None) -> Job:
+    """As `prepare`, but for the folder, which is not made."""
+    request = checked(request)
+    problems = problems or Problems()
+    recipe = request.recipe or recipe_for(request.data)
+    with problems.collected():
+        recipe = check(request)
+    if request.out:
+        with problems.collected("out"):
+            out = _run_folder(os.fspath(request.out))
+            if (out / RUN).exists():
+                with only_writer(out):  # while another process is, this says so before anything is loaded
+                    pass
+            if not resume:
+                check_unused(out, request.overwrite)
+    if problems.found:  # what else is wrong, on this process alone
+        _parts(request, recipe, problems)
+    problems.tell()
+    budget, folder = Budget.parse(request.budget), run_named(request.model)
+    run = Run.open(folder, request.trust) if folder else None
+    threads = use_threads(request.threads)
+    if request.precision == "32":
+        request = dataclasses.replace(request, precision="32-true")
+    fabric = _fabric(request)
+    out = fabric.broadcast(out)  # where the first process found a name that was free
+    processes, local = fabric.world_size, getattr(fabric.strategy, "num_processes", 1)
+    if recipe.batch_size < 2 * processes:
+        raise ConfigError(
+            f"a batch of {recipe.batch_size} is too small for {processes} processes. Give --batch-size "
+            f"{2 * processes} or more."
+        )
+    data, network = _parts(request, recipe, problems, fabric.global_rank, processes)
+    problems.tell()
+    assert data is not None and network is not None
+    asked, recipe = recipe, fitted(recipe, data, processes, request)
+    if request.weights is not None:
+        load_weights(network, request.weights)
+    if request.sync_batch_norm:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    example = example_images(data)
+    structure = Structure(
+        network,
+        example,
+        realisation=request.realisation,
+        ignore=request.ignore,
+        only=request.only,
+        outputs=request.outputs,
+        min_channels=request.min_channels,
+        round_to=request.round_to,
+    )
+    if "latency" in budget.kinds:
+        if processes > 1:
+            raise ConfigError(
+                "a latency budget is measured, and no two processes measure the same: prune on one device "
+                "(--devices 1), or by macs."
+            )
+        structure.time(network)
+    mask = start = None
+    if run is not None:
+        start = Start.of(run, example)
+        budget = start.budget(budget, structure)
+        structure.check(budget)
+        start.check(structure, network, budget)
+    elif request.masks is None:
+        structure.check(budget)
+    else:
+        mask = Masks.load(request.masks).transfer(structure)
+    _check_logits(network, example, request.model, data.num_classes)
+    for note in (*data.notes, data.normalisation()):
+        log.info("%s", note)
+    if recipe != asked:
+        log.info(
+            "recipe for these images: batches of %d, epochs %s, peak rates %.3g in training and %.3g in pruning; "
+            "what is given (--epochs, --batch-size, --lr) stays as it is",
+            recipe.batch_size,
+            ", ".join(f"{n} {e}" for n, e in zip(EPOCHS, recipe.epochs, strict=True)),
+            recipe.train_lr,
+            recipe.prune_lr,
+        )
+    # What was left to this machine is written out, so that config.yaml repeats the run on another one.
+    request = dataclasses.replace(
+        request,
+        recipe=recipe,
+        out=out,
+        threads=threads,
+        accelerator=fabric.device.type,
+        devices=local,
+        num_nodes=processes // local,
+        budget=str(Budget.parse(request.budget)),
+    )
+    if run is not None:
+        request = dataclasses.replace(request, model=str(run.folder))  # from wherever it goes on
+        if not isinstance(data.train, LoaderImages):
+            request = dataclasses.replace(request, mean=data.mean, std=data.std)
+    if resume and (command := started_by(out)) is not None:
+        request = dataclasses.replace(request, command=command)
+    return Job(request, recipe, budget, data, network, example, structure, fabric, out, resume, mask, start)
+
+
+def _parts(
+    request: Request, recipe: Recipe, problems: Problems, rank: int = 0, processes: int = 1
+) -> tuple[Data | None, nn.Module | None]:
+    """Data and network, as far as they can be had."""
+    data = network = None
+    seed = request.seed if 0 <= request.seed < 2**63 else 0
+    if request.data:
+        with problems.collected("data"):
+            data = load_data(
+                request.data,
+                request.data_dir,
+                seed=seed,
+                limit=recipe.limit,
+                limit_test=recipe.limit_test,
+                **data_options(request),
+                batch_size=recipe.batch_size // processes,
+                part=(rank, processes),
+            )
+            if not request.skip_broken:
+                data.check_files()
+            if (folder := run_named(request.model)) and request.mean is request.std is None:
+                data = Run.open(folder).seen(data)
+            _check_batch(data, fitted(recipe, data, processes, request).batch_size, processes)
+    if request.model:
+        seed_everything(seed)
+        with problems.collected("model"):
+            if folder := run_named(request.model):
+                network = _compact_of(Run.open(folder, request.trust), data)
+            else:
+                network = get_model(
+                    request.model, *((data.num_classes, data.in_channels) if data is not None else ())
+                )
+    return data, network
+
+
+def _compact_of(run: Run, data: Data | None) -> nn.Module:
+    """The compact network of a run, for the data of another."""
+    if data is not None:
+        run.check_images(data)
+    return run.compact().train()
+
+
+def check(request: Request) -> Recipe:
+    """What can be said of a request before anything is loaded; its recipe.
+
+    Raises:
+        ChipNetError: as `prepare`.
+    """
+    problems = Problems()
+    with problems.collected():
+        check_said(request)
+    if request.budget:
+        with problems.collected("budget"):
+            Budget.parse(request.budget)
+    if request.masks is None:
+        with problems.collected("method"):
+            read_method(request.method)
+    recipe = request.recipe or recipe_for(request.data)
+    folder = run_named(request.model)
+    for name in ("weights", "masks"):
+        if folder and getattr(request, name) is not None:
+            problems.add(
+                f"--model {request.model} is a run, which has {name} of its own: leave out --{name}."
+            )
+    if folder:
+        recipe = recipe.changed({"train": 0})
+    elif request.weights is not None:
+        recipe = recipe.changed({"train": 0})
+        with problems.collected("weights"):
+            find_weights(request.weights)
+    elif recipe.train == 0 and request.masks is None:
+        problems.add(
+            "there is nothing to prune: training is given 0 epochs and there are no weights. Give "
+            "--weights FILE or at least one epoch of training."
+        )
+    for name in options(Request):
+        if said := wrong(name, getattr(request, name)):
+            problems.add(f"{said}.")
+    if not 0 <= request.checkpoint_seconds < math.inf:
+        problems.add(f"checkpoint_seconds must be at least 0 and finite, not {request.checkpoint_seconds}.")
+    if request.tensorboard:
+        with problems.collected():
+            optional_import(
+                "torch.utils.tensorboard",
+                needed_for="tensorboard: true (--tensorboard)",
+                install="tensorboard",
+            )
+    _check_device(request, problems)
+    problems.tell()
+    return recipe
+
+
+def use_threads(threads: int | None) -> int:
+    """Set the CPU threads, where a number is given; how many there are."""
+    if threads is not None:
+        check_size("threads", threads)
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def example_images(data: Data) -> Tensor:
+    """One image of noise, as the networks for this data set see images: float32 [1, C, H, W]."""
+    shape = (1, data.in_channels, data.image_size, data.image_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def fitted(recipe: Recipe, data: Data, processes: int, request: Request) -> Recipe:
+    """The recipe with what it only suggests fitted to the data."""
+    images = data.train
+    # Masks take a whole network apart.
+    trained = request.masks is None and bool(request.weights or run_named(request.model))
+    if isinstance(images, LoaderImages):
+        steps = images.steps or 1
+        return recipe.fitted(images.batch_size * processes, lambda size: steps, trained)
+    most = max(len(images) // EPOCH_STEPS, LEAST_BATCH * processes)
+    size = min(recipe.batch_size, 2 ** int(math.log2(most)), len(images))
+    return recipe.fitted(size, lambda n: count_batches(len(images), n, True, (0, processes)), trained)
+
+
+def _check_batch(data: Data, batch_size: int, processes: int) -> None:
+    if not isinstance(data.train, LoaderImages):
+        if batch_size > len(data.train):
+            raise ConfigError(
+                f"a batch of {batch_size} is more than the {len(data.train)} training images. "
+                "Give a smaller --batch-size."
+            )
+    elif (given := data.train.batch_size * processes) != batch_size:
+        each = f" on each of {processes} processes" if processes > 1 else ""
+        raise ConfigError(
+            f"{data.train.name} gives batches of {data.train.batch_size} images{each}, and the run's are "
+            f"{batch_size}, which its learning rates are for. Give --batch-size {given}, or let the callable take "
+            "batch_size."
+        )
+
+
+def _run_folder(out: str) -> Path:
+    """The run folder's path, which the system can at least look for."""
+    try:
+        path = Path(out).expanduser()
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()
+    except (OSError, ValueError, RuntimeError) as error:  # too long or closed; a NUL in it; ~nobody
+        raise _unwritable(out, error) from error
+    return path
+
+
+def check_unused(out: Path, overwrite: bool, resume: bool = False) -> None:
+    """Whether a run may be written into a folder.
+
+    Raises:
+        ConfigError: a finished run is there, or one that was stopped (unless it is to ``resume``), or another
+            process writes one now.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"the output folder {out} is a file. Give a folder.")
+    if resume and (out / RESULT).exists():
+        raise ConfigError(
+            f"the run in {out} is finished ({RESULT}): there is nothing to continue. To train it again: "
+            f"{shell_command('prune', '--config', out / CONFIG, '--overwrite')}"
+        )
+    if resume:
+        return
+    if (out / RESULT).exists() and not overwrite:
+        raise ConfigError(
+            f"{out} holds a finished run ({RESULT}). Give another --out, or --overwrite to replace it."
+        )
+    if checkpoint.there(out) and not overwrite:
+        raise ConfigError(
+            f"{out} holds a run that was stopped. Continue it with: {shell_command('prune', '--resume', out)}. Or "
+            "give another --out, or --overwrite to replace it."
+        )
+
+
+def make_folder(out: Path) -> None:
+    """Make the run folder and write to it once.
+
+    Raises:
+        ConfigError: it cannot be made or written to; what was made on the way is gone again.
+    """
+    new = [path for path in (out, *out.parents) if not os.path.lexists(path)]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".probe-{os.getpid()}"
+        write_atomically(probe, b"")
+        probe.unlink()
+    except OSError as error:
+        for path in new:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise _unwritable(str(out), error) from error
+
+
+def _unwritable(out: str, error: Exception) -> ConfigError:
+    why = getattr(error, "strerror", None) or error
+    name = out if len(out) <= 100 else f"{out[:60]}...{out[-20:]}"
+    name = name if name.isprintable() else repr(name)
+    return ConfigError(f"cannot write to the output folder {name} ({why}). Give another --out.")
+
+
+def _check_device(request: Request, problems: Problems) -> None:
+    accelerator, precision = request.accelerator, request.precision
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if precision not in (*PRECISIONS, "32"):
+        problems.add(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}", "precision")
+    if request.strategy not in STRATEGIES:
+        problems.add(
+            f"unknown strategy {request.strategy!r}; known: {', '.join(STRATEGIES)}. Strategies that cut up "
+            "parameters leave no whole channels to prune.",
+            "strategy",
+        )
+    if request.devices < -1 or request.devices == 0:
+        problems.add(f"devices must be at least 1, or -1 for all GPUs, not {request.devices}")
+    if accelerator != "auto" and accelerator not in has:
+        problems.add(f"unknown accelerator {accelerator!r}; known: auto, {', '.join(has)}", "accelerator")
+        return
+    if accelerator != "auto" and not has[accelerator]:
+        problems.add(f"PyTorch finds no {accelerator.upper()} device here. Use --accelerator cpu.")
+        return
+    cuda = accelerator in ("auto", "cuda") and has["cuda"]
+    if precision == "16-mixed" and not cuda:
+        problems.add("the precision 16-mixed needs a CUDA device; on a CPU use 32-true or bf16-mixed.")
+    if request.sync_batch_norm and not cuda:
+        problems.add("sync_batch_norm needs CUDA devices: PyTorch has none for the CPU. Leave it out.")
+    if request.devices == -1 and not cuda:
+        problems.add("devices -1 takes all GPUs, and there is none. Give the number of processes.")
+    if cuda and request.devices > torch.cuda.device_count():
+        problems.add(
+            f"devices is {request.devices}, and there are {torch.cuda.device_count()} CUDA devices here."
+        )
+
+
+def _check_logits(network: nn.Module, example: Tensor, name: str, classes: int) -> None:
+    was = network.training
+    with torch.no_grad():
+        out = network.eval()(example)
+    network.train(was)
+    wanted = (1, classes)
+    if not isinstance(out, Tensor) or tuple(out.shape) != wanted:
+        got = f"a tensor {list(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        raise ConfigError(
+            f"for {list(example.shape)} images {name} returns {got}; this loop needs logits {list(wanted)}. "
+            "Give the network an argument num_classes, or train in a loop of your own."
+        )
+
+
+def torchruns() -> int:
+    """How many processes torchrun has started, this one among them; 0: it has not started this one."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
+def _fabric(request: Request) -> Fabric:
+    """Devices and processes, launched: from here on, every process runs what follows."""
+    from lightning.fabric import Fabric  # takes seconds to import, so not before it is needed
+
+    accelerator = request.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    devices, nodes = request.devices, request.num_nodes
+    if processes := torchruns():
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = processes // devices
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=request.strategy,
+        precision=request.precision,  # type: ignore[arg-type]
+    )
+    with warnings.catch_warnings():
+        # Lightning's advice for notebooks and clusters, and PyTorch's about its own defaults.
+        warnings.simplefilter("ignore")
+        fabric.launch()
+    return fabric

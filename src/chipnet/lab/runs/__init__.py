@@ -1,0 +1,1 @@
+"""Run folders: what is in them, how they are read, compared and shown."""

@@ -1,0 +1,21 @@
+"""The same fraction of every layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from chipnet.methods.base import Gradual
+
+
+class Uniform(Gradual):
+    """The same fraction of every site, the first channels: width scaling, as by hand."""
+
+    name = "uniform"
+
+    def scores(self) -> Tensor:
+        scores = torch.zeros(self.structure.gates, dtype=torch.float64)
+        for gates in self.structure.site_gates:
+            if len(gates):
+                scores[gates] = 1 - torch.arange(len(gates), dtype=torch.float64) / len(gates)
+        return scores

@@ -1,0 +1,1 @@
+"""What does the network compute? Inputs, capture by torch.export, and where numbers in a forward come from."""

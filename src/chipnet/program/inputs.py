@@ -1,0 +1,133 @@
+"""How a network is called, and what comes out of it: any arguments, any structure of outputs."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from chipnet.errors import CaptureError
+from chipnet.program.outputs import Outputs, tensors
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of one call of a network's forward, and which of its outputs matter (None: all)."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: Outputs | None = None
+
+    @classmethod
+    def of(cls, example_inputs: Any, outputs: Any = None) -> Inputs:
+        """A tensor, a tuple or list of positional arguments, or a mapping of keyword arguments; ``outputs`` as in
+        `Outputs.of`.
+
+        Raises:
+            CaptureError: none of these.
+            ConfigError: ``outputs`` is no selection.
+
+        Example:
+            >>> Inputs.of({"image": 1}).kwargs, Inputs.of(torch.ones(2)).args
+            ({'image': 1}, (tensor([1., 1.]),))
+        """
+        chosen = Outputs.of(outputs)
+        if isinstance(example_inputs, Inputs):
+            return example_inputs if chosen is None else dataclasses.replace(example_inputs, outputs=chosen)
+
+        def detached(x: Any) -> Any:
+            return torch.utils._pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, x)
+
+        if isinstance(example_inputs, Tensor):
+            return cls((example_inputs.detach(),), {}, chosen)
+        if isinstance(example_inputs, (tuple, list)):
+            return cls(detached(tuple(example_inputs)), {}, chosen)
+        if isinstance(example_inputs, Mapping):
+            return cls((), detached(dict(example_inputs)), chosen)
+        raise CaptureError(
+            "example_inputs must be a tensor, a tuple of forward's arguments or a dict of its keyword arguments, "
+            f"got {type(example_inputs).__name__}"
+        )
+
+    def __call__(self, model: nn.Module, seed: int = 0) -> Any:
+        """The model's output. Arguments are copied, since a forward may write into them, and random numbers are
+        those of ``seed`` and not the user's."""
+        args, kwargs = copy.deepcopy((self.args, self.kwargs))
+        with _same_numbers({p.device for p in model.parameters() if p.device.type != "cpu"}, seed):
+            return model(*args, **kwargs)
+
+    def read(self, model: nn.Module, seed: int = 0) -> list[Tensor]:
+        """The tensors of the model's output that matter."""
+        out = self(model, seed)
+        return list(tensors(out)) if self.outputs is None else self.outputs(out)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The positional arguments."""
+        return iter(self.args)
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Inputs:
+        """The same, with all tensors on ``device`` and floating-point ones in ``dtype``."""
+
+        def one(x: Any) -> Any:
+            return x.to(device, dtype if x.is_floating_point() else None) if isinstance(x, Tensor) else x
+
+        return self.mapped(one)
+
+    def twice(self) -> Inputs:
+        """The same with two images where there is one: batch norms want more than one value in train mode."""
+
+        def one(x: Any) -> Any:
+            single = isinstance(x, Tensor) and x.dim() > 1 and x.shape[0] == 1
+            return torch.cat([x, x]) if single else x
+
+        return self.mapped(one)
+
+    def mapped(self, one: Any) -> Inputs:
+        """The same with ``one(x)`` in place of every leaf ``x`` of the arguments."""
+        args, kwargs = torch.utils._pytree.tree_map(one, (self.args, self.kwargs))
+        return Inputs(args, kwargs, self.outputs)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors among the arguments."""
+        return tensors((self.args, self.kwargs))
+
+    def __str__(self) -> str:
+        named = [f"{k}={_shown(v)}" for k, v in self.kwargs.items()]
+        return ", ".join([*map(_shown, self.args), *named])
+
+
+def _shown(x: Any) -> str:
+    if isinstance(x, Tensor):
+        return f"of shape {tuple(x.shape)}"
+    if isinstance(x, (list, tuple)):
+        return f"[{', '.join(map(_shown, x))}]"
+    return repr(x)
+
+
+@contextlib.contextmanager
+def _same_numbers(devices: set[torch.device], seed: int = 0) -> Iterator[None]:
+    """Inside, random numbers of Python, NumPy and PyTorch are those of ``seed``, and not the user's."""
+    states = random.getstate(), np.random.get_state()
+    kind = next(iter(devices)).type if devices else "cuda"
+    with torch.random.fork_rng([d.index or 0 for d in devices], device_type=kind):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a network's first parameter is; the CPU where it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -1,0 +1,329 @@
+"""Where do the numbers in a forward come from, and which operators receive them?
+
+The exported graph shows ``view(b, 16, -1)``, not whether 16 was a literal, ``x.shape[1]`` or ``self.width``. So the
+network is captured with every number in an attribute *marked*: an ``int`` that remembers where it comes from,
+through arithmetic too. Sizes of tensors are marked as such. What an operator receives is then known, not guessed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node, traceback
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from chipnet.program.inputs import Inputs, device_of
+from chipnet.program.lines import users_frame
+from chipnet.program.ready import copied
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """``module.name``, or its element ``index``."""
+
+    module: str
+    name: str
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return f"self.{self.name}" + ("" if self.index is None else f"[{self.index}]")
+
+
+class Term(NamedTuple):
+    """Arithmetic of two numbers."""
+
+    sign: str
+    left: Expression
+    right: Expression
+
+    def __str__(self) -> str:
+        sides = [f"({side})" if isinstance(side, Term) else str(side) for side in (self.left, self.right)]
+        return f" {self.sign} ".join(sides)
+
+
+class Shape(NamedTuple):
+    """A tensor's size: it follows by itself.
+
+    Of a tensor that a call of a function has made it is known which one, as the ``axis`` of what the call
+    ``made`` gave.
+    """
+
+    size: int
+    made: int | None = None
+    axis: int = 0
+
+    def __str__(self) -> str:
+        return "a tensor's size"
+
+
+Expression = int | Attribute | Term | Shape
+
+
+def attributes_in(expression: Expression) -> Iterator[Attribute]:
+    """All attributes that a number is made of."""
+    if isinstance(expression, Attribute):
+        yield expression
+    elif isinstance(expression, Term):
+        yield from attributes_in(expression.left)
+        yield from attributes_in(expression.right)
+
+
+class Marked(int):
+    """An int that knows where it comes from."""
+
+    source: Expression
+
+    def __new__(cls, value: int, source: Expression) -> Marked:
+        marked = super().__new__(cls, value)
+        marked.source = source
+        return marked
+
+    def __deepcopy__(self, memo: Any) -> Marked:
+        return self
+
+    def __reduce__(self) -> Any:  # in a file it is a plain number
+        return int, (int.__int__(self),)
+
+    def __neg__(self) -> Marked:
+        return Marked(int.__neg__(self), Term("-", 0, self.source))
+
+    def __float__(self) -> float:
+        return _value(float(int.__int__(self)), self)
+
+    def __int__(self) -> int:
+        return _value(int.__int__(self), self)
+
+    def __trunc__(self) -> int:
+        return self.__int__()
+
+
+def source_of(number: Any) -> Expression:
+    """Where a number comes from; of a plain one, itself."""
+    return number.source if isinstance(number, Marked) else number
+
+
+def is_from_attribute(number: Any) -> bool:
+    """Is an attribute in it?"""
+    return isinstance(number, Marked) and any(True for _ in attributes_in(number.source))
+
+
+def _is_known(number: Any) -> bool:
+    """Is it a number that a rule may know the meaning of?"""
+    source = source_of(number)
+    return is_from_attribute(number) or (isinstance(source, Shape) and source.made is not None)
+
+
+def _value(result: Any, *numbers: Any) -> Any:
+    """``result`` of numbers is no size any more."""
+    for n in numbers:
+        if _watching and is_from_attribute(n):
+            _watching[-1].values.append(Received(n.source, _line()))
+    return result
+
+
+def _arithmetic(name: str, sign: str, swapped: bool) -> Callable[[Any, Any], Any]:
+    plain = getattr(int, name)
+
+    def method(self: Any, other: Any) -> Any:
+        result = plain(self, other)
+        if type(result) is int:
+            sides = source_of(self), source_of(other)
+            return Marked(result, Term(sign, *(sides[::-1] if swapped else sides)))
+        if result is NotImplemented and isinstance(other, float):
+            result = getattr(float, name)(float(int.__int__(self)), other)
+        return result if result is NotImplemented else _value(result, self, other)
+
+    return method
+
+
+for _name, _sign in {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "floordiv": "//",
+    "mod": "%",
+    "truediv": "/",
+    "pow": "**",
+}.items():
+    setattr(Marked, f"__{_name}__", _arithmetic(f"__{_name}__", _sign, False))
+    setattr(Marked, f"__r{_name}__", _arithmetic(f"__r{_name}__", _sign, True))
+Marked.__divmod__ = lambda self, other: (self // other, self % other)  # type: ignore[method-assign]
+Marked.__rdivmod__ = lambda self, other: (other // self, other % self)  # type: ignore[method-assign]
+
+
+class Received(NamedTuple):
+    """A number that was used as a value, and the user's line."""
+
+    source: Expression
+    line: str
+
+
+@dataclass(eq=False)
+class Call:
+    """An operator that received marked numbers. Of tensors nothing is held: ``args`` has None for them."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    line: str
+    claimed: set[Expression] = field(default_factory=set)
+    """Numbers that a rule knows the meaning of."""
+
+    def given(self, name: str, position: int) -> Any:
+        """An argument, by its name or position; None where there is none."""
+        if name in self.kwargs:
+            return self.kwargs[name]
+        return self.args[position] if position < len(self.args) else None
+
+    def numbers(self, first: int = 1) -> list[Any]:
+        """All numbers from an argument on, in order."""
+        return [n for n in _leaves((self.args[first:], self.kwargs)) if isinstance(n, int)]
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, (tuple, list)):
+        for v in value:
+            yield from _leaves(v)
+    elif isinstance(value, Mapping):
+        for v in value.values():
+            yield from _leaves(v)
+    elif isinstance(value, slice):
+        yield from (value.start, value.stop, value.step)
+    elif value is not None and not isinstance(value, bool):
+        yield value
+
+
+class Watch(TorchFunctionMode):
+    """Sees which operators receive marked numbers. Nodes that are made meanwhile know their call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.values: list[Received] = []
+        self._count = 0
+        self._made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        """Tensor -> the number of the call that gave it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _SIZES:
+            return self._sizes(args[0], func(*args, **kwargs), *args[1:], **kwargs)
+        self._count += 1
+        marks = {_MADE: self._count}
+        if any(_is_known(n) for n in _leaves((args, kwargs))):
+            name = getattr(func, "__name__", str(func))
+            self.calls.append(Call(name, _bare(args), _bare(kwargs), _line()))
+            marks[_KEY] = len(self.calls) - 1
+        with traceback.annotate(marks):
+            out = func(*args, **kwargs)
+        if isinstance(out, Tensor):
+            self._made.setdefault(out, self._count)
+        return out
+
+    def _sizes(self, x: Tensor, sizes: Any, dim: Any = None) -> Any:
+        """Sizes of a tensor (along ``dim``), marked."""
+        made = self._made.get(x)
+        if isinstance(sizes, torch.Size):
+            return torch.Size([self._sizes(x, n, axis) for axis, n in enumerate(sizes)])
+        return Marked(sizes, Shape(sizes, made, dim % x.dim())) if type(sizes) is int else sizes
+
+    def __enter__(self) -> Watch:
+        _watching.append(self)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        _watching.remove(self)
+        super().__exit__(*error)
+
+    def unclaimed(self) -> Iterator[Received]:
+        """Numbers from attributes that no rule knows the meaning of."""
+        yield from self.values
+        for call in self.calls:
+            for n in _leaves((call.args, call.kwargs)):
+                if is_from_attribute(n) and n.source not in call.claimed:
+                    yield Received(n.source, call.line)
+
+    def of(self, node: Node) -> Call | None:
+        """The call that made a node, where that received numbers from attributes."""
+        place = (node.meta.get("custom") or {}).get(_KEY)
+        return None if place is None else self.calls[place]
+
+
+_KEY, _MADE = "chipnet", "chipnet made"
+_watching: list[Watch] = []
+_SIZES = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
+
+
+def made_by(node: Node) -> int | None:
+    """The number of the call that made a node, as `Shape` has it."""
+    return (node.meta.get("custom") or {}).get(_MADE)
+
+
+def _bare(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return tuple(_bare(v) for v in value)
+    if isinstance(value, Mapping):
+        return {k: _bare(v) for k, v in value.items()}
+    return None if isinstance(value, Tensor) else value
+
+
+def _line() -> str:
+    """File and line of the user's code that runs now."""
+    frame = users_frame()
+    if frame is None:
+        return ""
+    return f"{frame.f_code.co_filename.replace(chr(92), '/').rsplit('/', 1)[-1]}:{frame.f_lineno}"
+
+
+def mark(model: nn.Module) -> None:
+    """Mark every number that an attribute holds, in place."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if type(value) is int:
+                vars(module)[name] = Marked(value, Attribute(path, name))
+            elif type(value) in (list, tuple, torch.Size) and value and all(type(v) is int for v in value):
+                marked = [Marked(v, Attribute(path, name, i)) for i, v in enumerate(value)]
+                vars(module)[name] = type(value)(marked)
+
+
+@contextlib.contextmanager
+def watched(watch: Watch | None) -> Iterator[None]:
+    """Inside, nodes that are made remember the calls that ``watch`` sees."""
+    with traceback.preserve_node_meta(watch is not None):
+        yield
+
+
+@torch.no_grad()
+def values_in_training(model: nn.Module, inputs: Inputs) -> list[Received]:
+    """Numbers from attributes that a forward in train mode uses, and not as sizes. None where it does not run."""
+    watch = Watch()
+    try:
+        own = copied(model).train()
+        mark(own)
+        with watch:
+            inputs.twice().to(device_of(model))(own)
+    except Exception:  # it wants targets: eval mode says what is known
+        return []
+    called = [
+        Received(n.source, call.line)
+        for call in watch.calls
+        if call.name not in _RESHAPES
+        for n in _leaves((call.args, call.kwargs))
+        if isinstance(n, Marked)
+    ]
+    return [*watch.values, *called]
+
+
+_RESHAPES = frozenset(
+    "view reshape unflatten expand repeat split split_with_sizes chunk tensor_split narrow __getitem__ permute "  # noqa: SIM905
+    "new_zeros new_ones new_full new_empty zeros ones empty full rand randn conv1d conv2d conv3d group_norm "
+    "layer_norm batch_norm instance_norm flatten transpose movedim".split()
+)
+"""Functions whose whole numbers say how tensors lie: the eval graph knows what they mean."""

@@ -1,0 +1,498 @@
+"""The user's handle: five lines in any training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from chipnet._util.distributed import Group, first_, mean_, world
+from chipnet._util.finite import Flags, all_finite, check_finite
+from chipnet._util.modes import plainly
+from chipnet.analysis.kinds import KINDS, LATENCY
+from chipnet.analysis.vectors import read_mask
+from chipnet.budget.budget import Budget
+from chipnet.budget.landing import Landing
+from chipnet.errors import CaptureError, ConfigError
+from chipnet.gates.hooks import Gates, add_gates, untouched_by_failure
+from chipnet.graph.tracer import Realisation
+from chipnet.program.inputs import device_of
+from chipnet.state import made_for, refuse_other
+from chipnet.structure import Patterns, Structure, check_whole
+from chipnet.surgery.plan import Plan
+from chipnet.timing.tables import land
+
+if TYPE_CHECKING:
+    from chipnet.methods import Method
+
+
+class Pruner:
+    """Learns which channels to keep while you train, in your own loop.
+
+    Gates are folded into the affine parameters of the model's layers around their forward calls. The model keeps
+    its class, its state-dict keys and its parameters; your optimiser, precision and data stay yours.
+
+    Args:
+        model: a trained network, any ``nn.Module`` that ``torch.export`` captures.
+        example_inputs: a tensor, a tuple of forward's arguments or a dict of its keyword arguments, as the network
+            will see them; or the `chipnet.Structure` of this model, with its options.
+        budget: what remains: ``{"macs": 0.25}``, ``"params=2M"``, several kinds at once; see `chipnet.Budget`.
+        steps: optimiser steps that pruning will take. All schedules are functions of step / steps.
+        method: a name from ``chipnet.methods.METHODS``, or ``module:Class`` of your own; with other values for its
+            settings as ``"chipnet:floor=0,travel=16"``. Or the class itself.
+        realisation, share, ignore, only, min_channels, round_to, outputs: see `chipnet.Structure`.
+        seed: of everything random in the method.
+        group: the processes that train this model together, each with a pruner of its own: a process group, None
+            for the default one (if there is one), or False for none. `step` averages the gates' gradients over
+            them, so masks and plans are the same on each; nothing else communicates.
+
+    Raises:
+        BudgetError: no connected network meets the budget (with the smallest cost that can be reached). With a
+            latency budget also later, when final masks are measured and none that was built is fast enough.
+        CaptureError: the model cannot be captured or has nothing to prune.
+        ConfigError: unknown method or setting, no steps, or an option that is no number or pattern where one is
+            needed.
+
+    Example:
+        >>> import chipnet, torch
+        >>> from torch import nn
+        >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+        <torch._C.Generator object at ...>
+        >>> net = nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> x, y = torch.randn(64, 6), torch.randint(3, (64,))
+        >>> pruner = chipnet.Pruner(net, x[:1], {"macs": 0.25}, steps=20)
+        >>> for _ in range(20):
+        ...     loss = nn.functional.cross_entropy(net(x), y) + pruner.loss()
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     pruner.step()
+        ...     optimizer.zero_grad()
+        >>> plan = pruner.harden()
+        >>> chipnet.compact(net, plan)[0].out_features
+        8
+    """
+
+    @plainly
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        budget: Budget | Mapping[str, Any] | str,
+        *,
+        steps: int,
+        method: str | type[Method] = "chipnet",
+        realisation: Realisation = "plain",
+        share: bool | None = None,
+        ignore: Patterns = (),
+        only: Patterns = (),
+        min_channels: int = 0,
+        round_to: int = 1,
+        outputs: Any = None,
+        seed: int = 0,
+        group: Group = None,
+    ) -> None:
+        from chipnet.methods import read_method
+
+        made, options = read_method(method)
+        check_whole("steps", steps, 1, ": the optimiser steps of the pruning phase")
+        check_whole("seed", seed, 0)
+        model = getattr(model, "_orig_mod", model)  # what torch.compile was given
+        self.model, self.group = model, group
+        self.budget = Budget.parse(budget)
+        given = {
+            "realisation": realisation,
+            "share": share,
+            "ignore": ignore,
+            "only": only,
+            "min_channels": min_channels,
+            "round_to": round_to,
+            "outputs": outputs,
+        }
+        self.structure = _structure(model, example_inputs, given)
+        self._infinite = check_finite(model)
+        if LATENCY in self.budget.kinds:
+            self.structure.time(model)
+        self.structure.check(self.budget)
+        self.steps, self.taken = steps, 0
+        self.landing: Landing | None = None
+        """With a latency budget, once final masks are known: what their compact network takes, as measured."""
+        self._landed: Tensor | None = None
+        device = device_of(model)
+        gated = [bool((site.gates >= 0).any()) for site in self.structure.sites]
+        sites = [site for site, mine in zip(self.structure.sites, gated, strict=True) if mine]
+        gates = np.concatenate([site.gates for site in sites])
+        widths = torch.tensor([site.channels for site in self.structure.sites])
+        self._gated = torch.tensor(gated).repeat_interleave(widths)
+        self._index = torch.from_numpy(np.where(gates < 0, self.structure.gates, gates)).to(device)
+        self._gates = Gates([site.channels for site in sites])
+        self._values: Tensor | None = None
+        self._leaves: tuple[Tensor, ...] = ()
+        self._apart = False
+        self._forced: Tensor | None = None
+        self._flags = Flags()
+        with untouched_by_failure(model):
+            self.method = made(
+                model,
+                self.structure,
+                self.structure.limits(self.budget),
+                steps=steps,
+                seed=seed,
+                device=device,
+                options=options,
+            )
+            self.method.group = group
+            self._made_for = made_for(self.structure, made, options, self.budget, steps)
+            if LATENCY in self.budget.kinds:
+                self.method.settle = self._settle  # type: ignore[method-assign]
+            self._hooks = add_gates(model, sites, self._gates, self._own)
+            self._publish()
+
+    def __repr__(self) -> str:
+        method = type(self.method).__name__
+        return f"Pruner({method}, {self.budget}, step {self.taken} of {self.steps}, {self.structure!r})"
+
+    @property
+    def progress(self) -> float:
+        """Steps taken / steps, in [0, 1]."""
+        return min(self.taken / self.steps, 1.0)
+
+    @plainly
+    def loss(self) -> Tensor:
+        """The method's loss (crispness, budget): add it to the task's. A scalar on the model's device.
+
+        It can always be differentiated, also where neither the network nor the method learns anything any more.
+        Under ``torch.compile`` call it before the model: it makes the step's gate values, and a forward that finds
+        them made is one graph.
+        """
+        self._make_values()
+        return _differentiable(self.method.loss(self.progress))
+
+    def backward(self) -> None:
+        """The gradients of ``loss()``, apart from the task's: for loops whose loss is out of reach.
+
+        Call it in place of adding ``loss()``, once a step: after the task's backward passes and the scaler's
+        ``unscale_``, before ``optimizer.step()``.
+        """
+        loss = self.loss()
+        if loss.requires_grad:
+            loss.backward()
+        self._apart = True
+
+    @plainly
+    def losses(self) -> dict[str, Tensor]:
+        """``loss()`` by part: add their sum instead, and show them."""
+        self._make_values()
+        found = self.method.losses(self.progress) or {"pruning": self.method.loss(self.progress)}
+        return {part: _differentiable(loss) for part, loss in found.items()}
+
+    @plainly
+    def step(self, loss_scale: float = 1.0) -> None:
+        """Advance masks and schedules: call once after every ``optimizer.step()``, on every process.
+
+        A gradient of the gates that is not finite teaches the method nothing, and is warned of.
+
+        Args:
+            loss_scale: what the loss was multiplied with before ``backward`` (float16: ``scaler.get_scale()``
+                before ``scaler.update()``). A step whose gradients overflowed teaches the method nothing.
+
+        Raises:
+            ChipNetError: the network's weights are not finite any more, so no mask can mend it. On a GPU this is
+                noticed some steps later.
+        """
+        for hook in self._hooks:
+            hook.clear()
+        sound = self._collect(loss_scale)
+        self._flags.send(self.taken + 1, [sound, all_finite(self._weights())])
+        self._notice()
+        before = self.progress
+        self.taken += 1
+        self.method.step(before, self.progress)
+        for p in self.method.learnt():  # the same bits everywhere, even on machines that round differently
+            first_(p.data, self.group)
+        self._publish()
+
+    @plainly
+    def soft_cost(self) -> dict[str, float]:
+        """Cost of the gates as the forward uses them now, as fractions of the dense costs."""
+        with torch.no_grad():
+            values = self.method.values(self.progress).detach().double().cpu()
+            costs = self.structure.cost(values).tolist()
+        dense = self.structure.cost.dense
+        return {k: c / max(dense[k], 1) for k, c in zip(KINDS, costs, strict=False)}  # latency apart
+
+    @plainly
+    def histogram(self, bins: int = 10) -> list[int]:
+        """How many gates have values in each of ``bins`` equal parts of [0, 1], as they are learnt now."""
+        with torch.no_grad():
+            values = self.method.relaxed(self.progress).detach().float().cpu()
+        return [int(n) for n in torch.histc(values, bins, 0.0, 1.0)]
+
+    @property
+    def mask(self) -> Tensor:
+        """Boolean hard masks ``[gates]`` that meet the budget exactly, as of now."""
+        return self._mask()
+
+    @contextlib.contextmanager
+    def hardened(self, mask: Tensor | None = None) -> Iterator[Tensor]:
+        """Inside, the model and its copies compute with hard masks (by default those that meet the budget now)."""
+        before = self._forced
+        mask = self._force(mask)
+        try:
+            yield mask
+        finally:
+            self._forced = before
+            self._publish()
+
+    @plainly
+    def harden(self, mask: Tensor | None = None, *, early: bool = False) -> Plan:
+        """The plan of the hard masks. The model and its copies go on computing with them until ``detach()``.
+
+        Args:
+            mask: Boolean ``[gates]``; None: the masks that the method gives now.
+            early: hardening before the last step is meant, so it needs no warning.
+
+        Raises:
+            PlanError: a mask of another length or with other values than 0 and 1.
+            ChipNetError: weights of the network, or the method's scores, are not finite.
+        """
+        check_finite(self.model, self._infinite, f"after {self.taken} of {self.steps} steps ")
+        if mask is None and self.taken < self.steps and not early:
+            warnings.warn(
+                f"hardened after {self.taken} of {self.steps} steps: schedules are functions of progress, and the "
+                "masks are not those of the last step. Train to the end, give the Pruner the steps that you take, "
+                "or say that it is meant: harden(early=True)",
+                stacklevel=3,  # `plainly` is between
+            )
+        mask = self.method.settle(self.method.mask) if mask is None else mask
+        mask = read_mask(mask, self.structure.gates)
+        plan = self.structure.plan(mask, self.budget)
+        self._force(mask)
+        if self.landing is None or self._landed is None or not torch.equal(mask, self._landed):
+            return plan
+        return replace(plan, latency=self.landing.to_json())
+
+    def _settle(self, solve: Callable[[], Tensor]) -> Tensor:
+        """The mask of ``solve`` whose compact network, as measured, is within the latency budget."""
+        if self._landed is not None and torch.equal(solve(), self._landed):
+            return self._landed
+        limits = self.method.limits
+
+        def within(tighter: Mapping[str, int]) -> Tensor:
+            self.method.limits = dict(tighter)
+            try:
+                return solve()
+            finally:
+                self.method.limits = limits
+
+        value = dict(self.budget.targets)[LATENCY]
+        asked = float(value) if isinstance(value, Fraction) else value
+        self._landed, self.landing = land(self.model, self.structure, limits, asked, within)
+        return self._landed
+
+    @plainly
+    def _mask(self) -> Tensor:
+        return self.method.mask()
+
+    @plainly
+    def _force(self, mask: Tensor | None) -> Tensor:
+        """Compute with a mask as its compact network does: an open gate that the input does not reach, such as
+        that of a residual stream behind a dead branch, is shut, where a norm would emit a constant."""
+        mask = read_mask(self.method.mask() if mask is None else mask, self.structure.gates)
+        opened = self.structure.open(mask)[self._gated]
+        self._forced = opened.to(self._index.device, torch.float32)
+        self._publish()
+        return mask
+
+    def detach(self) -> None:
+        """Remove the gates: the model is as it was, with the weights it has now.
+
+        Copies of it keep the gates' last values, until `chipnet.detach` removes those too.
+        """
+        while self._hooks:
+            self._hooks.pop().remove()
+        self.method.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Progress, the method's state, and what it is for: plain values and tensors."""
+        own = {
+            "for": self._made_for,
+            "taken": self.taken,
+            "steps": self.steps,
+            "method": self.method.state_dict(),
+        }
+        return (
+            own
+            if self.landing is None
+            else {**own, "landing": self.landing.to_json(), "landed": self._landed}
+        )
+
+    @plainly
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict()`` of a pruner of the same model, budget, method and steps; the seed may be
+        another.
+
+        Raises:
+            ConfigError: it is the state of another pruner, or damaged. Nothing has changed then.
+        """
+        refuse_other(state, self._made_for, self.steps, self.method.state_dict())
+        before = copy.deepcopy(self.method.state_dict())
+        try:
+            landing = Landing(**state["landing"]) if "landing" in state else None
+            self.method.load_state_dict(state["method"])
+        except Exception as error:
+            self.method.load_state_dict(before)
+            raise ConfigError(
+                f"this state of a pruner cannot be read ({type(error).__name__}: {error}); it is as it was before"
+            ) from error
+        self.taken, self.landing, self._landed = state["taken"], landing, state.get("landed")
+        self._values, self._leaves, self._forced = None, (), None
+        self._publish()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
+        """A copy of a module that holds its pruner holds the same one: it prunes one network."""
+        return self
+
+    def __reduce__(self) -> Any:
+        raise ConfigError(
+            "a Pruner cannot be pickled: save its state_dict() beside the model's, make a new one of the loaded "
+            "model, and give that load_state_dict()"
+        )
+
+    def _make_values(self) -> None:
+        if torch.is_grad_enabled() and self._hooks:
+            self._own()
+
+    def _own(self) -> Sequence[Tensor]:
+        """Gate values of every channel of every site with gates, by site, as the model itself sees them.
+
+        Where gradients are recorded they are computed once a step. Forwards get detached leaves, so any number of
+        backward passes may run between two steps; ``step`` hands the gradient that has gathered in them on to the
+        method. One for every site: the gradient of a slice would be a zero for every gate of the network.
+        """
+        if self._forced is not None or not torch.is_grad_enabled():
+            return self._gates.on(self._index.device)
+        if not self._leaves:
+            # What is saved here is none of the caller's: a checkpointed forward that runs again finds leaves made.
+            with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+                self._values = self._channels()
+            values = self._values.detach()
+            self._gates.set(values)
+            parts = values.split(self._gates.sizes)
+            self._leaves = tuple(part.requires_grad_(self._values.requires_grad) for part in parts)
+        return self._leaves
+
+    @plainly
+    def _channels(self) -> Tensor:
+        gates = self.method.values(self.progress)
+        return torch.cat([gates, gates.new_ones(1)]).index_select(0, self._index)
+
+    def _publish(self) -> None:
+        """Give the model and its copies the values of now."""
+        if self._forced is None and self.method.final:
+            self._force(None)
+            return
+        with torch.no_grad():
+            self._gates.set(self._channels() if self._forced is None else self._forced)
+
+    def _weights(self) -> list[Tensor]:
+        return [p for name, p in self.model.named_parameters() if name not in self._infinite]
+
+    def _notice(self) -> None:
+        """Say what was not finite, of steps whose flags have arrived.
+
+        Raises:
+            ChipNetError: weights or statistics are not.
+        """
+        for step, (gradient, weights) in self._flags.arrived():
+            if gradient and weights:
+                continue
+            check_finite(self.model, self._infinite, f"in step {step} of {self.steps} ")
+            warnings.warn(
+                f"in step {step} of {self.steps} the gradient of the gates was not finite; the masks learnt "
+                "nothing from it. Look for NaN in the data and for steps that are too long; with a float16 scaler, "
+                "give step() its scale",
+                stacklevel=4,
+            )
+
+    def _collect(self, loss_scale: float) -> Tensor:
+        """Hand the gradient of the gate values on to what the method learns. Returns whether it was finite, or
+        overflowed a scale: a Boolean scalar.
+
+        Gates are no parameters of the model, so DistributedDataParallel does not average their gradients. This is
+        the one place that all of them pass: averaged here, what the method learns and observes is that of the
+        whole batch. Its own losses depend on nothing but its own state, which is then the same on every process.
+        """
+        learnt, sound = self.method.learnt(), torch.ones((), dtype=torch.bool, device=self._index.device)
+        if self._values is not None and self._values.requires_grad:
+            grads = [leaf.grad for leaf in self._leaves]
+            # A process without a backward must still take part.
+            if world(self.group) > 1 or any(grad is not None for grad in grads):
+                whole = [
+                    torch.zeros_like(leaf) if grad is None else grad
+                    for leaf, grad in zip(self._leaves, grads, strict=True)
+                ]
+                grad = mean_(torch.cat(whole), self.group)
+                if loss_scale != 1.0:
+                    grad = grad / loss_scale
+                    for p in learnt if not self._apart else []:
+                        if p.grad is not None:
+                            p.grad /= loss_scale
+                else:
+                    sound = all_finite([grad])
+                if loss_scale == 1.0 or bool(torch.isfinite(grad).all()):
+                    self._values.backward(grad)
+        for p in learnt:
+            if p.grad is None:
+                continue
+            if loss_scale == 1.0:
+                finite = all_finite([p.grad])
+                sound = sound & finite
+                p.grad = torch.where(finite, p.grad, torch.zeros_like(p.grad))
+            elif not bool(torch.isfinite(p.grad).all()):
+                p.grad = None
+        self._apart = False
+        self._values, self._leaves = None, ()
+        return sound
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _differentiable(loss: Tensor) -> Tensor:
+    """The same scalar; one that depends on nothing learnt as a leaf of its own."""
+    return loss if loss.requires_grad or not torch.is_grad_enabled() else loss.detach().requires_grad_()
+
+
+def _structure(model: nn.Module, given: Any, options: Mapping[str, Any]) -> Structure:
+    """The structure that was given for ``model``, or one of the example inputs and options that were.
+
+    Raises:
+        ConfigError: a structure with options that it has already, or that of another network.
+        CaptureError: see `Structure`; or the network has gates already.
+    """
+    if (empty := next((n for n, t in model.named_parameters() if t.is_meta), None)) is not None:
+        raise CaptureError(
+            f"'{empty}' holds no numbers (it is on the meta device), and masks are learnt by training. Give the "
+            "network memory and weights before: model.to_empty(device='cpu'), then load_state_dict"
+        )
+    if not isinstance(given, Structure):
+        return Structure(model, given, **options)
+    defaults = inspect.signature(Structure).parameters
+    told = [name for name, value in options.items() if value != defaults[name].default]
+    if told:
+        raise ConfigError(
+            f"a Structure is given, and {', '.join(told)} too: give them to Structure(...) instead"
+        )
+    given.fits(model)
+    return given

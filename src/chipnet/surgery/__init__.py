@@ -1,0 +1,1 @@
+"""From a hard mask to a smaller network: plan, apply, verify, store."""

@@ -1,0 +1,423 @@
+"""Carry a plan out: the same class, the same forward, smaller tensors. Verified by default."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from chipnet._util.finite import check_finite
+from chipnet._util.modes import plainly
+from chipnet.errors import PlanError
+from chipnet.gates.hooks import strip_gates
+from chipnet.graph.channels import Frozen
+from chipnet.graph.rules import LAYERS
+from chipnet.graph.tracer import STANDARD_MIX
+from chipnet.program.inputs import Inputs, device_of
+from chipnet.program.ready import copied
+from chipnet.program.removal import removable, removed
+from chipnet.surgery.modules import stand_in
+from chipnet.surgery.plan import Plan, Remap, Size
+from chipnet.surgery.verify import Comparison, compare, compare_training, repeatable
+
+_log = logging.getLogger("chipnet")
+
+_Conv = nn.modules.conv._ConvNd
+_ConvTranspose = nn.modules.conv._ConvTransposeNd
+
+
+class ConvSame2d(nn.Conv2d):
+    """A convolution that pads as TensorFlow does: as much as makes the output ``ceil(size / stride)``, the odd
+    pixel after the end."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        widths: list[int] = []
+        for n, k, s, d in zip(input.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True):
+            total = max((math.ceil(n / s) - 1) * s + d * (k - 1) + 1 - n, 0)
+            widths = [total // 2, total - total // 2, *widths]
+        return super().forward(nn.functional.pad(input, widths))
+
+
+class IndexHook:
+    """Forward hook that applies an index map to a module's input or output."""
+
+    def __init__(self, name: str, side: str, axis: int, scatter: bool, size: int) -> None:
+        self.name, self.side, self.axis, self.scatter, self.size = name, side, axis, scatter, size
+
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (self._apply(module, args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "input": self._apply(module, kwargs["input"])}
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        return self._apply(module, output)
+
+    def _apply(self, module: nn.Module, x: Tensor) -> Tensor:
+        index = getattr(module, f"{self.name}_from")
+        if not self.scatter:
+            return x.index_select(self.axis, index)
+        shape = list(x.shape)
+        shape[self.axis] = self.size
+        target = getattr(module, f"{self.name}_to")
+        return x.new_zeros(shape).index_copy(self.axis, target, x.index_select(self.axis, index))
+
+
+@plainly
+def compact(
+    model: nn.Module,
+    plan: Plan,
+    example_inputs: Any = None,
+    *,
+    verify: bool = True,
+) -> nn.Module:
+    """A smaller network of the model's own class that computes what the masked model computes.
+
+    Args:
+        model: the dense network the plan was made for (its weights are read; it is not changed).
+        plan: from ``Pruner.harden()``, ``Structure.plan()`` or a file.
+        example_inputs: for verification; defaults to those the plan was made with.
+        verify: compare outputs of the masked and the compact network, in float64 where the model allows it.
+
+    Returns:
+        A deep copy with smaller parameters, on the model's device, without gates.
+
+    Raises:
+        PlanError: the plan is for another network, weights are not finite, the outputs differ, or they have no
+            finite number that could be compared (nothing of the model is changed).
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from chipnet.structure import Structure
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> plan = Structure(net, torch.ones(1, 3)).plan(torch.tensor([True, False, True, True]))
+        >>> compact(net, plan)[0].weight.shape
+        torch.Size([3, 3])
+    """
+    plan.check(model)
+    small = strip_gates(copied(model))
+    freeze(small, plan)
+    _zero(small, plan)
+    _cut(small, plan)
+    inputs = plan.called(example_inputs)
+    if verify and (empty := next((n for n, p in model.named_parameters() if p.is_meta), None)) is not None:
+        raise PlanError(
+            f"'{empty}' holds no numbers (it is on the meta device), so there is nothing to verify with. Give the "
+            "network memory and weights, or cut its shapes with verify=False."
+        )
+    if verify and inputs is not None:
+        _verify(model, small, plan, inputs)
+    return small
+
+
+@plainly
+def masked(model: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of the dense model with the shut gates' rows set to zero: what the compact one must equal.
+
+    Layers that compute their weight go on computing it; their shut channels are set to zero after each call, as are
+    those of modules without affine parameters.
+    """
+    plan.check(model)
+    out = strip_gates(copied(model))
+    _zero(out, plan, {f"{f.module}.weight" for f in plan.frozen})
+    for name, (axis, channels) in plan.shut.items():
+        out.get_submodule(name).register_forward_hook(_Shut(axis, channels))
+    return out
+
+
+class _Shut:
+    """Forward hook that sets channels of a layer's output to zero."""
+
+    def __init__(self, axis: int, channels: tuple[int, ...]) -> None:
+        self.axis, self.channels = axis, torch.tensor(channels, dtype=torch.int64)
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output.index_fill(self.axis, self.channels.to(output.device), 0)
+
+
+def agree(
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    inputs: Inputs,
+    blind: frozenset[int] = frozenset(),
+    big: nn.Module | None = None,
+) -> bool:
+    """Do masked and compact networks compute the same? In the model's dtype, which is fast; where that leaves a
+    doubt, in float64. Where an output, but for those in ``blind``, has nothing that could be compared, they do
+    not. ``big``: the masked network, where it is at hand. Raises what their forwards raise."""
+    found = compare(masked(model, plan) if big is None else big, small, inputs.to(device_of(model)))
+    if found.within(1e-9 if _is_double(small) else 1e-5, blind=blind):
+        return True
+    return verify_compact(model, small, plan, inputs).within(_limit(small, plan), blind=blind)
+
+
+@plainly
+def verify_compact(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) -> Comparison:
+    """Largest difference between the masked and the compact outputs on ``inputs``, and the outputs' scale.
+
+    Runs in eval mode and in float64 where both networks do. Numbers that are not finite must stand in the same
+    places; where outputs have no others, or the inputs are constant, random inputs of the same shapes are used too.
+
+    Returns:
+        A `Comparison`, which unpacks as ``difference, scale`` and knows how many numbers were compared. Where none
+        were, the difference is NaN: nothing is verified.
+    """
+    device = device_of(model)
+    inputs = plan.called(inputs)
+    assert inputs is not None
+    try:
+        big, other = masked(model, plan).double(), copy.deepcopy(small).double()
+        return compare(big, other, inputs.to(device, torch.float64))
+    except (RuntimeError, TypeError):  # a forward that makes tensors of its own dtype: as it is, then
+        return compare(masked(model, plan), copy.deepcopy(small), inputs.to(device))
+
+
+def _verify(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> None:
+    """Raise `PlanError` unless the compact network has been seen to compute what the masked one does."""
+    check_finite(model, kind=PlanError)
+    found = verify_compact(model, small, plan, inputs)
+    if any(size.value != size.was for size in plan.sizes):  # a number that follows may be a value in training
+        _verify_training(model, small, plan, inputs.to(device_of(model)))
+    if found.within(_limit(small, plan), least=1e-12):
+        if found.drawn:
+            _log.info(
+                "verified on random inputs too: example inputs or their outputs are constant or not finite"
+            )
+        return
+    if found.difference > _limit(small, plan) * max(found.scale, 1e-12):
+        raise PlanError(
+            f"the compact network does not compute what the masked one does: outputs differ by "
+            f"{found.difference:.3g} at scale {found.scale:.3g}. This is a bug of chipnet's rules for one of the "
+            "model's operators; please report it. Exclude the layers concerned with ignore=[...]."
+        )
+    which = f"in output {', '.join(map(str, found.unverified))}" if found.unverified else "in any output"
+    raise PlanError(
+        f"the compact network cannot be verified: there is no finite number to compare {which} of this "
+        f"{type(model).__name__}, neither on the example inputs nor on random ones. Give example_inputs on which "
+        "its outputs are finite and not empty, or verify=False."
+    )
+
+
+def _verify_training(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> None:
+    """Raise `PlanError` where the compact network computes something else in train mode, nothing random aside."""
+    if plan.frozen or not repeatable(big := masked(model, plan), inputs):
+        return
+    found = compare_training(big, small, inputs)
+    if not same_in_training(found, small):
+        raise PlanError(
+            "the compact network computes in train mode something else than the masked one: outputs differ by "
+            f"{found.difference:.3g} at scale {found.scale:.3g}. A number of the model's that holds a width is "
+            "used as a value in training: exclude the layers concerned with ignore=[...]."
+        )
+
+
+def same_in_training(found: Comparison, small: nn.Module) -> bool:
+    """Is what was compared in train mode the same? Statistics of a batch blow rounding up."""
+    return found.within(1e-6 if _is_double(small) else 1e-2, least=1e-12)
+
+
+def _limit(small: nn.Module, plan: Plan) -> float:
+    """How much outputs may differ, relative to their scale. Parameters that surgery multiplies are as exact as
+    their type can hold them."""
+    if _is_double(small):
+        return 1e-9
+    types = {p.dtype for p in small.parameters() if p.is_floating_point()} if plan.scales else set()
+    return max(1e-4, *(4 * torch.finfo(t).eps for t in types), 0.0)
+
+
+def _is_double(model: nn.Module) -> bool:
+    return all(p.dtype == torch.float64 for p in model.parameters())
+
+
+@torch.no_grad()
+def _zero(model: nn.Module, plan: Plan, skip: Set[str] = frozenset()) -> None:
+    tensors = dict(model.named_parameters())
+    for name in plan.zero.keys() - skip:
+        axis, indices = plan.zero[name]
+        p = tensors[name]
+        p.index_fill_(axis, torch.tensor(indices, dtype=torch.int64, device=p.device), 0)
+
+
+def apply_plan(model: nn.Module, plan: Plan) -> None:
+    """Make the dense model the plan's compact one, in place."""
+    freeze(model, plan)
+    _cut(model, plan)
+
+
+def freeze(model: nn.Module, plan: Plan) -> None:
+    """Put plain layers, with the weight as it is now, in the place of those that compute it."""
+    layers = [(model.get_submodule(f.module), f) for f in plan.frozen]
+    _put(model, [(layer, plain_layer(layer, f)) for layer, f in layers])
+
+
+def plain_layer(layer: nn.Module, frozen: Frozen) -> nn.Module:
+    """A layer with the weight that ``layer`` computes in eval mode: of its own class where a parametrisation
+    computes it, else a plain one of ``torch.nn``."""
+    if removable(layer):
+        return removed(layer)
+    kind = next(k for k in STANDARD_MIX if isinstance(layer, k))
+    first = next(layer.parameters())
+    like: dict[str, Any] = {"device": first.device, "dtype": first.dtype}
+    bias = layer._parameters.get("bias")
+    if isinstance(layer, _Conv):
+        extra = {"output_padding": layer.output_padding} if isinstance(layer, _ConvTranspose) else {}
+        new = torch.nn.utils.skip_init(
+            ConvSame2d if frozen.same else kind,
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            stride=layer.stride,
+            padding=0 if frozen.same else layer.padding,
+            dilation=layer.dilation,
+            groups=layer.groups,
+            bias=bias is not None,
+            **extra,
+            **like,
+        )
+        sizes = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        x = torch.zeros(1, layer.in_channels, *sizes, **like)
+    else:
+        assert isinstance(layer, nn.Linear)
+        new = torch.nn.utils.skip_init(kind, layer.in_features, layer.out_features, bias is not None, **like)
+        x = torch.zeros(1, layer.in_features, **like)
+    training = layer.training
+    with torch.no_grad(), _Seen() as seen:
+        layer.eval()(x)
+    layer.train(training)
+    assert seen.weight is not None
+    new.weight = nn.Parameter(seen.weight.detach().clone(), first.requires_grad)
+    if bias is not None:
+        new.bias = bias
+    return new.train(training)
+
+
+class _Seen(TorchFunctionMode):
+    """Remembers the weight of the layer operator that is called."""
+
+    weight: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in LAYERS:
+            self.weight = args[1] if len(args) > 1 else kwargs["weight"]
+        return func(*args, **kwargs)
+
+
+def _cut(model: nn.Module, plan: Plan) -> None:
+    """Cut the model's tensors in place, fix its modules' sizes, put stand-ins and index maps in."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    done: dict[int, nn.Parameter | Tensor] = {}
+    for path, module in modules.items():
+        for store in (module._parameters, module._buffers):
+            for key, tensor in list(store.items()):
+                if tensor is None:
+                    continue
+                name = f"{path}.{key}" if path else key
+                if name in plan.keep and id(tensor) not in done:
+                    cut = kept(tensor.detach(), plan.keep[name]).contiguous()
+                    new = nn.Parameter(cut, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cut
+                    done[id(tensor)] = new
+                    done[id(new)] = new
+                if id(tensor) in done:
+                    store[key] = done[id(tensor)]
+    for module in modules.values():
+        _fit_attributes(module)
+    for size in plan.sizes:
+        _set_size(modules[size.module], size)
+    for scale in plan.scales:
+        value = getattr(modules[scale.module], scale.name)
+        if isinstance(value, Tensor):
+            value.data.mul_(scale.factor)
+        else:
+            setattr(modules[scale.module], scale.name, value * scale.factor)
+    _put(model, [(modules[s.module], stand_in(modules[s.module], s)) for s in plan.stand_ins])
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for remap in plan.remaps:
+        _add_remap(modules[remap.module], remap)
+
+
+def kept(tensor: Tensor, keep: Mapping[int, Sequence[int]]) -> Tensor:
+    """What a plan leaves of a tensor: of every axis the indices named, of the others all."""
+    for axis, indices in keep.items():
+        tensor = tensor.index_select(axis, torch.tensor(indices, dtype=torch.int64, device=tensor.device))
+    return tensor
+
+
+def _fit_attributes(module: nn.Module) -> None:
+    """Make a module's size attributes say what its tensors are."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, _Conv) and isinstance(weight, Tensor):
+        first, second = module.in_channels, module.out_channels
+        if not isinstance(module, _ConvTranspose):
+            first, second = second, first
+        if module.groups > max(1, module.in_channels // module.groups):  # groups are removed whole
+            module.groups = max(1, weight.shape[0] // (first // module.groups))
+        first, second = weight.shape[0], weight.shape[1] * module.groups
+        if not isinstance(module, _ConvTranspose):
+            first, second = second, first
+        module.in_channels, module.out_channels = first, second
+    elif isinstance(module, nn.Linear) and isinstance(weight, Tensor):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        known = next((t for t in (weight, module.running_mean) if isinstance(t, Tensor)), None)
+        if known is not None:
+            module.num_features = known.shape[0]
+    elif isinstance(module, nn.GroupNorm) and isinstance(weight, Tensor):
+        module.num_groups = (
+            module.num_groups * weight.shape[0] // module.num_channels
+        )  # groups are removed whole
+        module.num_channels = weight.shape[0]
+    elif isinstance(module, nn.LayerNorm) and isinstance(weight, Tensor):
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.RNNBase):
+        module.input_size = module.all_weights[0][0].shape[1]
+        module._init_flat_weights()  # it keeps its parameters in a list, too
+    elif isinstance(module, nn.RNNCellBase):
+        module.input_size = int(module.weight_ih.shape[1])
+    elif isinstance(module, nn.PReLU) and isinstance(weight, Tensor):
+        module.num_parameters = weight.shape[0]
+
+
+def _set_size(module: nn.Module, size: Size) -> None:
+    if size.index is None:
+        setattr(module, size.name, size.value)
+    else:
+        values = list(getattr(module, size.name))
+        values[size.index] = size.value
+        setattr(module, size.name, type(getattr(module, size.name))(values))
+
+
+def _put(model: nn.Module, places: Iterable[tuple[nn.Module, nn.Module]]) -> None:
+    """Of each pair the second in the place of the first, under all of its names."""
+    new = {id(old): module for old, module in places}
+    for parent in list(model.modules()):
+        for name, module in parent._modules.items():
+            if id(module) in new:
+                setattr(parent, name, new[id(module)])
+
+
+def _add_remap(module: nn.Module, remap: Remap) -> None:
+    name = f"_chipnet_{remap.side}"
+    take = [i for i in remap.index if i >= 0]
+    scatter = len(take) < len(remap.index)
+    device = next((t.device for t in [*module.parameters(), *module.buffers()]), None)
+    module.register_buffer(
+        f"{name}_from", torch.tensor(take, dtype=torch.int64, device=device), persistent=False
+    )
+    if scatter:
+        to = [k for k, i in enumerate(remap.index) if i >= 0]
+        module.register_buffer(
+            f"{name}_to", torch.tensor(to, dtype=torch.int64, device=device), persistent=False
+        )
+    hook = IndexHook(name, remap.side, remap.axis, scatter, len(remap.index))
+    if remap.side == "input":
+        module.register_forward_pre_hook(hook.before, with_kwargs=True)
+    else:
+        module.register_forward_hook(hook.after)

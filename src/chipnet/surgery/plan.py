@@ -1,0 +1,423 @@
+"""A plan: what to cut, where, and why. Frozen, serialisable, and the only thing compaction reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+
+import numpy as np
+from torch import Tensor, nn
+
+from chipnet._util.files import write_json
+from chipnet._util.schema import decode, require
+from chipnet.analysis.cost import Cost
+from chipnet.analysis.kinds import KINDS
+from chipnet.analysis.vectors import read_mask
+from chipnet.budget.budget import Budget
+from chipnet.budget.landing import Landing
+from chipnet.errors import LoadError, PlanError
+from chipnet.graph.channels import Frozen
+from chipnet.program.inputs import Inputs
+from chipnet.program.outputs import Outputs
+
+if TYPE_CHECKING:
+    from chipnet.structure import Structure
+
+VERSION = 3
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """One site: its name, channels kept of all, which other sites share its gates and why, and why some channels
+    are not gated."""
+
+    name: str
+    kept: int
+    channels: int
+    tied_to: tuple[str, ...]
+    ties: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Remap:
+    """An index map at a module's input or output: channel ``i`` of the result is ``index[i]``, or zero for -1."""
+
+    module: str
+    side: Literal["input", "output"]
+    axis: int
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size that a module keeps as a number: ``module.name`` (or its element ``index``), which was ``was``,
+    becomes ``value``."""
+
+    module: str
+    name: str
+    index: int | None
+    value: int
+    was: int | None = None
+
+    def __str__(self) -> str:
+        element = "" if self.index is None else f"[{self.index}]"
+        name = f"{self.module}.{self.name}{element}".lstrip(".")
+        return f"{name}: {self.value} of {self.was}, a number that follows a width"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """``module.name``, a parameter or a float, is multiplied by ``factor``: a mean over channels counts fewer."""
+
+    module: str
+    name: str
+    factor: float
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """What takes a dead module's place. ``channels``: width of its output.
+
+    ``constant``: a layer that reads nothing and gives its bias. ``dead``: a layer none of whose outputs is both
+    live and needed. ``norm``: likewise a normalisation. ``pool``: a pooling that is given no channels.
+    """
+
+    module: str
+    kind: Literal["constant", "dead", "norm", "pool"]
+    channels: int
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """Hard masks as surgery: per parameter the indices that stay, before and after shapes and costs.
+
+    Attributes:
+        keep: parameter or buffer name -> axis -> indices that stay (only axes that shrink).
+        zero: parameter name -> (axis, indices) of shut gates: zero before anything is cut.
+        shut: module -> (axis, indices): channels that the masked network's gates set to zero in its output, for
+            modules with no such parameters.
+        stand_ins: modules replaced by a constant.
+        remaps: index maps around modules (indexed realisation only).
+        sizes: attributes of modules that hold widths.
+        scales: parameters and attributes that make up for fewer channels in a mean.
+        frozen: layers that compute their weight, and become plain ones with the weight as it is.
+        shapes: name -> shape of every tensor of the dense model: what the plan may be applied to.
+        dense, compact: costs before and after.
+        budget: what was asked, as text; empty if nothing was.
+        sites: for ``explain()``.
+        mask: which gates are open.
+    """
+
+    keep: Mapping[str, Mapping[int, tuple[int, ...]]]
+    zero: Mapping[str, tuple[int, tuple[int, ...]]]
+    stand_ins: tuple[StandIn, ...]
+    remaps: tuple[Remap, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    dense: Cost
+    compact: Cost
+    budget: str
+    sites: tuple[SitePlan, ...]
+    mask: tuple[bool, ...]
+    realisation: str = "plain"
+    sizes: tuple[Size, ...] = ()
+    scales: tuple[Scale, ...] = ()
+    shut: Mapping[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+    frozen: tuple[Frozen, ...] = ()
+    latency: Mapping[str, Any] | None = None
+    """With a latency budget, what was measured: the fields of `chipnet.timing.tables.Landing`."""
+    outputs: Outputs | None = None
+    """Which outputs matter; None: all."""
+    inputs: Inputs | None = field(default=None, compare=False, repr=False)
+    """Example inputs for verification; not serialised."""
+
+    def __repr__(self) -> str:
+        cut = sum(s.kept < s.channels for s in self.sites)
+        costs = ", ".join(f"{k} {self.compact[k]:,} of {self.dense[k]:,}" for k in KINDS)
+        asked = f", budget {self.budget}" if self.budget else ""
+        return f"Plan({self.realisation}: {cut} of {len(self.sites)} sites narrower, {costs}{asked})"
+
+    def called(self, example_inputs: Any) -> Inputs | None:
+        """How to call the network: with ``example_inputs`` if they are given, else as when the plan was made."""
+        return self.inputs if example_inputs is None else Inputs.of(example_inputs, self.outputs)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor after compaction (of modules that are kept)."""
+        cut, computed = self.keep.get(name, {}), {f"{f.module}.weight": f.shape for f in self.frozen}
+        return tuple(
+            len(cut[a]) if a in cut else n for a, n in enumerate(computed.get(name) or self.shapes[name])
+        )
+
+    def explain(self) -> str:
+        """The plan as text: costs, then every site with what is kept and why.
+
+        Example:
+            >>> from torch import nn
+            >>> import torch
+            >>> from chipnet.structure import Structure
+            >>> s = Structure(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.ones(1, 3))
+            >>> print(s.plan(torch.tensor([True, False, True, True])).explain())
+            channels      5 of      6   83.33 %
+            volume        5 of      6   83.33 %
+            params       20 of     26   76.92 %
+            macs         15 of     20   75.00 %
+            0: 3 of 4
+            2: 2 of 2, kept whole: an output of the network
+        """
+        rows = []
+        for k in KINDS:
+            now, was = self.compact[k], self.dense[k]
+            rows.append(f"{k:8} {now:>6,} of {was:>6,} {100 * now / max(was, 1):7.2f} %")
+        for s in self.sites:
+            tied = f", tied to {_few(s.tied_to)}{s.ties and f' ({s.ties})'}" if s.tied_to else ""
+            whole = "" if s.reason.startswith("follows") or s.kept < s.channels else "kept whole: "
+            why = f", {whole}{s.reason}" if s.reason else ""
+            rows.append(f"{s.name}: {s.kept} of {s.channels}{tied}{why}")
+        rows += [f"{d.module}: removed ({d.kind})" for d in self.stand_ins]
+        rows += [str(size) for size in self.sizes if size.value != size.was]
+        return "\n".join(rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "version": VERSION,
+            "realisation": self.realisation,
+            "budget": self.budget,
+            "dense": self.dense.to_json(),
+            "compact": self.compact.to_json(),
+            "shapes": {n: list(s) for n, s in self.shapes.items()},
+            "keep": {n: {str(a): list(i) for a, i in axes.items()} for n, axes in self.keep.items()},
+            "zero": {n: [a, list(i)] for n, (a, i) in self.zero.items()},
+            "shut": {n: [a, list(i)] for n, (a, i) in self.shut.items()},
+            "stand_ins": [[d.module, d.kind, d.channels] for d in self.stand_ins],
+            "remaps": [[r.module, r.side, r.axis, list(r.index)] for r in self.remaps],
+            "sites": [[s.name, s.kept, s.channels, list(s.tied_to), s.ties, s.reason] for s in self.sites],
+            "sizes": [[s.module, s.name, s.index, s.value, s.was] for s in self.sizes],
+            "scales": [[s.module, s.name, s.factor] for s in self.scales],
+            "frozen": [[f.module, list(f.shape), f.axis, f.same] for f in self.frozen],
+            **({"latency": dict(self.latency)} if self.latency is not None else {}),
+            **({"outputs": outputs} if (outputs := self.outputs and self.outputs.to_json()) else {}),
+            "mask": "".join("1" if m else "0" for m in self.mask),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """Inverse of ``to_json``.
+
+        Raises:
+            LoadError: an unknown version, or not a plan.
+        """
+        version = data.get("version") if isinstance(data, Mapping) else None
+        if version != VERSION:
+            raise LoadError(
+                f"plan version {version!r} is unknown: this chipnet reads version {VERSION}. "
+                "Load it with the chipnet that wrote it."
+            )
+        hints = get_type_hints(cls)
+        try:
+            require("mask" in data and isinstance(data["mask"], str), "mask", "must be a text of 0 and 1")
+            require(set(data["mask"]) <= {"0", "1"}, "mask", "must be a text of 0 and 1")
+            known = {f.name for f in fields(cls)} - {"inputs", "mask", "outputs"}
+            missing = [n for n in known - {"latency"} if n not in data]
+            require(not missing, "it", f"lacks {', '.join(sorted(missing))}")
+            values = {n: decode(hints[n], data[n], n) for n in known if n in data}
+            chosen = decode(tuple[str | int, ...] | None, data.get("outputs"), "outputs")
+            require(all(type(c) is str or c >= 0 for c in chosen or ()), "outputs", "has a number below 0")
+            mask = tuple(c == "1" for c in data["mask"])
+            plan = cls(**values, mask=mask, outputs=Outputs.of(chosen))
+            plan._check()
+        except ValueError as e:
+            raise LoadError(f"the plan is damaged: {e}. Copy or make it again.") from e
+        return plan
+
+    def _check(self) -> None:
+        """Do the parts fit each other? Raises `DamagedError`."""
+        weights = {**self.shapes, **{f"{f.module}.weight": f.shape for f in self.frozen}}
+        for name, shape in weights.items():
+            require(all(n >= 0 for n in shape), f"shapes[{name!r}]", f"has a size below 0: {shape}")
+        cuts = [(f"keep[{n!r}]", n, a, i) for n, axes in self.keep.items() for a, i in axes.items()]
+        cuts += [(f"zero[{n!r}]", n, a, i) for n, (a, i) in self.zero.items()]
+        for where, name, axis, index in cuts:
+            require(name in weights, where, "is no tensor of the network")
+            shape = weights[name]
+            require(0 <= axis < len(shape), where, f"has axis {axis}, of {len(shape)}")
+            _ascending(index, shape[axis], where)
+        for name, (axis, index) in self.shut.items():
+            require(-8 <= axis < 8, f"shut[{name!r}]", f"has axis {axis}")
+            _ascending(index, 2**31, f"shut[{name!r}]")
+        for r in self.remaps:
+            require(-8 <= r.axis < 8, f"the index map of {r.module}", f"has axis {r.axis}")
+            require(
+                all(-1 <= i < 2**31 for i in r.index), f"the index map of {r.module}", "has other indices"
+            )
+        for d in self.stand_ins:
+            require(0 <= d.channels < 2**31, f"the stand-in of {d.module}", f"has {d.channels} channels")
+        for size in self.sizes:
+            fits = 0 <= size.value < 2**31 and 0 <= (size.index or 0) < 2**31
+            require(fits, f"{size.module}.{size.name}", f"is to be {size.value} at {size.index}")
+        for scale in self.scales:
+            require(scale.factor > 0, f"{scale.module}.{scale.name}", f"is scaled by {scale.factor}")
+        for site in self.sites:
+            require(0 <= site.kept <= site.channels, site.name, f"keeps {site.kept} of {site.channels}")
+        for cost in (self.dense, self.compact):
+            require(all(cost[k] >= 0 for k in KINDS), "a cost", "is below 0")
+        require(self.realisation in ("plain", "indexed"), "realisation", f"is {self.realisation!r}")
+        if self.budget:
+            Budget.parse(self.budget)
+        if self.latency is not None:
+            decode(Landing, self.latency, "latency")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON, all or nothing."""
+        write_json(path, self.to_json(), indent=None)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan written by ``save``.
+
+        Raises:
+            LoadError: the file is missing, is no JSON, or has an unknown version.
+        """
+        try:
+            return cls.from_json(json.loads(Path(path).read_text()))
+        except (OSError, ValueError, RecursionError) as e:
+            raise LoadError(f"cannot read a plan from {path}: {e}") from e
+
+    def check(self, model: nn.Module) -> None:
+        """Does ``model`` have the tensors this plan was made for?
+
+        Raises:
+            PlanError: lists the first differences.
+        """
+        modules = dict(model.named_modules(remove_duplicate=False))
+        mine = {n: tuple(t.shape) for n, t in model.state_dict(keep_vars=True).items()}
+        buffers = model.named_buffers(remove_duplicate=False)  # those that are not saved may be cut too
+        mine |= {n: tuple(b.shape) for n, b in buffers if n in self.shapes}
+        wrong = [f"{n}: missing" for n in self.shapes if n not in mine]
+        wrong += [f"{n}: not in the plan" for n in mine if n not in self.shapes]
+        wrong += [
+            f"{n}: {mine[n]} instead of {s}" for n, s in self.shapes.items() if n in mine and mine[n] != s
+        ]
+        used: tuple[Any, ...] = (*self.stand_ins, *self.remaps, *self.sizes, *self.scales, *self.frozen)
+        wrong += [f"{n}: no such module" for n in {*(u.module for u in used), *self.shut} if n not in modules]
+        if wrong:
+            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise PlanError(
+                f"this plan was made for another network than {type(model).__name__}: "
+                f"{'; '.join(wrong[:5])}{more}. Give the dense network it was made for."
+            )
+
+
+def _ascending(index: tuple[int, ...], size: int, where: str) -> None:
+    """Indices of an axis, each once."""
+    inside = not index or (index[0] >= 0 and index[-1] < size)
+    require(
+        inside and all(a < b for a, b in pairwise(index)), where, f"has indices that are not those of {size}"
+    )
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def make_plan(structure: Structure, mask: Tensor, budget: Budget | None = None) -> Plan:
+    """Read hard masks as index sets (the third reading of liveness)."""
+    live, g = structure.liveness, structure.graph
+    mask = read_mask(mask, structure.gates).cpu()
+    if not structure.connected(mask):
+        raise PlanError("under this mask the input does not reach every output: open more gates")
+    roots = sorted(live.exists)
+    values = structure.existing(mask)
+    exists = np.zeros(g.slots, dtype=bool)
+    exists[roots] = values.numpy() > 0.5
+    present = exists[live.root]
+
+    keep: dict[str, dict[int, tuple[int, ...]]] = {}
+    for name, axes in g.axes.items():
+        for axis, slots in axes.items():
+            stay = present[slots]
+            if not stay.all():
+                keep.setdefault(name, {})[axis] = tuple(np.flatnonzero(stay).tolist())
+    for name, first in structure.aliases.items():  # a tied tensor shrinks under all of its names
+        if first in keep:
+            keep[name] = keep[first]
+    zero: dict[str, tuple[int, tuple[int, ...]]] = {}
+    outputs: dict[str, tuple[int, tuple[int, ...]]] = {}
+    remaps = []
+    sites = []
+    ends = np.cumsum([site.channels for site in structure.sites])[:-1]
+    pieces = np.split(structure.open(mask).numpy(), ends) if structure.sites else []
+    for site, opened in zip(structure.sites, pieces, strict=True):
+        kept = int((opened & present[site.slots]).sum())
+        ties = str(site.ties[0]) if site.ties else ""
+        sites.append(SitePlan(site.name, kept, site.channels, structure.tied_to(site), ties, site.reason))
+        shut = tuple(np.flatnonzero(~opened).tolist())
+        if not shut:
+            continue
+        if site.host.output is not None:
+            outputs[site.host.module] = (site.host.output, shut)
+        if not site.host.is_layer:
+            stay = present[site.slots]
+            if (stay & ~opened).any():  # another layer writes them: here they must be zero
+                index = tuple(np.where(opened[stay], np.arange(stay.sum()), -1).tolist())
+                remaps.append(Remap(site.host.module, "output", site.host.output or 0, index))
+            continue
+        zero[site.host.weight] = (site.host.axis, shut)
+        if site.host.bias is not None:
+            zero[site.host.bias] = (0, shut)
+
+    alive = structure.alive(mask)
+    stand_ins = []
+    layer_of = {layer.fact: layer for layer in g.layers}
+    for module, value in zip(g.owners, alive.tolist(), strict=True):
+        fact = g.owners[module][0]
+        layer = layer_of.get(fact)
+        width = int(present[g.facts[fact].dst].sum())
+        if layer is None:
+            if value < 0.5:
+                stand_ins.append(StandIn(module, "norm", width))
+        elif value < 0.5:
+            stand_ins.append(StandIn(module, "dead", width))
+        elif not present[layer.cols].any():
+            stand_ins.append(StandIn(module, "constant", width))
+    stand_ins += [StandIn(m, "pool", 0) for m, slots in g.pools.items() if not present[slots].any()]
+
+    for r in g.resizes:
+        src, dst = (r.outer, r.inner) if r.side == "input" else (r.inner, r.outer)
+        at = np.cumsum(present[src]) - 1
+        index = tuple(int(at[i]) if present[src[i]] else -1 for i in np.flatnonzero(present[dst]))
+        if index != tuple(range(int(present[src].sum()))):
+            remaps.append(Remap(r.module, r.side, r.axis, index))
+    return Plan(
+        keep=keep,
+        zero=zero,
+        shut=outputs,
+        stand_ins=tuple(stand_ins),
+        remaps=tuple(remaps),
+        shapes={**structure.shapes, **{n: s for n, s in structure.unsaved.items() if n in keep}},
+        dense=structure.cost.dense,
+        compact=structure.cost.exact(mask),
+        budget=str(budget) if budget is not None else "",
+        sites=tuple(sites),
+        mask=tuple(mask.tolist()),
+        realisation=structure.realisation,
+        sizes=tuple(
+            Size(n.module, n.name, n.index, max(now, n.least), len(n.slots) + n.rest)
+            for n in g.numbers.values()
+            for now in (int(present[n.slots].sum()) + n.rest,)
+        ),
+        scales=tuple(
+            Scale(r.module, name, len(r.slots) / max(int(present[r.slots].sum()), 1))
+            for r in g.rescaled.values()
+            if not present[r.slots].all()
+            for name in (r.weight, "eps")
+        ),
+        frozen=tuple(g.frozen.values()),
+        outputs=structure.inputs.outputs,
+        inputs=structure.inputs,
+    )

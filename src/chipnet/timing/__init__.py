@@ -1,0 +1,1 @@
+"""How long do networks take, and which widths take what was asked?"""

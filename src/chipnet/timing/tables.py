@@ -1,0 +1,384 @@
+"""Latency as a cost: tables of what each layer takes at each width here, and the landing on what was asked.
+
+While masks are sought, the time of a network is modelled as
+
+    time(gates) = a + b volume + c (sum over layers of table(rows, columns))
+
+Tables are measured once per device, versions and number of threads, and kept in a file. Between measured widths
+they are interpolated, so the time is differentiable in soft gates; they never fall with width, so more open gates
+never cost less, which the solver needs. ``a`` and ``b`` stand for all that is no layer (norms, activations, calls),
+``c`` is 1 unless layers run faster inside of the network than by themselves. They are such that the model is right
+for the dense network and for the smallest one, both measured.
+
+A model is not a measurement: `land` builds the real compact network, measures it beside the dense one in turns,
+and moves the model's limit until what is measured fits. What counts is the larger of two ratios: of the shortest
+times (what else a machine does can only add to a time, and adds more to longer ones) and the median over rounds
+(a shortest time may be luck). Limits are integers of nanoseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from chipnet._util.files import write_atomically
+from chipnet._util.schema import DamagedError, decode, require
+from chipnet.analysis.kinds import LATENCY
+from chipnet.budget.landing import Landing, asked_text
+from chipnet.errors import BudgetError
+from chipnet.gates.hooks import strip_gates
+from chipnet.program.inputs import device_of
+from chipnet.program.ready import copied
+from chipnet.surgery.apply import _fit_attributes, compact
+from chipnet.timing.compare import Timing, device_name, interleaved
+
+if TYPE_CHECKING:
+    from chipnet.structure import Structure
+
+_STEPS = (0.125, 0.25, 0.5, 0.75, 1.0)
+_ROUNDS = 7
+"""Networks that are built and measured at most before a landing is given up."""
+_SECONDS = 2.0
+"""That two networks are measured side by side."""
+_CLOSE = 0.97
+"""A landing that uses this part of what was asked is close enough."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Nanoseconds ``[rows, columns]`` of one layer at a grid of widths; at width 0 it is removed and takes none."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    values: tuple[tuple[float, ...], ...]
+
+
+class LatencyModel:
+    """Nanoseconds of one forward as a function of counts of channels that exist. See this file's head.
+
+    Args:
+        calls: per layer the indices of its counts: is it alive, rows, columns.
+        tables: one per layer.
+        rest: ``a``, ``b`` and ``c``.
+    """
+
+    def __init__(
+        self, calls: Sequence[tuple[int, int, int]], tables: Sequence[Table], rest: tuple[float, float, float]
+    ) -> None:
+        size = max((max(len(t.rows), len(t.columns)) for t in tables), default=2)
+        self.calls = torch.tensor(calls, dtype=torch.int64).reshape(-1, 3).T.contiguous()
+        self.grids = torch.tensor(
+            [[_padded(t.rows, size) for t in tables], [_padded(t.columns, size) for t in tables]],
+            dtype=torch.float64,
+        ).reshape(2, len(tables), size)
+        self.table = torch.zeros(len(tables), size, size, dtype=torch.float64)
+        for k, t in enumerate(tables):
+            v = torch.tensor(t.values, dtype=torch.float64)
+            v = torch.cat([v, v[-1:].expand(size - len(v), -1)])
+            self.table[k] = torch.cat([v, v[:, -1:].expand(-1, size - v.shape[1])], 1)
+        self.rest = rest
+
+    def __call__(self, counts: Tensor, volume: Tensor) -> Tensor:
+        """``[...]`` for counts ``[..., K]`` and volume ``[...]``."""
+        if self.calls.device != counts.device:
+            for name in ("calls", "grids", "table"):
+                setattr(self, name, getattr(self, name).to(counts.device))
+        alive, *widths = (counts.index_select(-1, index) for index in self.calls)
+        (i, t), (j, u) = (_cell(w, grid) for w, grid in zip(widths, self.grids.to(counts.dtype), strict=True))
+        table, layer = self.table.to(counts.dtype), torch.arange(len(self.table), device=counts.device)
+        low = torch.lerp(table[layer, i, j], table[layer, i, j + 1], u)
+        high = torch.lerp(table[layer, i + 1, j], table[layer, i + 1, j + 1], u)
+        a, b, c = self.rest
+        return c * (torch.lerp(low, high, t) * alive).sum(-1) + b * volume + a
+
+
+def _padded(grid: Sequence[int], size: int) -> list[float]:
+    return [*map(float, grid), *(float(grid[-1] + k) for k in range(1, size - len(grid) + 1))]
+
+
+def _cell(x: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Where ``x`` ``[..., L]`` lies in ``grid`` ``[L, G]``: the interval, and how far into it in [0, 1].
+
+    A point of the grid belongs to the interval below it: the slope there is what a channel less would save.
+    """
+    i = (x.detach().unsqueeze(-1) > grid[:, 1:-1]).sum(-1)
+    layer = torch.arange(len(grid), device=grid.device)
+    low, high = grid[layer, i], grid[layer, i + 1]
+    return i, (x - low) / (high - low)
+
+
+# -- measuring --------------------------------------------------------------------------------------------
+
+
+def measured(model: nn.Module, structure: Structure) -> LatencyModel:
+    """The latency model of a network on the device that it is on."""
+    network = strip_gates(copied(model)).eval()
+    device = device_of(network)
+    cost = structure.cost
+    shapes = _input_shapes(network, structure)
+    modules = dict(network.named_modules(remove_duplicate=False))
+    calls, tables = [], []
+    with _Cache(device) as known, torch.no_grad():
+        for layer, *counts in cost.calls:
+            name = layer.weight.rpartition(".")[0]
+            module = modules.get(name)
+            if module is None or not shapes.get(name) or not _simple(module):
+                continue  # an operator without a module, or a weight that is computed: part of the rest
+            calls.append((counts[0], counts[1], counts[2]))
+            tables.append(known.table(module, shapes[name].pop(0)))
+    model_of_layers = LatencyModel(calls, tables, (0.0, 0.0, 1.0))
+    cost.latency = model_of_layers
+    try:
+        return LatencyModel(calls, tables, _rest(model, structure))
+    finally:
+        cost.latency = None
+
+
+def _rest(model: nn.Module, structure: Structure) -> tuple[float, float, float]:
+    """``a``, ``b`` and ``c`` from the dense network and from the smallest: what their layers do not explain."""
+    from chipnet.budget.solver import smallest_mask
+
+    masks = torch.stack([torch.ones(structure.gates, dtype=torch.bool), smallest_mask(structure, LATENCY)])
+    costs = structure.cost(masks.double())
+    dense, small = _networks(model, structure, masks[1])
+    took = _side_by_side(dense, small, structure)
+    times = [1e9 * took[n].best for n in ("dense", "compact")]
+    volumes, layers = costs[:, 1].tolist(), costs[:, -1].tolist()
+    gained, by_layers = times[0] - times[1], layers[0] - layers[1]
+    b = max((gained - by_layers) / max(volumes[0] - volumes[1], 1.0), 0.0)
+    c = min(max(gained, 0.0) / max(by_layers, 1.0), 1.0)
+    return max(times[1] - b * volumes[1] - c * layers[1], 0.0), b, c
+
+
+def _networks(model: nn.Module, structure: Structure, mask: Tensor) -> tuple[nn.Module, nn.Module]:
+    dense = strip_gates(copied(model)).eval()
+    return dense, compact(dense, structure.plan(mask), verify=False).eval()
+
+
+@torch.no_grad()
+def _side_by_side(dense: nn.Module, small: nn.Module, structure: Structure) -> dict[str, Timing]:
+    """Timings of both, and of their ratio round by round."""
+    device = device_of(dense)
+    inputs = structure.inputs.to(device)
+    calls = {
+        "dense": lambda: dense(*inputs.args, **inputs.kwargs),
+        "compact": lambda: small(*inputs.args, **inputs.kwargs),
+    }
+    samples = interleaved(calls, seconds=_SECONDS, rounds=15, sync=_sync(device))
+    ratios = [b / a for a, b in zip(samples["dense"], samples["compact"], strict=True)]
+    return {n: Timing.of(t) for n, t in {**samples, "ratio": ratios}.items()}
+
+
+def _input_shapes(network: nn.Module, structure: Structure) -> dict[str, list[tuple[int, ...]]]:
+    """Shapes that every layer reads, call by call."""
+    found: dict[str, list[tuple[int, ...]]] = defaultdict(list)
+
+    def seen(name: str) -> Callable[[Any, Any], None]:
+        return lambda module, args: found[name].append(tuple(args[0].shape)) if args else None
+
+    layers = {n: m for n, m in network.named_modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))}
+    handles = [m.register_forward_pre_hook(seen(n)) for n, m in layers.items()]
+    with torch.no_grad():
+        structure.inputs.to(device_of(network))(network)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def _simple(module: nn.Module) -> bool:
+    layer = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+    return layer and module._parameters.get("weight") is not None
+
+
+class _Cache:
+    """Tables by what the layer is; in one file per device, versions, number of threads and dtype."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        where = f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        name = "".join(c if c.isalnum() or c in ".+-" else "-" for c in where)
+        self.path = Path(root) / "chipnet" / "latency" / f"{name}.json"
+        self.tables: dict[str, Any] = {}
+        self.new = False
+
+    def __enter__(self) -> _Cache:
+        with contextlib.suppress(
+            OSError, ValueError, TypeError
+        ):  # no file yet, or a damaged one: measure anew
+            self.tables = dict(json.loads(self.path.read_text()))
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self.new:
+            with contextlib.suppress(OSError):  # a read-only home costs a measurement each time, nothing more
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(self.path, json.dumps(self.tables).encode())
+
+    def table(self, module: nn.Module, shape: tuple[int, ...]) -> Table:
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        key = f"{type(module).__name__}({module.extra_repr()}) {list(shape)} {weight.dtype}"
+        try:
+            return _usable(decode(Table, self.tables.get(key), "a table"))
+        except DamagedError:  # or not there: measure anew
+            measured = measure_layer(module, shape)
+            self.tables[key], self.new = asdict(measured), True
+            return measured
+
+
+def _usable(table: Table) -> Table:
+    """A table that was read, if its times are for its widths and never fall as widths grow.
+
+    Raises:
+        DamagedError: they are not.
+    """
+    values = np.array(table.values if len({len(row) for row in table.values}) == 1 else [[]], dtype=float)
+    require(values.shape == (len(table.rows), len(table.columns)), "a table", "has times of other widths")
+    for widths in (table.rows, table.columns):
+        require(widths[0] == 0 and all(a < b for a, b in pairwise(widths)), "a table", "has no rising widths")
+    rising = (np.diff(values, axis=0) >= 0).all() and (np.diff(values, axis=1) >= 0).all()
+    require(bool(rising) and bool((values >= 0).all()), "a table", "has times that fall")
+    return table
+
+
+def measure_layer(module: nn.Module, shape: tuple[int, ...]) -> Table:
+    """Time a convolution or linear layer at a grid of widths, on inputs of ``shape`` as wide as it then reads.
+
+    The shortest of a few times counts: it is the one that nothing else disturbed.
+    """
+    rows_axis = 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    full_rows, full_columns = weight.shape[rows_axis], weight.shape[1 - rows_axis]
+    groups = getattr(module, "groups", 1)
+    many = groups > full_columns  # small groups live or die whole, so each reads as many as ever
+    step = full_rows // groups if many else groups
+    rows, columns = _grid(full_rows, step), [full_columns] if many else _grid(full_columns, 1)
+    if rows_axis == 1 and groups > 1:  # rare; groups of a transposed convolution stay
+        rows, columns = [full_rows], [full_columns]
+    grid = np.array([[_shortest(_slim(module, rows_axis, r, c), shape) for c in columns] for r in rows])
+    grid = np.maximum.accumulate(np.maximum.accumulate(grid, 0), 1)
+    values = np.pad(grid, ((1, 0), (1, 0)))
+    return Table((0, *rows), (0, *columns), tuple(tuple(map(float, row)) for row in values))
+
+
+def _shortest(layer: Any, shape: tuple[int, ...]) -> float:
+    """Nanoseconds of one call."""
+    sizes = list(shape)
+    if isinstance(layer, nn.Linear):
+        sizes[-1] = layer.in_features
+    else:
+        sizes[1] = layer.in_channels
+    x = torch.randn(sizes, device=layer.weight.device, dtype=layer.weight.dtype)
+    return 1e9 * min(interleaved({"": lambda: layer(x)}, seconds=0.0, rounds=5, sync=_sync(x.device))[""])
+
+
+def _grid(full: int, step: int) -> list[int]:
+    return sorted({step, *(max(step, round(full * f / step) * step) for f in _STEPS)})
+
+
+def _slim(module: nn.Module, rows_axis: int, rows: int, columns: int) -> Any:
+    """The layer as surgery would leave it with so many rows and columns."""
+    small = copy.deepcopy(module)
+    for hooks in (small._forward_hooks, small._forward_pre_hooks):
+        hooks.clear()
+    weight, bias = module._parameters["weight"], module._parameters.get("bias")
+    assert weight is not None
+    cut = weight.detach().narrow(rows_axis, 0, rows).narrow(1 - rows_axis, 0, columns).contiguous()
+    small._parameters["weight"] = nn.Parameter(cut)
+    if bias is not None:
+        small._parameters["bias"] = nn.Parameter(
+            bias.detach()[: rows if rows < weight.shape[rows_axis] else None]
+        )
+    _fit_attributes(small)
+    return small
+
+
+# -- landing ----------------------------------------------------------------------------------------------
+
+
+def land(
+    model: nn.Module,
+    structure: Structure,
+    limits: Mapping[str, int],
+    asked: int | float,
+    solve: Callable[[Mapping[str, int]], Tensor],
+) -> tuple[Tensor, Landing]:
+    """The mask of ``solve(limits)`` whose compact network, as measured, takes what was asked.
+
+    The limit of the modelled time is moved by the ratio of what was asked and what was measured, between the
+    largest limit that fitted and the smallest that did not, until the measured time is at most what was asked and
+    close to it. Of several that fit, the slowest is taken.
+
+    Raises:
+        BudgetError: none that was built fits; names the fastest.
+    """
+    limit, fitted, above = float(limits[LATENCY]), 0.0, float("inf")
+    best: tuple[Tensor, Landing] | None = None
+    fastest: Landing | None = None
+    for count in range(1, _ROUNDS + 1):
+        try:
+            mask = solve({**limits, LATENCY: int(limit)})
+        except BudgetError:  # below what any network is modelled to take
+            fitted, limit = limit, (limit + above) / 2
+            if above == float("inf"):
+                raise
+            continue
+        found = _measured(model, structure, mask, asked, count)
+        if fastest is None or found.measured < fastest.measured:
+            fastest = found
+        if found.measured <= asked:
+            fitted = max(fitted, limit)
+            if best is None or found.measured > best[1].measured:
+                best = mask, found
+            if found.measured >= _CLOSE * asked or bool(mask.all()):
+                break
+        else:
+            above = min(above, limit)
+        limit = limit * asked * (1 + _CLOSE) / 2 / found.measured
+        if not fitted < limit < above:  # measurements that contradict the model: halve what is left between
+            limit = (fitted + above) / 2 if above < float("inf") else 2 * fitted
+    if best is not None:
+        return best
+    assert fastest is not None
+    raise BudgetError(
+        f"no network was found that takes at most {asked_text(asked)} when it is measured. The fastest of those "
+        f"that were built: {fastest}. Ask for more time, or measure on a machine that does nothing else."
+    )
+
+
+def _measured(
+    model: nn.Module, structure: Structure, mask: Tensor, asked: int | float, count: int
+) -> Landing:
+    dense, small = _networks(model, structure, mask)
+    took = _side_by_side(dense, small, structure)
+    ratio = took["ratio"]
+    return Landing(
+        asked=asked,
+        dense=1e9 * took["dense"].best,
+        compact=1e9 * took["compact"].best,
+        median=ratio.median,
+        low=ratio.low,
+        high=ratio.high,
+        spread=took["compact"].spread,
+        threads=torch.get_num_threads(),
+        device=device_name(device_of(dense)),
+        networks=count,
+    )
+
+
+def _sync(device: torch.device) -> Callable[[], None]:
+    return torch.cuda.synchronize if device.type == "cuda" else (lambda: None)

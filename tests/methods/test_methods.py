@@ -1,0 +1,602 @@
+"""Every method keeps the promises of all methods, and does what its paper says on cases worked out by hand."""
+
+import copy
+import functools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._pytree import tree_leaves
+from toys import TOYS
+from toys import made as toy_made
+
+import chipnet
+from chipnet import BudgetError, ConfigError, Pruner, Structure
+from chipnet.analysis.kinds import KINDS
+from chipnet.lab.models import get_model
+from chipnet.lab.models.preresnet import PreResNet
+from chipnet.methods import METHODS, Gradual
+from chipnet.methods.bar import barrier, transition
+
+STEPS = 12
+
+
+class Small(nn.Module):
+    """conv 31 -> norm -> [conv 23 -> norm -> conv 31 -> norm] + -> conv 37 (bias, no norm) -> relu -> fc 2"""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 31, 3, padding=1, bias=False), nn.BatchNorm2d(31)
+        self.a, self.norm_a = nn.Conv2d(31, 23, 3, padding=1, bias=False), nn.BatchNorm2d(23)
+        self.b, self.norm_b = nn.Conv2d(23, 31, 3, padding=1, bias=False), nn.BatchNorm2d(31)
+        self.last, self.fc = nn.Conv2d(31, 37, 1), nn.Linear(37, 2)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        x = self.relu(self.norm(self.stem(x)))
+        x = self.relu(x + self.norm_b(self.b(self.relu(self.norm_a(self.a(x))))))
+        return self.fc(self.relu(self.last(x)).mean((2, 3)))
+
+
+@functools.cache
+def made():
+    torch.manual_seed(0)
+    net = Small()
+    structure = Structure(net, torch.zeros(1, 3, 4, 4))
+    x = torch.randn(6, 3, 4, 4)
+    return net, structure, x, (x[:, 0].mean((1, 2)) > 0).long()
+
+
+def fresh(method, budget, *, steps=STEPS, seed=0):
+    net, structure, *_ = made()
+    net = copy.deepcopy(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    return Pruner(net, structure, budget, steps=steps, method=method, seed=seed), net, optimizer
+
+
+def train(pruner, net, optimizer, steps):
+    *_, x, y = made()
+    for _ in range(steps):
+        loss = F.cross_entropy(net(x), y) + pruner.loss()
+        assert torch.isfinite(loss)
+        loss.backward()
+        optimizer.step()
+        pruner.step()
+        optimizer.zero_grad()
+
+
+# -- what holds for all -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_meets_every_budget(method, kind):
+    _, structure, *_ = made()
+    reached = 0
+    for fraction in (0.25, 0.06, 0.03):
+        budget = {kind: fraction}
+        try:
+            run = fresh(method, budget)
+        except BudgetError:
+            continue  # refused before training, for every method alike
+        reached += 1
+        pruner, net, _ = run
+        train(*run, STEPS)
+        plan = pruner.harden()
+        mask = torch.tensor(plan.mask)
+        assert structure.connected(mask)
+        assert plan.compact[kind] <= structure.limits(budget)[kind]
+        assert all(torch.isfinite(p).all() for p in net.parameters())
+        pruner.detach()
+        small = chipnet.compact(net, plan)
+        assert torch.isfinite(small(made()[2])).all()
+    assert reached == (2 if kind == "channels" else 3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_saved_method_continues_as_if_it_had_not_stopped(method):
+    for stop in (3, 10):  # before and after masks are final
+        whole = fresh(method, {"macs": 0.25})
+        train(*whole, stop)
+        pruner, net, optimizer = fresh(
+            method, {"macs": 0.25}, seed=1
+        )  # all that differs must come from the state
+        net.load_state_dict(whole[1].state_dict())
+        pruner.load_state_dict(copy.deepcopy(whole[0].state_dict()))
+        train(*whole, STEPS - stop)
+        train(pruner, net, optimizer, STEPS - stop)
+        assert torch.equal(pruner.mask, whole[0].mask)
+        for (name, a), b in zip(net.state_dict().items(), whole[1].state_dict().values(), strict=True):
+            assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_decided_by_its_seed(method):
+    masks = []
+    for seed in (3, 3, 4):
+        run = fresh(method, {"params": 0.25}, seed=seed)
+        torch.manual_seed(len(masks))  # the global generator must not matter
+        train(*run, STEPS)
+        masks.append(run[0].mask)
+    assert torch.equal(masks[0], masks[1])
+    if method == "random":
+        assert not torch.equal(masks[0], masks[2])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_after_detach_the_model_is_bare(method):
+    pruner, net, _ = fresh(method, {"macs": 0.25})
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
+    assert sum(hooks) > 0
+    copied = copy.deepcopy(net)
+    assert torch.isfinite(copied(made()[2])).all()  # a copy's hooks are inert
+    small = chipnet.compact(net, pruner.harden())  # and a compact network has none
+    pruner.detach()
+    for model in (net, small):
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_names_its_source(method):
+    text = METHODS[method].__doc__
+    assert method in ("random", "uniform", "chipnet") or "arXiv" in text
+
+
+@pytest.mark.parametrize("method", ["chipnet:floor=0", "random:floor=0"])
+def test_once_masks_are_final_what_is_trained_is_what_ships(method):
+    """Also behind a branch that died, where the stream's gates are open and a norm would emit its constant."""
+    run, net, optimizer = fresh(method, {"macs": 0.5}, steps=STEPS)
+    x = made()[2]
+    mask = torch.ones(run.structure.gates, dtype=torch.bool)
+    branch = next(i for i, s in enumerate(run.structure.sites) if s.host.module == "norm_a")
+    mask[run.structure.site_gates[branch]] = False
+    run.method._solve = lambda *args, **kwargs: mask
+    with torch.no_grad():
+        net.norm_b.bias.fill_(1.0)
+    train(run, net, optimizer, STEPS)
+    assert run.method.final and not run.structure.existing(mask).all()
+    net.eval()
+    with torch.no_grad():
+        trained = net(x)
+        with run.hardened():
+            shipped = net(x)
+        plan = run.harden()
+        run.detach()
+        assert torch.equal(trained, shipped)
+        assert torch.allclose(chipnet.compact(net, plan)(x), trained, atol=1e-5)
+
+
+def test_the_floor_of_chipnet_takes_at_most_half_of_the_budget():
+    """A twentieth of 31, 23 and 37 channels: 2, 1 and 2 of them."""
+    _, structure, *_ = made()
+    least = torch.zeros(structure.gates, dtype=torch.bool)
+    for gates in structure.site_gates:
+        least[gates[: {31: 2, 23: 1, 37: 2}.get(len(gates), 0)]] = True
+    cost = structure.cost.exact(least).macs
+    assert fresh("chipnet", {"macs": 2 * cost})[0].method.floors() == [0.05] * len(structure.sites)
+    floors = fresh("chipnet", {"macs": 2 * cost - 1})[0].method.floors()
+    sizes = [len(gates) for gates in structure.site_gates]
+    assert {n: round(n * part) for n, part in zip(sizes, floors, strict=True) if n} == {31: 2, 23: 0, 37: 2}
+    assert not any(fresh("chipnet:floor=0", {"macs": 2 * cost - 1})[0].method.floors())
+
+
+@pytest.mark.parametrize(
+    ("budget", "together"),
+    [("channels=149", 6), ("volume=0.25", 6), ("macs=0.005", 1), ("macs=0.25", 1), ("params=0.005", 1)],
+)
+def test_a_branch_of_chipnet_that_lives_does_so_with_as_much_as_it_costs(budget, together):
+    """Six channels if the branch costs at least so many beside them, as its last layer's do (channels, volume), and
+    no floor; one where all of its cost is in its channels (MACs), or nearly all."""
+    torch.manual_seed(0)
+    net, x = get_model("resnet20", num_classes=100, in_channels=1), torch.randn(8, 1, 14, 14)
+    pruner = chipnet.Pruner(net, x, budget, steps=40, method="chipnet")
+    sites = pruner.structure.sites
+    inner = [
+        i
+        for i, site in enumerate(sites)
+        if len(pruner.structure.site_gates[i]) and "bn1" in site.name and "." in site.name
+    ]
+    least = pruner.method.least
+    assert len(inner) == 9
+    assert [least[i] for i in inner] == [together] * 9
+    assert sum(least) == len(sites) + 9 * (together - 1)  # the streams' are decided by their floor
+    for _ in range(40):
+        loss = F.cross_entropy(net(x), torch.arange(8)) + pruner.loss()
+        loss.backward()
+        pruner.step()
+        net.zero_grad()
+    widths = [int(pruner.mask[pruner.structure.site_gates[i]].sum()) for i in inner]
+    assert all(n == 0 or n >= together for n in widths)
+
+
+@pytest.mark.parametrize(("budget", "together"), [("channels=0.5", 6), ("macs=0.25", 1), ("params=0.25", 1)])
+def test_a_bottleneck_costs_beside_its_channels_what_all_of_it_costs(budget, together):
+    """Its inner layers cost each other nothing that is not theirs; by themselves each would pay for the other."""
+    net = PreResNet(3, bottleneck=True, num_classes=100, in_channels=1)
+    structure = Structure(net, torch.zeros(1, 1, 14, 14))
+    pruner = chipnet.Pruner(net, structure, budget, steps=4, method="chipnet")
+    inner = [i for i, bypassed in enumerate(structure.bypassed) if bypassed]
+    assert len(inner) == 2 * 9
+    assert {pruner.method.least[i] for i in inner} == {together}
+    assert {pruner.method.floors()[i] for i in inner} == {0.0 if together > 1 else 0.05}
+
+
+@pytest.mark.parametrize("setting", ["together=1", "together=1,floor=0", "together=0", "floor=0"])
+@pytest.mark.parametrize("budget", ["volume=0.5", "volume=0.0625", "macs=0.5"])
+def test_without_a_least_width_a_floor_holds_for_branches_too(setting, budget):
+    net, x = get_model("resnet20", num_classes=100, in_channels=1), torch.zeros(1, 1, 14, 14)
+    pruner = chipnet.Pruner(net, x, budget, steps=4, method=f"chipnet:{setting}")
+    branches = [i for i, bypassed in enumerate(pruner.structure.bypassed) if bypassed]
+    floor = 0.0 if "floor" in setting or budget == "volume=0.0625" else 0.05
+    assert {pruner.method.floors()[i] for i in branches} == {floor}
+    assert pruner.structure.connected(pruner.mask)
+
+
+def test_where_no_branch_may_die_none_has_a_least_width():
+    net = get_model("resnet20", num_classes=100, in_channels=1)
+    structure = Structure(net, torch.zeros(1, 1, 14, 14), min_channels=3)
+    pruner = chipnet.Pruner(net, structure, "volume=0.3", steps=4, method="chipnet")
+    assert set(pruner.method.least) == {1}
+    assert set(pruner.method.floors()) == {0.05}
+
+
+def test_a_branch_may_be_lost_at_a_finite_price():
+    """Without the inside of the branch the input still arrives; without the stream or the last layer not."""
+    pruner, *_ = fresh("chipnet:thrift=0,shared=0.75", {"macs": 0.5})
+    bypassed = {
+        site.host.module: pruner.method.may_die[site.gates].unique().tolist()
+        for site in pruner.structure.sites
+        if (site.gates >= 0).any()
+    }
+    assert bypassed == {"norm": [0.0], "norm_a": [1.0], "norm_b": [0.0], "last": [0.0]}
+    method, sites = pruner.method, pruner.structure.site_gates
+    method.learn(torch.ones(pruner.structure.gates))
+    lost = []
+    for gates in (g for g in sites if len(g)):
+        z = torch.ones(pruner.structure.gates)
+        z[gates] = 0.0
+        lost.append((len(gates), float(method._lost(z))))
+    # benefits alike: sum of w log(1 / 0.000001) or 23 log(1.05 / 0.05), over the sum of weights
+    total = 31 * 2**0.75 + 23 + 37
+    by_size = dict(lost)
+    assert by_size[31] == pytest.approx(31 * 2**0.75 * math.log(1e6) / total, rel=1e-4)
+    assert by_size[23] == pytest.approx(23 * math.log(21) / total, rel=1e-3)
+    assert by_size[37] == pytest.approx(37 * math.log(1e6) / total, rel=1e-4)
+
+
+def test_the_weight_of_a_site_falls_with_the_root_of_its_cost():
+    """Parameters of the dense network that go with a site, by hand; the stream (31) is written by two layers."""
+    pruner, *_ = fresh("chipnet", {"params": 0.5})
+    costs = {
+        31: 31
+        * (27 + 2 + 23 * 9 + 23 * 9 + 2 + 37),  # stem, its norm, read by a, written by b, norm, read by last
+        23: 23 * (31 * 9 + 2 + 31 * 9),
+        37: 37 * (31 + 1 + 2),
+    }
+    worth = {len(g): float(pruner.method.worth[g[0]]) for g in pruner.structure.site_gates if len(g)}
+    expected = {n: (2**1.25 if n == 31 else 1.0) / cost**0.5 for n, cost in costs.items()}
+    for n in (31, 37):
+        assert worth[n] / worth[23] == pytest.approx(expected[n] / expected[23], rel=1e-5)
+
+
+@functools.cache
+def thin(model):
+    """A network for small images of one channel, and its structure."""
+    net = get_model(model, num_classes=10, in_channels=1)
+    return net, Structure(net, torch.zeros(1, 1, 16, 16))
+
+
+def lead(model, **options):
+    """By how much the first stream's gates weigh more than those of the branches that they run past."""
+    text = "chipnet" + "".join(f":{k}={v}" for k, v in options.items())
+    net, structure = thin(model)
+    pruner = chipnet.Pruner(net, structure, "macs=0.5", steps=4, method=text)
+    sites = [
+        (float(pruner.method.worth[gates[0]]), bypassed)
+        for gates, bypassed in zip(pruner.structure.site_gates, pruner.structure.bypassed, strict=True)
+        if len(gates) == 16
+    ]
+    pruner.detach()
+    (stream,) = [worth for worth, bypassed in sites if not bypassed]
+    return stream / max(worth for worth, bypassed in sites if bypassed)
+
+
+def test_a_deep_networks_streams_lead_by_no_more_than_a_shallow_ones():
+    shallow, deep = lead("resnet20"), lead("resnet56")
+    assert deep == pytest.approx(shallow, rel=0.1)
+    assert lead("resnet20", most_layers=0) == shallow  # four layers share it
+    # Ten layers share it, for two and a half times the cost.
+    assert lead("resnet56", most_layers=0) == pytest.approx(shallow * 2.5**0.75, rel=0.1)
+
+
+def test_a_stem_weighs_by_what_depends_on_it():
+    """The stem of a wide network is no part of a stream: one layer has its gates."""
+    net, x = get_model("wrn-16-2", num_classes=10, in_channels=1), torch.zeros(1, 1, 16, 16)
+    pruner = chipnet.Pruner(net, x, "macs=0.5", steps=4, method="chipnet")
+    method, sites = pruner.method, pruner.structure.site_gates
+    stem = next(g for g, b in zip(sites, pruner.structure.bypassed, strict=True) if len(g) == 16 and not b)
+    stream = next(g for g, b in zip(sites, pruner.structure.bypassed, strict=True) if len(g) == 32 and not b)
+
+    def ratio(benefit):
+        """What losing half of the stem costs, in losses of half of the first stream."""
+        square = torch.ones(pruner.structure.gates)
+        square[stem] = benefit**2
+        method.square, method.seen = square * (1 - method.memory), 1
+        lost = []
+        for gates in (stem, stream):
+            z = torch.ones(pruner.structure.gates)
+            z[gates] = 0.5
+            lost.append(float(method._lost(z)))
+        return lost[0] / lost[1]
+
+    alone = 16 + 2 * (32 + 64 + 128)  # the stem and the insides of six blocks
+    typical = (16 * 9 + alone - 16) / alone
+    assert ratio(9.0) / ratio(1.0) == pytest.approx((9 / typical) ** 0.5, rel=1e-4)
+
+
+def test_of_sites_that_nothing_bypasses_only_the_stem_weighs_by_its_benefit():
+    pruner = chipnet.Pruner(get_model("mobilenetv2-cifar"), torch.zeros(1, 3, 32, 32), "macs=0.5", steps=4)
+    method, structure = pruner.method, pruner.structure
+    vital = [g for g, b in zip(structure.site_gates, structure.bypassed, strict=True) if len(g) and not b]
+    assert [bool(method.weighed[g].all()) for g in vital] == [True] + [False] * (len(vital) - 1)
+    assert len(vital) > 10
+
+
+def test_in_a_plain_chain_no_site_weighs_by_its_benefit():
+    """It does not help there: every layer of a chain stands between input and output."""
+    pruner = chipnet.Pruner(
+        get_model("vgg16-bn-cifar"), torch.zeros(1, 3, 32, 32), "macs=0.5", steps=4, method="chipnet"
+    )
+    assert not pruner.method.weighed.any()
+
+
+# -- options ----------------------------------------------------------------------------------------------
+
+
+def test_settings_come_with_the_name():
+    pruner, *_ = fresh("chipnet: floor=0, refreshes=7", {"macs": 0.5})
+    assert (pruner.method.floor, pruner.method.refreshes) == (0.0, 7)
+    assert METHODS["chipnet"].floor == 0.05
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slimmin", "unknown method 'slimmin'; known: chipnet,.*, or module:Class for one of your own"),
+        ("chipnet:floor=nan", "floor of chipnet must be from 0 to 1, not nan"),
+        ("taylor:floor=-5,memory=2", r"floor of taylor must be .*; memory of taylor must be from 0 to"),
+        ("taylor:refreshes=-3", "refreshes of taylor must be at least 0 and finite, not -3"),
+        ("taylor:together=-1", "together of taylor must be at least 0 and finite, not -1"),
+        ("chipnet:travel=inf", "travel of chipnet must be at least 0 and finite, not inf"),
+        ("bar:beta=0,slope=0", "beta of bar must be at least 0.001 and finite, not 0.0; slope"),
+        ("bar:gamma=0.5", "gamma of bar must be from -inf to -0.001, not 0.5"),
+        ("random:floor=0,floor=0.5", "floor is given twice in the method"),
+        ("random:", "cannot read '' in the method"),
+        ("no.such:Method", "there is no module 'no'"),
+        (
+            "chipnet.methods:read_method",
+            "chipnet.methods:read_method is no method: write a class that extends",
+        ),
+        ("chipnet.methods:Gradual", "the method chipnet.methods:Gradual lacks scores"),
+        (5, "method is a name, module:Class or a class of Method, not 5"),
+        (nn.Linear, "Linear is no method"),
+        ("chipnet:flor=0,travl=1", r"did you mean 'floor'\?; chipnet has no setting 'travl'"),
+        ("random:zzzzzz=1", "it has shrink, freeze, refreshes, floor"),
+        ("chipnet:most_layers=0.5", "most_layers of chipnet is a whole number, not 0.5"),
+        ("chipnet:most_layers=nan", "most_layers of chipnet is a whole number, not nan"),
+        ("chipnet:travel=far", "cannot read 'travel=far' in the method"),
+        ("chipnet:travel", "cannot read 'travel' in the method"),
+    ],
+)
+def test_settings_that_cannot_be_used(text, message):
+    with pytest.raises(ConfigError, match=message):
+        fresh(text, {"macs": 0.5})
+
+
+class Last(Gradual):
+    """The last channels of every site."""
+
+    step_size: float = 1.0
+
+    def scores(self):
+        return torch.arange(self.structure.gates, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("method", ["test_methods:Last: floor=0", Last])
+def test_a_method_of_ones_own(method):
+    pruner, net, optimizer = fresh(method, {"macs": 0.25})
+    train(pruner, net, optimizer, STEPS)
+    assert type(pruner.method).__name__ == "Last" and pruner.soft_cost()["macs"] <= 0.25
+    for gates in filter(len, pruner.structure.site_gates):
+        kept = pruner.mask[gates]
+        assert kept[-1] and (kept.int().diff() >= 0).all()
+    with pytest.raises(ConfigError, match="own has no setting 'size'; did you mean 'step_size'"):
+        fresh("test_methods:Last:size=1", {"macs": 0.25})
+
+
+def test_without_refreshes_the_cut_comes_once_at_the_end():
+    pruner, net, optimizer = fresh("slimming:refreshes=0,freeze=1,floor=0", {"macs": 0.25})
+    train(pruner, net, optimizer, STEPS - 1)
+    assert pruner.method.current.all()
+    train(pruner, net, optimizer, 1)
+    assert pruner.method.final
+    assert pruner.soft_cost()["macs"] <= 0.25
+
+
+# -- what each paper says ---------------------------------------------------------------------------------
+
+
+def two_channels():
+    """x -> linear (2 gates, norm) -> linear: small enough to differentiate by hand."""
+    net = nn.Sequential(nn.Linear(3, 2, bias=False), nn.BatchNorm1d(2), nn.Linear(2, 1, bias=False)).double()
+    return net, Structure(net, torch.zeros(1, 3, dtype=torch.float64))
+
+
+def gradients_by_image(net, x, loss):
+    """dL_n/dz at z = 1, from its definition: multiply the norm's output, image by image. `[images, gates]`"""
+    hidden = net[1](net[0](x)).detach()
+    z = torch.ones(len(x), 2, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(loss(net[2](hidden * z)), z)
+    return grad
+
+
+@pytest.mark.parametrize("method", ["taylor", "fisher"])
+def test_taylor_squares_the_mean_and_fisher_each_image(method):
+    net, structure = two_channels()
+    x = torch.randn(5, 3, dtype=torch.float64)
+
+    def loss(y):
+        return (y**2).mean()
+
+    grads = gradients_by_image(net.train(), x, loss)
+    pruner = Pruner(net, structure, {"params": 0.9}, steps=1000, method=method)
+    loss(net(x)).backward()
+    pruner.step()
+    expected = grads.sum(0).square() if method == "taylor" else grads.square().sum(0)
+    scores = pruner.method.scores()
+    torch.testing.assert_close(scores / scores.sum(), (expected / expected.sum()).to(scores.dtype))
+    torch.testing.assert_close(pruner.method.sensitivity().double(), expected, rtol=1e-5, atol=1e-12)
+
+
+def test_fisher_adds_sites_that_share_a_gate_before_it_squares():
+    class Stream(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm_a = nn.Linear(3, 5), nn.BatchNorm1d(5)
+            self.b, self.norm_b = nn.Linear(3, 5), nn.BatchNorm1d(5)
+            self.out = nn.Linear(5, 1, bias=False)
+
+        def forward(self, x):
+            return self.out(self.norm_a(self.a(x)) + self.norm_b(self.b(x)))
+
+    net = Stream().double()
+    x = torch.randn(7, 3, dtype=torch.float64)
+    structure = Structure(net, x[:1])
+    assert structure.gates == 5
+    both = (net.norm_a(net.a(x)) + net.norm_b(net.b(x))).detach()
+    z = torch.ones(7, 5, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad((net.out(both * z) ** 2).sum(), z)
+    pruner = Pruner(net, structure, {"params": 0.9}, steps=100, method="fisher")
+    (net(x) ** 2).sum().backward()
+    pruner.step()
+    torch.testing.assert_close(
+        pruner.method.sensitivity().double(), grad.square().sum(0), rtol=1e-5, atol=1e-9
+    )
+
+
+def test_slimming_pulls_on_gated_norm_scales_and_nothing_else():
+    pruner, net, _ = fresh("slimming:l1=0.5,published_steps=1", {"macs": 0.25})
+    pruner.loss().backward()
+    pulled = {n for n, p in net.named_parameters() if p.grad is not None}
+    assert pulled == {"norm.weight", "norm_a.weight", "norm_b.weight"}
+    assert torch.equal(net.norm.weight.grad, torch.full((31,), 0.5))
+
+
+def test_slimming_has_one_threshold_for_all_layers():
+    pruner, net, _ = fresh("slimming:floor=0", {"channels": 0.6})
+    with torch.no_grad():
+        net.norm_a.weight.fill_(0.2)  # a whole layer below
+        net.norm.weight.fill_(0.9)
+        net.norm_b.weight.fill_(0.9)
+    sites = {site.name: site.gates for site in made()[1].sites}
+    mask = pruner.mask
+    assert not mask[sites["norm_a"]].any()
+    assert mask[sites["norm"]].all()
+
+
+def test_the_scores_of_magnitude_by_hand():
+    net, structure = two_channels()
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([-3.0, 1.0]))
+    pruner = Pruner(net, structure, {"params": 0.9}, steps=10, method="magnitude")
+    assert pruner.method.scores().tolist() == [1.5, 0.5]
+
+
+def test_methods_that_read_weights_take_layers_that_compute_theirs():
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 7)), nn.ReLU(), nn.Linear(7, 2))
+    structure = Structure(net, torch.zeros(1, 3))
+    for method in ("magnitude", "slimming", "fisher"):
+        pruner = Pruner(net, structure, {"params": 0.5}, steps=4, method=method)
+        assert pruner.harden().compact.params <= 0.5 * structure.cost.dense.params
+        pruner.detach()
+
+
+def test_the_barrier_of_bar():
+    low, high = torch.tensor(0.25), torch.tensor(1.01)
+    costs = torch.linspace(0, 2, 201)
+    f = barrier(costs, low, high)
+    assert (f[costs <= 0.25] == 0).all()
+    assert (f.diff() >= 0).all()
+    assert f.max() == 1000
+    half = (low + high) / 2
+    assert barrier(half, low, high) == pytest.approx(0.5)  # x = 1/2: (1/4) / (1/2)
+    assert (transition(0.0), transition(0.5), transition(1.0)) == (0.0, 0.5, 1.0)
+
+
+def test_the_gates_of_bar_are_hard_concrete():
+    pruner, *_ = fresh("bar:start=0", {"macs": 0.25})
+    samples = []
+    for _ in range(60):
+        samples.append(pruner.method.values(0.0).detach())
+        pruner.method.noise = None
+    z = torch.stack(samples)
+    # At log_alpha = 0: P(z = 0) = sigmoid(beta log(-gamma / zeta)) = sigmoid(-1.5986), and P(z = 1) equals it.
+    for edge in (0, 1):
+        assert (z == edge).float().mean().item() == pytest.approx(0.1682, abs=0.02)
+    with torch.no_grad():
+        assert pruner.method.values(0.0).sub(0.5).abs().max() < 0.02  # in evaluation: the middle, no noise
+
+
+def test_bar_brings_the_cost_down_to_the_budget():
+    run = fresh("bar", {"macs": 0.25}, steps=40)
+    assert run[0].method.distills == (4.0, 0.9)
+    train(*run, 40)
+    assert run[0].soft_cost()["macs"] < 0.5
+
+
+# -- on every toy network ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("realisation", ["plain", "indexed"])
+@pytest.mark.parametrize("name", TOYS)
+def test_fisher_sees_image_by_image_what_the_gates_gradient_sums_up(name, realisation):
+    toy = TOYS[name]
+    model, _, structure = toy_made(toy, realisation=realisation)
+    if not structure.gates:
+        pytest.skip("nothing to prune")
+    model = copy.deepcopy(model)
+    x = torch.randn(3, *toy.shape[1:], dtype=torch.float64)
+    sums, grads = [], []
+    for method, found in (("fisher", sums), ("taylor", grads)):
+        pruner = Pruner(model, structure, {"channels": 0.999}, steps=1000, method=method)
+        if method == "taylor":
+            pruner.method.sensed = lambda grad, found=grads: found.append(grad) or grad
+        loss = sum(y.sin().sum() for y in tree_leaves(model(x)))
+        loss.backward()
+        if method == "fisher":
+            found += [total.sum(0) for total in pruner.method.sums.values()]
+        pruner.step()
+        pruner.detach()
+    # Both in float32: sums of many terms that nearly cancel.
+    scale = sum(grads).abs().max().clamp(min=1e-6)
+    torch.testing.assert_close(sum(sums) / scale, sum(grads) / scale, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["slimming", "magnitude", "bar", "fisher"])
+@pytest.mark.parametrize("name", TOYS)
+def test_methods_take_every_toy(name, method):
+    toy = TOYS[name]
+    model, _, structure = toy_made(toy)
+    if not structure.gates:
+        pytest.skip("nothing to prune")
+    model = copy.deepcopy(model)
+    budget = {"params": 0.9}
+    pruner = Pruner(model, structure, budget, steps=2, method=method)
+    x = torch.randn(3, *toy.shape[1:], dtype=torch.float64)
+    for _ in range(2):
+        (sum(y.sin().sum() for y in tree_leaves(model(x))) + pruner.loss()).backward()
+        pruner.step()
+    assert pruner.harden().compact.params <= structure.limits(budget)["params"]
+    pruner.detach()

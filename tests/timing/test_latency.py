@@ -1,0 +1,194 @@
+"""Side by side: turns, medians, ratios, memory by hand, reasons; what a runtime cannot do is said."""
+
+import json
+import time
+
+import pytest
+import torch
+from test_cli import chipnet_
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from chipnet import ConfigError
+from chipnet.lab.models import get_model
+from chipnet.program.inputs import Inputs
+from chipnet.timing import compare as timing
+from chipnet.timing.compare import Machine, Part, Timing, compare, interleaved
+
+CPU = torch.device("cpu")
+
+
+def net(width):
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 5, 3, padding=1)
+    ).eval()
+
+
+def test_every_round_times_every_call_once_and_the_order_rotates(monkeypatch):
+    monkeypatch.setattr(timing, "SAMPLE", 0.0)  # one call a sample
+    order = []
+    times = interleaved({n: lambda n=n: order.append(n) for n in "abc"}, seconds=0.0, rounds=4)
+    assert {n: len(t) for n, t in times.items()} == {"a": 4, "b": 4, "c": 4}
+    assert "".join(order[9:]) == "abcbcacababc"  # after three calls each to warm up
+
+
+def test_times_are_seconds_per_call():
+    times = interleaved({"short": lambda: time.sleep(0.0005), "long": lambda: time.sleep(0.004)}, seconds=0.1)
+    short, long = Timing.of(times["short"]), Timing.of(times["long"])
+    assert 0.0005 <= short.low <= short.median <= short.high
+    assert 0.004 <= long.median < 0.02
+    assert short.median < long.median
+    assert short.spread == (short.high - short.low) / 2 / short.median
+
+
+def test_parts_count_what_pytorch_counts():
+    network, x = get_model("mobilenetv2-cifar", 10, 3).eval(), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        found = timing.parts(network, Inputs.of(x), lambda: None, passes=1)
+        with FlopCounterMode(display=False) as counter:
+            network(x)
+    assert sum(p.macs for p in found.values()) == counter.get_total_flops() // 2
+    first = next(p for p in found.values() if p.kind == "Conv2d")
+    assert (first.reads, first.writes) == (3, 32)
+    assert first.bytes == 4 * (2 * 3 * 256 + 2 * 32 * 256 + 32 * 3 * 9)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+def test_peak_memory_by_hand():
+    """Between the layers two maps live at once: 7 and 7 channels around the ReLU, then 7 and 5."""
+    with torch.no_grad():
+        peak = timing.peak_memory(net(7), Inputs.of(torch.randn(1, 3, 4, 4)), CPU)
+        inplace = nn.Sequential(nn.Conv2d(3, 7, 1), nn.ReLU(inplace=True))
+        assert timing.peak_memory(inplace, Inputs.of(torch.randn(1, 3, 4, 4)), CPU) == 4 * 16 * 7
+    assert peak == 4 * 16 * (7 + 7)
+
+
+@pytest.mark.parametrize(
+    ("part", "why"),
+    [
+        (Part("BatchNorm2d", 8, 8, 0, 4000, 1e-5), "call"),
+        (Part("BatchNorm2d", 8, 8, 0, 4_000_000, 1e-3), "memory"),
+        (Part("Conv2d", 8, 8, 1_000, 4_000, 1e-3), "memory"),
+        (Part("Conv2d", 13, 16, 100_000, 1_000, 1e-3), "width 13"),
+        (Part("Conv2d", 13, 21, 100_000, 1_000, 1e-3), "width 13, 21"),
+        (Part("Conv2d", 8, 16, 100_000, 1_000, 1e-3), "small"),
+    ],
+)
+def test_reasons(part, why):
+    assert Machine(macs=1e10, bytes=1e9, call=1e-5).reason(part) == why
+
+
+def test_a_smaller_network_is_faster_smaller_and_leaner():
+    done = compare(
+        {"big": net(64), "small": net(8)},
+        torch.randn(2, 3, 24, 24),
+        seconds=0.3,
+        runtimes=["eager", "onnxruntime"],
+    )
+    assert not done.skipped
+    assert done.macs_left == 1 / 8
+    for runtime in ("eager", "onnxruntime"):
+        ratio, low, high = done.ratios[runtime]
+        assert low <= ratio <= high
+        assert ratio < 1
+        assert all(t.low <= t.median <= t.high for t in done.timings[runtime].values())
+    assert done.memory["small"] * 8 == done.memory["big"]
+    assert (done.batch, done.threads, done.dtype) == (2, 1, "float32")
+    assert any(line.startswith("eager: ") and "for 12% of the MACs" in line for line in done.verdict())
+    assert json.loads(json.dumps(done.to_json()))["macs_left"] == 1 / 8
+
+
+def test_time_that_is_left_is_explained():
+    """Two networks that differ in nothing but a claim: all of the second one's time is left over."""
+    done = compare({"one": net(8), "other": net(8)}, torch.randn(1, 3, 8, 8), seconds=0.1, runtimes=["eager"])
+    rows = {r.name: r for r in done.rows}
+    assert set(rows) == {"0", "1", "2"}
+    assert all(abs(r.excess) < max(r.first.seconds, r.second.seconds) for r in done.rows)
+    short = timing.Comparison(
+        **{
+            **vars(done),
+            "macs": {"one": 100, "other": 10},
+            "rows": (
+                timing.Row("0", rows["0"].first, rows["0"].second, 3e-3, "width 13"),
+                timing.Row("1", rows["1"].first, rows["1"].second, 1e-3, "call"),
+            ),
+        }
+    )
+    assert short.causes() == {"width": 3e-3, "call": 1e-3}
+    assert (
+        "What took the rest, in eager mode: 75% widths that are not a multiple of 8 (width); 25% calls"
+        in short.verdict()[-1]
+    )
+
+
+def test_torch_compile_is_measured_or_the_reason_is_said(monkeypatch):
+    networks = {"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)}
+    done = compare(networks, torch.randn(2, 3), seconds=0.1, runtimes=["compile"])
+    assert ("compile" in done.timings) != ("compile" in done.skipped)
+
+    def broken(*args):
+        raise RuntimeError("InvalidCxxCompiler:\n  no working C++ compiler")
+
+    monkeypatch.setitem(timing.RUNTIMES, "compile", broken)
+    done = compare(networks, torch.randn(2, 3), seconds=0.1, runtimes=["compile"])
+    assert not done.timings
+    assert "needs a C++ compiler" in done.skipped["compile"]
+    assert "RuntimeError: InvalidCxxCompiler: no working C++ compiler" in done.skipped["compile"]
+
+
+def test_requests_that_cannot_be_used():
+    with pytest.raises(ConfigError, match="two networks, got 1"):
+        compare({"a": net(2)}, torch.randn(1, 3, 8, 8))
+    with pytest.raises(ConfigError, match="unknown runtime tflite; known: eager, compile, onnxruntime"):
+        compare({"a": net(2), "b": net(2)}, torch.randn(1, 3, 8, 8), runtimes=["tflite"])
+
+
+# -- the command ------------------------------------------------------------------------------------------
+
+
+def test_the_command_shows_both_and_the_layers(run_folder):
+    done = chipnet_(
+        "latency",
+        run_folder,
+        "--runtime",
+        "eager",
+        "--seconds",
+        "0.1",
+        "--threads",
+        "1",
+        "--batch",
+        "3",
+        "--rows",
+        "4",
+    )
+    assert done.exit_code == 0, done.output
+    assert "1 thread(s), batch 3, float32, torch" in done.stdout
+    for word in ("dense", "quarter", "eager", "activations", "file", "2,290,560", "MACs left", "why"):
+        assert word in done.stdout, word
+    assert "of the MACs" in done.stdout
+
+
+def test_the_command_gives_json_and_compares_two_runs(run_folder):
+    done = chipnet_(
+        "latency", run_folder, "--against", run_folder, "--runtime", "eager", "--seconds", "0.1", "--json"
+    )
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert result["macs_left"] == 1
+    assert result["names"] == ["quarter (against)", "quarter"]
+    assert result["file_bytes"]["quarter"] == (run_folder / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--batch", "0"), "--batch must be at least 1"),
+        (("--device", "abacus"), "there is no device 'abacus'"),
+        (("--threads", "0"), "threads must be at least 1"),
+        (("--runtime", "tflite"), "unknown runtime tflite"),
+    ],
+)
+def test_the_command_refuses_in_one_line(run_folder, arguments, said):
+    done = chipnet_("latency", run_folder, *arguments)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert said in done.stderr
