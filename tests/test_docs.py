@@ -1,6 +1,5 @@
 """Every Python block of README and docs runs (those of one file share a namespace); commands can be read."""
 
-import fnmatch
 import re
 import shlex
 from pathlib import Path
@@ -62,14 +61,19 @@ def test_options_that_are_spoken_of_exist(path: Path) -> None:
                 assert option in known, f"{path.name}: {option} in {line.strip()!r}"
 
 
-def test_the_table_of_the_architecture_has_every_file_and_no_other() -> None:
+def test_the_tree_of_the_architecture_is_the_tree() -> None:
+    """Every file stands there, in its folder, or the folder does as one line; and nothing else."""
     text = (ROOT / "docs" / "architecture.md").read_text()
-    named = re.findall(r"`([\w*]+)(?:\.py|/)`", text[text.index("## One file") : text.index("## Slots")])
     package = ROOT / "src" / "chipnet"
-    there = [p.stem for p in package.iterdir() if p.suffix == ".py" or (p.is_dir() and p.name[0] != "_")]
-    there += ["_rules"]
-    missing = [
-        n for n in there if n != "__init__" and not any(fnmatch.fnmatch(n, pattern) for pattern in named)
-    ]
-    assert not missing
-    assert not [n for n in named if not fnmatch.filter(there, n)]
+    picture = text[text.index("\nchipnet/\n") + 1 :].partition("\n```")[0].splitlines()[1:]
+    named: list[Path] = []
+    folders = [package]
+    for line in picture:
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        named.append(folders[depth - 1] / name)
+        folders[depth:] = [named[-1]]
+    open_folders = {path.parent for path in named}
+    whole = {path for path in named if path not in open_folders}
+    there = {p for p in package.rglob("*.py") if p.name not in ("__init__.py", "__main__.py")}
+    assert sorted(p for p in there if not whole & {p, *p.parents}) == []
+    assert sorted(p for p in named if not p.exists()) == []

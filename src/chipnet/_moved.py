@@ -43,9 +43,9 @@ class Moved(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         assert spec.origin is not None
-        warnings.warn(
-            f"{spec.name} is {spec.origin} now; the old name goes with 0.3", DeprecationWarning, stacklevel=2
-        )
+        if spec.name.count(".") == 1:  # what is inside has been told of with it
+            told = f"{spec.name} is {spec.origin} now; the old name goes with 0.3"
+            warnings.warn(told, DeprecationWarning, stacklevel=2)
         module = importlib.import_module(spec.origin)
         spec.loader_state = module.__spec__
         return module

@@ -1,6 +1,6 @@
 """Methods: ways to give every gate a value. Everything else (gates, costs, hardening, compaction) is shared.
 
-A method is one file with one class; ``METHODS`` is the table of ours, tried by ``tests/methods/test_methods.py``. One of
+A method is one file with one class; ``METHODS`` is the table of ours, which the tests try one by one. One of
 your own extends `Method`, or `Gradual` where it only has scores, and is named ``module:Class``.
 """
 

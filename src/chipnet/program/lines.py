@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import FrameType
+
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))).replace("\\", "/")
+_NETWORKS = f"{_OURS}/lab/models/"
+"""Networks of ours are read as anybody's."""
 
 
 def is_users(file: str) -> bool:
@@ -14,7 +19,7 @@ def is_users(file: str) -> bool:
         (True, False, False)
     """
     file = file.replace("\\", "/")
-    return "/torch/" not in file and "/chipnet/_" not in file
+    return "/torch/" not in file and (not file.startswith(f"{_OURS}/") or file.startswith(_NETWORKS))
 
 
 def users_frame() -> FrameType | None:

@@ -107,7 +107,9 @@ def report(*runs: Run | str | os.PathLike[str], path: str | os.PathLike[str] | N
 def _page(**content: Any) -> str:
     import jinja2
 
-    template = importlib.resources.files("chipnet").joinpath("report.html").read_text(encoding="utf-8")
+    template = (
+        importlib.resources.files("chipnet.lab.runs").joinpath("report.html").read_text(encoding="utf-8")
+    )
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(template).render(content)
 
