@@ -1,4 +1,4 @@
-"""The command line. Each command is in a file of its own, `_cli_*.py`; this one puts them together.
+"""The command line. Each command is in a file of its own; this one puts them together.
 
 Exit codes: 0 done; 1 something broke while training; 2 a request that cannot be used, said before any training, in
 one line for each mistake; 130 stopped by Ctrl-C or SIGTERM.
@@ -57,6 +57,3 @@ def main() -> None:
             leave()
         raise
 
-
-if __name__ == "__main__":
-    main()
