@@ -56,4 +56,3 @@ def main() -> None:
 
             leave()
         raise
-
