@@ -77,3 +77,8 @@ def test_the_tree_of_the_architecture_is_the_tree() -> None:
     there = {p for p in package.rglob("*.py") if p.name not in ("__init__.py", "__main__.py")}
     assert sorted(p for p in there if not whole & {p, *p.parents}) == []
     assert sorted(p for p in named if not p.exists()) == []
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    pages = re.findall(r"^ +- .*?: ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert sorted(pages) == sorted(str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md"))
