@@ -1,12 +1,16 @@
 """Every Python block of README and docs runs (those of one file share a namespace); commands can be read."""
 
+import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import typer
 
+from benchmarks import front
 from chipnet.lab import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -14,14 +18,38 @@ FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = typer.main.get_command(cli.app)
 
 
+BLOCK = re.compile(r'```python(?: title="(.*?)")?\n(.*?)```', re.S)
+ELSEWHERE = "where chipnet is not installed"
+_WITHOUT = """
+import json, sys
+sys.modules["chipnet"] = None  # an import of it fails
+for block in json.loads(sys.argv[1]):
+    exec(block, {})
+"""
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block whose title is a file's name is that file; some run in a process without chipnet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # measured layers are not kept in the user's home
     monkeypatch.setattr("chipnet.timing.tables._SECONDS", 0.2)  # and networks are not measured for long
-    blocks = re.findall(r"```python\n(.*?)```", path.read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     namespace: dict[str, object] = {"__name__": "__docs__"}
-    for block in blocks:
-        exec(compile(block, str(path), "exec"), namespace)
+    elsewhere = []
+    for title, block in BLOCK.findall(path.read_text()):
+        if title == ELSEWHERE:
+            elsewhere.append(block)
+        elif title:
+            assert title.endswith(".py"), title
+            (tmp_path / title).write_text(block)
+        else:
+            exec(compile(block, str(path), "exec"), namespace)
+    if elsewhere:  # in one process, as each has to import PyTorch
+        command = [sys.executable, "-c", _WITHOUT, json.dumps(elsewhere)]
+        subprocess.run(command, check=True, cwd=tmp_path, timeout=120)
+    for written in tmp_path.glob("*.py"):
+        sys.modules.pop(written.stem, None)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
@@ -51,7 +79,7 @@ def test_options_that_are_spoken_of_exist(path: Path) -> None:
     }
     known |= {"--help", "--version"}
     known |= {"--read", "--bf16", "--blocks", "--block"}  # of python -m benchmarks.zoo and .step_cost
-    text = re.sub(r"```python\n.*?```", "", path.read_text(), flags=re.S).replace("\\\n", " ")
+    text = BLOCK.sub("", path.read_text()).replace("\\\n", " ")
     for line in text.splitlines():
         command = re.search(
             r"\bpython -m (?!chipnet)|\bpip |\btorchrun\b|\bpytest\b|\bgit\b|\bpython3? ", line
@@ -82,3 +110,9 @@ def test_the_tree_of_the_architecture_is_the_tree() -> None:
 def test_every_page_is_in_the_navigation_once() -> None:
     pages = re.findall(r"^ +- .*?: ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
     assert sorted(pages) == sorted(str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md"))
+
+
+def test_the_table_of_the_readme_is_what_was_measured() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert front.filled(readme) == readme, "run python -m benchmarks.front"
+    assert all(len(front.points(method)) == 4 for method in front.METHODS)
