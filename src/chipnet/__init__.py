@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from chipnet import _moved
+from chipnet._util.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from chipnet.analysis.cost import Cost
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from chipnet.surgery.masks import Masks
     from chipnet.surgery.plan import Plan
     from chipnet.surgery.storage import load, save
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Budget",

@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 
 import safetensors
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 
 from chipnet._util.files import write_atomically
 from chipnet._util.modes import plainly
+from chipnet._util.version import __version__
 from chipnet.errors import LoadError, PlanError
 from chipnet.surgery.apply import apply_plan
 from chipnet.surgery.plan import Plan
@@ -86,7 +86,7 @@ def save(model: nn.Module, plan: Plan, path: str | os.PathLike[str]) -> None:
     header = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "chipnet_version": _version(),
+        "chipnet_version": __version__,
         "network": type(model).__name__,
         "plan": text,
         "sha256": _digest(tensors, text),
@@ -200,13 +200,6 @@ def _digest(tensors: Mapping[str, Tensor], plan: str) -> str:
     return sha.hexdigest()
 
 
-def _version() -> str:
-    try:
-        return metadata.version("chipnet")
-    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        return "unknown"
-
-
 # -- reading ----------------------------------------------------------------------------------------------
 
 
@@ -247,7 +240,7 @@ def _checked(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str
     if version != FORMAT_VERSION:
         raise LoadError(
             f"{path} has format version {version!r}, of chipnet {header.get('chipnet_version', '?')}. "
-            f"This chipnet ({_version()}) reads version {FORMAT_VERSION!r}: install that one, or a "
+            f"This chipnet ({__version__}) reads version {FORMAT_VERSION!r}: install that one, or a "
             "newer one."
         )
     text = header.get("plan", "")

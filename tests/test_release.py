@@ -1,0 +1,86 @@
+"""What is shipped: the wheel, its version, and the tools that a contributor runs before a commit."""
+
+import os
+import re
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import chipnet
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
+_PROLOGUE = """
+import importlib.metadata, sys, chipnet
+assert chipnet.__file__.startswith(sys.prefix), chipnet.__file__
+assert importlib.metadata.version("chipnet") == chipnet.__version__ == sys.argv[1]
+"""
+
+
+def _run(*command: object, **kwargs: object) -> str:
+    """Run without the tree on the path; its output."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    done = subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=120, **kwargs
+    )  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stdout + done.stderr
+    return str(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    _run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_has_the_package_and_its_data_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    info = f"chipnet-{chipnet.__version__}.dist-info/"
+    assert wheel.name == f"chipnet-{chipnet.__version__}-py3-none-any.whl"
+    assert [n for n in names if not n.startswith(("chipnet/", info))] == []
+    package = ROOT / "src" / "chipnet"
+    there = {f"chipnet/{p.relative_to(package)}" for p in package.rglob("*") if p.is_file()}
+    assert {n for n in there if not n.endswith(".pyc")} == {n for n in names if n.startswith("chipnet/")}
+
+
+def test_the_installed_wheel_runs_the_first_block_of_the_readme(wheel: Path, tmp_path: Path) -> None:
+    """In an environment of its own; dependencies come from this one, but not the tree that it points to."""
+    venv.create(tmp_path / "env")
+    python = tmp_path / "env" / "bin" / "python"
+    _run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel)
+    (site,) = (tmp_path / "env").glob("[Ll]ib/**/site-packages")
+    here = next(p for p in map(Path, sys.path) if (p / "torch").is_dir())
+    (site / "dependencies.pth").write_text(f"{here}\n")  # .pth files inside of `here` are not read
+    block = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[0]
+    assert "macs" in _run(python, "-c", _PROLOGUE + block, chipnet.__version__, cwd=tmp_path)
+    command = python.parent / "chipnet"
+    assert _run(command, "--version", cwd=tmp_path).startswith(f"chipnet {chipnet.__version__} (torch ")
+
+
+def test_the_version_stands_once() -> None:
+    assert 'dynamic = ["version"]' in PYPROJECT
+    released = re.findall(r"^## \[(\d.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert released[0] == chipnet.__version__
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == chipnet.__version__
+
+
+def test_hooks_of_pre_commit_run_the_pinned_tools() -> None:
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"
+    pinned = dict(re.findall(r'"(ruff|mypy)==([\d.]+)"', PYPROJECT))
+    used = set()
+    for hook in repository["hooks"]:
+        assert hook["language"] == "system"  # nothing is downloaded
+        tool = re.fullmatch(r"\.venv/bin/(\w+)( .*)?", hook["entry"])
+        assert tool is not None
+        said = _run(Path(sys.executable).parent / tool[1], "--version")
+        assert pinned[tool[1]] in said.split(), said
+        used.add(tool[1])
+    assert used == set(pinned)
