@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 import chipnet
+from chipnet.budget.landing import Landing
 from chipnet.lab.models import get_model
-from chipnet.timing.compare import compare
+from chipnet.timing import compare
 
 
 def pruned(model: nn.Module, x: torch.Tensor, budget: str, round_to: int) -> tuple[nn.Module, chipnet.Plan]:
@@ -52,7 +53,7 @@ def main() -> None:
         small, plan = pruned(model, x, budget, round_to)
         print(f"\n{asked.model}, {budget}, widths in multiples of {round_to}")
         if plan.latency is not None:
-            print(chipnet.timing.tables.Landing(**plan.latency))
+            print(Landing(**plan.latency))
         done = compare(
             {"dense": model, "compact": small}, x, runtimes=asked.runtimes.split(","), seconds=asked.seconds
         )

@@ -14,7 +14,7 @@ from torch import nn
 
 import chipnet
 from chipnet.lab.data import load_data
-from chipnet.timing.compare import compare
+from chipnet.timing import compare
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--epochs", type=int, default=3, help="of each phase")

@@ -32,7 +32,7 @@ for block in json.loads(sys.argv[1]):
 def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block whose title is a file's name is that file; some run in a process without chipnet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # measured layers are not kept in the user's home
-    monkeypatch.setattr("chipnet.timing.tables._SECONDS", 0.2)  # and networks are not measured for long
+    monkeypatch.setattr("chipnet.timing.clock.SECONDS", 0.2)  # and networks are not measured for long
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     namespace: dict[str, object] = {"__name__": "__docs__"}

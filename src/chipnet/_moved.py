@@ -14,7 +14,7 @@ from typing import Any
 NAMES = {
     "cli": "lab.cli",
     "data": "lab.data",
-    "latency": "timing.compare",
+    "latency": "timing",
     "losses": "methods.losses",
     "models": "lab.models",
     "projections": "methods.projections",

@@ -11,14 +11,14 @@ from torch import nn
 import chipnet
 from chipnet import Budget, BudgetError, Plan, Structure
 from chipnet.budget.landing import Landing
-from chipnet.timing import tables
+from chipnet.timing import clock, tables
 from chipnet.timing.tables import LatencyModel, Table, land, measure_layer
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(tables, "_SECONDS", 0.15)
+    monkeypatch.setattr(clock, "SECONDS", 0.15)
 
 
 def net(width=48):

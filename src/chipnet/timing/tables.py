@@ -42,7 +42,7 @@ from chipnet.gates.hooks import strip_gates
 from chipnet.program.inputs import device_of
 from chipnet.program.ready import copied
 from chipnet.surgery.apply import _fit_attributes, compact
-from chipnet.timing.compare import Timing, device_name, interleaved
+from chipnet.timing.clock import device_name, interleaved, side_by_side, sync_of
 
 if TYPE_CHECKING:
     from chipnet.structure import Structure
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 _STEPS = (0.125, 0.25, 0.5, 0.75, 1.0)
 _ROUNDS = 7
 """Networks that are built and measured at most before a landing is given up."""
-_SECONDS = 2.0
-"""That two networks are measured side by side."""
 _CLOSE = 0.97
 """A landing that uses this part of what was asked is close enough."""
 
@@ -153,7 +151,7 @@ def _rest(model: nn.Module, structure: Structure) -> tuple[float, float, float]:
     masks = torch.stack([torch.ones(structure.gates, dtype=torch.bool), smallest_mask(structure, LATENCY)])
     costs = structure.cost(masks.double())
     dense, small = _networks(model, structure, masks[1])
-    took = _side_by_side(dense, small, structure)
+    took = side_by_side(dense, small, structure.inputs)
     times = [1e9 * took[n].best for n in ("dense", "compact")]
     volumes, layers = costs[:, 1].tolist(), costs[:, -1].tolist()
     gained, by_layers = times[0] - times[1], layers[0] - layers[1]
@@ -165,20 +163,6 @@ def _rest(model: nn.Module, structure: Structure) -> tuple[float, float, float]:
 def _networks(model: nn.Module, structure: Structure, mask: Tensor) -> tuple[nn.Module, nn.Module]:
     dense = strip_gates(copied(model)).eval()
     return dense, compact(dense, structure.plan(mask), verify=False).eval()
-
-
-@torch.no_grad()
-def _side_by_side(dense: nn.Module, small: nn.Module, structure: Structure) -> dict[str, Timing]:
-    """Timings of both, and of their ratio round by round."""
-    device = device_of(dense)
-    inputs = structure.inputs.to(device)
-    calls = {
-        "dense": lambda: dense(*inputs.args, **inputs.kwargs),
-        "compact": lambda: small(*inputs.args, **inputs.kwargs),
-    }
-    samples = interleaved(calls, seconds=_SECONDS, rounds=15, sync=_sync(device))
-    ratios = [b / a for a, b in zip(samples["dense"], samples["compact"], strict=True)]
-    return {n: Timing.of(t) for n, t in {**samples, "ratio": ratios}.items()}
 
 
 def _input_shapes(network: nn.Module, structure: Structure) -> dict[str, list[tuple[int, ...]]]:
@@ -283,7 +267,7 @@ def _shortest(layer: Any, shape: tuple[int, ...]) -> float:
     else:
         sizes[1] = layer.in_channels
     x = torch.randn(sizes, device=layer.weight.device, dtype=layer.weight.dtype)
-    return 1e9 * min(interleaved({"": lambda: layer(x)}, seconds=0.0, rounds=5, sync=_sync(x.device))[""])
+    return 1e9 * min(interleaved({"": lambda: layer(x)}, seconds=0.0, rounds=5, sync=sync_of(x.device))[""])
 
 
 def _grid(full: int, step: int) -> list[int]:
@@ -364,7 +348,7 @@ def _measured(
     model: nn.Module, structure: Structure, mask: Tensor, asked: int | float, count: int
 ) -> Landing:
     dense, small = _networks(model, structure, mask)
-    took = _side_by_side(dense, small, structure)
+    took = side_by_side(dense, small, structure.inputs)
     ratio = took["ratio"]
     return Landing(
         asked=asked,
@@ -378,7 +362,3 @@ def _measured(
         device=device_name(device_of(dense)),
         networks=count,
     )
-
-
-def _sync(device: torch.device) -> Callable[[], None]:
-    return torch.cuda.synchronize if device.type == "cuda" else (lambda: None)

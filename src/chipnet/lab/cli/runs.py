@@ -21,7 +21,7 @@ from chipnet.lab.cli.options import Command
 
 if TYPE_CHECKING:
     from chipnet.lab.runs.folder import Run
-    from chipnet.timing.compare import Comparison
+    from chipnet.timing import Comparison
 
 app = typer.Typer()
 
@@ -100,7 +100,7 @@ def latency(
 
         from chipnet.lab.runs.folder import Run
         from chipnet.lab.runs.record import DENSE, MODEL
-        from chipnet.timing.compare import RUNTIMES, compare
+        from chipnet.timing import RUNTIMES, compare
 
         if not 0 < seconds < math.inf:
             raise _config_error(f"--seconds must be above 0 and finite, not {seconds}.")

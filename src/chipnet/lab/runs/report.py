@@ -26,7 +26,7 @@ from chipnet.lab.runs.folder import Run, percent
 from chipnet.lab.runs.record import REPORT
 from chipnet.lab.sanity import LOST_POINTS
 from chipnet.program.inputs import Inputs
-from chipnet.timing.compare import Part, parts
+from chipnet.timing.layers import Part, parts
 
 STATES = ("dense", "soft", "hard", "compact")
 _NAMES = {"params": "parameters", "macs": "MACs", "volume": "activation volume", "channels": "channels"}
