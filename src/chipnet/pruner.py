@@ -24,7 +24,7 @@ from chipnet.budget.budget import Budget
 from chipnet.budget.landing import Landing
 from chipnet.errors import CaptureError, ConfigError
 from chipnet.gates.hooks import Gates, add_gates, untouched_by_failure
-from chipnet.graph.tracer import Realisation
+from chipnet.graph.channels import Realisation
 from chipnet.program.inputs import device_of
 from chipnet.state import made_for, refuse_other
 from chipnet.structure import Patterns, Structure, check_whole

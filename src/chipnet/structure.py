@@ -28,8 +28,7 @@ from chipnet.budget.budget import Budget
 from chipnet.budget.solver import Hardener
 from chipnet.errors import BudgetError, CaptureError, ConfigError, PlanError
 from chipnet.gates.hooks import has_gates
-from chipnet.graph.channels import Host, Mix, Norm, Pin, is_within
-from chipnet.graph.tracer import Realisation
+from chipnet.graph.channels import Host, Mix, Norm, Pin, Realisation, is_within
 from chipnet.graph.walk import canonical_names, trace
 from chipnet.program.capture import Captured, capture
 from chipnet.program.counting import counted

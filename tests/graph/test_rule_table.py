@@ -14,18 +14,18 @@ from torch import nn
 
 from chipnet import Structure
 from chipnet.graph.rules import RULES
-from chipnet.graph.tracer import Tracer
+from chipnet.graph.call import Call
 
 
 def failing(rule, name, seed, kinds):
     """``rule``, which fails at some nodes: before it does anything, or after all that it does."""
 
     @functools.wraps(rule)
-    def wrapped(t: Tracer, *args, **kwargs):
-        drawn = zlib.crc32(f"{seed} {name} {t.key}".encode()) % kinds
+    def wrapped(op, *args, **kwargs):
+        drawn = zlib.crc32(f"{seed} {name} {op.key}".encode()) % kinds
         if drawn == 0:
             raise TypeError("early")
-        out = rule(t, *args, **kwargs)
+        out = rule(op, *args, **kwargs)
         if drawn == 1:
             raise KeyError("late")
         return out
@@ -57,10 +57,10 @@ def test_a_rule_that_fails_says_which_and_where_and_all_else_is_pruned(name, lat
 
     rule, calls = RULES[name], []
 
-    def broken(t, *args, **kwargs):
-        calls.append(t.module)
+    def broken(op, *args, **kwargs):
+        calls.append(op.module)
         if late:
-            rule(t, *args, **kwargs)
+            rule(op, *args, **kwargs)
         raise ZeroDivisionError("nothing to divide by\nmore")
 
     monkeypatch.setitem(RULES, name, broken)
@@ -175,5 +175,5 @@ def test_what_no_rule_counts_is_counted_all_the_same(monkeypatch):
             return self.fc(torch.linalg.multi_dot([x[0], x[0].T, x[0]]).mean(1))
 
     model, x = randomised(Net()), torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    monkeypatch.setattr(Tracer, "macs", lambda self: 0)
+    monkeypatch.setattr(Call, "macs", lambda self: 0)
     conforms(model, x, Structure(model, x), [])  # it compares the dense count with PyTorch's

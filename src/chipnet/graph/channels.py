@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Slots = NDArray[np.int64]
+Realisation = Literal["plain", "indexed"]
 
 
 def is_within(name: str, module: str) -> bool:

@@ -8,18 +8,17 @@ computes, of smaller parameters, just what is left of the weight.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from chipnet.graph.channels import Slots
-from chipnet.graph.rules import FAKE_QUANTISED, operator_name
-from chipnet.graph.rules.layers import COMPUTED
-from chipnet.graph.rules.reductions import axes_of
-from chipnet.graph.tracer import Labels, Tracer, shape_of
+from chipnet.graph.call import Forward
+from chipnet.graph.labels import Made, Param, axes_of
+from chipnet.graph.rules.quantised import FAKE_QUANTISED
+from chipnet.graph.weights import FRESH
 from chipnet.program.capture import is_view, written_by
+from chipnet.program.names import Modules, operator_name, shape_of
 
 Source = tuple[Node, int | None]
 """A node that is read, and the axis of it that is meant; None: all of it, at every index."""
@@ -27,80 +26,28 @@ Source = tuple[Node, int | None]
 _SAME = frozenset("clone contiguous detach alias to _to_copy lift_fresh_copy positive".split())  # noqa: SIM905
 _SCALES = _SAME | {"mul", "multiply", "div", "divide", "true_divide"}
 _BROADCASTS = _SAME | {"expand", "expand_as", "broadcast_to", "copy", "fill", "zero", "where", "masked_fill"}
-_FRESH = frozenset(f"{new}{kind}" for new in ("", "new_") for kind in ("zeros", "ones", "full", "empty"))
 _LIKE = frozenset(["zeros_like", "ones_like", "full_like", "empty_like"])
 _REDUCES = {"sum": 1, "mean": 1, "amax": 1, "amin": 1, "var": 1, "std": 1, "linalg_vector_norm": 2}
 """Reductions, and where their axes stand among the arguments."""
 _ALONG = frozenset(["softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod"])
-_SIZED = frozenset(["view", "reshape", "_unsafe_view", "repeat", "tile", "expand", "broadcast_to", *_FRESH])
 _MOVES = frozenset(
     "view reshape _unsafe_view flatten unflatten permute transpose t mT unsqueeze squeeze movedim flip "  # noqa: SIM905
     "rot90 repeat tile roll slice select narrow index index_select split split_with_sizes chunk unbind".split()
 )
 
 
-@dataclass(frozen=True)
-class Made:
-    """How a layer's weight (or bias) is made.
-
-    ``along``: for each of its first two axes, the nodes behind it with the axis of each that goes with that one;
-    None where indices along it are mixed. ``leaves``: the parameters and buffers behind it.
-    """
-
-    along: Mapping[int, Mapping[Node, int] | None]
-    leaves: Mapping[Node, str]
-
-    def labels(self, node: Node) -> Labels:
-        """Labels of ``node``, which is made so."""
-        largest = max(self.leaves, key=lambda n: n.meta["val"].numel())
-        return Labels(None, shape_of(node), self.leaves[largest], made=self)
-
-    def own(self, t: Tracer, owned: Mapping[int, Slots]) -> None:
-        """Indices along axes of the weight belong to slots, and so do those of all that it is made of. What else it
-        reads is kept whole."""
-        layer, cut = t.node, set()
-        for axis, slots in owned.items():
-            places = self.along[axis]
-            if places is None:
-                t.graph.pin(slots, t.why(COMPUTED))
-            for t.node, at in (places or {}).items():
-                if t.node in self.leaves:
-                    t.graph.own(self.leaves[t.node], at, slots)
-                    cut.add((t.node, at))
-                elif operator_name(t.node) in _SIZED:
-                    _follow(t, at, slots)
-            t.node = layer
-        for leaf, name in self.leaves.items():
-            for at, n in enumerate(shape_of(leaf)):
-                if n > 1 and (leaf, at) not in cut:
-                    t.graph.pin(t.param_slots(name, at, n), t.why(COMPUTED))
-
-
-def _follow(t: Tracer, axis: int, slots: Slots) -> None:
-    """The current operator has the number of ``slots`` among its sizes."""
-    sizes: Any = next((a for a in t.node.args if isinstance(a, (list, tuple))), ())
-    if len(sizes) == len(t.shape) and sizes[axis] == -1:
-        return
-    if t.is_literal:
-        t.graph.pin(
-            slots, t.why(t.literal[t.key] or "a weight that is computed with sizes that do not follow")
-        )
-    known = t.graph.risky.get(t.key)
-    t.risk(slots if known is None else torch.tensor([*known.slots, *slots]).numpy())
-    fresh = operator_name(t.node) in _FRESH and not operator_name(t.node).startswith("new_")
-    t.claim(t.sizes(t.shape, 0, 0 if fresh else 1)[axis], slots)
-
-
 def made_weights(
-    t: Tracer, layers: Iterable[Node], held: Mapping[str, str], static: Set[Node]
-) -> dict[tuple[Node, Node], Labels]:
+    forward: Forward, layers: Iterable[Node], held: Mapping[str, str], static: Set[Node]
+) -> dict[tuple[Node, Node], Param]:
     """Weights and biases that ``layers`` compute from parameters and buffers, where the weight may be cut along one
     of its axes. ``held``: placeholder -> parameter or buffer. ``static``: nodes that depend on nothing else."""
-    found: dict[tuple[Node, Node], Labels] = {}
-    cut = frozenset(node for node, name in held.items() if _is_kept(t, name))
+    found: dict[tuple[Node, Node], Param] = {}
+    modules = forward.modules
+    cut = frozenset(node for node, name in held.items() if _is_kept(modules, name))
     for layer in layers:
-        t.node = layer
-        if type(t.modules.get(t.module)).__module__.startswith("torch.nn."):  # they check their widths
+        if type(modules.get(modules.around(layer))).__module__.startswith(
+            "torch.nn."
+        ):  # they check their widths
             continue
         weight, *bias = (a for a in layer.args[1:3] if isinstance(a, Node))
         leaves = {
@@ -108,7 +55,7 @@ def made_weights(
             for node in (weight, *bias)
             if _is_computed(node, static)
         }
-        if weight in leaves and t.parameters.isdisjoint(leaves[weight].values()):  # a constant kernel
+        if weight in leaves and forward.parameters.isdisjoint(leaves[weight].values()):  # a constant kernel
             continue
         if not all(n and len(set(n.values())) == len(n) for n in leaves.values()):  # one under two names
             continue
@@ -116,16 +63,14 @@ def made_weights(
         mine = {n: Made({a: _behind(n, a, cut, static) for a in axes[n]}, leaves[n]) for n in leaves}
         if weight in mine and all(places is None for places in mine[weight].along.values()):
             continue
-        for node, made in mine.items():
-            found[layer, node] = made.labels(node)
-            t.foreign.update(made.leaves.values())
+        found |= {(layer, node): made.param(node) for node, made in mine.items()}
     return found
 
 
-def _is_kept(t: Tracer, name: str) -> bool:
+def _is_kept(modules: Modules, name: str) -> bool:
     """Is a parameter or buffer part of the state that is saved?"""
     owner, _, key = name.rpartition(".")
-    return key not in t.modules[owner]._non_persistent_buffers_set
+    return key not in modules[owner]._non_persistent_buffers_set
 
 
 def _is_computed(node: Node, static: Set[Node]) -> bool:
@@ -201,7 +146,7 @@ def _sources(node: Node, axis: int | None) -> list[Source] | None:
     tags = getattr(node.target, "tags", ())
     if torch.Tag.nondeterministic_seeded in tags:
         return None
-    if name in _FRESH:
+    if name in FRESH:
         return []
     if name == "getitem" or name in _LIKE:
         return [(inputs[0], axis)]
@@ -232,7 +177,7 @@ def _reduced(node: Node, axis: int, position: int) -> list[Source] | None:
     x = node.all_input_nodes[0]
     dims = node.args[position] if len(node.args) > position else node.kwargs.get("dim")
     size = shape_of(x)
-    over = axes_of(Labels(None, size), dims)
+    over = axes_of(len(size), dims)
     left = [a for a in range(len(size)) if len(shape_of(node)) == len(size) or a not in over]
     return None if left[axis] in over else [(x, left[axis])]
 

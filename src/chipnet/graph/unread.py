@@ -15,7 +15,7 @@ from torch import nn
 
 from chipnet.graph.channels import ChannelGraph, Mix, Norm, Note, Number, Slots
 from chipnet.graph.numbers import Form, count, number
-from chipnet.graph.tracer import STANDARD_MIX, STANDARD_NORM
+from chipnet.graph.standard import STANDARD_MIX, STANDARD_NORM
 from chipnet.program.methods_read import is_torchs, methods_of
 from chipnet.program.watch import Attribute
 

@@ -5,27 +5,29 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.fx import Node
+from torch.fx.node import map_arg
 
-from chipnet.graph.channels import Barrier, ChannelGraph, Frozen, Host, Mix, Norm, Pin, is_within
-from chipnet.graph.computed_weights import made_weights, writing
+from chipnet.graph.attributes import tie_widths
+from chipnet.graph.call import Forward
+from chipnet.graph.channels import Barrier, ChannelGraph, Host, Mix, Norm, Pin, Realisation
+from chipnet.graph.draft import Draft
+from chipnet.graph.frozen_weights import computed_weights
+from chipnet.graph.labels import Labels, Param, along, uniform
 from chipnet.graph.numbers import Settled, settle
-from chipnet.graph.rules import FAKE_QUANTISED, LAYERS, apply, operator_name
-from chipnet.graph.tracer import Labels, Realisation, Tracer, shape_of
+from chipnet.graph.operator import Operator
+from chipnet.graph.rules.ask import apply
 from chipnet.graph.unread import unread
 from chipnet.program.capture import Captured, base_of, is_view, written_by
 from chipnet.program.methods_read import fused
-from chipnet.program.removal import removable
+from chipnet.program.names import Modules, calls_around
 from chipnet.program.watch import Attribute, Received, attributes_in, made_by
-
-_ZERO_STAYS = frozenset(["mul", "masked_fill", "pad", "slice", "to", "_to_copy"])
-"""What a parametrised layer's own forward may do around its operator, where a gate multiplies what it returns."""
 
 
 def trace(
@@ -43,50 +45,76 @@ def trace(
     that has parts which the other lacks (auxiliary heads): its facts hold too, its operators cost nothing.
     ``gated``: nodes of ``ChannelGraph.outputs`` after which a gate acts. ``values``: numbers that training uses.
     """
-    literal = dict(literal)
+    modules = Modules(model)
+    canonical = canonical_names(model)
+    forward = Forward(
+        modules=modules,
+        parameters=frozenset(n for n, _ in model.named_parameters()),
+        realisation=realisation,
+        literal=literal,
+        fused=fused(modules) if realisation == "indexed" else frozenset(),
+        readers=_readers(program, canonical),
+        entered=_entered(modules, program.graph.nodes),
+        watch=program.watch,
+        counting=True,
+    )
     while True:
-        graph, settled, used = _traced(model, program, realisation, literal, training, gated, values)
-        if settled.whole.keys() <= literal.keys():
+        graph, settled, used = _traced(forward, program, canonical, training, gated, values)
+        if settled.whole.keys() <= forward.literal.keys():
             break
-        literal |= settled.whole
-    graph.literal = literal
-    more, graph.notes = unread(graph, dict(model.named_modules()), used)
+        forward = replace(forward, literal={**forward.literal, **settled.whole})
+    graph.literal = dict(forward.literal)
+    more, graph.notes = unread(graph, modules, used)
     graph.numbers.update({(n.module, n.name, n.index): n for n in [*settled.numbers, *more]})
     return graph
 
 
 def _traced(
-    model: nn.Module,
+    forward: Forward,
     program: Captured,
-    realisation: Realisation,
-    literal: Mapping[str, str],
+    canonical: Mapping[str, str],
     training: Captured | None,
     gated: Set[str],
     values: Sequence[Received],
 ) -> tuple[ChannelGraph, Settled, set[tuple[str, str]]]:
     """One walk, what it says of numbers in attributes, and which attributes it has seen."""
-    graph = ChannelGraph()
-    t = Tracer(graph, dict(model.named_modules(remove_duplicate=False)), realisation)
-    t.literal = literal
-    t.fused = fused(t.modules) if realisation == "indexed" else frozenset()
-    t.parameters = frozenset(n for n, _ in model.named_parameters())
-    canonical = canonical_names(model)
-    t.enter(program.graph.nodes)
-    _walk(t, program, canonical, gated)
+    draft = Draft()
+    graph = draft.graph
+    _walk(forward, draft, program, canonical, gated)
     if training is not None:
-        t.counting = False
-        _walk(t, training, canonical)
-    t.settle_widths()
-    _drop_hosts(graph, t.foreign)
-    for name in t.foreign | t.data:  # its module is asked for it: nothing can stand in
+        readers = _readers(training, canonical)
+        second = replace(forward, readers=readers, watch=training.watch, counting=False)
+        _walk(second, draft, training, canonical)
+    tie_widths(draft)
+    _drop_hosts(graph, draft.foreign)
+    for name in draft.foreign | draft.data:  # its module is asked for it: nothing can stand in
         graph.owners.pop(name.rpartition(".")[0], None)
     watches = [p.watch for p in (program, training) if p is not None]
     received = [r for watch in watches if watch is not None for r in watch.unclaimed()]
     received += values
-    settled = settle(graph, t.claims, received, functools.partial(_held, t.modules), literal)
-    sources = [*(c.source for c in t.claims), *(r.source for r in received)]
+    held = functools.partial(_held, forward.modules)
+    settled = settle(graph, draft.claims, received, held, forward.literal)
+    sources = [*(c.source for c in draft.claims), *(r.source for r in received)]
     seen = [a for source in sources for a in attributes_in(source)]
     return graph, settled, {(a.module, a.name) for a in seen}
+
+
+def _readers(program: Captured, canonical: Mapping[str, str]) -> Mapping[str, int]:
+    """Of every parameter and buffer, how many operators read it."""
+    found: Counter[str] = Counter()
+    for node in program.graph.find_nodes(op="placeholder"):
+        if node.name in program.held:
+            name = program.held[node.name]
+            found[canonical.get(name, name)] += len(node.users)
+    return found
+
+
+def _entered(modules: Modules, nodes: Iterable[Node]) -> Mapping[str, Set[str]]:
+    """By which calls each module is entered."""
+    entered: dict[str, set[str]] = defaultdict(set)
+    for call, path in {c for node in nodes for c in calls_around(node).items()}:
+        entered[modules.first(path)].add(call)
+    return entered
 
 
 def _held(modules: Mapping[str, nn.Module], attribute: Attribute) -> int:
@@ -109,86 +137,90 @@ def _drop_hosts(graph: ChannelGraph, foreign: set[str]) -> None:
 
 
 def _walk(
-    t: Tracer,
+    forward: Forward,
+    draft: Draft,
     program: Captured,
-    canonical: dict[str, str],
+    canonical: Mapping[str, str],
     gated: Set[str] = frozenset(),
 ) -> None:
-    graph, t.watch, t.made = t.graph, program.watch, {}
+    """Call the rule of every operator, in order."""
+    graph = draft.graph
     held = {name: canonical.get(target, target) for name, target in program.held.items()}
-    weights, skipped = _computed_weights(t, program, held)
-    env: dict[torch.fx.Node, Any] = {}
-    uses: Counter[str] = Counter()
-    for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in held:
-            uses[held[node.name]] += len(node.users)
-    t.calls = dict(uses)
-
+    weights, frozen, skipped = computed_weights(forward, program, held)
+    graph.frozen.update({f.module: f for f in frozen})
+    made = [param.made for param in weights.values() if param.made is not None]
+    draft.foreign.update(name for one in made for name in one.leaves.values())
     chosen = set(program.every) <= program.outputs.keys()
     needed = set(program.graph.nodes) if chosen else program.nodes_behind(program.outputs)
+    env: dict[Node, Any] = {}
     for node in program.graph.nodes:
         if node in skipped:
             continue
+        op = Operator(node, forward, draft)
         if node.op == "placeholder":
-            env[node] = _placeholder(t, node, held.get(node.name), program.constants)
+            env[node] = _placeholder(op, held.get(node.name), program.constants)
         elif node.op == "get_attr":
             val = node.meta.get("val")
-            env[node] = t.uniform(int(t.constant[0]), tuple(val.shape)) if isinstance(val, Tensor) else val
+            env[node] = op.constant(tuple(val.shape)) if isinstance(val, Tensor) else val
         elif node.op == "call_function":
-            labels = functools.partial(_labels_of, env, weights, node)
+            # A weight that is computed for the operator stands for its computation.
+            inputs: Any = {of: weights.get((node, of), env.get(of)) for of in node.all_input_nodes}
             named = {k: v for k, v in node.kwargs.items() if k != "out"}  # it is written, not read
-            args: Any = torch.fx.node.map_arg(node.args, labels)
-            kwargs: Any = torch.fx.node.map_arg(named, labels)
+            args, kwargs = map_arg((node.args, named), inputs.__getitem__)
             with contextlib.nullcontext() if node in needed else graph.unpinned():
-                env[node] = apply(t, node, args, dict(kwargs))
-            _write(t, node, env)
-            t.offer_gate(env[node])
-            if t.key in gated and t.key in graph.outputs:
-                env[node] = t.gate_output(env[node])
+                env[node] = apply(op, args, dict(kwargs))
+            _write(op, env)
+            _offer_gate(op, env[node])
+            if op.key in gated and op.key in graph.outputs:
+                env[node] = _gated(op, env[node])
             if (call := made_by(node)) is not None:
-                t.made[call] = env[node]
-    for node, labels in env.items():
+                draft.results[forward.counting, call] = env[node]
+    for node, x in env.items():
         why = program.outputs.get(node.name)
-        if why is not None and isinstance(labels, Labels):
-            t.node = node
-            slots, dst = t.labelled(labels).slots(), graph.new(1)
+        if why is not None and isinstance(x, Labels | Param):
+            op = Operator(node, forward, draft)
+            slots, dst = op.labelled(x).slots(), graph.new(1)
             graph.pin(slots, Pin(why, node.name, "", ""))
             graph.pin(dst, Pin(why, node.name, "", ""))
-            graph.facts.append(Barrier(dst, slots, output=True))
+            op.emit(Barrier(dst, slots, output=True))
 
 
-def _labels_of(
-    env: Mapping[torch.fx.Node, Any],
-    weights: Mapping[tuple[torch.fx.Node, torch.fx.Node], Labels],
-    node: torch.fx.Node,
-    of: torch.fx.Node,
-) -> Any:
-    """Labels of what ``node`` reads; a weight that is computed for it stands for its computation."""
-    return weights.get((node, of), env.get(of))
+def _placeholder(op: Operator, held: str | None, constants: Mapping[str, Tensor]) -> Any:
+    """What stands for a parameter, a buffer, a constant or an input of the network."""
+    val = op.node.meta.get("val")
+    if not isinstance(val, Tensor):
+        return val
+    if held is not None:
+        return Param(held, op.shape)
+    if op.node.name in constants:
+        return op.constant(op.shape, zero=not bool(constants[op.node.name].any()))
+    slots = op.graph.new(1)
+    op.source(slots, live=True, flow=True, reason="an input of the network")
+    return uniform(int(slots[0]), op.shape)
 
 
-def _write(t: Tracer, node: torch.fx.Node, env: dict[torch.fx.Node, Any]) -> None:
+# -- operators that work in place ---------------------------------------------------------------------------------
+def _write(op: Operator, env: dict[Node, Any]) -> None:
     """After an operator that works in place: what it wrote to has its labels now, under every name."""
-    for a in written_by(node):
-        old, new = env.get(a), env[node]
+    for a in written_by(op.node):
+        old, new = env.get(a), env[op.node]
         if not isinstance(old, Labels) or not isinstance(new, Labels) or a.op == "placeholder":
             continue
         if new.core is old.core:  # zeros stay zeros
             continue
         views = _views_of(a)
-        order = {n: i for i, n in enumerate(node.graph.nodes)} if views else {}
-        if any(order[u] > order[node] for v in views for u in v.users):  # a view of it is read later
-            all_of_it = [v for v in (a, node, *views) if isinstance(env.get(v), Labels)]
-            mixed = t.barrier([env[v] for v in all_of_it], "is written through a view of it")
+        order = {n: i for i, n in enumerate(op.node.graph.nodes)} if views else {}
+        if any(order[u] > order[op.node] for v in views for u in v.users):  # a view of it is read later
+            all_of_it = [v for v in (a, op.node, *views) if isinstance(env.get(v), Labels)]
+            mixed = op.barrier([env[v] for v in all_of_it], "is written through a view of it")
             for v in all_of_it:  # something of all: non-zero, and kept
-                env[v] = t.uniform(int(mixed.slots()[0]), env[v].shape)
+                env[v] = uniform(int(mixed.slots()[0]), env[v].shape)
         else:
             env[a] = new
 
 
-def _views_of(node: torch.fx.Node) -> set[torch.fx.Node]:
+def _views_of(node: Node) -> set[Node]:
     """Other nodes whose tensors share memory with the node's."""
-
     root = base_of(node)
     found, stack = {root}, [root]
     while stack:
@@ -199,112 +231,27 @@ def _views_of(node: torch.fx.Node) -> set[torch.fx.Node]:
     return found - {node}
 
 
-def _computed_weights(
-    t: Tracer, program: Captured, held: dict[str, str]
-) -> tuple[dict[tuple[torch.fx.Node, torch.fx.Node], Labels], set[torch.fx.Node]]:
-    """Weights that layers compute from parameters of their own, and the nodes that do nothing else.
-
-    A convolution or linear layer (of a subclass, or parametrised) whose weight depends on nothing but its own
-    parameters is a plain layer with another weight: surgery freezes it, and here it is traced as one.
-    """
-    weights: dict[tuple[torch.fx.Node, torch.fx.Node], Labels] = {}
-    static: set[torch.fx.Node] = set()
-    inner: dict[str, list[torch.fx.Node]] = defaultdict(list)
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            if node.name in held or node.name in program.constants:
-                static.add(node)
-        elif node.op == "call_function":
-            if all(n in static for n in node.all_input_nodes):
-                static.add(node)
-            else:
-                t.node = node
-                inner[t.module].append(node)
-    for path, nodes in inner.items():
-        module = t.modules.get(path)
-        if not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
-            continue
-        layers = [n for n in nodes if operator_name(n) in LAYERS]
-        around = [n for n in nodes if n not in layers]
-        for node in layers:
-            weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
-            if not isinstance(weight, torch.fx.Node) or weight.op != "call_function" or weight not in static:
-                break
-            if operator_name(weight) in FAKE_QUANTISED:  # the weight itself, with scales along its channels
-                break
-            leaves = _leaves(weight)
-            own = all(is_within(held[n.name], path) for n in leaves if n.name in held)
-            plain_bias = bias is None or (isinstance(bias, torch.fx.Node) and bias.name in held)
-            stays = removable(module)  # its class and forward
-            plain = plain_bias and (stays or getattr(module, "padding_mode", "zeros") == "zeros")
-            same = isinstance(module, nn.Conv2d) and "Same" in type(module).__name__  # as timm names them
-            pads = all(same and n is node.args[0] and operator_name(n) == "pad" for n in around)
-            around_it = pads or (stays and all(operator_name(n) in _ZERO_STAYS for n in around))
-            if not (own and plain and around_it):
-                break
-            if isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1:
-                break
-            shape = shape_of(weight)
-            weights[node, weight] = Labels(None, shape, f"{path}.weight", computed=True)
-            axis = -1 if isinstance(module, nn.Linear) else 1 - len(shape)
-            t.graph.frozen[path] = Frozen(path, shape, axis, same)
-        else:
-            continue
-        for node in layers:
-            for key in [k for k in weights if k[0] is node]:
-                del weights[key]
-        t.graph.frozen.pop(path, None)
-    frozen = {node for node, _ in weights}
-    layers = [n for n in program.graph.nodes if operator_name(n) in LAYERS and n not in frozen]
-    weights |= made_weights(t, layers, held, static)
-    return weights, _only_for(weights, static)
+# -- gates on outputs of modules ----------------------------------------------------------------------------------
+def _offer_gate(op: Operator, x: Any) -> None:
+    """Note a tensor with channels that is the output of a module, called once: a gate could act there."""
+    if not op.forward.counting or not op.module or not isinstance(x, Labels) or len(x.varying) != 1:
+        return
+    if any(r.module == op.module for r in op.graph.resizes):
+        return
+    inner = next(reversed(calls_around(op.node)))
+    if op.forward.entered[op.module] == {inner} and all(inner not in calls_around(u) for u in op.node.users):
+        op.graph.outputs[op.key] = op.module, x.slots()
 
 
-def _only_for(
-    weights: Mapping[tuple[torch.fx.Node, torch.fx.Node], Labels], static: set[torch.fx.Node]
-) -> set[torch.fx.Node]:
-    """Of the nodes that compute parameters only, those that compute nothing but ``weights``."""
-    left = {n for n in static if n.op == "call_function" and (n.users or any(written_by(n)))}
-    while True:
-        others = {
-            n
-            for n in left
-            if not all(u in left or (u, n) in weights for u in n.users)
-            or any(n in writing(m) and m not in left for m in n.all_input_nodes)
-        }
-        if not others:
-            return left
-        left -= others
-
-
-def _leaves(node: torch.fx.Node) -> set[torch.fx.Node]:
-    found: set[torch.fx.Node] = set()
-    stack, seen = [node], set()
-    while stack:
-        n = stack.pop()
-        if n in seen:
-            continue
-        seen.add(n)
-        if n.op == "call_function":
-            stack.extend(n.all_input_nodes)
-        else:
-            found.add(n)
-    return found
-
-
-def _placeholder(t: Tracer, node: torch.fx.Node, held: str | None, constants: Mapping[str, Tensor]) -> Any:
-    val = node.meta.get("val")
-    if not isinstance(val, Tensor):
-        return val
-    shape = tuple(int(n) for n in val.shape)
-    t.node = node
-    if held is not None:
-        return Labels(None, shape, held)
-    if node.name in constants:
-        return t.uniform(int((t.constant if bool(constants[node.name].any()) else t.zero)[0]), shape)
-    slots = t.graph.new(1)
-    t.source(slots, live=True, flow=True, reason="an input of the network")
-    return t.uniform(int(slots[0]), shape)
+def _gated(op: Operator, x: Labels) -> Labels:
+    """A gate on the output of the operator's module: after it, shut channels are zero."""
+    src = x.slots()
+    dst = op.graph.new(len(src))
+    op.graph.tie(dst, src)
+    (axis,) = x.varying
+    host = Host(op.module, op.module, None, output=axis - len(x.shape))
+    op.emit(Norm(dst, src, host, module=op.module))
+    return along(dst, axis, x.shape)
 
 
 def canonical_names(model: nn.Module) -> dict[str, str]:

@@ -165,7 +165,7 @@ class Received(NamedTuple):
 
 
 @dataclass(eq=False)
-class Call:
+class Given:
     """An operator that received marked numbers. Of tensors nothing is held: ``args`` has None for them."""
 
     name: str
@@ -204,7 +204,7 @@ class Watch(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[Call] = []
+        self.calls: list[Given] = []
         self.values: list[Received] = []
         self._count = 0
         self._made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -218,7 +218,7 @@ class Watch(TorchFunctionMode):
         marks = {_MADE: self._count}
         if any(_is_known(n) for n in _leaves((args, kwargs))):
             name = getattr(func, "__name__", str(func))
-            self.calls.append(Call(name, _bare(args), _bare(kwargs), _line()))
+            self.calls.append(Given(name, _bare(args), _bare(kwargs), _line()))
             marks[_KEY] = len(self.calls) - 1
         with traceback.annotate(marks):
             out = func(*args, **kwargs)
@@ -250,7 +250,7 @@ class Watch(TorchFunctionMode):
                 if is_from_attribute(n) and n.source not in call.claimed:
                     yield Received(n.source, call.line)
 
-    def of(self, node: Node) -> Call | None:
+    def of(self, node: Node) -> Given | None:
         """The call that made a node, where that received numbers from attributes."""
         place = (node.meta.get("custom") or {}).get(_KEY)
         return None if place is None else self.calls[place]

@@ -18,7 +18,7 @@ from chipnet.errors import PlanError
 from chipnet.gates.hooks import strip_gates
 from chipnet.graph.channels import Frozen
 from chipnet.graph.rules import LAYERS
-from chipnet.graph.tracer import STANDARD_MIX
+from chipnet.graph.standard import STANDARD_MIX
 from chipnet.program.inputs import Inputs, device_of
 from chipnet.program.ready import copied
 from chipnet.program.removal import removable, removed

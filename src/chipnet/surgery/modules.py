@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from chipnet.errors import PlanError
-from chipnet.graph.tracer import STANDARD_MIX, STANDARD_NORM, STANDARD_POOL
+from chipnet.graph.standard import STANDARD_MIX, STANDARD_NORM, STANDARD_POOL
 from chipnet.surgery.plan import StandIn
 
 _Conv = nn.modules.conv._ConvNd

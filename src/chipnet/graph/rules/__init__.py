@@ -21,7 +21,7 @@ from chipnet.graph.rules import (
 from chipnet.graph.rules.ask import apply
 from chipnet.graph.rules.layers import LAYERS
 from chipnet.graph.rules.quantised import FAKE_QUANTISED
-from chipnet.graph.rules.table import RULES, operator_name, rule
+from chipnet.graph.rules.table import RULES, rule
 
 __all__ = [
     "FAKE_QUANTISED",
@@ -36,7 +36,6 @@ __all__ = [
     "layers",
     "movement",
     "norms",
-    "operator_name",
     "quantised",
     "recurrent",
     "reductions",

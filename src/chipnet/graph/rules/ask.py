@@ -1,42 +1,40 @@
-"""How a rule is asked, and what holds where it fails."""
+"""How a rule is called, and what holds where there is none or it fails."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch.fx import Node
 
+from chipnet.graph.labels import values_in
+from chipnet.graph.operator import Operator
 from chipnet.graph.rules.elementwise import pointwise
-from chipnet.graph.rules.table import RULES, operator_name
-from chipnet.graph.tracer import Labels, Tracer
+from chipnet.graph.rules.table import RULES
 
 
-def apply(t: Tracer, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Labels of a node's output, given labels of its inputs. Where a rule fails, its inputs are kept whole."""
-    t.node = node
-    name = operator_name(node)
-    before = t.mark()
+def apply(op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Labels of an operator's output, given labels of its inputs. Where a rule fails, its inputs are kept whole."""
+    before = op.draft.mark()
     try:
-        return _ask(t, name, args, kwargs)
+        return _apply(op, args, kwargs)
     except Exception as e:
         said = str(e).strip().split("\n")[0]
-        inputs = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, Labels)]
-        t.undo(before, reason := f"the rule for '{name}' failed ({type(e).__name__}: {said})")
-        return t.barrier(inputs, reason)
+        reason = f"the rule for '{op.name}' failed ({type(e).__name__}: {said})"
+        op.draft.undo(before, op.why(reason))
+        return op.barrier(values_in(args, kwargs), reason)
 
 
-def _ask(t: Tracer, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if name == "getitem":
+def _apply(op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if op.name == "getitem":
         return args[0][args[1]]
-    if name in RULES:
-        return RULES[name](t, *args, **kwargs)
-    inputs = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, Labels)]
-    if inputs and isinstance(t.node.target, torch._ops.OpOverload) and _pointwise(t.node.target):
-        return pointwise(t, *args, **kwargs)
-    return t.barrier(inputs, f"no rule for operator '{name}'")
+    if op.name in RULES:
+        return RULES[op.name](op, *args, **kwargs)
+    inputs = values_in(args, kwargs)
+    if inputs and isinstance(op.node.target, torch._ops.OpOverload) and _is_pointwise(op.node.target):
+        return pointwise(op, *args, **kwargs)
+    return op.barrier(inputs, f"no rule for operator '{op.name}'")
 
 
-def _pointwise(op: torch._ops.OpOverload) -> bool:
+def _is_pointwise(target: torch._ops.OpOverload) -> bool:
     """By PyTorch's own tag, for ATen's operators only: what others tag is theirs to answer for."""
-    return op.namespace == "aten" and torch.Tag.pointwise in op.tags
+    return target.namespace == "aten" and torch.Tag.pointwise in target.tags

@@ -4,48 +4,47 @@ from __future__ import annotations
 
 from typing import Any
 
-from chipnet.graph.rules.reductions import axes_of, results
-from chipnet.graph.rules.table import operator_name, rule
-from chipnet.graph.tracer import Labels, Tracer
+from chipnet.graph.labels import Labels, Value, axes_of, values_in
+from chipnet.graph.operator import Operator
+from chipnet.graph.rules.reductions import results
+from chipnet.graph.rules.table import rule
 
 _SHIFTS = frozenset(["softmax", "_softmax", "log_softmax", "_log_softmax", "logcumsumexp"])
 """Not zero where all that is read is."""
 
 
 @rule(*_SHIFTS, "cumsum", "cumprod", "cummax", "cummin")
-def along(t: Tracer, x: Labels, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
+def along(op: Operator, x: Value, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
     """Along space every channel by itself."""
-    x, name = t.labelled(x), operator_name(t.node)
-    kind: Any = "const" if name in _SHIFTS else "or"
+    x = op.labelled(x)
+    kind: Any = "const" if op.name in _SHIFTS else "or"
     if (dim := dim % len(x.shape)) in x.varying:
-        if not t.stays_as_long(x, dim):
-            return t.barrier([x], f"'{name}' mixes channels")
-        x = t.across(x, [dim], kind)
+        if not op.keeps_length(x, dim):
+            return op.barrier([x], f"'{op.name}' mixes channels")
+        x = op.merged(x, [dim], kind)
     elif kind == "const":
-        x = t.map([x], "const")
-    return results(t, Labels(x.core, t.shape))
+        x = op.map([x], "const")
+    return results(op, Labels(x.core, op.shape))
 
 
 @rule("sort", "argsort", "msort")
-def sort(t: Tracer, x: Labels, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
+def sort(op: Operator, x: Value, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
     """Along space every channel by itself."""
-    return along(t, x, 0 if operator_name(t.node) == "msort" else dim)
+    return along(op, x, 0 if op.name == "msort" else dim)
 
 
 @rule("topk")
-def topk(t: Tracer, x: Labels, k: int, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
+def topk(op: Operator, x: Value, k: int, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
     """Along space every channel by itself."""
-    return along(t, x, dim)
+    return along(op, x, dim)
 
 
 @rule("diff")
-def diff(t: Tracer, x: Labels, n: int = 1, dim: int = -1, before: Any = None, after: Any = None) -> Any:
+def diff(op: Operator, x: Value, n: int = 1, dim: int = -1, before: Any = None, after: Any = None) -> Any:
     """Neighbours along space, subtracted."""
     if before is not None or after is not None:
-        return t.barrier(
-            [v for v in (x, before, after) if isinstance(v, Labels)], "differences with given ends"
-        )
-    return along(t, x, dim)
+        return op.barrier(values_in(x, before, after), "differences with given ends")
+    return along(op, x, dim)
 
 
 @rule(
@@ -55,12 +54,12 @@ def diff(t: Tracer, x: Labels, n: int = 1, dim: int = -1, before: Any = None, af
         for axes in ("", "2", "n")
     )
 )
-def fourier(t: Tracer, x: Labels, n: Any = None, dim: Any = None, *args: Any, **kwargs: Any) -> Labels:
+def fourier(op: Operator, x: Value, n: Any = None, dim: Any = None, *args: Any, **kwargs: Any) -> Labels:
     """Linear along space, and every channel by itself."""
-    x, name = t.labelled(x), operator_name(t.node)
+    x = op.labelled(x)
     if dim is None:
-        last = {"t": 1, "2": 2, "n": len(n) if isinstance(n, (list, tuple)) else len(x.shape)}[name[-1]]
+        last = {"t": 1, "2": 2, "n": len(n) if isinstance(n, (list, tuple)) else len(x.shape)}[op.name[-1]]
         dim = range(-last, 0)
-    if any(d in x.varying for d in axes_of(x, dim)):
-        return t.barrier([x], "a Fourier transform over channels")
-    return Labels(x.core, t.shape)
+    if any(d in x.varying for d in axes_of(len(x.shape), dim)):
+        return op.barrier([x], "a Fourier transform over channels")
+    return Labels(x.core, op.shape)

@@ -6,114 +6,117 @@ from typing import Any
 
 import torch
 
-from chipnet.graph.rules.table import operator_name, rule
-from chipnet.graph.tracer import Labels, Tracer
+from chipnet.graph.attributes import pin_literal
+from chipnet.graph.labels import Labels, Value, uniform, values_in
+from chipnet.graph.operator import Operator
+from chipnet.graph.rules.table import rule
 
 
-def _chosen(t: Tracer, x: Labels, *indices: Labels) -> Labels:
+def _chosen(op: Operator, x: Value, *indices: Value) -> Labels:
     """``x``, whose elements stand where ``indices`` say."""
-    return t.beside(x, list(indices), "its values are indices")
+    return op.with_kept(x, list(indices), "its values are indices")
 
 
-def _beside(t: Tracer, x: Labels, index: Labels) -> Labels:
+def _aside(op: Operator, x: Value, index: Value) -> Labels:
     """Indices that differ along other axes than channels do are kept whole: each channel has the same."""
-    index = t.labelled(index)
+    index = op.labelled(index)
     if x.varying and index.varying and set(x.varying).isdisjoint(index.varying):
-        return t.whole(index, "its values are indices")
+        return op.without_channels(index, "its values are indices")
     return index
 
 
 @rule("index_select")
-def index_select(t: Tracer, x: Labels, dim: int, index: Labels) -> Labels:
+def index_select(op: Operator, x: Value, dim: int, index: Value) -> Labels:
     """Parts of an axis, chosen by a tensor."""
-    x = t.labelled(x)
+    x = op.labelled(x)
     if dim % max(len(x.shape), 1) in x.varying:
-        return t.barrier([x, index], "indexes channels by a tensor")
-    return _chosen(t, Labels(x.core, t.shape), index)
+        return op.barrier([x, index], "indexes channels by a tensor")
+    return _chosen(op, Labels(x.core, op.shape), index)
 
 
 @rule("index", "_unsafe_index")
-def index(t: Tracer, x: Labels, indices: list[Labels | None]) -> Labels:
+def index(op: Operator, x: Value, indices: list[Value | None]) -> Labels:
     """``x[:, :, i]``: parts of axes, chosen by tensors. Channels of other axes stay as they are."""
-    x = t.labelled(x)
+    x = op.labelled(x)
     chosen = [i for i in indices if i is not None]
     if any(indices[a] is not None for a in x.varying if a < len(indices)):
-        return t.barrier([x, *chosen], "indexes channels by a tensor")
+        return op.barrier([x, *chosen], "indexes channels by a tensor")
     if not x.varying:
-        out = t.uniform(int(x.slots()[0]), t.shape)
+        out = uniform(int(x.slots()[0]), op.shape)
     else:  # the operator itself says where the axes go: on labels, with the first of everything
         firsts = [None if i is None else torch.zeros(i.shape, dtype=torch.int64) for i in indices]
-        full = t.node.target(x.full(), firsts)  # type: ignore[operator]
-        if tuple(full.shape) != t.shape:  # a mask of booleans: how many it chooses depends on values
-            return t.barrier([x, *chosen], "indexes by a mask")
-        out = t.moved(full)
-    return _chosen(t, out, *chosen)
+        full = op.node.target(x.full(), firsts)  # type: ignore[operator]
+        if tuple(full.shape) != op.shape:  # a mask of booleans: how many it chooses depends on values
+            return op.barrier([x, *chosen], "indexes by a mask")
+        out = op.moved(full)
+    return _chosen(op, out, *chosen)
 
 
 @rule("take_along_dim")
-def take_along_dim(t: Tracer, x: Labels, index: Labels, dim: int | None = None) -> Labels:
+def take_along_dim(op: Operator, x: Value, index: Value, dim: int | None = None) -> Labels:
     """As `gather`; sizes of 1 are repeated."""
     if dim is None:
-        return t.barrier([x, index], "takes from all axes at once")
-    return gather(t, x, dim, index)
+        return op.barrier([x, index], "takes from all axes at once")
+    return gather(op, x, dim, index)
 
 
 @rule("gather")
-def gather(t: Tracer, x: Labels, dim: int, index: Labels, **kwargs: Any) -> Labels:
+def gather(op: Operator, x: Value, dim: int, index: Value, **kwargs: Any) -> Labels:
     """Along an axis of no channels, each channel by its own indices."""
-    x = t.labelled(x)
+    x = op.labelled(x)
     dim %= max(len(x.shape), 1)
-    repeats = operator_name(t.node) == "take_along_dim"
-    index = _beside(t, x, index)
+    repeats = op.name == "take_along_dim"
+    index = _aside(op, x, index)
     aligned = all(
         index.shape[a] == x.shape[a] or (repeats and index.shape[a] == 1)
         for a in {*x.varying, *index.varying}
     )
     if dim in x.varying or dim in index.varying or not aligned:
-        return t.barrier([x, index], "indexes channels by a tensor")
+        return op.barrier([x, index], "indexes channels by a tensor")
     if not index.varying:
         if any(index.shape[a] > 1 for a in x.varying):  # the same indices for every channel, at its width
-            t.risk(x.slots())
-            if t.is_literal:
-                t.pin_literal(x, "meets indices of fixed width")
-        return _chosen(t, Labels(x.core, t.shape), index)
-    shape = tuple(n if a in x.varying or a in index.varying else 1 for a, n in enumerate(t.shape))
+            op.risk(x.slots())
+            if op.is_literal:
+                pin_literal(op, x, "meets indices of fixed width")
+        return _chosen(op, Labels(x.core, op.shape), index)
+    shape = tuple(n if a in x.varying or a in index.varying else 1 for a, n in enumerate(op.shape))
     values, chosen = Labels(x.core, shape), Labels(index.core, shape)
-    if not t.follows(chosen, values):  # else each channel chooses for itself, as of its largest values
-        values = t.map([values, t.places(chosen)], "and", shape)
-    return Labels(values.core, t.shape)
+    if not op.draft.values.is_function(
+        chosen, values
+    ):  # else each channel chooses for itself, as of its largest values
+        values = op.map([values, op.places(chosen)], "and", shape)
+    return Labels(values.core, op.shape)
 
 
 @rule("index_add", "index_copy")
-def index_add(t: Tracer, x: Labels, dim: int, index: Labels, source: Labels, **kwargs: Any) -> Labels:
+def index_add(op: Operator, x: Value, dim: int, index: Value, source: Value, **kwargs: Any) -> Labels:
     """Sums over parts of an axis (messages of a graph to its nodes): non-zero where either side is."""
-    return _scattered(t, x, dim, index, source)
+    return _scattered(op, x, dim, index, source)
 
 
 @rule("scatter_add", "scatter", "scatter_reduce")
-def scatter(t: Tracer, x: Labels, dim: int, index: Labels, source: Any, *args: Any, **kwargs: Any) -> Labels:
+def scatter(op: Operator, x: Value, dim: int, index: Value, source: Any, *args: Any, **kwargs: Any) -> Labels:
     """As `index_add`, with indices as many as the source."""
-    values = t.labelled(source if isinstance(source, Labels) else x)
-    index = _beside(t, values if values.varying else t.labelled(x), index)
+    values = op.labelled(source if isinstance(source, Value) else x)
+    index = _aside(op, values if values.varying else op.labelled(x), index)
     if index.varying:
-        inputs = [a for a in (x, index, source) if isinstance(a, Labels)]
-        return t.barrier(inputs, "indexes channels by a tensor")
-    if not isinstance(source, Labels):
-        same = t.is_zero(source)
-        return _chosen(t, t.labelled(x) if same else t.map([x], "const"), index)
+        return op.barrier(values_in(x, index, source), "indexes channels by a tensor")
+    if not isinstance(source, Value):
+        same = op.is_zero(source)
+        return _chosen(op, op.labelled(x) if same else op.map([x], "const"), index)
     if any(n > 1 for n in index.shape):
-        t.risk(t.labelled(source).slots())
-        if t.is_literal:
-            t.pin_literal(source, "meets indices of fixed width")
-    return _scattered(t, x, dim, index, source)
+        op.risk(op.labelled(source).slots())
+        if op.is_literal:
+            pin_literal(op, source, "meets indices of fixed width")
+    return _scattered(op, x, dim, index, source)
 
 
-def _scattered(t: Tracer, x: Labels, dim: int, index: Labels, source: Labels) -> Labels:
-    x, source = t.labelled(x), t.labelled(source)
+def _scattered(op: Operator, x: Value, dim: int, index: Value, source: Value) -> Labels:
+    x, source = op.labelled(x), op.labelled(source)
     dim %= max(len(x.shape), 1)
     others = [a for a in range(len(x.shape)) if a != dim]
     if {dim} & {*x.varying, *source.varying} or any(x.shape[a] != source.shape[a] for a in others):
-        return t.barrier([x, index, source], "indexes channels by a tensor")
+        return op.barrier([x, index, source], "indexes channels by a tensor")
     shape = tuple(n if a != dim else 1 for a, n in enumerate(x.shape))
-    out = t.map([Labels(x.core, shape), Labels(source.core, shape)], "or", shape)
-    return _chosen(t, Labels(out.core, t.shape), index)
+    out = op.map([Labels(x.core, shape), Labels(source.core, shape)], "or", shape)
+    return _chosen(op, Labels(out.core, op.shape), index)

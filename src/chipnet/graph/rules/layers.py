@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from chipnet.graph.attributes import claim, pin_literal
 from chipnet.graph.channels import Map, Number, Slots
+from chipnet.graph.labels import Labels, Param, Value, along
+from chipnet.graph.operator import Operator
 from chipnet.graph.rules.table import rule
-from chipnet.graph.tracer import Labels, Tracer
+from chipnet.graph.weights import COMPUTED, mix
 
 LAYERS = frozenset(
     ["linear", *(f"conv{k}{n}d" for k in ("", "_transpose") for n in (1, 2, 3))]
 )  # operators with a weight
-
-
-COMPUTED = "a weight that is computed: what is left of it need not be what it would be made of less"
 
 
 def _firsts(slots: Slots, groups: int) -> Slots:
@@ -27,10 +27,10 @@ def _firsts(slots: Slots, groups: int) -> Slots:
 
 
 def _convolution(
-    t: Tracer,
-    x: Labels,
-    weight: Labels,
-    bias: Labels | None,
+    op: Operator,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
     groups: int,
     *,
     transposed: bool = False,
@@ -38,29 +38,28 @@ def _convolution(
 ) -> Labels:
     axis = 1 if len(x.shape) == len(weight.shape) else 0
     kept = [v for v in (x, weight, bias) if v is not None]
-    if weight.param is None and weight.varying and min(weight.varying) > 1 and t.is_data(weight):
-        weight = t.whole(weight, "a kernel")
-    along = weight.varying == [0]  # made as wide as an attribute says
-    blurs = bias is None and groups == x.shape[axis] > 1 and (along or t.is_constant(weight))
-    if not blurs and (weight.param is None or (bias is not None and bias.param is None)):
-        return t.barrier(kept, COMPUTED)
-    src = t.channels(x, axis)
+    if isinstance(weight, Labels) and min(weight.varying, default=0) > 1 and op.draft.is_data(weight):
+        weight = op.without_channels(weight, "a kernel")
+    wide = weight.varying == [0]  # made as wide as an attribute says
+    blurs = bias is None and groups == x.shape[axis] > 1 and (wide or op.is_constant(weight))
+    if not blurs and not (isinstance(weight, Param) and isinstance(bias, Param | None)):
+        return op.barrier(kept, COMPUTED)
+    src = op.channels(x, axis)
     if src is None:
-        return t.barrier(kept, "channels lie along another axis")
-    if groups > 1 and not isinstance(
-        t.modules.get(t.module), nn.modules.conv._ConvNd
-    ):  # a number in the call
-        if t.is_literal:
-            t.pin_literal(x, "a convolution with a fixed number of groups")
-        t.risk(src)
-        t.claim(t.given("groups", 6), _firsts(src, groups))
-    if blurs:
-        return _blur(t, src, axis, weight)
-    shape = t.shape
+        return op.barrier(kept, "channels lie along another axis")
+    if groups > 1 and not isinstance(op.owner, nn.modules.conv._ConvNd):  # a number in the call
+        if op.is_literal:
+            pin_literal(op, x, "a convolution with a fixed number of groups")
+        op.risk(src)
+        claim(op, op.given("groups", 6), _firsts(src, groups))
+    if not isinstance(weight, Param) or not isinstance(bias, Param | None):
+        return _blur(op, src, axis, weight)
+    shape = op.shape
     kernel = math.prod(weight.shape[2:])
     area = math.prod(shape) // shape[axis]
     positions = math.prod(x.shape) // x.shape[axis] if transposed else area
-    dst = t.mix(
+    dst = mix(
+        op,
         src,
         weight,
         bias,
@@ -71,44 +70,44 @@ def _convolution(
         macs_per=positions * kernel * counted,
         area=area,
     )
-    return t.along(dst, axis, shape)
+    return along(dst, axis, shape)
 
 
-def _blur(t: Tracer, src: Slots, axis: int, weight: Labels) -> Labels:
+def _blur(op: Operator, src: Slots, axis: int, weight: Value) -> Labels:
     """One constant kernel for every channel, as wide as they are (blur pooling, Sobel filters)."""
-    t.graph.pin(src[:1], t.why("a convolution of every channel needs at least one"))
-    dst = np.repeat(src, t.shape[axis] // len(src))
-    if weight.varying:
+    op.graph.pin(src[:1], op.why("a convolution of every channel needs at least one"))
+    dst = np.repeat(src, op.shape[axis] // len(src))
+    if isinstance(weight, Labels) and weight.varying:
         rows = np.repeat(weight.slots(), len(dst) // len(weight.slots()))
-        read, dst = dst, t.graph.new(len(dst))
-        t.graph.facts.append(Map(dst, (read, rows), "and"))
-        t.graph.tie(dst, read)
-        t.graph.tie(dst, rows)
-    t.count(dst)
-    return t.along(dst, axis, t.shape)
+        read, dst = dst, op.graph.new(len(dst))
+        op.emit(Map(dst, (read, rows), "and"))
+        op.graph.tie(dst, read)
+        op.graph.tie(dst, rows)
+    op.count(dst)
+    return along(dst, axis, op.shape)
 
 
 @rule("conv1d", "conv2d", "conv3d")
 def conv(
-    t: Tracer,
-    x: Labels,
-    weight: Labels,
-    bias: Labels | None = None,
+    op: Operator,
+    x: Value,
+    weight: Value,
+    bias: Value | None = None,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
 ) -> Labels:
     """Convolution, grouped or not."""
-    return _convolution(t, x, weight, bias, groups)
+    return _convolution(op, x, weight, bias, groups)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def conv_transpose(
-    t: Tracer,
-    x: Labels,
-    weight: Labels,
-    bias: Labels | None = None,
+    op: Operator,
+    x: Value,
+    weight: Value,
+    bias: Value | None = None,
     stride: Any = 1,
     padding: Any = 0,
     output_padding: Any = 0,
@@ -116,42 +115,42 @@ def conv_transpose(
     dilation: Any = 1,
 ) -> Labels:
     """Transposed convolution: the weight's first axis reads."""
-    return _convolution(t, x, weight, bias, groups, transposed=True)
+    return _convolution(op, x, weight, bias, groups, transposed=True)
 
 
 @rule("torchvision::deform_conv2d")
 def deform_conv(
-    t: Tracer, x: Labels, weight: Labels, offset: Labels, mask: Labels, bias: Labels | None, *numbers: Any
+    op: Operator, x: Value, weight: Value, offset: Value, mask: Value, bias: Value | None, *numbers: Any
 ) -> Labels:
     """A convolution at places that another tensor gives, whole, in ``offset_groups`` parts of its channels.
     (PyTorch counts nothing for it.)"""
     *_, groups, offset_groups, _ = numbers
-    x = t.labelled(x)
+    x = op.labelled(x)
     if offset_groups > 1 and x.varying == [1]:
         for column in x.slots().reshape(offset_groups, -1).T:
-            t.graph.tie_all(column.tolist())
-        t.meet(x.slots())
-    x = t.beside(x, [offset, mask], "where a deformable convolution reads")
-    if str(getattr(t.node.args[4], "target", "")) == "aten.zeros.default":  # torchvision's, for no bias
+            op.graph.tie_all(column.tolist())
+        op.ties(x.slots())
+    x = op.with_kept(x, [offset, mask], "where a deformable convolution reads")
+    if str(getattr(op.node.args[4], "target", "")) == "aten.zeros.default":  # torchvision's, for no bias
         bias = None
-    out = _convolution(t, x, weight, bias, groups, counted=False)
-    module = t.modules.get(t.module)
+    out = _convolution(op, x, weight, bias, groups, counted=False)
+    module = op.owner
     first = x.slots().reshape(groups, -1)[:, 0] if x.varying else x.slots()
     for name, slots in (("in_channels", x.slots()), ("out_channels", out.slots()), ("groups", first)):
         if getattr(module, name, 0) == len(slots) > 1:
-            t.graph.numbers[t.module, name, None] = Number(t.module, name, None, slots)
+            op.graph.numbers[op.module, name, None] = Number(op.module, name, None, slots)
     return out
 
 
 @rule("linear")
-def linear(t: Tracer, x: Labels, weight: Labels, bias: Labels | None = None) -> Labels:
+def linear(op: Operator, x: Value, weight: Value, bias: Value | None = None) -> Labels:
     """A linear layer over the last axis."""
-    if weight.param is None or (bias is not None and bias.param is None):
-        return t.barrier([v for v in (x, weight, bias) if v is not None], COMPUTED)
-    src = t.channels(x, -1)
+    if not isinstance(weight, Param) or not isinstance(bias, Param | None):
+        return op.barrier([v for v in (x, weight, bias) if v is not None], COMPUTED)
+    src = op.channels(x, -1)
     if src is None:
-        return t.barrier([x], "channels lie along another axis")
-    shape = t.shape
+        return op.barrier([x], "channels lie along another axis")
+    shape = op.shape
     area = math.prod(shape[:-1])
-    dst = t.mix(src, weight, bias, rows=shape[-1], axis=-1, macs_per=area, area=area)
-    return t.along(dst, -1, shape)
+    dst = mix(op, src, weight, bias, rows=shape[-1], axis=-1, macs_per=area, area=area)
+    return along(dst, -1, shape)

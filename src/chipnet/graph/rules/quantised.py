@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from chipnet.graph.labels import Param, Value
+from chipnet.graph.operator import Operator
 from chipnet.graph.rules.table import rule
-from chipnet.graph.tracer import Labels, Tracer
 
 FAKE_QUANTISED = frozenset(
     [
@@ -21,27 +22,27 @@ FAKE_QUANTISED = frozenset(
 
 
 @rule("fake_quantize_per_tensor_affine", "_fake_quantize_learnable_per_tensor_affine")
-def per_tensor(t: Tracer, x: Labels, *args: Any) -> Labels:
+def per_tensor(op: Operator, x: Value, *args: Any) -> Value:
     """One scale for all: a weight is as good as itself."""
     return x
 
 
 @rule("fake_quantize_per_channel_affine", "_fake_quantize_learnable_per_channel_affine")
-def per_channel(t: Tracer, x: Labels, scale: Labels, zero: Labels, axis: int, *args: Any) -> Labels:
+def per_channel(op: Operator, x: Value, scale: Value, zero: Value, axis: int, *args: Any) -> Any:
     """A scale for every channel of an axis: cut with it."""
-    return _scaled(t, x, axis, [scale, zero])
+    return _scaled(op, x, axis, [scale, zero])
 
 
 @rule("fused_moving_avg_obs_fake_quant")
 def observed(
-    t: Tracer,
-    x: Labels,
-    observes: Labels,
-    quantises: Labels,
-    lowest: Labels,
-    highest: Labels,
-    scale: Labels,
-    zero: Labels,
+    op: Operator,
+    x: Value,
+    observes: Value,
+    quantises: Value,
+    lowest: Value,
+    highest: Value,
+    scale: Value,
+    zero: Value,
     speed: float,
     least: int,
     most: int,
@@ -50,25 +51,25 @@ def observed(
     symmetric: bool = False,
 ) -> Any:
     """By an observer's extrema. While it observes, every call changes what the next computes."""
-    module = t.modules.get(t.module)
+    module = op.owner
     if not isinstance(module, nn.Module) or bool(getattr(module, "observer_enabled", True)):
         reason = "an observer that is still enabled changes with what it sees (apply disable_observer first)"
-        return t.barrier([x, observes, quantises, lowest, highest, scale, zero], reason)
-    return _scaled(t, x, axis, [scale, zero, lowest, highest]) if per_row else x
+        return op.barrier([x, observes, quantises, lowest, highest, scale, zero], reason)
+    return _scaled(op, x, axis, [scale, zero, lowest, highest]) if per_row else x
 
 
-def _scaled(t: Tracer, x: Labels, axis: int, scales: list[Labels]) -> Labels:
+def _scaled(op: Operator, x: Value, axis: int, scales: list[Value]) -> Any:
     """``x``, with parameters or buffers that belong to the channels along ``axis``."""
-    names = [s.param for s in scales if s.param is not None]
+    names = [s.name for s in scales if isinstance(s, Param)]
     axis %= max(len(x.shape), 1)
     if len(names) < len(scales) or any(s.shape != (x.shape[axis],) for s in scales):
-        return t.barrier([x, *scales], "scales that are computed")
-    if x.core is None and x.param is not None:  # a weight: they are cut where it is cut
-        t.graph.along.setdefault((x.param, axis), []).extend(names)
+        return op.barrier([x, *scales], "scales that are computed")
+    if isinstance(x, Param):  # a weight: they are cut where it is cut
+        op.graph.along.setdefault((x.name, axis), []).extend(names)
         return x
-    slots = t.channels(x, axis)
+    slots = op.channels(x, axis)
     if slots is None:
-        return t.barrier([x, *scales], "scales that are not along channels")
+        return op.barrier([x, *scales], "scales that are not along channels")
     for name in names:
-        t.graph.own(name, 0, slots)
+        op.graph.own(name, 0, slots)
     return x

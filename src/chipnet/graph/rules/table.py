@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
-
-import torch
-from torch.fx import Node
 
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
@@ -30,18 +26,3 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return f
 
     return register
-
-
-def operator_name(node: Node) -> str:
-    """ATen's ``add_.Tensor`` -> ``add``. What is not ATen's keeps its namespace: ``mylib::mul`` is another."""
-    if node.target is operator.getitem:
-        return "getitem"
-    if isinstance(node.target, torch._ops.HigherOrderOperator):
-        return f"higher_order::{node.target.name()}"
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return f"{getattr(node.target, '__module__', '')}::{getattr(node.target, '__name__', node.target)}"
-    namespace, name = schema.name.split("::")
-    if namespace != "aten":
-        return str(schema.name)
-    return name[:-1] if name.endswith("_") and not name.endswith("__") else name

@@ -1,0 +1,53 @@
+"""What do the numbers count that operators receive from attributes and from sizes of tensors?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chipnet.graph.channels import Slots
+from chipnet.graph.draft import Draft
+from chipnet.graph.labels import Labels, Value
+from chipnet.graph.numbers import Claim, count
+from chipnet.graph.operator import Operator
+from chipnet.graph.standard import FITTED
+from chipnet.program.watch import Shape, attributes_in, is_from_attribute, source_of
+
+
+def claim(op: Operator, number: Any, slots: Slots, empty: bool = False) -> bool:
+    """``number``, which the operator received, counts ``slots``: is it from attributes? Few operators take a width
+    of 0; those that do say ``empty``."""
+    if isinstance(source := source_of(number), Shape):
+        _as_wide(op, source, slots)
+    if not is_from_attribute(number) or op.received is None:
+        return False
+    op.received.claimed.add(number.source)
+    if all(a.name in FITTED and _is_torchs(op, a.module) for a in attributes_in(number.source)):
+        return True  # surgery keeps those of layers true anyway
+    op.draft.claims.append(Claim(op.key, number.source, slots.copy()))
+    if not empty:
+        op.graph.pin(slots[:1], op.why(f"'{number.source}' must not become 0"))
+    return True
+
+
+def _as_wide(op: Operator, size: Shape, slots: Slots) -> None:
+    """There are as many ``slots`` as channels of a tensor."""
+    x = None if size.made is None else op.draft.results.get((op.forward.counting, size.made))
+    if isinstance(x, Labels) and size.axis in x.varying and x.shape[size.axis] == len(slots):
+        op.draft.alike.append((slots.copy(), x.along(size.axis), op.why(f"tied by {op.node.target}")))
+
+
+def _is_torchs(op: Operator, module: str) -> bool:
+    return type(op.forward.modules[module]).__module__.startswith("torch.nn.")
+
+
+def tie_widths(draft: Draft) -> None:
+    """Tie what may differ in number, where an operator received the size of one tensor for another."""
+    for slots, others, why in draft.alike:
+        if count(draft.graph, slots) != count(draft.graph, others):
+            draft.graph.tie(slots, others)
+            draft.graph.meetings.append((int(slots[0]), why))
+
+
+def pin_literal(op: Operator, x: Value, reason: str) -> None:
+    """Keep all channels of ``x``, whose size the operator has as a number that stays."""
+    op.pin(x, op.forward.literal.get(op.key) or reason)

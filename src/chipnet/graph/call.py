@@ -1,0 +1,133 @@
+"""Where does a call of an operator stand, and what did it receive?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from chipnet.graph.channels import Pin, Realisation
+from chipnet.program.counting import counting
+from chipnet.program.names import Modules, line_of, operator_name, shape_of
+from chipnet.program.watch import Given, Watch
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A captured forward, and what is known before it is walked.
+
+    Attributes:
+        modules: of the network.
+        parameters: names of its parameters; other tensors that it holds are buffers.
+        realisation: may layers read or write fewer channels than the tensors around them have?
+        literal: operators whose sizes do not follow widths, with the reason. All others are taken to follow them.
+        fused: modules inside which an index map would be lost: a method that fuses weights does not see it.
+        readers: of every parameter, how many operators read it.
+        entered: of every module, the calls by which it is entered.
+        watch: which operators received numbers from attributes; None: not known.
+        counting: do its operators cost anything? Those of a train-mode graph do not.
+    """
+
+    modules: Modules
+    parameters: frozenset[str]
+    realisation: Realisation
+    literal: Mapping[str, str]
+    fused: frozenset[str]
+    readers: Mapping[str, int]
+    entered: Mapping[str, Set[str]]
+    watch: Watch | None
+    counting: bool
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an operator."""
+
+    node: Node
+    forward: Forward
+
+    @property
+    def key(self) -> str:
+        """Its name, unique over the graphs that are walked."""
+        return self.node.name if self.forward.counting else f"training {self.node.name}"
+
+    @cached_property
+    def name(self) -> str:
+        """The operator: ATen's bare (``add``, which is ``add_`` too), others with their namespace."""
+        return operator_name(self.node)
+
+    @cached_property
+    def module(self) -> str:
+        """Path of the innermost module whose forward contains the call."""
+        return self.forward.modules.around(self.node)
+
+    @property
+    def owner(self) -> nn.Module | None:
+        """That module."""
+        return self.forward.modules.get(self.module)
+
+    @cached_property
+    def line(self) -> str:
+        """File and line of the user's code."""
+        return line_of(self.node)
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the (first) output."""
+        return shape_of(self.node)
+
+    @property
+    def outputs(self) -> Any:
+        """What comes out, as tensors that hold no numbers."""
+        return self.node.meta["val"]
+
+    def why(self, reason: str) -> Pin:
+        """A pin for this call."""
+        return Pin(reason, self.node.name, self.module, self.line)
+
+    # -- sizes that are kept as numbers -----------------------------------------------------------------------
+    @property
+    def is_literal(self) -> bool:
+        """Are its sizes known not to follow widths?"""
+        return self.key in self.forward.literal
+
+    @cached_property
+    def received(self) -> Given | None:
+        """How the operator was called, where it received numbers from attributes."""
+        return self.forward.watch.of(self.node) if self.forward.watch is not None else None
+
+    def given(self, name: str, position: int) -> Any:
+        """An argument as the operator received it, if any of them came from attributes."""
+        return self.received.given(name, position) if self.received is not None else None
+
+    def sizes(self, shape: tuple[int, ...], skip: int = 0, first: int = 1) -> list[Any]:
+        """The numbers that say how long the axes of ``shape`` are, one each (None: not known), as the operator
+        received them from its argument ``first`` on, after ``skip`` others."""
+        numbers = self.received.numbers(first)[skip:] if self.received is not None else []
+        if len(numbers) != len(shape) or any(n not in (-1, s) for n, s in zip(numbers, shape, strict=True)):
+            return [None] * len(shape)
+        return [None if n == -1 else n for n in numbers]
+
+    # -- cost -------------------------------------------------------------------------------------------------
+    def macs(self) -> int:
+        """The operator's own multiply-accumulates, by PyTorch's counter."""
+        if not self.forward.counting:
+            return 0
+        args, kwargs = torch.fx.node.map_arg(
+            (self.node.args, self.node.kwargs), lambda n: n.meta.get("val", n)
+        )
+        fakes = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        if not any(f.is_floating_point() or f.is_complex() for f in fakes) or not callable(self.node.target):
+            return 0
+        try:
+            with fakes[0].fake_mode, counting() as counter:  # type: ignore[attr-defined]
+                self.node.target(*args, **kwargs)
+            return int(counter.get_total_flops()) // 2
+        # It cannot be rerun on fakes, or its sizes depend on values: the real forward counts it.
+        except Exception:
+            return 0

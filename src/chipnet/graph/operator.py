@@ -1,0 +1,318 @@
+"""What may a rule do? Read labels of the operator's inputs, emit facts, give labels to its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from chipnet.graph.call import Call
+from chipnet.graph.channels import Barrier, ChannelGraph, Fact, Map, Mix, Product, Risk, Slots, Source
+from chipnet.graph.draft import Draft
+from chipnet.graph.labels import Labels, Param, Value, along, shrink, uniform
+
+
+@dataclass(frozen=True)
+class Operator(Call):
+    """One call of an operator, and what may be done about it."""
+
+    draft: Draft
+
+    @property
+    def graph(self) -> ChannelGraph:
+        """The graph so far."""
+        return self.draft.graph
+
+    def at(self, node: Node) -> Operator:
+        """Another call in the same forward."""
+        return replace(self, node=node)
+
+    # -- labels -----------------------------------------------------------------------------------------
+    def constant(self, shape: tuple[int, ...], zero: bool = False) -> Labels:
+        """A tensor that is the same in every call, and ``zero`` or not."""
+        return uniform(self.draft.zero if zero else self.draft.constant, shape)
+
+    def labelled(self, x: Value) -> Labels:
+        """Give a parameter labels: one slot per index along its only long axis, else one rigid slot."""
+        if isinstance(x, Labels):
+            return x
+        long = [a for a, n in enumerate(x.shape) if n > 1]
+        if len(long) == 1:
+            return along(self.draft.data_slots(x.name, long[0], x.shape[long[0]]), long[0], x.shape)
+        for axis, n in enumerate(x.shape[::-1] if x.turned else x.shape):
+            if n > 1:
+                why = self.why("a parameter with several axes is used as data")
+                self.graph.pin(self.draft.data_slots(x.name, axis, n), why)
+        return self.constant(x.shape)
+
+    def moved(self, full: Tensor) -> Labels:
+        """Labels that came out of a data-movement operator; what remains must stay a box."""
+        out = Labels(shrink(full), tuple(full.shape))
+        if len(out.varying) > 1:
+            self._box(out)
+        return out
+
+    def _box(self, x: Labels) -> None:
+        """A tensor is a dense box: keep one axis prunable, tie labels that share an index along it.
+
+        Of the axes along which labels vary, the one that leaves the most classes is taken.
+        """
+        core = self.graph.classes(x.core.numpy())
+        found = []
+        for axis in x.varying:
+            rows = np.moveaxis(core, axis, 0).reshape(core.shape[axis], -1)
+            trial = ChannelGraph()
+            _, ids = np.unique(rows, return_inverse=True)
+            trial.new(int(ids.max()) + 1)
+            ids = ids.reshape(rows.shape)
+            for row in ids:
+                trial.tie_all(np.unique(row).tolist())
+            found.append((len({trial.find(i) for i in range(trial.slots)}), axis, rows))
+        _, _, rows = max(found, key=lambda f: (f[0], -f[1]))
+        for row in rows:
+            self.graph.tie_all(np.unique(row).tolist())
+        self.ties(rows)
+
+    def channels(self, x: Value, axis: int) -> Slots | None:
+        """Slot of every index along ``axis``; None where channels lie along other axes only."""
+        x = self.labelled(x)
+        axis %= len(x.shape)
+        n = x.shape[axis]
+        if x.varying == [axis]:
+            return x.slots()
+        if not x.varying:
+            return np.full(n, int(x.core.reshape(-1)[0]), dtype=np.int64)
+        if axis not in x.varying:
+            parts = np.unique(x.slots())
+            if not self.graph.pinned(parts).all():
+                return None
+            # What differs along other axes is of a fixed size: two inputs in one batch.
+            one = self.graph.new(1)
+            self.emit(Map(one, tuple(parts[k : k + 1] for k in range(len(parts))), "or"))
+            self.graph.pin(one, self.why("an input of a fixed size"))
+            return np.full(n, int(one[0]), dtype=np.int64)
+        rows = np.moveaxis(x.core.numpy(), axis, 0).reshape(n, -1)
+        dst = self.graph.new(n)
+        columns = tuple(rows[:, k].copy() for k in range(rows.shape[1]))
+        self.emit(Map(dst, columns, "or"))
+        for c in columns:
+            self.graph.tie(dst, c)
+        return dst
+
+    # -- what is known of labels --------------------------------------------------------------------------
+    def is_constant(self, x: Any) -> bool:
+        """The same whatever the masks: a number, or a tensor that no channel of the network goes into."""
+        if not isinstance(x, Labels):
+            return not isinstance(x, Param)
+        return {*x.core.reshape(-1).tolist()} <= {self.draft.constant, self.draft.zero}
+
+    def is_zero(self, x: Any) -> bool:
+        """Is ``x`` zero whatever the input: a number, or a constant tensor?"""
+        if isinstance(x, Labels):
+            return set(x.core.reshape(-1).tolist()) == {self.draft.zero}
+        return not isinstance(x, Param) and bool(x == 0)
+
+    def tied_along(self, x: Labels, axes: Set[int]) -> bool:
+        """Do labels that differ along ``axes`` only exist together? Then nothing shrinks along these."""
+        classes = self.graph.classes(x.core.numpy())
+        first = classes
+        for axis in axes & set(x.varying):
+            first = first.take([0], axis)
+        return bool((classes == first).all())
+
+    def keeps_length(self, x: Labels, axis: int) -> bool:
+        """Does nothing shrink along ``axis``: labels are alike along it, or exist together and differ along another
+        axis too?"""
+        return axis not in x.varying or (len(x.varying) > 1 and self.tied_along(x, {axis}))
+
+    # -- facts ------------------------------------------------------------------------------------------
+    def emit(self, fact: Fact) -> None:
+        """One more fact."""
+        self.graph.facts.append(fact)
+
+    def pin(self, x: Value, reason: str) -> None:
+        """Keep all channels of ``x``."""
+        self.graph.pin(self.labelled(x).slots(), self.why(reason))
+
+    def ties(self, slots: Slots) -> None:
+        """Remember that the operator ties ``slots``."""
+        self.graph.meetings.append((int(slots.flat[0]), self.why(f"tied by {self.node.target}")))
+
+    def risk(self, slots: Slots) -> None:
+        """The operator's arguments may be numbers of the user's."""
+        self.graph.risky[self.key] = Risk(self.line, slots)
+
+    def source(self, slots: Slots, live: bool, flow: bool, reason: str) -> None:
+        """Channels that nothing computes, kept whole."""
+        self.emit(Source(slots, live, flow))
+        self.graph.pin(slots, self.why(reason))
+
+    def read_all(self, inputs: Sequence[Value], reason: str) -> int:
+        """Keep all of ``inputs``: one slot that reads them."""
+        src = [self.labelled(x).slots() for x in inputs]
+        for s in src:
+            self.graph.pin(s, self.why(reason))
+        dst = self.graph.new(1)
+        self.emit(Barrier(dst, np.unique(np.concatenate(src)) if src else np.empty(0, dtype=np.int64)))
+        self.graph.pin(dst, self.why(reason))
+        return int(dst[0])
+
+    def barrier(self, inputs: Sequence[Value], reason: str) -> Any:
+        """Keep every input whole, and give outputs of a fixed size."""
+        self.graph.fixed_macs += self.macs()
+        slot, val = self.read_all(inputs, reason), self.node.meta.get("val")
+        if isinstance(val, (tuple, list)):
+            return tuple(uniform(slot, tuple(v.shape)) if isinstance(v, Tensor) else v for v in val)
+        return uniform(slot, tuple(val.shape)) if isinstance(val, Tensor) else val
+
+    def with_kept(self, x: Value, others: Sequence[Any], reason: str) -> Labels:
+        """``x``, computed with ``others``, which are kept whole: zero where ``x`` is, whatever they are."""
+        others = [o for o in others if not self.is_constant(o)]
+        x = self.labelled(x)
+        if not others:
+            return x
+        src, inverse = np.unique(x.core.numpy(), return_inverse=True)
+        dst = self.graph.new(len(src))
+        kept = np.full(len(src), self.read_all(others, reason), dtype=np.int64)
+        self.emit(Map(dst, (src, kept), "and"))
+        self.graph.tie(dst, src)
+        return Labels(torch.from_numpy(dst[inverse.reshape(x.core.shape)]), x.shape)
+
+    def without_channels(self, x: Labels, reason: str) -> Labels:
+        """``x``, kept whole: from here on a tensor without channels."""
+        if not self.draft.is_data(x):
+            return uniform(self.read_all([x], reason), x.shape)
+        self.pin(x, reason)
+        return self.constant(x.shape)
+
+    def places(self, x: Labels) -> Labels:
+        """Where values of ``x`` stood: numbers, not zero at zero."""
+        src, inverse = np.unique(x.core.numpy(), return_inverse=True)
+        dst = self.graph.new(len(src))
+        self.emit(Map(dst, (src,), "place"))
+        self.graph.tie(dst, src)
+        self.draft.values.mapped(zip(dst.tolist(), src.tolist(), strict=True), "place")
+        return Labels(torch.from_numpy(dst[inverse.reshape(x.core.shape)]), x.shape)
+
+    def map(
+        self,
+        inputs: Sequence[Value],
+        kind: Literal["or", "and", "const"],
+        shape: tuple[int, ...] | None = None,
+    ) -> Labels:
+        """An elementwise operator of broadcast ``inputs``.
+
+        Args:
+            inputs: what it is computed from.
+            kind: ``or``: not zero where any input is not (a sum, a maximum); ``and``: where all are not (a
+                product); ``const``: anywhere (a sigmoid).
+            shape: of the result, where that is not the operator's.
+        """
+        shape = self.shape if shape is None else shape
+        ndim = len(shape)
+        labels = [x for x in inputs if isinstance(x, Labels)]
+        varying = {a + ndim - len(x.shape) for x in labels for a in x.varying}
+        xs = self._on_one_axis([self._aligned(x, varying, ndim) for x in inputs])
+        varying = {a for x in xs for a in x.varying}
+        self._pin_misfits(xs, varying)
+        cores = np.broadcast_arrays(*[x.core.numpy() for x in xs])
+        rows = np.stack([c.reshape(-1) for c in cores])
+        tuples, inverse = np.unique(rows, axis=1, return_inverse=True)
+        dst = self.graph.new(tuples.shape[1])
+        self.emit(Map(dst, tuple(t.copy() for t in tuples), kind))
+        met = 0
+        for x, t in zip(xs, tuples, strict=True):
+            one = not varying and not self.graph.pinned(t).any()  # the only channel of a tensor that may go
+            if x.varying or one:  # axes that it lacks are of a fixed length
+                self.graph.tie(dst, t)
+                met += 1
+        if met > 1:
+            self.ties(dst)
+        if met == 0:  # all that it is made of is there whatever the masks, and so is this
+            self.graph.pin(dst, self.graph.pins[self.graph.find(int(tuples[0, 0]))])
+        self.draft.values.mapped(zip(dst.tolist(), *tuples.tolist(), strict=True), kind)
+        return Labels(torch.from_numpy(np.asarray(dst[inverse.reshape(cores[0].shape)])), shape)
+
+    def _pin_misfits(self, xs: list[Labels], varying: set[int]) -> None:
+        """Keep whole what is combined though its labels vary along other axes than those of the rest."""
+        for x in xs:
+            mine = set(x.varying)
+            if not mine:
+                for a in varying:
+                    if x.shape[a] == 1:  # broadcast: must not shrink to nothing
+                        self.pin(x, "broadcast along channels")
+                    else:
+                        for y in xs:
+                            self.pin(y, "meets a tensor of fixed width")
+            elif mine != varying and not all(self.tied_along(y, varying - mine) for y in xs):
+                for y in xs:
+                    self.pin(y, "meets a tensor that varies along another axis")
+
+    def _on_one_axis(self, xs: list[Labels]) -> list[Labels]:
+        """Of tensors whose labels vary along different axes, those with fewer channels to lose are kept whole: they
+        are then as any number at every position (a window over time, a kernel for each position)."""
+
+        def weight(x: Labels) -> tuple[bool, int]:
+            classes = self.graph.classes(x.slots())
+            return not self.draft.is_data(x), len(np.unique(classes[~self.graph.pinned(classes)]))
+
+        main = max((x for x in xs if x.varying), key=weight, default=None)
+        if main is None:
+            return xs
+        axes = set(main.varying)
+        return [
+            self.without_channels(x, "meets a tensor that varies along another axis")
+            if x.varying
+            and axes.isdisjoint(x.varying)
+            and all(x.shape[a] == 1 for a in axes)
+            and not self.tied_along(x, set(x.varying))
+            else x
+            for x in xs
+        ]
+
+    def _aligned(self, x: Value, varying: set[int], ndim: int) -> Labels:
+        """``x`` with leading axes added, and a parameter labelled along the axis the others vary on."""
+        shape = (1,) * (ndim - len(x.shape)) + x.shape
+        if isinstance(x, Param) and len(varying) == 1:
+            (axis,) = varying
+            if shape[axis] > 1:
+                mine = axis - (ndim - len(x.shape))
+                return along(self.draft.data_slots(x.name, mine, shape[axis]), axis, shape)
+        core = self.labelled(x).core
+        return Labels(core.reshape((1,) * (ndim - core.ndim) + tuple(core.shape)), shape)
+
+    def merged(self, x: Labels, axes: list[int], kind: Literal["or", "const"]) -> Labels:
+        """An operator that combines what lies along ``axes`` of a fixed length: one label for all of it."""
+        core = np.moveaxis(x.core.numpy(), axes, range(len(axes)))
+        rest = core.shape[len(axes) :]
+        columns = core.reshape(-1, int(np.prod(rest)))
+        tuples, inverse = np.unique(columns, axis=1, return_inverse=True)
+        dst = self.graph.new(tuples.shape[1])
+        self.emit(Map(dst, tuple(t.copy() for t in tuples), kind))
+        for t in tuples:
+            self.graph.tie(dst, t)
+        kept = [1 if a in axes else n for a, n in enumerate(x.core.shape)]
+        return Labels(torch.from_numpy(dst[inverse.reshape(rest)]).reshape(kept), x.shape)
+
+    def total(self, src: Slots) -> int:
+        """One slot that reads all of ``src``: a sum, in which zeros do not show."""
+        dst = self.graph.new(1)
+        self.emit(Mix(dst, src, 1, False, None))
+        self.graph.pin(dst, self.why("a sum over channels"))
+        return int(dst[0])
+
+    # -- cost -------------------------------------------------------------------------------------------
+    def count(self, slots: Slots, each: int | None = None) -> None:
+        """Of the operator's multiply-accumulates ``each`` (None: an equal part) go with each of ``slots``; the rest
+        is there whatever the masks, and so are all where there are fewer than that."""
+        macs = self.macs()
+        each = macs // max(len(slots), 1) if each is None else each
+        if 0 < each * len(slots) <= macs:
+            self.graph.products.append(Product(slots, each))
+            macs -= each * len(slots)
+        self.graph.fixed_macs += macs

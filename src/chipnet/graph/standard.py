@@ -1,0 +1,29 @@
+"""Which modules are one operator of PyTorch's, so that their calls and numbers are known?"""
+
+from __future__ import annotations
+
+from torch import nn
+
+STANDARD_MIX = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
+STANDARD_NORM = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
+STANDARD_POOL = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+FITTED = frozenset("in_channels out_channels in_features out_features num_features num_parameters".split())  # noqa: SIM905
+"""Widths that PyTorch's layers keep as numbers: surgery sets them by the tensors."""

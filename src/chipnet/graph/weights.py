@@ -1,0 +1,252 @@
+"""What does a layer with a weight emit: facts, costs, hosts of gates, index maps, and whose indices are whose?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from chipnet.graph.attributes import claim
+from chipnet.graph.channels import Host, Layer, Map, Mix, Norm, Number, Resize, Slots, is_within
+from chipnet.graph.labels import Made, Param, Value
+from chipnet.graph.operator import Operator
+from chipnet.graph.standard import STANDARD_MIX, STANDARD_NORM
+
+COMPUTED = "a weight that is computed: what is left of it need not be what it would be made of less"
+FRESH = frozenset(f"{new}{kind}" for new in ("", "new_") for kind in ("zeros", "ones", "full", "empty"))
+"""Operators that make tensors of given sizes, out of nothing."""
+_SIZED = frozenset(["view", "reshape", "_unsafe_view", "repeat", "tile", "expand", "broadcast_to", *FRESH])
+
+
+def mix(
+    op: Operator,
+    x: Slots,
+    weight: Param,
+    bias: Param | None,
+    *,
+    rows: int,
+    axis: int,
+    macs_per: int,
+    area: int,
+    groups: int = 1,
+    transposed: bool = False,
+) -> Slots:
+    """A convolution or linear layer.
+
+    Args:
+        op: the call.
+        x: what it reads.
+        weight, bias: its parameters.
+        rows: how many channels it writes.
+        axis: of channels, in what it reads and writes.
+        macs_per: multiply-accumulates for each pair of a channel written and one read (in its group).
+        area: positions of each channel that is written.
+        groups: of channels; those of a group read those of the same group.
+        transposed: the weight's first axis reads.
+    """
+    g = op.graph
+    frozen = weight.frozen and not g.frozen[op.module].same
+    module = _owned(op, weight.name, STANDARD_MIX, frozen)
+    apart = module if groups == 1 and _once(op, weight.name) else None
+    src = _input(op, x, apart, axis) if apart and _read_by_others(op) else x
+    dst = g.new(rows)
+    few = groups <= len(src) // groups or groups == 1
+    cols = _grouped(op, src, dst, groups)
+    out_axis, in_axis = (1, 0) if transposed else (0, 1)
+    if transposed and groups > 1:
+        own(op, weight, {0: src, 1: dst.reshape(groups, -1)[0]} if few else {0: src})
+    else:
+        own(op, weight, {out_axis: dst, in_axis: cols} if few else {out_axis: dst})
+    if bias is not None:
+        own(op, bias, {0: dst})
+    host = host_of(op, weight, bias, out_axis) if not (transposed and groups > 1) else None
+    op.emit(Mix(dst, src, groups, bias is not None, host, op.module))
+    fact = len(g.facts) - 1
+    if not op.forward.counting:
+        macs_per = area = 0
+    g.layers.append(Layer(fact, module or weight.name, weight.name, dst, cols, macs_per, area))
+    _register(op, module, fact, src, dst, "convolution" if weight.shape[2:] else "linear layer")
+    return _output(op, dst, apart, axis) if apart and _meets_others(op) else dst
+
+
+def _grouped(op: Operator, src: Slots, dst: Slots, groups: int) -> Slots:
+    """Tie what a grouped layer keeps together; returns the channels that each row reads."""
+    if groups == 1:
+        return src
+    src_g, dst_g = src.reshape(groups, -1), dst.reshape(groups, -1)
+    per_in, per_out = src_g.shape[1], dst_g.shape[1]
+    if groups > per_in:  # many small groups: a group lives or dies whole
+        for i, o in zip(src_g, dst_g, strict=True):
+            op.graph.tie_all([*i.tolist(), *o.tolist()])
+        if per_in > 1 or per_out > 1:
+            op.ties(dst)
+        return np.full(per_in, op.draft.constant, dtype=np.int64)
+    for column in [*src_g.T, *dst_g.T]:  # few wide groups: the same positions remain in each
+        op.graph.tie_all(column.tolist())
+    op.ties(src)
+    op.ties(dst)
+    return src_g[0]
+
+
+def norm(
+    op: Operator,
+    x: Slots,
+    weight: Value | None,
+    bias: Value | None,
+    stats: Sequence[Value | None],
+    axis: int,
+    *,
+    groups: int = 0,
+    mixes: str | None = None,
+) -> Slots:
+    """A normalisation.
+
+    Args:
+        op: the call.
+        x: what it reads.
+        weight, bias: its affine parameters; computed ones hold no gates.
+        stats: its statistics.
+        axis: of channels.
+        groups: in how many groups statistics mix channels; 0: every channel is by itself.
+        mixes: why it cannot read less.
+    """
+    g = op.graph
+    names = [p.name for p in (weight, bias, *stats) if isinstance(p, Param)]
+    plain = type(op.owner) in STANDARD_NORM
+    module = _owned(op, names[0], STANDARD_NORM) if names else (op.module if plain else None)
+    apart = module if names and _once(op, names[0]) else None
+    src = _input(op, x, apart, axis) if apart and (mixes or _read_by_others(op)) else x
+    dst = g.new(len(src))
+    g.tie(dst, src)
+    if mixes is not None:
+        g.pin(src, op.why(mixes))
+    for name in names:
+        g.own(name, 0, dst)
+    if not names and plain:  # no tensor tells its width
+        named = vars(op.owner)
+        for name in {"num_features", "num_channels"} & named.keys():
+            g.numbers[op.module, name, None] = Number(op.module, name, None, dst)
+        if groups:
+            g.pin(dst[:1], op.why("'num_groups' must not become 0"))
+            first = dst.reshape(groups, -1)[:, 0]
+            g.numbers[op.module, "num_groups", None] = Number(op.module, "num_groups", None, first)
+    op.emit(Norm(dst, src, host_of(op, weight, bias), groups, op.module))
+    _register(op, module, len(g.facts) - 1, src, dst, "normalisation")
+    return _output(op, dst, apart, axis) if apart and (mixes or _meets_others(op)) else dst
+
+
+# -- gates and stand-ins ----------------------------------------------------------------------------------------
+def host_of(op: Operator, weight: Value | None, bias: Value | None, axis: int = 0) -> Host | None:
+    """The affine parameters of a call, where a gate can be folded into them."""
+    if not isinstance(weight, Param) or not isinstance(bias, Param | None):
+        return None
+    second = bias.name if bias is not None else None
+    if weight.frozen:
+        return Host(op.module, weight.name, second, axis, op.graph.frozen[op.module].axis)
+    if weight.made is not None or (bias is not None and bias.made is not None):  # gates do not pass through
+        return None
+    names = [n for n in (weight.name, second) if n is not None]
+    if not op.forward.parameters.issuperset(names):  # a buffer
+        return None
+    if any(n.rpartition(".")[0] != op.module for n in names):
+        op.draft.foreign.update(names)  # read by another module: no one forward call to fold the gate into
+        return None
+    return Host(op.module, weight.name, second, axis)
+
+
+def _owned(op: Operator, weight: str, standard: tuple[type, ...], frozen: bool = False) -> str | None:
+    """The module that is exactly this operator, so that its call can be replaced or re-indexed."""
+    is_standard = frozen or type(op.forward.modules.get(weight.rpartition(".")[0])) in standard
+    return op.module if weight.rpartition(".")[0] == op.module and is_standard else None
+
+
+def _register(op: Operator, module: str | None, fact: int, src: Slots, dst: Slots, what: str) -> None:
+    """Note whose fact it is; where nothing can stand in for a dead one it stays alive."""
+    if module is not None:
+        op.graph.owners.setdefault(module, []).append(fact)
+    else:
+        why = op.why(f"a {what} that is not a plain torch.nn module keeps one channel")
+        op.graph.pin(dst[:1], why)
+        op.graph.pin(src[:1], why)
+
+
+# -- index maps -------------------------------------------------------------------------------------------------
+def _once(op: Operator, weight: str) -> bool:
+    """May index maps stand around a call: is its weight read once, and by no method that fuses weights?"""
+    if op.forward.realisation == "plain" or op.forward.readers.get(weight, 0) != 1:
+        return False
+    return not any(is_within(op.module, around) for around in op.forward.fused)
+
+
+def _read_by_others(op: Operator) -> bool:
+    """Has the tensor that is read other readers? They may want other channels of it."""
+    source = op.node.args[0]
+    return isinstance(source, Node) and len(source.users) > 1
+
+
+def _meets_others(op: Operator) -> bool:
+    """Does what is written meet another tensor, which may have other channels?"""
+    return any(len([a for a in n.all_input_nodes if a.op != "placeholder"]) > 1 for n in op.node.users)
+
+
+def _input(op: Operator, outer: Slots, module: str, axis: int) -> Slots:
+    """In the indexed realisation a module may read fewer channels than the tensor has."""
+    inner = op.graph.new(len(outer))
+    op.emit(Map(inner, (outer,), "or"))
+    op.graph.resizes.append(Resize(module, "input", axis, outer, inner))
+    return inner
+
+
+def _output(op: Operator, inner: Slots, module: str, axis: int) -> Slots:
+    """In the indexed realisation a module may write fewer channels than the tensor has."""
+    outer = op.graph.new(len(inner))
+    op.emit(Map(outer, (inner,), "or"))
+    op.graph.resizes.append(Resize(module, "output", axis, outer, inner))
+    return outer
+
+
+# -- parameters -------------------------------------------------------------------------------------------------
+def own(op: Operator, x: Param, owned: Mapping[int, Slots]) -> None:
+    """Indices along axes of a layer's weight or bias belong to slots."""
+    if x.made is not None:
+        _own_made(op, x.made, owned)
+    else:
+        for axis, slots in owned.items():
+            op.graph.own(x.name, axis, slots)
+
+
+def _own_made(op: Operator, made: Made, owned: Mapping[int, Slots]) -> None:
+    """Indices along axes of a computed weight belong to slots, and so do those of all that it is made of. What else
+    it reads is kept whole."""
+    cut = set()
+    for axis, slots in owned.items():
+        places = made.along[axis]
+        if places is None:
+            op.graph.pin(slots, op.why(COMPUTED))
+        for node, at in (places or {}).items():
+            if node in made.leaves:
+                op.graph.own(made.leaves[node], at, slots)
+                cut.add((node, at))
+            elif op.at(node).name in _SIZED:
+                _follow(op.at(node), at, slots)
+    for leaf, name in made.leaves.items():
+        for at, n in enumerate(op.at(leaf).shape):
+            if n > 1 and (leaf, at) not in cut:
+                op.graph.pin(op.draft.data_slots(name, at, n), op.why(COMPUTED))
+
+
+def _follow(op: Operator, axis: int, slots: Slots) -> None:
+    """An operator behind a computed weight has the number of ``slots`` among its sizes."""
+    sizes: Any = next((a for a in op.node.args if isinstance(a, (list, tuple))), ())
+    if len(sizes) == len(op.shape) and sizes[axis] == -1:
+        return
+    if op.is_literal:
+        reason = "a weight that is computed with sizes that do not follow"
+        op.graph.pin(slots, op.why(op.forward.literal[op.key] or reason))
+    known = op.graph.risky.get(op.key)
+    op.risk(slots if known is None else torch.tensor([*known.slots, *slots]).numpy())
+    fresh = op.name in FRESH and not op.name.startswith("new_")
+    claim(op, op.sizes(op.shape, 0, 0 if fresh else 1)[axis], slots)

@@ -1,0 +1,80 @@
+"""Of a node: which operator is it, in which module, at which line of the user's code, of which shape?"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+from torch.fx import Node
+
+
+def operator_name(node: Node) -> str:
+    """ATen's ``add_.Tensor`` -> ``add``. What is not ATen's keeps its namespace: ``mylib::mul`` is another."""
+    if node.target is operator.getitem:
+        return "getitem"
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return f"higher_order::{node.target.name()}"
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return f"{getattr(node.target, '__module__', '')}::{getattr(node.target, '__name__', node.target)}"
+    namespace, name = schema.name.split("::")
+    if namespace != "aten":
+        return str(schema.name)
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """Shape of a node's (first) output."""
+    val = node.meta["val"]
+    val = val[0] if isinstance(val, (tuple, list)) else val
+    return tuple(int(n) for n in val.shape)
+
+
+def line_of(node: Node) -> str:
+    """File and line of the user's code that made a node; "" where it is not known."""
+    found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    outside = [f for f in found if "/torch/nn/" not in f[0].replace("\\", "/")] or found
+    return f"{outside[-1][0].rsplit('/', 1)[-1]}:{outside[-1][1]}" if outside else ""
+
+
+def calls_around(node: Node) -> dict[str, str]:
+    """The calls of modules that a node is in, from the outermost: a name for each, and the module's path."""
+    return {call: path for call, (path, _) in (node.meta.get("nn_module_stack") or {}).items()}
+
+
+class Modules(Mapping[str, nn.Module]):
+    """All modules of a model by their paths. One with several paths is called by the first.
+
+    Example:
+        >>> shared = nn.ReLU()
+        >>> modules = Modules(nn.Sequential(shared, shared))
+        >>> list(modules), modules.first("1")
+        (['', '0', '1'], '0')
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._by_path = dict(model.named_modules(remove_duplicate=False))
+        self._first: dict[int, str] = {}
+        for path, module in self._by_path.items():
+            self._first.setdefault(id(module), path)
+
+    def __getitem__(self, path: str) -> nn.Module:
+        return self._by_path[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_path)
+
+    def __len__(self) -> int:
+        return len(self._by_path)
+
+    def first(self, path: str) -> str:
+        """The first path of the module at ``path``."""
+        path = re.sub(r"@\d+", "", path)  # as torch.export numbers its calls
+        return self._first.get(id(self.get(path)), path)
+
+    def around(self, node: Node) -> str:
+        """The innermost module whose forward contains a node."""
+        return self.first(next(reversed(calls_around(node).values()), ""))
