@@ -13,8 +13,8 @@ from random_networks import check, random_recipe
 from torch import nn
 
 from chipnet import Structure
-from chipnet.graph.rules import RULES
 from chipnet.graph.call import Call
+from chipnet.graph.rules import RULES
 
 
 def failing(rule, name, seed, kinds):
