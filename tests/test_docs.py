@@ -1,5 +1,6 @@
 """Every Python block of README and docs runs (those of one file share a namespace); commands can be read."""
 
+import importlib
 import json
 import re
 import shlex
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import chipnet
 from benchmarks import front
 from chipnet.lab import cli
 
@@ -116,3 +118,13 @@ def test_the_table_of_the_readme_is_what_was_measured() -> None:
     readme = (ROOT / "README.md").read_text()
     assert front.filled(readme) == readme, "run python -m benchmarks.front"
     assert all(len(front.points(method)) == 4 for method in front.METHODS)
+
+
+def test_the_api_page_names_what_is_public_and_there() -> None:
+    page, found = (ROOT / "docs" / "api.md").read_text(), {}
+    for module, options in re.findall(r"^::: ([\w.]+)\n    options:(.*?)(?=\n\S|\Z)", page, re.M | re.S):
+        listed = re.search(r"members:\s*(?:\[(.*?)\]|((?:\n\s+- \w+)+))", options)
+        names = re.findall(r"\w+", "".join(filter(None, listed.groups()))) if listed else []
+        found[module] = names
+        assert [n for n in names if not hasattr(importlib.import_module(module), n)] == [], module
+    assert sorted(found["chipnet"]) == sorted(chipnet.__all__)
