@@ -6,16 +6,15 @@ import contextlib
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from chipnet._util.distributed import Group, first_, mean_, world
+from chipnet._util.distributed import Group, first_
 from chipnet._util.finite import Flags, all_finite, check_finite
 from chipnet._util.modes import plainly
 from chipnet.analysis.kinds import KINDS, LATENCY
@@ -23,7 +22,8 @@ from chipnet.analysis.vectors import read_mask
 from chipnet.budget.budget import Budget
 from chipnet.budget.landing import Landing
 from chipnet.errors import CaptureError, ConfigError
-from chipnet.gates.hooks import Gates, add_gates, untouched_by_failure
+from chipnet.gates.hooks import add_gates, untouched_by_failure
+from chipnet.gates.values import GateValues
 from chipnet.graph.channels import Realisation
 from chipnet.program.inputs import device_of
 from chipnet.state import made_for, refuse_other
@@ -130,15 +130,12 @@ class Pruner:
         device = device_of(model)
         gated = [bool((site.gates >= 0).any()) for site in self.structure.sites]
         sites = [site for site, mine in zip(self.structure.sites, gated, strict=True) if mine]
-        gates = np.concatenate([site.gates for site in sites])
         widths = torch.tensor([site.channels for site in self.structure.sites])
         self._gated = torch.tensor(gated).repeat_interleave(widths)
-        self._index = torch.from_numpy(np.where(gates < 0, self.structure.gates, gates)).to(device)
-        self._gates = Gates([site.channels for site in sites])
-        self._values: Tensor | None = None
-        self._leaves: tuple[Tensor, ...] = ()
-        self._apart = False
-        self._forced: Tensor | None = None
+        """Of every channel of every site: is the site gated?"""
+        self._values = GateValues([site.gates for site in sites], self.structure.gates, self._soft, device)
+        self._own_backward = False
+        """The gradients of ``loss()`` have come by ``backward()``, without the task's scale."""
         self._flags = Flags()
         with untouched_by_failure(model):
             self.method = made(
@@ -154,7 +151,7 @@ class Pruner:
             self._made_for = made_for(self.structure, made, options, self.budget, steps)
             if LATENCY in self.budget.kinds:
                 self.method.settle = self._settle  # type: ignore[method-assign]
-            self._hooks = add_gates(model, sites, self._gates, self._own)
+            self._hooks = add_gates(model, sites, self._values.constants, self._values.by_site)
             self._publish()
 
     def __repr__(self) -> str:
@@ -178,7 +175,7 @@ class Pruner:
         return _differentiable(self.method.loss(self.progress))
 
     def backward(self) -> None:
-        """The gradients of ``loss()``, apart from the task's: for loops whose loss is out of reach.
+        """The gradients of ``loss()`` without the task's: for loops whose loss is out of reach.
 
         Call it in place of adding ``loss()``, once a step: after the task's backward passes and the scaler's
         ``unscale_``, before ``optimizer.step()``.
@@ -186,7 +183,7 @@ class Pruner:
         loss = self.loss()
         if loss.requires_grad:
             loss.backward()
-        self._apart = True
+        self._own_backward = True
 
     @plainly
     def losses(self) -> dict[str, Tensor]:
@@ -211,7 +208,10 @@ class Pruner:
         """
         for hook in self._hooks:
             hook.clear()
-        sound = self._collect(loss_scale)
+        sound = self._values.pass_gradient_on(
+            self.method.learnt(), loss_scale, self.group, own_scaled=not self._own_backward
+        )
+        self._own_backward = False
         self._flags.send(self.taken + 1, [sound, all_finite(self._weights())])
         self._notice()
         before = self.progress
@@ -245,12 +245,12 @@ class Pruner:
     @contextlib.contextmanager
     def hardened(self, mask: Tensor | None = None) -> Iterator[Tensor]:
         """Inside, the model and its copies compute with hard masks (by default those that meet the budget now)."""
-        before = self._forced
-        mask = self._force(mask)
+        before = self._values.hard
+        mask = self._fix(mask)
         try:
             yield mask
         finally:
-            self._forced = before
+            self._values.hard = before
             self._publish()
 
     @plainly
@@ -276,7 +276,7 @@ class Pruner:
         mask = self.method.settle(self.method.mask) if mask is None else mask
         mask = read_mask(mask, self.structure.gates)
         plan = self.structure.plan(mask, self.budget)
-        self._force(mask)
+        self._fix(mask)
         if self.landing is None or self._landed is None or not torch.equal(mask, self._landed):
             return plan
         return replace(plan, latency=self.landing.to_json())
@@ -304,13 +304,11 @@ class Pruner:
         return self.method.mask()
 
     @plainly
-    def _force(self, mask: Tensor | None) -> Tensor:
+    def _fix(self, mask: Tensor | None) -> Tensor:
         """Compute with a mask as its compact network does: an open gate that the input does not reach, such as
         that of a residual stream behind a dead branch, is shut, where a norm would emit a constant."""
         mask = read_mask(self.method.mask() if mask is None else mask, self.structure.gates)
-        opened = self.structure.open(mask)[self._gated]
-        self._forced = opened.to(self._index.device, torch.float32)
-        self._publish()
+        self._values.fix(self.structure.open(mask)[self._gated])
         return mask
 
     def detach(self) -> None:
@@ -355,7 +353,7 @@ class Pruner:
                 f"this state of a pruner cannot be read ({type(error).__name__}: {error}); it is as it was before"
             ) from error
         self.taken, self.landing, self._landed = state["taken"], landing, state.get("landed")
-        self._values, self._leaves, self._forced = None, (), None
+        self._values.forget()
         self._publish()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
@@ -370,39 +368,17 @@ class Pruner:
 
     def _make_values(self) -> None:
         if torch.is_grad_enabled() and self._hooks:
-            self._own()
-
-    def _own(self) -> Sequence[Tensor]:
-        """Gate values of every channel of every site with gates, by site, as the model itself sees them.
-
-        Where gradients are recorded they are computed once a step. Forwards get detached leaves, so any number of
-        backward passes may run between two steps; ``step`` hands the gradient that has gathered in them on to the
-        method. One for every site: the gradient of a slice would be a zero for every gate of the network.
-        """
-        if self._forced is not None or not torch.is_grad_enabled():
-            return self._gates.on(self._index.device)
-        if not self._leaves:
-            # What is saved here is none of the caller's: a checkpointed forward that runs again finds leaves made.
-            with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
-                self._values = self._channels()
-            values = self._values.detach()
-            self._gates.set(values)
-            parts = values.split(self._gates.sizes)
-            self._leaves = tuple(part.requires_grad_(self._values.requires_grad) for part in parts)
-        return self._leaves
-
-    @plainly
-    def _channels(self) -> Tensor:
-        gates = self.method.values(self.progress)
-        return torch.cat([gates, gates.new_ones(1)]).index_select(0, self._index)
+            self._values.by_site()
 
     def _publish(self) -> None:
         """Give the model and its copies the values of now."""
-        if self._forced is None and self.method.final:
-            self._force(None)
-            return
-        with torch.no_grad():
-            self._gates.set(self._channels() if self._forced is None else self._forced)
+        if self._values.hard is None and self.method.final:
+            self._fix(None)
+        else:
+            self._values.publish()
+
+    def _soft(self) -> Tensor:
+        return self.method.values(self.progress)
 
     def _weights(self) -> list[Tensor]:
         return [p for name, p in self.model.named_parameters() if name not in self._infinite]
@@ -423,50 +399,6 @@ class Pruner:
                 "give step() its scale",
                 stacklevel=4,
             )
-
-    def _collect(self, loss_scale: float) -> Tensor:
-        """Hand the gradient of the gate values on to what the method learns. Returns whether it was finite, or
-        overflowed a scale: a Boolean scalar.
-
-        Gates are no parameters of the model, so DistributedDataParallel does not average their gradients. This is
-        the one place that all of them pass: averaged here, what the method learns and observes is that of the
-        whole batch. Its own losses depend on nothing but its own state, which is then the same on every process.
-        """
-        learnt, sound = self.method.learnt(), torch.ones((), dtype=torch.bool, device=self._index.device)
-        if self._values is not None and self._values.requires_grad:
-            grads = [leaf.grad for leaf in self._leaves]
-            # A process without a backward must still take part.
-            if world(self.group) > 1 or any(grad is not None for grad in grads):
-                whole = [
-                    torch.zeros_like(leaf) if grad is None else grad
-                    for leaf, grad in zip(self._leaves, grads, strict=True)
-                ]
-                grad = mean_(torch.cat(whole), self.group)
-                if loss_scale != 1.0:
-                    grad = grad / loss_scale
-                    for p in learnt if not self._apart else []:
-                        if p.grad is not None:
-                            p.grad /= loss_scale
-                else:
-                    sound = all_finite([grad])
-                if loss_scale == 1.0 or bool(torch.isfinite(grad).all()):
-                    self._values.backward(grad)
-        for p in learnt:
-            if p.grad is None:
-                continue
-            if loss_scale == 1.0:
-                finite = all_finite([p.grad])
-                sound = sound & finite
-                p.grad = torch.where(finite, p.grad, torch.zeros_like(p.grad))
-            elif not bool(torch.isfinite(p.grad).all()):
-                p.grad = None
-        self._apart = False
-        self._values, self._leaves = None, ()
-        return sound
-
-
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _differentiable(loss: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from toys import TOYS, Chain, Residual, assert_same_outputs, made, outputs, rand
 
 import chipnet
 from chipnet import Pruner, Structure, compact, masked
-from chipnet.gates.hooks import Gates, add_gates, hooks
+from chipnet.gates.hooks import add_gates, hooks
+from chipnet.gates.values import Constants
 from chipnet.methods import METHODS
 
 
@@ -57,7 +58,9 @@ def hang(model: nn.Module, s: Structure, values: Callable[[], list[Tensor]]) -> 
     """Gates of those values, one tensor for every site."""
     numbers = [i for i, site in enumerate(s.sites) if site.free]
     sites = [s.sites[i] for i in numbers]
-    return add_gates(model, sites, Gates([t.channels for t in sites]), lambda: [values()[i] for i in numbers])
+    return add_gates(
+        model, sites, Constants([t.channels for t in sites]), lambda: [values()[i] for i in numbers]
+    )
 
 
 def gated(model: nn.Module, x: Tensor) -> tuple[Structure, Tensor, list[object], Callable[[], Tensor]]:
@@ -395,10 +398,10 @@ def test_a_copy_sees_gates_as_constants_and_keeps_no_pruner():
     model, x, pruner = pruned("chipnet-paper")
     copied = copy.deepcopy(model)
     (model(x) ** 2).mean().backward()
-    before = [leaf.grad.clone() for leaf in pruner._leaves]
+    before = [leaf.grad.clone() for leaf in pruner._values._leaves]
     for _ in range(2):
         (copied(x) ** 2).mean().backward()
-    assert all(torch.equal(a, b.grad) for a, b in zip(before, pruner._leaves, strict=True))
+    assert all(torch.equal(a, b.grad) for a, b in zip(before, pruner._values._leaves, strict=True))
     assert all(p.grad is not None for p in copied.parameters())
     expected = copied(x).detach()
     gone = weakref.ref(pruner), weakref.ref(model)
@@ -490,7 +493,7 @@ def test_modules_that_call_themselves_and_functional_calls_see_each_gate_once():
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), last)
     host = SimpleNamespace(module="2", weight="2.weight", bias="2.bias", axis=0, output=None)
     z = torch.tensor([0.5, 0.0, 2.0])
-    gates = Gates([3])
+    gates = Constants([3])
     gates.set(z)
     add_gates(model, [SimpleNamespace(host=host)], gates)
     x = torch.randn(4, 2)
@@ -517,7 +520,7 @@ def test_checkpointed_forwards_run_twice_and_learn_the_same(reentrant):
         model, x, pruner = pruned()
         x = x.requires_grad_()
         (forward(model.eval(), x) ** 2).mean().backward()
-        grads.append([leaf.grad for leaf in pruner._leaves] + [p.grad for p in model.parameters()])
+        grads.append([leaf.grad for leaf in pruner._values._leaves] + [p.grad for p in model.parameters()])
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b)
 

@@ -13,46 +13,13 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from chipnet.analysis.liveness import Site
+from chipnet.gates.values import Constants
 
 Values = Callable[[], Sequence[Tensor]]
-
-
-class Gates:
-    """The gate values of one network as they are now: what its copies multiply with.
-
-    Copies share them: a deep copy of a gated network computes with the network's gates, also with those that
-    it learns later. A pickle holds them as they are when it is written.
-
-    Args:
-        sizes: channels of every gated site.
-    """
-
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self.sizes = list(sizes)
-        self.set(torch.ones(sum(self.sizes)))
-
-    def set(self, values: Tensor) -> None:
-        """From now on these: one for every channel of every site, concatenated."""
-        self._values = values.detach()
-        self._on: dict[torch.device, tuple[Tensor, ...]] = {}
-
-    def on(self, device: torch.device) -> tuple[Tensor, ...]:
-        """By site, on a device, constant."""
-        if device not in self._on:
-            with torch.inference_mode(False), torch.no_grad():  # they may be read in training later
-                self._on[device] = self._values.to(device).split(self.sizes)
-        return self._on[device]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Gates:
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"sizes": self.sizes, "_values": self._values.clone(), "_on": {}}
 
 
 class Hook:
@@ -71,12 +38,12 @@ class GateHook(Hook):
     Args:
         site: whose gates, and where they go.
         number: which of the sites.
-        gates: the values that copies see.
-        own: values for the network itself, differentiable where they are learnt; None: as its copies.
+        constants: the values that copies see.
+        own: makes the values that the network itself sees, differentiable where they are learnt; None: as copies.
     """
 
-    def __init__(self, site: Site, number: int, gates: Gates, own: Values | None = None) -> None:
-        self.gates, self.own, self.number = gates, own, number
+    def __init__(self, site: Site, number: int, constants: Constants, own: Values | None = None) -> None:
+        self.constants, self.own, self.number = constants, own, number
         self.axis, self.output = site.host.axis, site.host.output
         self.weight = site.host.weight.rpartition(".")[2]
         self.bias = site.host.bias.rpartition(".")[2] if site.host.bias is not None else None
@@ -113,7 +80,7 @@ class GateHook(Hook):
 
     def z(self, like: Tensor) -> Tensor:
         """Gate values ``[channels]``, where and of what type ``like`` is."""
-        values = self.gates.on(like.device) if self.own is None else self.own()
+        values = self.constants.on(like.device) if self.own is None else self.own()
         return values[self.number].to(like.device, like.dtype)
 
     def multiply(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -147,18 +114,18 @@ class GateHook(Hook):
 
 
 def add_gates(
-    model: nn.Module, sites: Sequence[Site], gates: Gates, own: Values | None = None
+    model: nn.Module, sites: Sequence[Site], constants: Constants, own: Values | None = None
 ) -> list[GateHook]:
     """Fold gate values into every site; returns the hooks, which can be removed again.
 
     Args:
         model: is given hooks.
         sites: those with gates.
-        gates: values by site, which copies of the model see.
-        own: values that the model itself sees, one tensor ``[channels]`` for every site; None: ``gates``.
+        constants: values that copies of the model see.
+        own: makes the values that the model itself sees, by site ``[channels]``; None: ``constants``.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    found = [GateHook(site, number, gates, own) for number, site in enumerate(sites)]
+    found = [GateHook(site, number, constants, own) for number, site in enumerate(sites)]
     for site, hook in zip(sites, found, strict=True):
         hook.hang(modules[site.host.module])
     return found
@@ -221,7 +188,7 @@ def detach(model: nn.Module) -> nn.Module:
         ``model``.
 
     Example:
-        >>> import chipnet, copy
+        >>> import chipnet, copy, torch
         >>> net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
         >>> pruner = chipnet.Pruner(net, torch.ones(1, 2), "macs=0.5", steps=1, method="uniform")
         >>> average, x = copy.deepcopy(net), torch.ones(1, 2)
