@@ -22,7 +22,6 @@ FLOORS = [
     "methods",
     "formats",
     "timing",
-    "state",
     "pruner",
     "",  # the public page
     "integrations",

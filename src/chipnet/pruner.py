@@ -23,10 +23,10 @@ from chipnet.budget.budget import Budget
 from chipnet.budget.landing import Landing
 from chipnet.errors import CaptureError, ConfigError
 from chipnet.gates.hooks import add_gates, untouched_by_failure
+from chipnet.gates.state import made_for, refuse_other
 from chipnet.gates.values import GateValues
 from chipnet.graph.channels import Realisation
 from chipnet.program.inputs import device_of
-from chipnet.state import made_for, refuse_other
 from chipnet.structure import Patterns, Structure, check_whole
 from chipnet.surgery.plan import Plan
 from chipnet.timing.tables import land
@@ -101,7 +101,7 @@ class Pruner:
         seed: int = 0,
         group: Group = None,
     ) -> None:
-        from chipnet.methods import read_method
+        from chipnet.methods import read_method, reference
 
         made, options = read_method(method)
         check_whole("steps", steps, 1, ": the optimiser steps of the pruning phase")
@@ -137,6 +137,9 @@ class Pruner:
         self._own_backward = False
         """The gradients of ``loss()`` have come by ``backward()``, without the task's scale."""
         self._flags = Flags()
+        settings = {**made.settings(), **options}
+        gates, every = self.structure.gates, self.structure.sites
+        self._made_for = made_for(reference(made), settings, self.budget, steps, gates, every)
         with untouched_by_failure(model):
             self.method = made(
                 model,
@@ -148,7 +151,6 @@ class Pruner:
                 options=options,
             )
             self.method.group = group
-            self._made_for = made_for(self.structure, made, options, self.budget, steps)
             if LATENCY in self.budget.kinds:
                 self.method.settle = self._settle  # type: ignore[method-assign]
             self._hooks = add_gates(model, sites, self._values.constants, self._values.by_site)

@@ -73,6 +73,18 @@ def read_method(method: str | type[Method]) -> tuple[type[Method], dict[str, flo
     return made, made.checked(options)
 
 
+def reference(method: type[Method]) -> str:
+    """How a method is named: one of ``METHODS`` by its name, another as ``module:Class``.
+
+    Example:
+        >>> reference(Taylor), reference(Gradual)
+        ('taylor', 'chipnet.methods.base:Gradual')
+    """
+    if METHODS.get(method.name) is method:
+        return method.name
+    return f"{method.__module__}:{method.__qualname__}"
+
+
 def method_text(text: str) -> str:
     """A method as read_method takes it, written in one way: what means the same reads the same, but for the order
     of settings.
@@ -145,4 +157,5 @@ __all__ = [
     "is_method",
     "method_text",
     "read_method",
+    "reference",
 ]

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
+from chipnet.analysis.liveness import Site
 from chipnet.budget.budget import Budget
 from chipnet.errors import ConfigError
-from chipnet.structure import Structure
-
-if TYPE_CHECKING:
-    from chipnet.methods import Method
 
 VERSION = 1
 
 
 def made_for(
-    structure: Structure, method: type[Method], options: Mapping[str, float], budget: Budget, steps: int
+    method: str,
+    settings: Mapping[str, float],
+    budget: Budget,
+    steps: int,
+    gates: int,
+    sites: Sequence[Site],
 ) -> dict[str, Any]:
-    """What a pruner's state is for, as plain JSON values."""
-    from chipnet.methods import METHODS
+    """What a pruner's state is for, as plain JSON values.
 
-    ours = METHODS.get(method.name) is method
+    Args:
+        method: a name of ``METHODS``, or ``module:Class``.
+        settings: all of the method's, with their values.
+        budget, steps: of the pruner.
+        gates, sites: of the network.
+    """
     return {
         "version": VERSION,
-        "method": method.name if ours else f"{method.__module__}:{method.__qualname__}",
-        "settings": {**method.settings(), **options},
+        "method": method,
+        "settings": dict(settings),
         "budget": str(budget),
         "steps": steps,
-        "gates": structure.gates,
-        "sites": [[site.name, site.channels, site.free] for site in structure.sites],
+        "gates": gates,
+        "sites": [[site.name, site.channels, site.free] for site in sites],
     }
 
 
@@ -74,6 +80,7 @@ def refuse_other(
 
 
 def _difference(key: str, theirs: Any, mine: Any) -> str:
+    """How one entry of `made_for` differs, in words; empty where it does not."""
     if theirs == mine:
         return ""
     if key == "settings":
@@ -94,7 +101,7 @@ def _difference(key: str, theirs: Any, mine: Any) -> str:
 
 
 def _shapes(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
-    """Where the parts of two states of a method differ."""
+    """How the parts of two states of one method differ."""
     wrong = [f"it lacks the method's '{name}'" for name in mine.keys() - theirs.keys()]
     wrong += [f"this method has no '{name}'" for name in theirs.keys() - mine.keys()]
     for name in theirs.keys() & mine.keys():
