@@ -23,7 +23,6 @@ from toys import (
 )
 
 from chipnet import CaptureError, ConfigError, PlanError, Pruner, Structure, compact, masked, verify_compact
-from chipnet.graph.rules import RULES, rule
 
 
 def exact_under_random_masks(model: nn.Module, x: Tensor, least: int = 2) -> Structure:
@@ -250,12 +249,6 @@ def test_data_dependent_control_flow_is_refused_with_its_line():
     with pytest.raises(CaptureError, match=r"(?s)could not be captured.*test_capture.py:\d+ in forward"):
         Structure(model, torch.randn(2, 3, 5, 5))
     assert model.training
-
-
-def test_two_rules_for_one_operator_are_refused():
-    assert "conv2d" in RULES
-    with pytest.raises(ValueError, match="two rules for operator 'conv2d'"):
-        rule("conv2d")(lambda t: None)
 
 
 # -- what is chosen -----------------------------------------------------------------------------------------

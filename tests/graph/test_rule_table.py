@@ -14,7 +14,7 @@ from torch import nn
 
 from chipnet import Structure
 from chipnet.graph.call import Call
-from chipnet.graph.rules import RULES
+from chipnet.graph.rules.table import RULES
 
 
 def failing(rule, name, seed, kinds):

@@ -6,23 +6,35 @@ import operator
 import re
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import nn
 from torch.fx import Node
 
+from chipnet._util.torch_private import qualified_name
+
 
 def operator_name(node: Node) -> str:
-    """ATen's ``add_.Tensor`` -> ``add``. What is not ATen's keeps its namespace: ``mylib::mul`` is another."""
+    """The operator of a node, as `short_name` writes it; of a function of Python's, its module and name.
+
+    ``add_.Tensor`` -> ``add``, ``mylib::mul.default`` -> ``mylib::mul``, ``operator.getitem`` -> ``getitem``.
+    """
     if node.target is operator.getitem:
         return "getitem"
-    if isinstance(node.target, torch._ops.HigherOrderOperator):
-        return f"higher_order::{node.target.name()}"
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
+    name = qualified_name(node.target)
+    if name is None:
         return f"{getattr(node.target, '__module__', '')}::{getattr(node.target, '__name__', node.target)}"
-    namespace, name = schema.name.split("::")
+    return short_name(name)
+
+
+def short_name(qualified: str) -> str:
+    """The name of an operator. ATen's have no namespace, and those that work in place are the same as others.
+
+    Example:
+        >>> short_name("aten::add_"), short_name("aten::__and__"), short_name("mylib::add_")
+        ('add', '__and__', 'mylib::add_')
+    """
+    namespace, name = qualified.split("::")
     if namespace != "aten":
-        return str(schema.name)
+        return qualified
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 

@@ -1,9 +1,11 @@
-"""One rule per operator: what it does to channels, as facts.
+"""What does an operator do to channels? One rule for each operator; `rule` registers one for an operator of yours.
 
-A rule reads labels of the operator's inputs and returns labels of its outputs. An operator without a rule is
-not an error, nor is a rule that fails: its inputs are pinned, with the operator and the user's line as the reason.
+An operator without a rule is not an error, nor is a rule that fails: its inputs are pinned, with the operator and
+the user's line as the reason.
 """
 
+from chipnet.graph.labels import Labels, Param, along, uniform
+from chipnet.graph.operator import Operator
 from chipnet.graph.rules import (
     attention,
     axes,
@@ -18,27 +20,32 @@ from chipnet.graph.rules import (
     reductions,
     space,
 )
-from chipnet.graph.rules.ask import apply
 from chipnet.graph.rules.layers import LAYERS
-from chipnet.graph.rules.quantised import FAKE_QUANTISED
-from chipnet.graph.rules.table import RULES, rule
+from chipnet.graph.rules.table import rule, rule_of
+from chipnet.graph.weights import mix, norm, own
 
 __all__ = [
-    "FAKE_QUANTISED",
     "LAYERS",
-    "RULES",
-    "apply",
+    "Labels",
+    "Operator",
+    "Param",
+    "along",
     "attention",
     "axes",
     "contractions",
     "elementwise",
     "indexing",
     "layers",
+    "mix",
     "movement",
+    "norm",
     "norms",
+    "own",
     "quantised",
     "recurrent",
     "reductions",
     "rule",
+    "rule_of",
     "space",
+    "uniform",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from chipnet._util.torch_private import OpOverload
 from chipnet.graph.labels import values_in
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.elementwise import pointwise
@@ -30,11 +31,11 @@ def _apply(op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if op.name in RULES:
         return RULES[op.name](op, *args, **kwargs)
     inputs = values_in(args, kwargs)
-    if inputs and isinstance(op.node.target, torch._ops.OpOverload) and _is_pointwise(op.node.target):
+    if inputs and isinstance(op.node.target, OpOverload) and _is_pointwise(op.node.target):
         return pointwise(op, *args, **kwargs)
     return op.barrier(inputs, f"no rule for operator '{op.name}'")
 
 
-def _is_pointwise(target: torch._ops.OpOverload) -> bool:
+def _is_pointwise(target: OpOverload) -> bool:
     """By PyTorch's own tag, for ATen's operators only: what others tag is theirs to answer for."""
     return target.namespace == "aten" and torch.Tag.pointwise in target.tags

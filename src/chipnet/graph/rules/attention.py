@@ -6,10 +6,10 @@ import math
 
 from chipnet.graph.labels import Labels, Value
 from chipnet.graph.operator import Operator
-from chipnet.graph.rules.table import rule
+from chipnet.graph.rules.table import aten, rule
 
 
-@rule("scaled_dot_product_attention")
+@rule(*aten("scaled_dot_product_attention"))
 def attention(
     op: Operator,
     q: Value,

@@ -7,17 +7,17 @@ from typing import Any
 from chipnet.graph.labels import Labels, Value, axes_of, values_in
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.reductions import results
-from chipnet.graph.rules.table import rule
+from chipnet.graph.rules.table import aten, rule
 
-_SHIFTS = frozenset(["softmax", "_softmax", "log_softmax", "_log_softmax", "logcumsumexp"])
+_SHIFTS = "softmax _softmax log_softmax _log_softmax logcumsumexp"
 """Not zero where all that is read is."""
 
 
-@rule(*_SHIFTS, "cumsum", "cumprod", "cummax", "cummin")
+@rule(*aten(_SHIFTS), *aten("cumsum cumprod cummax cummin"))
 def along(op: Operator, x: Value, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
     """Along space every channel by itself."""
     x = op.labelled(x)
-    kind: Any = "const" if op.name in _SHIFTS else "or"
+    kind: Any = "const" if op.name in _SHIFTS.split() else "or"
     if (dim := dim % len(x.shape)) in x.varying:
         if not op.keeps_length(x, dim):
             return op.barrier([x], f"'{op.name}' mixes channels")
@@ -27,19 +27,19 @@ def along(op: Operator, x: Value, dim: int = -1, *args: Any, **kwargs: Any) -> A
     return results(op, Labels(x.core, op.shape))
 
 
-@rule("sort", "argsort", "msort")
+@rule(*aten("sort argsort msort"))
 def sort(op: Operator, x: Value, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
     """Along space every channel by itself."""
     return along(op, x, 0 if op.name == "msort" else dim)
 
 
-@rule("topk")
+@rule(*aten("topk"))
 def topk(op: Operator, x: Value, k: int, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
     """Along space every channel by itself."""
     return along(op, x, dim)
 
 
-@rule("diff")
+@rule(*aten("diff"))
 def diff(op: Operator, x: Value, n: int = 1, dim: int = -1, before: Any = None, after: Any = None) -> Any:
     """Neighbours along space, subtracted."""
     if before is not None or after is not None:
@@ -48,11 +48,9 @@ def diff(op: Operator, x: Value, n: int = 1, dim: int = -1, before: Any = None, 
 
 
 @rule(
-    *(
-        f"fft_{kind}{axes}"
-        for kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
-        for axes in ("", "2", "n")
-    )
+    *aten("fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft"),
+    *aten("fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 fft_ihfft2"),
+    *aten("fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn"),
 )
 def fourier(op: Operator, x: Value, n: Any = None, dim: Any = None, *args: Any, **kwargs: Any) -> Labels:
     """Linear along space, and every channel by itself."""

@@ -18,13 +18,13 @@ import torch
 from chipnet.graph.channels import Mix
 from chipnet.graph.labels import Labels, Param, Value, along
 from chipnet.graph.operator import Operator
-from chipnet.graph.rules.table import rule
+from chipnet.graph.rules.table import aten, rule
 from chipnet.graph.weights import mix
 
 Letters = Sequence[str]
 
 
-@rule("matmul", "mm", "bmm", "mv", "dot")
+@rule(*aten("matmul mm bmm mv dot"))
 def matmul(op: Operator, a: Value, b: Value) -> Labels:
     """The last axis of ``a`` meets the last but one of ``b`` (its only one, if it is a vector)."""
     batch = [f"b{i}" for i in range(max(len(a.shape), len(b.shape)))]
@@ -38,7 +38,7 @@ def _last(names: list[str], n: int) -> list[str]:
     return names[len(names) - n :] if n > 0 else []
 
 
-@rule("addmm", "baddbmm", "addmv", "addbmm")
+@rule(*aten("addmm baddbmm addmv addbmm"))
 def addmm(op: Operator, x: Value, a: Value, b: Value, *, beta: Any = 1, alpha: Any = 1) -> Labels:
     """``beta * x + alpha * (a @ b)``."""
     if op.node.target in (torch.ops.aten.addbmm.default, torch.ops.aten.addbmm_.default):
@@ -48,7 +48,7 @@ def addmm(op: Operator, x: Value, a: Value, b: Value, *, beta: Any = 1, alpha: A
     return product if op.is_zero(beta) else op.map([x, product], "or")
 
 
-@rule("einsum")
+@rule(*aten("einsum"))
 def einsum(op: Operator, equation: str, operands: Sequence[Labels], path: Any = None) -> Labels:
     """Of two operands, each index once in each; others are kept whole."""
     left, _, out = equation.replace(" ", "").partition("->")
@@ -62,7 +62,7 @@ def einsum(op: Operator, equation: str, operands: Sequence[Labels], path: Any = 
     return contract(op, operands[0], names[0], operands[1], names[1], letters, narrowest=2)
 
 
-@rule("tensordot")
+@rule(*aten("tensordot"))
 def tensordot(op: Operator, a: Value, b: Value, over_a: list[int], over_b: list[int]) -> Labels:
     """Sums over the axes ``over_a`` of ``a``, each with its of ``b``; the others stand side by side."""
     summed = [f"k{i}" for i in range(len(over_a))]

@@ -10,46 +10,16 @@ import torch
 from chipnet.graph.labels import Labels, Param, Value, values_in
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.movement import expand, split
-from chipnet.graph.rules.table import rule
+from chipnet.graph.rules.table import aten, rule
 
 
 @rule(
-    *(
-        "relu",
-        "relu6",
-        "hardtanh",
-        "silu",
-        "gelu",
-        "hardswish",
-        "sigmoid",
-        "hardsigmoid",
-        "tanh",
-        "leaky_relu",
-    ),
-    *(
-        "elu",
-        "celu",
-        "selu",
-        "mish",
-        "softplus",
-        "log_sigmoid",
-        "threshold",
-        "softshrink",
-        "hardshrink",
-        "rrelu",
-    ),
-    *(
-        "softsign",
-        "dropout",
-        "feature_dropout",
-        "fix",
-        "absolute",
-        "negative",
-        "arctan",
-        "arctan2",
-        "special_expit",
-    ),
-    *("floor_divide", "complex", "polar", "clamp", "clamp_min", "clamp_max", "float_power"),
+    *aten(
+        "relu relu6 hardtanh silu gelu hardswish sigmoid hardsigmoid tanh leaky_relu elu celu selu mish "
+        "softplus log_sigmoid threshold softshrink hardshrink rrelu dropout feature_dropout fix absolute "
+        "negative arctan arctan2 special_expit floor_divide complex polar clamp clamp_min clamp_max "
+        "float_power"
+    )
 )
 def pointwise(op: Operator, *args: Any, **kwargs: Any) -> Labels:
     """Zeros give zero or they do not: the operator itself is asked. (It may give zero where only some are: where
@@ -69,7 +39,7 @@ def pointwise(op: Operator, *args: Any, **kwargs: Any) -> Labels:
     return op.map(inputs, kind)
 
 
-@rule("bernoulli", "alpha_dropout", "feature_alpha_dropout")
+@rule(*aten("bernoulli alpha_dropout feature_alpha_dropout"))
 def random(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
     """Drawn for every element: what is 0 stays 0 where it is the chance of a 1, or where nothing is dropped."""
     stays = not args if op.name == "bernoulli" else args[-1] is False
@@ -77,29 +47,17 @@ def random(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
 
 
 @rule(
-    "clone",
-    "contiguous",
-    "detach",
-    "alias",
-    "to",
-    "_to_copy",
-    "lift_fresh_copy",
-    "type_as",
-    "float",
-    "double",
-    "real",
-    "imag",
-    "conj",
-    "_conj",
-    "resolve_conj",
-    "positive",
+    *aten(
+        "clone contiguous detach alias to _to_copy lift_fresh_copy type_as real imag conj _conj "
+        "resolve_conj positive"
+    )
 )
 def same(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Value:
     """The same values."""
     return x
 
 
-@rule("view_as_complex")
+@rule(*aten("view_as_complex"))
 def view_as_complex(op: Operator, x: Value) -> Labels:
     """The last axis of two becomes one number."""
     x = op.labelled(x)
@@ -108,14 +66,14 @@ def view_as_complex(op: Operator, x: Value) -> Labels:
     return Labels(x.core.squeeze(-1), op.shape)
 
 
-@rule("view_as_real")
+@rule(*aten("view_as_real"))
 def view_as_real(op: Operator, x: Value) -> Labels:
     """One number becomes a last axis of two."""
     x = op.labelled(x)
     return Labels(x.core.unsqueeze(-1), op.shape)
 
 
-@rule("where")
+@rule(*aten("where"))
 def where(op: Operator, condition: Value, a: Any = None, b: Any = None) -> Any:
     """Non-zero where either side is, whatever the condition. One that is a function of the same channel, as in
     activations written by hand, decides nothing of its own."""
@@ -128,20 +86,20 @@ def where(op: Operator, condition: Value, a: Any = None, b: Any = None) -> Any:
     return op.map([values, op.places(condition) if isinstance(condition, Labels) else condition], "and")
 
 
-@rule("masked_fill")
+@rule(*aten("masked_fill"))
 def masked_fill(op: Operator, x: Value, mask: Value, value: Any) -> Any:
     """A number, or a tensor of one, where the mask is true."""
     return where(op, mask, value, x)
 
 
-@rule("broadcast_tensors")
+@rule(*aten("broadcast_tensors"))
 def broadcast_tensors(op: Operator, xs: list[Value]) -> Any:
     """Tensors of one shape already, as losses make sure."""
     same = all(x.shape == op.shape for x in xs)
     return tuple(xs) if same else op.barrier(xs, "tensors of several shapes are expanded")
 
 
-@rule("glu")
+@rule(*aten("glu"))
 def glu(op: Operator, x: Value, dim: int = -1) -> Labels:
     """The first half times the sigmoid of the second: the same positions remain in both."""
     halves = split(op, x, x.shape[dim] // 2, dim, follows=True)
@@ -171,13 +129,13 @@ def _broadcast(op: Operator, x: Labels) -> Labels:
     return expand(op, x) if missing else x
 
 
-@rule("add", "sub", "subtract", "maximum", "minimum", "rsub", "fmax", "fmin")
+@rule(*aten("add sub subtract maximum minimum rsub fmax fmin"))
 def add(op: Operator, a: Any, b: Any, **kwargs: Any) -> Value:
     """Non-zero where either side is."""
     return _binary(op, a, b, "or", "const")
 
 
-@rule("copy")
+@rule(*aten("copy"))
 def copy(op: Operator, x: Value, source: Value, *args: Any) -> Labels:
     """``x`` is overwritten."""
     x, source = op.labelled(x), op.labelled(source)
@@ -186,19 +144,19 @@ def copy(op: Operator, x: Value, source: Value, *args: Any) -> Labels:
     return source if source.shape == x.shape else op.map([x, source], "or")
 
 
-@rule("addcmul")
+@rule(*aten("addcmul"))
 def addcmul(op: Operator, x: Value, a: Value, b: Value, **kwargs: Any) -> Labels:
     """``x + a * b``."""
     return op.map([x, op.map([a, b], "and")], "or")
 
 
-@rule("addcdiv")
+@rule(*aten("addcdiv"))
 def addcdiv(op: Operator, x: Value, a: Value, b: Value, **kwargs: Any) -> Labels:
     """``x + a / b``."""
     return op.map([x, div(op, a, b)], "or")
 
 
-@rule("lerp")
+@rule(*aten("lerp"))
 def lerp(op: Operator, x: Value, y: Value, weight: Any) -> Labels:
     """Between two tensors: non-zero where either is, whatever the weight."""
     between = op.map([x, y], "or")
@@ -207,7 +165,7 @@ def lerp(op: Operator, x: Value, y: Value, weight: Any) -> Labels:
     return op.map([between, op.map([weight], "const", weight.shape)], "and")
 
 
-@rule("mul", "multiply")
+@rule(*aten("mul multiply"))
 def mul(op: Operator, a: Any, b: Any) -> Value:
     """Non-zero where both sides are. ``x * f(x)``, as activations are written by hand, is a function of x."""
     values = op.draft.values
@@ -216,7 +174,7 @@ def mul(op: Operator, a: Any, b: Any) -> Value:
     return _binary(op, a, b, "and", "same")
 
 
-@rule("div", "true_divide", "divide")
+@rule(*aten("div true_divide divide"))
 def div(op: Operator, a: Any, b: Any, **kwargs: Any) -> Value:
     """Zero where the numerator is. A channel divided by that may be zero is kept; one that is shifted (``+ eps``)
     is not zero."""
@@ -228,7 +186,7 @@ def div(op: Operator, a: Any, b: Any, **kwargs: Any) -> Value:
     return _binary(op, a, b, "and", "same")
 
 
-@rule("prelu")
+@rule(*aten("prelu"))
 def prelu(op: Operator, x: Value, weight: Value) -> Labels:
     """Zero stays zero; slopes belong to channels."""
     x = op.labelled(x)

@@ -9,7 +9,7 @@ import torch
 from chipnet.graph.attributes import pin_literal
 from chipnet.graph.labels import Labels, Value, uniform, values_in
 from chipnet.graph.operator import Operator
-from chipnet.graph.rules.table import rule
+from chipnet.graph.rules.table import aten, rule
 
 
 def _chosen(op: Operator, x: Value, *indices: Value) -> Labels:
@@ -25,7 +25,7 @@ def _aside(op: Operator, x: Value, index: Value) -> Labels:
     return index
 
 
-@rule("index_select")
+@rule(*aten("index_select"))
 def index_select(op: Operator, x: Value, dim: int, index: Value) -> Labels:
     """Parts of an axis, chosen by a tensor."""
     x = op.labelled(x)
@@ -34,7 +34,7 @@ def index_select(op: Operator, x: Value, dim: int, index: Value) -> Labels:
     return _chosen(op, Labels(x.core, op.shape), index)
 
 
-@rule("index", "_unsafe_index")
+@rule(*aten("index _unsafe_index"))
 def index(op: Operator, x: Value, indices: list[Value | None]) -> Labels:
     """``x[:, :, i]``: parts of axes, chosen by tensors. Channels of other axes stay as they are."""
     x = op.labelled(x)
@@ -52,7 +52,7 @@ def index(op: Operator, x: Value, indices: list[Value | None]) -> Labels:
     return _chosen(op, out, *chosen)
 
 
-@rule("take_along_dim")
+@rule(*aten("take_along_dim"))
 def take_along_dim(op: Operator, x: Value, index: Value, dim: int | None = None) -> Labels:
     """As `gather`; sizes of 1 are repeated."""
     if dim is None:
@@ -60,7 +60,7 @@ def take_along_dim(op: Operator, x: Value, index: Value, dim: int | None = None)
     return gather(op, x, dim, index)
 
 
-@rule("gather")
+@rule(*aten("gather"))
 def gather(op: Operator, x: Value, dim: int, index: Value, **kwargs: Any) -> Labels:
     """Along an axis of no channels, each channel by its own indices."""
     x = op.labelled(x)
@@ -88,13 +88,13 @@ def gather(op: Operator, x: Value, dim: int, index: Value, **kwargs: Any) -> Lab
     return Labels(values.core, op.shape)
 
 
-@rule("index_add", "index_copy")
+@rule(*aten("index_add index_copy"))
 def index_add(op: Operator, x: Value, dim: int, index: Value, source: Value, **kwargs: Any) -> Labels:
     """Sums over parts of an axis (messages of a graph to its nodes): non-zero where either side is."""
     return _scattered(op, x, dim, index, source)
 
 
-@rule("scatter_add", "scatter", "scatter_reduce")
+@rule(*aten("scatter_add scatter scatter_reduce"))
 def scatter(op: Operator, x: Value, dim: int, index: Value, source: Any, *args: Any, **kwargs: Any) -> Labels:
     """As `index_add`, with indices as many as the source."""
     values = op.labelled(source if isinstance(source, Value) else x)

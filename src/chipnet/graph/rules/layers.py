@@ -12,7 +12,7 @@ from chipnet.graph.attributes import claim, pin_literal
 from chipnet.graph.channels import Map, Number, Slots
 from chipnet.graph.labels import Labels, Param, Value, along
 from chipnet.graph.operator import Operator
-from chipnet.graph.rules.table import rule
+from chipnet.graph.rules.table import aten, rule
 from chipnet.graph.weights import COMPUTED, mix
 
 LAYERS = frozenset(
@@ -87,7 +87,7 @@ def _blur(op: Operator, src: Slots, axis: int, weight: Value) -> Labels:
     return along(dst, axis, op.shape)
 
 
-@rule("conv1d", "conv2d", "conv3d")
+@rule(*aten("conv1d conv2d conv3d"))
 def conv(
     op: Operator,
     x: Value,
@@ -102,7 +102,7 @@ def conv(
     return _convolution(op, x, weight, bias, groups)
 
 
-@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+@rule(*aten("conv_transpose1d conv_transpose2d conv_transpose3d"))
 def conv_transpose(
     op: Operator,
     x: Value,
@@ -142,7 +142,7 @@ def deform_conv(
     return out
 
 
-@rule("linear")
+@rule(*aten("linear"))
 def linear(op: Operator, x: Value, weight: Value, bias: Value | None = None) -> Labels:
     """A linear layer over the last axis."""
     if not isinstance(weight, Param) or not isinstance(bias, Param | None):

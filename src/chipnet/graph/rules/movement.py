@@ -15,7 +15,7 @@ from chipnet.graph.attributes import claim, pin_literal
 from chipnet.graph.channels import Map, Slots, Source
 from chipnet.graph.labels import Labels, Param, Value, along, uniform
 from chipnet.graph.operator import Operator
-from chipnet.graph.rules.table import rule
+from chipnet.graph.rules.table import aten, rule
 from chipnet.program.names import operator_name, shape_of
 from chipnet.program.watch import Shape, Term, is_from_attribute, source_of
 
@@ -31,7 +31,7 @@ def _multiplies(user: Node, x: Node) -> bool:
     return name in _CONTRACTIONS and not (name == "addmm" and user.args[0] is x)
 
 
-@rule("t", "transpose", "permute", "numpy_T", "mT", "swapaxes", "swapdims")
+@rule(*aten("t transpose permute numpy_T mT swapaxes swapdims"))
 def turn(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Value:
     """Axes change places. A weight that is turned only to be multiplied with is that weight yet."""
     if isinstance(x, Param) and len(x.shape) == 2 and min(x.shape) > 1:
@@ -42,28 +42,11 @@ def turn(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Value:
 
 
 @rule(
-    "view",
-    "reshape",
-    "_unsafe_view",
-    "flatten",
-    "unflatten",
-    "unsqueeze",
-    "squeeze",
-    "movedim",
-    "moveaxis",
-    "flip",
-    "fliplr",
-    "flipud",
-    "rot90",
-    "ravel",
-    "atleast_1d",
-    "atleast_2d",
-    "atleast_3d",
-    "repeat",
-    "tile",
-    "pixel_shuffle",
-    "pixel_unshuffle",
-    "unfold",
+    *aten(
+        "view reshape _unsafe_view flatten unflatten unsqueeze squeeze movedim moveaxis flip fliplr "
+        "flipud rot90 ravel atleast_1d atleast_2d atleast_3d repeat tile pixel_shuffle pixel_unshuffle "
+        "unfold"
+    )
 )
 def move(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
     """Elements change place: so do their labels."""
@@ -87,7 +70,7 @@ def move(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
     return out
 
 
-@rule("repeat_interleave")
+@rule(*aten("repeat_interleave"))
 def repeat_interleave(op: Operator, x: Value, repeats: Any, dim: Any = None, **kwargs: Any) -> Labels:
     """Every element by itself, as often as a number says, or a tensor along axes without channels."""
     if not isinstance(repeats, Value):
@@ -98,7 +81,7 @@ def repeat_interleave(op: Operator, x: Value, repeats: Any, dim: Any = None, **k
     return Labels(op.with_kept(x, [repeats], "how often positions are repeated").core, op.shape)
 
 
-@rule("triu", "tril", "diagonal")
+@rule(*aten("triu tril diagonal"))
 def triangle(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
     """Parts of a matrix along two axes without channels."""
     x = op.labelled(x)
@@ -112,7 +95,7 @@ def triangle(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
     return Labels(x.core if len(op.shape) == len(x.shape) else x.core.squeeze(axes).unsqueeze(-1), op.shape)
 
 
-@rule("channel_shuffle", "native_channel_shuffle")
+@rule(*aten("channel_shuffle native_channel_shuffle"))
 def channel_shuffle(op: Operator, x: Value, groups: int) -> Labels:
     """The number of groups stays: the same positions remain in each."""
     x = op.labelled(x)
@@ -123,7 +106,7 @@ def channel_shuffle(op: Operator, x: Value, groups: int) -> Labels:
     return op.moved(op.node.target(x.full().contiguous(), groups))  # type: ignore[operator]
 
 
-@rule("fft_fftshift", "fft_ifftshift")
+@rule(*aten("fft_fftshift fft_ifftshift"))
 def shift(op: Operator, x: Value, dim: Any = None) -> Labels:
     """Rolled by half of an axis."""
     x = op.labelled(x)
@@ -132,7 +115,7 @@ def shift(op: Operator, x: Value, dim: Any = None) -> Labels:
     return x
 
 
-@rule("roll")
+@rule(*aten("roll"))
 def roll(op: Operator, x: Value, shifts: Any, dims: Any = ()) -> Labels:
     """Rolled channels are other channels once some are gone: they are kept."""
     x = op.labelled(x)
@@ -142,7 +125,7 @@ def roll(op: Operator, x: Value, shifts: Any, dims: Any = ()) -> Labels:
     return op.moved(op.node.target(x.full(), shifts, dims))  # type: ignore[operator]
 
 
-@rule("expand", "expand_as", "broadcast_to")
+@rule(*aten("expand expand_as broadcast_to"))
 def expand(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
     """Axes of size one are repeated: labels stay. Where the result only meets other tensors, element by element,
     that is what broadcasting does: it follows their width (unless the sizes turn out to be fixed)."""
@@ -183,21 +166,21 @@ def _widened(op: Operator, x: Labels) -> Labels | None:
 _ELEMENTWISE = {"add", "sub", "mul", "div", "maximum", "minimum"}
 
 
-@rule("view_as", "reshape_as")
+@rule(*aten("view_as reshape_as"))
 def view_as(op: Operator, x: Value, other: Value) -> Labels:
     """A view whose sizes are another tensor's."""
     x = op.labelled(x)
     return op.moved(x.full().reshape(op.shape)) if x.varying else uniform(int(x.slots()[0]), op.shape)
 
 
-@rule("zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like")
+@rule(*aten("zeros_like ones_like full_like rand_like randn_like empty_like"))
 def like(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
     """As wide as another tensor. Zeros are zero anyway; the rest is not zero where that tensor is."""
     x = op.labelled(x)
     return x if "zeros" in op.name else op.map([x], "const")
 
 
-@rule("zeros", "ones", "full", "empty", "rand", "randn", "new_zeros", "new_ones", "new_full", "new_empty")
+@rule(*aten("zeros ones full empty rand randn new_zeros new_ones new_full new_empty"))
 def fresh(op: Operator, *args: Any, **kwargs: Any) -> Labels:
     """A tensor of given sizes, as the state that a recurrent network begins with. Where it only meets tensors
     element by element, or stands beside channels, it follows their width (unless its sizes are fixed)."""
@@ -227,14 +210,14 @@ def _filled(op: Operator, live: bool, axis: int, shape: tuple[int, ...]) -> Labe
 _CATS = {"cat", "concat", "concatenate"}
 
 
-@rule("fill", "zero")
+@rule(*aten("fill zero"))
 def fill(op: Operator, x: Value, value: Any = 0) -> Labels:
     """Zeros leave zeros zero."""
     x = op.labelled(x)
     return x if op.is_zero(value) else op.map([x], "const")
 
 
-@rule("cat", "concat", "concatenate")
+@rule(*aten("cat concat concatenate"))
 def cat(op: Operator, xs: list[Value], dim: int = 0) -> Labels:
     """Labels side by side. Along another axis than channels (of a batch, of positions) they are united: a channel
     is live where it is in any part, and exists in all."""
@@ -258,7 +241,7 @@ def cat(op: Operator, xs: list[Value], dim: int = 0) -> Labels:
     return Labels(torch.cat(parts, dim), shape)
 
 
-@rule("stack")
+@rule(*aten("stack"))
 def stack(op: Operator, xs: list[Value], dim: int = 0) -> Labels:
     """Labels side by side along a new axis."""
     shape = op.shape
@@ -267,7 +250,7 @@ def stack(op: Operator, xs: list[Value], dim: int = 0) -> Labels:
     return op.moved(full)
 
 
-@rule("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
+@rule(*aten("chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split"))
 def split(op: Operator, x: Value, size: Any, dim: int = 0, *, follows: bool = False) -> Any:
     """Pieces of an axis. Sizes in an attribute of the module are kept true; otherwise equal pieces keep equal
     widths (the same positions remain in each) and unequal ones are kept whole. ``follows``: no numbers."""
@@ -301,7 +284,7 @@ def split(op: Operator, x: Value, size: Any, dim: int = 0, *, follows: bool = Fa
     return tuple(op.moved(p) for p in pieces)
 
 
-@rule("unbind")
+@rule(*aten("unbind"))
 def unbind(op: Operator, x: Value, dim: int = 0) -> Any:
     """Pieces of one index each; along channels their number is fixed."""
     x = op.labelled(x)
@@ -310,7 +293,7 @@ def unbind(op: Operator, x: Value, dim: int = 0) -> Any:
     return tuple(op.moved(p) for p in x.full().unbind(dim))
 
 
-@rule("slice", "select", "narrow")
+@rule(*aten("slice select narrow"))
 def take(op: Operator, x: Value, dim: int = 0, *args: Any, **kwargs: Any) -> Labels:
     """A part of an axis. Taken out of channels, its bounds are the user's literals: channels are kept."""
     x = op.labelled(x)
@@ -345,6 +328,6 @@ def _bounded(op: Operator, slots: Slots, bounds: tuple[Any, ...]) -> bool:
     return bool(found)
 
 
-@rule("_assert_tensor_metadata", "_assert_async", "_assert_scalar")
+@rule(*aten("_assert_tensor_metadata _assert_async _assert_scalar"))
 def check(op: Operator, *args: Any, **kwargs: Any) -> None:
     """What export leaves of dtype and value checks; nothing is computed."""

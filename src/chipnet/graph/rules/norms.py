@@ -9,12 +9,12 @@ from torch import nn
 from chipnet.graph.attributes import claim
 from chipnet.graph.labels import Labels, Value, along
 from chipnet.graph.operator import Operator
-from chipnet.graph.rules.table import rule
+from chipnet.graph.rules.table import aten, rule
 from chipnet.graph.standard import STANDARD_NORM
 from chipnet.graph.weights import norm
 
 
-@rule("batch_norm")
+@rule(*aten("batch_norm"))
 def batch_norm(
     op: Operator,
     x: Value,
@@ -32,7 +32,7 @@ def batch_norm(
     return along(dst, 1, op.shape)
 
 
-@rule("instance_norm")
+@rule(*aten("instance_norm"))
 def instance_norm(op: Operator, x: Value, weight: Any, bias: Any, mean: Any, var: Any, *args: Any) -> Labels:
     """Every channel by itself; with no parameters zeros stay zero."""
     if weight is bias is mean is None and not isinstance(op.owner, STANDARD_NORM):
@@ -40,13 +40,13 @@ def instance_norm(op: Operator, x: Value, weight: Any, bias: Any, mean: Any, var
     return batch_norm(op, x, weight, bias, mean, var)
 
 
-@rule("rms_norm")
+@rule(*aten("rms_norm"))
 def rms_norm(op: Operator, x: Value, normalized: list[int], weight: Any = None, *args: Any) -> Labels:
     """As layer norm, without a bias."""
     return layer_norm(op, x, normalized, weight)
 
 
-@rule("layer_norm")
+@rule(*aten("layer_norm"))
 def layer_norm(
     op: Operator, x: Value, normalized: list[int], weight: Any = None, bias: Any = None, *args: Any
 ) -> Labels:
@@ -64,7 +64,7 @@ def layer_norm(
     return along(dst, mixed[0], op.shape)
 
 
-@rule("group_norm")
+@rule(*aten("group_norm"))
 def group_norm(
     op: Operator, x: Value, groups: int, weight: Any = None, bias: Any = None, *args: Any
 ) -> Labels:

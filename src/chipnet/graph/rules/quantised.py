@@ -8,7 +8,7 @@ from torch import nn
 
 from chipnet.graph.labels import Param, Value
 from chipnet.graph.operator import Operator
-from chipnet.graph.rules.table import rule
+from chipnet.graph.rules.table import aten, rule
 
 FAKE_QUANTISED = frozenset(
     [
@@ -21,19 +21,19 @@ FAKE_QUANTISED = frozenset(
 )
 
 
-@rule("fake_quantize_per_tensor_affine", "_fake_quantize_learnable_per_tensor_affine")
+@rule(*aten("fake_quantize_per_tensor_affine _fake_quantize_learnable_per_tensor_affine"))
 def per_tensor(op: Operator, x: Value, *args: Any) -> Value:
     """One scale for all: a weight is as good as itself."""
     return x
 
 
-@rule("fake_quantize_per_channel_affine", "_fake_quantize_learnable_per_channel_affine")
+@rule(*aten("fake_quantize_per_channel_affine _fake_quantize_learnable_per_channel_affine"))
 def per_channel(op: Operator, x: Value, scale: Value, zero: Value, axis: int, *args: Any) -> Any:
     """A scale for every channel of an axis: cut with it."""
     return _scaled(op, x, axis, [scale, zero])
 
 
-@rule("fused_moving_avg_obs_fake_quant")
+@rule(*aten("fused_moving_avg_obs_fake_quant"))
 def observed(
     op: Operator,
     x: Value,

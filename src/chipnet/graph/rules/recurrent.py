@@ -11,10 +11,10 @@ from torch import Tensor
 from chipnet.graph.channels import Mix
 from chipnet.graph.labels import Param, Value, uniform
 from chipnet.graph.operator import Operator
-from chipnet.graph.rules.table import rule
+from chipnet.graph.rules.table import aten, rule
 
 
-@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+@rule(*aten("lstm gru rnn_tanh rnn_relu"))
 def recurrent(op: Operator, x: Value, *args: Any) -> Any:
     """All layers and directions over a sequence, also a packed one; the weights of the first layer read ``x``."""
     packed = str(op.node.target).endswith(".data")
@@ -24,7 +24,7 @@ def recurrent(op: Operator, x: Value, *args: Any) -> Any:
     return _reads(op, x, weights[: per * (1 + bidirectional) : per], weights, [*_tensors(state), *sizes])
 
 
-@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+@rule(*aten("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"))
 def cell(op: Operator, x: Value, state: Any, weight: Param, *others: Param) -> Any:
     """One step."""
     return _reads(op, x, [weight], [weight, *others], _tensors(state))

@@ -11,7 +11,7 @@ from chipnet.graph.channels import Rescaled
 from chipnet.graph.labels import Labels, Value, axes_of, uniform, values_in
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.elementwise import add
-from chipnet.graph.rules.table import rule
+from chipnet.graph.rules.table import aten, rule
 
 _ADDS = frozenset(["sum", "nansum", "linalg_vector_norm", "norm", "count_nonzero", "any"])
 """What zeros add nothing to."""
@@ -29,8 +29,10 @@ def results(op: Operator, x: Labels) -> Any:
 
 
 @rule(
-    *("mean", "sum", "amax", "amin", "logsumexp", "prod", "nanmean", "nansum", "any", "all", "count_nonzero"),
-    *("aminmax", "median", "nanmedian", "mode", "argmax", "argmin"),
+    *aten(
+        "mean sum amax amin logsumexp prod nanmean nansum any all count_nonzero aminmax median nanmedian "
+        "mode argmax argmin"
+    )
 )
 def reduce(op: Operator, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """A reduction over axes without channels keeps channels apart; a sum over channels reads all of them."""
@@ -71,19 +73,19 @@ def _rescales(op: Operator, x: Labels) -> bool:
     return True
 
 
-@rule("max", "min")
+@rule(*aten("max min"))
 def extremum(op: Operator, x: Value, dim: Any = None, *args: Any) -> Any:
     """Of everything, over one axis (with places), or of two tensors."""
     return add(op, x, dim) if isinstance(dim, Value) else reduce(op, x, dim)
 
 
-@rule("kthvalue")
+@rule(*aten("kthvalue"))
 def kth_value(op: Operator, x: Value, k: int, dim: int = -1, *args: Any) -> Any:
     """One of the values along an axis, by rank."""
     return reduce(op, x, dim)
 
 
-@rule("quantile", "nanquantile")
+@rule(*aten("quantile nanquantile"))
 def quantile(op: Operator, x: Value, q: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """A value along an axis, by rank; several ranks lie along a new first axis."""
     x, shape = op.labelled(x), op.shape
@@ -97,7 +99,7 @@ def quantile(op: Operator, x: Value, q: Any, dim: Any = None, *args: Any, **kwar
     return Labels(core.unsqueeze(0) if several else core, shape)
 
 
-@rule("linalg_vector_norm", "norm", "linalg_norm", "frobenius_norm")
+@rule(*aten("linalg_vector_norm norm linalg_norm frobenius_norm"))
 def norm_of(op: Operator, x: Value, order: Any = 2, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """A norm is a sum of powers: zeros add nothing to it (those of order 0 and below, and infinity, are kept)."""
     name = op.name
@@ -110,7 +112,7 @@ def norm_of(op: Operator, x: Value, order: Any = 2, dim: Any = None, *args: Any,
     return reduce(op, x, dim)
 
 
-@rule("cosine_similarity")
+@rule(*aten("cosine_similarity"))
 def cosine(op: Operator, a: Value, b: Value, dim: int = 1, *args: Any) -> Labels:
     """A product, summed, over two norms: zeros add nothing to any. Over space it is zero where either side is."""
     shape = torch.broadcast_shapes(a.shape, b.shape)
@@ -124,7 +126,7 @@ def cosine(op: Operator, a: Value, b: Value, dim: int = 1, *args: Any) -> Labels
     return uniform(op.total(either.slots()), op.shape)
 
 
-@rule("dist")
+@rule(*aten("dist"))
 def distance(op: Operator, a: Value, b: Value, order: Any = 2) -> Labels:
     """The norm of a difference."""
     either = op.map([a, b], "or", torch.broadcast_shapes(a.shape, b.shape))
@@ -133,13 +135,13 @@ def distance(op: Operator, a: Value, b: Value, order: Any = 2) -> Labels:
     return uniform(op.total(either.slots()), op.shape)
 
 
-@rule("pairwise_distance")
+@rule(*aten("pairwise_distance"))
 def pairwise_distance(op: Operator, a: Value, b: Value, *args: Any) -> Labels:
     """Every channel adds an ``eps``, also where both sides are zero: their number shows."""
     return op.barrier([a, b], "adds an eps for every channel")
 
 
-@rule("var", "std", "var_mean", "std_mean")
+@rule(*aten("var std var_mean std_mean"))
 def variance(op: Operator, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Over space every channel by itself; over channels the mean knows how many there are."""
     return reduce(op, x, dim)

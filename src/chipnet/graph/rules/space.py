@@ -11,11 +11,11 @@ from torch import Tensor
 
 from chipnet.graph.labels import Labels, Value
 from chipnet.graph.operator import Operator
-from chipnet.graph.rules.table import rule
+from chipnet.graph.rules.table import aten, rule
 from chipnet.graph.standard import STANDARD_POOL
 
 
-@rule("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d")
+@rule(*aten("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d"))
 def pool(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
     """Every channel by itself; these operators refuse tensors without channels."""
     out = adaptive(op, x)
@@ -29,12 +29,10 @@ def pool(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
 
 
 @rule(
-    "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d",
-    "adaptive_max_pool1d",
-    "adaptive_max_pool2d",
-    "adaptive_max_pool3d",
+    *aten(
+        "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d "
+        "adaptive_max_pool2d adaptive_max_pool3d"
+    )
 )
 def adaptive(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Any:
     """Every channel by itself."""
@@ -46,20 +44,20 @@ def adaptive(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Any:
     return out if isinstance(op.outputs, Tensor) else (out, op.places(out))
 
 
-@rule("max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d_with_indices")
+@rule(*aten("max_pool2d_with_indices max_pool3d_with_indices max_pool1d_with_indices"))
 def pool_with_places(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Any:
     """Every channel by itself; the places belong to channels as the values do."""
     return adaptive(op, x)
 
 
-@rule("max_unpool2d", "max_unpool3d")
+@rule(*aten("max_unpool2d max_unpool3d"))
 def unpool(op: Operator, x: Value, places: Value, *args: Any) -> Labels:
     """Values go back to their places: those of another tensor, whose channels are the same."""
     out = adaptive(op, x)
     return op.map([Labels(out.core, op.shape), Labels(op.labelled(places).core, op.shape)], "and")
 
 
-@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+@rule(*aten("grid_sampler grid_sampler_2d grid_sampler_3d"))
 def grid_sampler(op: Operator, x: Value, grid: Value, *args: Any) -> Labels:
     """Every channel by itself, at places that another tensor gives, whole."""
     x = op.labelled(x)
@@ -68,7 +66,7 @@ def grid_sampler(op: Operator, x: Value, grid: Value, *args: Any) -> Labels:
     return Labels(op.with_kept(x, [grid], "the grid of a sampler").core, op.shape)
 
 
-@rule("affine_grid_generator")
+@rule(*aten("affine_grid_generator"))
 def affine_grid(op: Operator, theta: Value, *args: Any) -> Labels:
     """The grid of a sampler: its size is not that of any channels."""
     return op.barrier([theta], "the grid of a sampler")
@@ -84,7 +82,7 @@ def regions(op: Operator, x: Value, boxes: Value, *args: Any) -> Any:
     return out if isinstance(op.outputs, Tensor) else (out, op.places(out))
 
 
-@rule("im2col")
+@rule(*aten("im2col"))
 def im2col(op: Operator, x: Value, kernel: list[int], *args: Any) -> Labels:
     """Every channel becomes as many as a window has places."""
     x, axis = op.labelled(x), len(op.shape) - 2
@@ -94,7 +92,7 @@ def im2col(op: Operator, x: Value, kernel: list[int], *args: Any) -> Labels:
     return Labels(core.repeat_interleave(math.prod(kernel), axis) if x.varying else core, op.shape)
 
 
-@rule("col2im")
+@rule(*aten("col2im"))
 def col2im(op: Operator, x: Value, size: Any, kernel: list[int], *args: Any) -> Labels:
     """As many channels as a window has places become one: they remain or go together."""
     x, axis = op.labelled(x), len(op.shape) - 3
@@ -109,18 +107,11 @@ def col2im(op: Operator, x: Value, size: Any, kernel: list[int], *args: Any) -> 
 
 
 @rule(
-    "upsample_nearest1d",
-    "upsample_nearest2d",
-    "upsample_nearest3d",
-    "_upsample_nearest_exact1d",
-    "_upsample_nearest_exact2d",
-    "_upsample_nearest_exact3d",
-    "upsample_linear1d",
-    "upsample_bilinear2d",
-    "upsample_bicubic2d",
-    "upsample_trilinear3d",
-    "_upsample_bilinear2d_aa",
-    "_upsample_bicubic2d_aa",
+    *aten(
+        "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d "
+        "_upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d "
+        "upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
+    )
 )
 def upsample(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
     """Every channel by itself; refuses tensors without channels."""
@@ -131,13 +122,16 @@ def upsample(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
     return out
 
 
-@rule(*(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)), "_pad_circular")
+@rule(
+    *aten("reflection_pad1d reflection_pad2d reflection_pad3d"),
+    *aten("replication_pad1d replication_pad2d replication_pad3d _pad_circular"),
+)
 def pad_with_neighbours(op: Operator, x: Value, widths: list[int]) -> Labels:
     """Padding of space changes no channel."""
     return pad(op, x, widths, "neighbours")
 
 
-@rule("pad", "constant_pad_nd")
+@rule(*aten("pad constant_pad_nd"))
 def pad(op: Operator, x: Value, widths: list[int], mode: Any = "constant", value: Any = None) -> Labels:
     """Padding of space changes no channel (a value other than 0 makes dead channels live); padding of channels
     adds zero ones, as many as the user's code says."""

@@ -1,28 +1,89 @@
-"""The table of rules."""
+"""Which rule has an operator?"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
+
+from chipnet._util.torch_private import OpOverloadPacket, qualified_name
+from chipnet.errors import ConfigError
+from chipnet.program.names import short_name
 
 Rule = Callable[..., Any]
+R = TypeVar("R", bound=Rule)
 RULES: dict[str, Rule] = {}
-"""Operator, as `operator_name` writes it, to its rule."""
+"""Operator, as `short_name` writes it, to its rule."""
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for operators: ATen's by their bare names (``"mul"``, which is ``mul_`` too), others with
-    their namespace (``"torchvision::deform_conv2d"``).
+def rule(*operators: Any, replace: bool = False) -> Callable[[R], R]:
+    """Register a function as the rule of operators. It holds for networks that are captured from then on.
+
+    A rule is called for each node of a graph that is one of the operators: with an `Operator`, which says where the
+    node stands and emits facts, and with the operator's arguments. In the place of tensors these are `Labels`, or
+    `Param` where a parameter or buffer is given as it is. It returns labels of the output; of several, a tuple.
+
+    Args:
+        operators: each as ``torch.ops`` gives it (``torch.ops.mylib.scale``), as ``torch.library.custom_op`` made
+            it, or by its name, ``"mylib::scale"``, where it may not be there yet. A rule is for all overloads; one
+            for ATen's ``add`` is for ``add_`` too.
+        replace: put the rule in the place of the one that an operator has.
 
     Raises:
-        ValueError: an operator has a rule already.
-    """
+        ConfigError: what is given is no operator, or it has a rule already.
 
-    def register(f: Rule) -> Rule:
-        for name in names:
-            if name in RULES:
-                raise ValueError(f"two rules for operator {name!r}")
-            RULES[name] = f
-        return f
+    Example:
+        >>> @torch.library.custom_op("rule_example::scale", mutates_args=())
+        ... def scale(x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+        ...     return x * by
+        >>> @rule(torch.ops.rule_example.scale)
+        ... def scale_rule(op, x, by):
+        ...     return op.map([x, by], "and")  # zero where x or by is
+        >>> rule_of(scale) is scale_rule
+        True
+    """
+    names = [_name(operator) for operator in operators]
+    if not names:
+        raise ConfigError("rule() needs an operator: @rule(torch.ops.mylib.scale)")
+    for name, operator in zip(names, operators, strict=True):
+        if not replace and (name in RULES or names.count(name) > 1):
+            raise ConfigError(
+                f"the operator {operator} has a rule already. To put another in its place: rule(..., replace=True)"
+            )
+
+    def register(function: R) -> R:
+        RULES.update(dict.fromkeys(names, function))
+        return function
 
     return register
+
+
+def rule_of(operator: Any) -> Rule | None:
+    """The rule of an operator, given as for `rule`; None where it has none.
+
+    Raises:
+        ConfigError: what is given is no operator.
+    """
+    return RULES.get(_name(operator))
+
+
+def aten(names: str) -> list[OpOverloadPacket]:
+    """ATen's operators of these names; a version of PyTorch may lack some.
+
+    Example:
+        >>> aten("add mul no_such_operator")
+        [<OpOverloadPacket(op='aten.add')>, <OpOverloadPacket(op='aten.mul')>]
+    """
+    return [getattr(torch.ops.aten, name) for name in names.split() if hasattr(torch.ops.aten, name)]
+
+
+def _name(operator: Any) -> str:
+    named = isinstance(operator, str) and re.fullmatch(r"\w+::\w+", operator)
+    name = operator if named else qualified_name(operator)
+    if name is None:
+        raise ConfigError(
+            f"{operator!r} is no operator: a rule is for one such as torch.ops.mylib.scale or 'mylib::scale'"
+        )
+    return short_name(name)
