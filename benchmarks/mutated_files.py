@@ -216,7 +216,7 @@ def readers(folder: Path) -> dict[str, tuple[Callable[[random.Random], bytes], C
                 s.plan(s.harden(torch.rand(s.gates), {"macs": part}), chipnet.Budget.parse("macs=0.5"))
             )
         dead = torch.ones(s.gates, dtype=torch.bool)
-        dead[s.site_gates[[site.name for site in s.sites].index("norm")]] = False
+        dead[s.analysis.site_gates[[site.name for site in s.sites].index("norm")]] = False
         plans.append(s.plan(s.canonical(dead)))
     masks = chipnet.Masks.of(s, s.canonical(dead), "macs=0.5").to_json()
     records = [json.loads(json.dumps(p.to_json())) for p in plans]

@@ -196,11 +196,11 @@ def _doubled(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, floa
 
 def _full(s: chipnet.Structure, mask: Tensor, limit: int) -> bool:
     """Would a further channel of any site cost more than the limit? Two of each site speak for all."""
-    shut = [gates[~mask[gates]][[0, -1]] for gates in s.site_gates if not bool(mask[gates].all())]
+    shut = [gates[~mask[gates]][[0, -1]] for gates in s.analysis.site_gates if not bool(mask[gates].all())]
     for part in torch.cat(shut).unique().split(32) if shut else ():
         trial = mask.repeat(len(part), 1)
         trial[torch.arange(len(part)), part] = True
-        does = s.useful(trial)[torch.arange(len(part)), part] > 0.5
+        does = s.analysis.useful(trial)[torch.arange(len(part)), part] > 0.5
         cost = s.cost(trial.double())[:, KINDS.index("macs")]
         if bool((does & (cost <= limit)).any()):
             return False

@@ -51,7 +51,7 @@ def conforms(
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     assert not model.training
     assert structure.cost.dense.params == counted_params(model)
-    assert structure.cost.dense.macs == counted_macs(model, *structure.inputs)
+    assert structure.cost.dense.macs == counted_macs(model, *structure.analysis.inputs)
     for site in structure.sites:
         assert site.reason or (site.gates >= 0).all(), f"{site.name} is kept whole without a reason"
     learns = gradients(model, inputs).keys() if train else set()
@@ -68,7 +68,7 @@ def conforms(
         difference, scale = chipnet.verify_compact(model, small, plan, inputs)
         assert difference <= 1e-9 * max(scale, 1e-12), f"outputs differ by {difference:.2g} of {scale:.2g}"
         assert plan.compact.params == counted_params(small), "parameters"
-        assert plan.compact.macs == counted_macs(small, *structure.inputs), "multiply-accumulates"
+        assert plan.compact.macs == counted_macs(small, *structure.analysis.inputs), "multiply-accumulates"
         if train:
             present = {n for n, p in small.named_parameters() if p.numel() and p.requires_grad}
             untrained = (present - gradients(small, inputs).keys()) & learns
@@ -155,7 +155,7 @@ def random_mask(s: Structure, density: float) -> Tensor:
     generator = torch.Generator().manual_seed(int(1000 * density))
     scores = torch.rand(s.gates, generator=generator, dtype=torch.float64)
     mask = scores < density
-    for gates in s.site_gates:  # two of every site: otherwise deep networks are never connected
+    for gates in s.analysis.site_gates:  # two of every site: otherwise deep networks are never connected
         mask[gates[torch.randperm(len(gates), generator=generator)[:2]]] = True
     mask = s.canonical(mask)
     return mask if s.connected(mask) else s.harden(scores, {"params": max(density, 0.3)})
@@ -164,7 +164,7 @@ def random_mask(s: Structure, density: float) -> Tensor:
 def corner_masks(s: Structure) -> Iterator[Tensor]:
     """Everything open; every site at one channel; every site dead: as far as the network stays connected."""
     masks = [torch.ones(s.gates, dtype=torch.bool)]
-    for gates in s.site_gates:
+    for gates in s.analysis.site_gates:
         for kept in (1, 0):
             mask = masks[0].clone()
             mask[gates[kept:]] = False

@@ -42,7 +42,7 @@ def record():
     net = mutated_files.Net()
     s = chipnet.Structure(net, torch.randn(2, 3, 5, 5))
     mask = torch.ones(s.gates, dtype=torch.bool)
-    mask[s.site_gates[[site.name for site in s.sites].index("norm")]] = False
+    mask[s.analysis.site_gates[[site.name for site in s.sites].index("norm")]] = False
     return json.loads(json.dumps(s.plan(s.canonical(mask)).to_json()))
 
 

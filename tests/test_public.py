@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch import nn
 
 import chipnet
 from chipnet import _moved
@@ -66,3 +68,20 @@ def test_no_old_name_is_made_up() -> None:
     assert importlib.util.find_spec("chipnet.losses") is not None
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("chipnet.models._vgh")
+
+
+def test_names_of_structures_and_methods_that_have_moved() -> None:
+    structure = chipnet.Structure(
+        nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.ones(1, 3)
+    )
+    with pytest.warns(DeprecationWarning, match="Structure.site_gates is Structure.analysis.site_gates now"):
+        assert structure.site_gates is structure.analysis.site_gates
+    with pytest.warns(DeprecationWarning, match="Structure.round_to is Structure.options.round_to now"):
+        assert structure.round_to == 1
+    with pytest.raises(AttributeError, match="'Structure' object has no attribute 'site_gate'"):
+        structure.site_gate  # noqa: B018
+    pruner = chipnet.Pruner(
+        nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.ones(1, 3), "macs=1", steps=1
+    )
+    with pytest.warns(DeprecationWarning, match=r"Method\.structure is Method\.analysis now"):
+        assert pruner.method.structure is pruner.structure.analysis

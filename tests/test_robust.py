@@ -258,7 +258,7 @@ def test_a_module_called_twice_is_charged_for_both_calls_while_one_is_needed():
     s = chipnet.Structure(Twice(), torch.randn(1, 3, 8, 8))
     inner = next(i for i, site in enumerate(s.sites) if site.name == "b.1")
     mask = torch.ones(s.gates, dtype=torch.bool)
-    mask[s.site_gates[inner]] = False
+    mask[s.analysis.site_gates[inner]] = False
     first_call_twice = 2 * 64 * 27 * 4
     assert s.cost.exact(mask).macs == first_call_twice + 4 * 3
 

@@ -175,7 +175,7 @@ def independently_masked(model: nn.Module, s: Structure, mask: Tensor) -> nn.Mod
     """A copy whose shut channels are multiplied away, straight from sites and open channels."""
     out = copy.deepcopy(model)
     parameters = dict(out.named_parameters())
-    opened = s.open(mask).double().split([site.channels for site in s.sites])
+    opened = s.analysis.open(mask).double().split([site.channels for site in s.sites])
     for site, z in zip(s.sites, opened, strict=True):
         axis, z = site.host.axis, z.clone()
         if site.host.weight in parameters:

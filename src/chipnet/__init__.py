@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     )
     from chipnet.formats.export import export
     from chipnet.gates.hooks import detach
+    from chipnet.masks import Masks
     from chipnet.pruner import Pruner
     from chipnet.structure import Structure
     from chipnet.surgery.apply import compact, masked, verify_compact
-    from chipnet.surgery.masks import Masks
     from chipnet.surgery.plan import Plan
     from chipnet.surgery.storage import load, save
 
@@ -72,7 +72,7 @@ _MODULES = {
     "formats.export": ["export"],
     "gates.hooks": ["detach"],
     "surgery.storage": ["load", "save"],
-    "surgery.masks": ["Masks"],
+    "masks": ["Masks"],
     "surgery.plan": ["Plan"],
     "pruner": ["Pruner"],
     "structure": ["Structure"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -18,6 +17,7 @@ from chipnet._util.distributed import Group, first_
 from chipnet._util.finite import Flags, all_finite, check_finite
 from chipnet._util.modes import plainly
 from chipnet.analysis.kinds import KINDS, LATENCY
+from chipnet.analysis.options import Options, Patterns, check_whole
 from chipnet.analysis.vectors import read_mask
 from chipnet.budget.budget import Budget
 from chipnet.budget.landing import Landing
@@ -27,7 +27,7 @@ from chipnet.gates.state import made_for, refuse_other
 from chipnet.gates.values import GateValues
 from chipnet.graph.channels import Realisation
 from chipnet.program.inputs import device_of
-from chipnet.structure import Patterns, Structure, check_whole
+from chipnet.structure import Structure
 from chipnet.surgery.plan import Plan
 from chipnet.timing.tables import land
 
@@ -109,15 +109,7 @@ class Pruner:
         model = getattr(model, "_orig_mod", model)  # what torch.compile was given
         self.model, self.group = model, group
         self.budget = Budget.parse(budget)
-        given = {
-            "realisation": realisation,
-            "share": share,
-            "ignore": ignore,
-            "only": only,
-            "min_channels": min_channels,
-            "round_to": round_to,
-            "outputs": outputs,
-        }
+        given = Options(realisation, share, ignore, only, min_channels, round_to, outputs)
         self.structure = _structure(model, example_inputs, given)
         self._infinite = check_finite(model)
         if LATENCY in self.budget.kinds:
@@ -143,7 +135,7 @@ class Pruner:
         with untouched_by_failure(model):
             self.method = made(
                 model,
-                self.structure,
+                self.structure.analysis,
                 self.structure.limits(self.budget),
                 steps=steps,
                 seed=seed,
@@ -298,7 +290,7 @@ class Pruner:
 
         value = dict(self.budget.targets)[LATENCY]
         asked = float(value) if isinstance(value, Fraction) else value
-        self._landed, self.landing = land(self.model, self.structure, limits, asked, within)
+        self._landed, self.landing = land(self.model, self.structure.analysis, limits, asked, within)
         return self._landed
 
     @plainly
@@ -310,7 +302,7 @@ class Pruner:
         """Compute with a mask as its compact network does: an open gate that the input does not reach, such as
         that of a residual stream behind a dead branch, is shut, where a norm would emit a constant."""
         mask = read_mask(self.method.mask() if mask is None else mask, self.structure.gates)
-        self._values.fix(self.structure.open(mask)[self._gated])
+        self._values.fix(self.structure.analysis.open(mask)[self._gated])
         return mask
 
     def detach(self) -> None:
@@ -408,7 +400,7 @@ def _differentiable(loss: Tensor) -> Tensor:
     return loss if loss.requires_grad or not torch.is_grad_enabled() else loss.detach().requires_grad_()
 
 
-def _structure(model: nn.Module, given: Any, options: Mapping[str, Any]) -> Structure:
+def _structure(model: nn.Module, given: Any, options: Options) -> Structure:
     """The structure that was given for ``model``, or one of the example inputs and options that were.
 
     Raises:
@@ -421,10 +413,9 @@ def _structure(model: nn.Module, given: Any, options: Mapping[str, Any]) -> Stru
             "network memory and weights before: model.to_empty(device='cpu'), then load_state_dict"
         )
     if not isinstance(given, Structure):
-        return Structure(model, given, **options)
-    defaults = inspect.signature(Structure).parameters
-    told = [name for name, value in options.items() if value != defaults[name].default]
-    if told:
+        return Structure(model, given, **vars(options))
+    defaults = vars(Options())
+    if told := [name for name, value in vars(options).items() if value != defaults[name]]:
         raise ConfigError(
             f"a Structure is given, and {', '.join(told)} too: give them to Structure(...) instead"
         )

@@ -3,59 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from chipnet.analysis.analysis import Analysis, Notes
+from chipnet.analysis.network import Network
 from chipnet.errors import CaptureError, PlanError
 from chipnet.graph.channels import Risk
 from chipnet.program.inputs import Inputs, device_of
 from chipnet.program.ready import copied
 from chipnet.surgery.apply import agree, compact, masked, same_in_training
-from chipnet.surgery.plan import make_plan
+from chipnet.surgery.planning import make_plan
 from chipnet.surgery.verify import compare_training, example, repeatable
-
-if TYPE_CHECKING:
-    from chipnet.structure import Structure
 
 Kept = Callable[[Tensor], Tensor]
 """Which of a site's gates stay open: from their numbers ``[n]`` to booleans ``[n]``."""
 
 
 class Trials:
-    """Trials of a structure's masks on pruned copies of its model.
+    """Trials of masks on pruned copies of a model.
 
     The graph shows sizes as numbers, not where they came from: a width that forward keeps as a literal, or an
     operator that refuses a tensor without channels, shows only when a pruned copy runs.
 
     Args:
-        structure: whose masks are tried; it is read anew between rounds.
-        model: what it was captured from; not changed.
-        trains: pruned copies must run in training mode too.
-        broken: weights of sites that break the forward, with what was said; added to.
-        anchored: weights of sites that must not die whole; added to.
+        network: what is pruned; where it has a train-mode graph, pruned copies must run in training mode too.
     """
 
-    def __init__(
-        self,
-        structure: Structure,
-        model: nn.Module,
-        trains: bool,
-        broken: dict[str, str],
-        anchored: set[str],
-    ) -> None:
-        self.structure, self.trains = structure, trains
-        self.broken, self.anchored = broken, anchored
-        self.name = type(model).__name__
-        self.model, self.inputs, self.blind = self._comparable(model)
+    def __init__(self, network: Network) -> None:
+        self.trains = network.training is not None
+        self.name = type(network.model).__name__
+        self.model, self.inputs, self.blind = self._comparable(network.model, network.inputs)
         self.repeatable = repeatable(self.model, self.inputs)
 
-    def _comparable(self, model: nn.Module) -> tuple[nn.Module, Inputs, frozenset[int]]:
+    def _comparable(self, model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, frozenset[int]]:
         """What is tried, on which inputs: outputs must have numbers that can be compared, but for some (``blind``)
         that never have any."""
-        given = self.structure.inputs.to(device_of(model))
+        given = inputs.to(device_of(model))
         for shown in (_lively(model), model):
             try:
                 found = example(copied(shown), given)
@@ -69,106 +55,39 @@ class Trials:
             "example inputs on which its outputs are finite."
         )
 
-    def findings(self) -> dict[str, str] | None:
-        """One round: None where nothing breaks, else reshapes and splits whose sizes do not follow; what else broke
-        is in `broken` and `anchored`.
+    def findings(self, analysis: Analysis) -> Notes | None:
+        """One round with masks of ``analysis``: None where nothing breaks, else what is to be noted.
 
         An error's line tells which reshape or split is to blame; failing that, sites are tried by themselves.
 
         Raises:
             CaptureError: something breaks, and nothing is to blame.
         """
-        trial, error = next(((mask, e) for mask in self._masks() if (e := self._error(mask))), (None, None))
+        masks = _masks(analysis)
+        trial, error = next(((m, e) for m in masks if (e := self._error(analysis, m))), (None, None))
         if trial is None or error is None:
             return None
-        risky = self._risky
+        risky = _risky(analysis)
         for line, _ in _lines_of(error):
-            at = [n for n, r in risky.items() if r.line == line]
-            if at:
-                return dict.fromkeys(at, "")
-        broken, anchored = self._blame(trial)
-        self.anchored |= anchored
-        if fixed := self._fixed(error, broken.keys()):
-            return dict.fromkeys(fixed, "")
-        self.broken |= broken
+            if at := [n for n, r in risky.items() if r.line == line]:
+                return Notes(literal=dict.fromkeys(at, ""))
+        broken, anchored = self._blame(analysis, trial)
+        if fixed := _fixed(analysis, error, broken.keys()):
+            return Notes(literal=dict.fromkeys(fixed, ""), anchored=anchored)
         if broken or anchored:
-            return {}
+            return Notes(broken=broken, anchored=anchored)
         if risky:
-            return dict.fromkeys(risky, "")
+            return Notes(literal=dict.fromkeys(risky, ""))
         raise CaptureError(
             f"a pruned copy of {self.name} does not run or computes something else, and no single layer is to "
             f"blame: {type(error).__name__}: {error}. Exclude the part concerned with ignore=[...]."
         )
 
-    @property
-    def _risky(self) -> dict[str, Risk]:
-        """Reshapes and splits whose sizes may follow widths: of others it is known that they do not."""
-        graph = self.structure.graph
-        return {n: r for n, r in graph.risky.items() if n not in graph.literal}
-
-    def _fixed(self, error: Exception, broken: Set[str]) -> list[str]:
-        """Reshapes and splits of the channels of ``broken`` sites, in functions that the error went through."""
-        graph = self.structure.graph
-        sites = [site.slots for site in self.structure.sites if site.host.weight in broken]
-        classes = set(graph.classes(np.concatenate(sites)).tolist()) if sites else set()
-        return [
-            n
-            for n, r in self._risky.items()
-            if not classes.isdisjoint(graph.classes(r.slots).tolist())
-            and any(r.line in around for _, around in _lines_of(error))
-        ]
-
-    # -- masks --------------------------------------------------------------------------------------------
-    def _masks(self) -> Iterator[Tensor]:
-        """Half of each site, its other half, one gate a site, some beside as many dead sites as can be; then
-        others, until every layer's width has been narrowed in one, if it can be: it may be somebody's number."""
-        s, generator = self.structure, torch.Generator().manual_seed(0)
-        half, other, one = (torch.zeros(s.gates, dtype=torch.bool) for _ in range(3))
-        for gates in s.site_gates:
-            drawn, middle = torch.randperm(len(gates), generator=generator), (len(gates) + 1) // 2
-            half[gates[drawn[:middle]]] = True
-            other[gates[drawn[-middle:]]] = True
-            one[gates[:1]] = True
-        tried = [mask for mask in (half, other, one) if s.connected(mask)]
-        for sites, part in ((s.site_gates, half), (s.site_gates[::-1], one)):
-            mask = torch.ones(s.gates, dtype=torch.bool)
-            for gates in sites:
-                trial = mask.clone()
-                trial[gates] = False
-                if s.connected(trial):
-                    mask = trial
-            tried.append(mask & part if s.connected(mask & part) else mask)
-        tried = [s.canonical(mask) for mask in tried if not bool(mask.all())]
-        yield from tried
-        more = self._drawn(64, generator)
-        whole, *widths = s.widths(torch.stack([torch.ones(s.gates, dtype=torch.bool), *tried, *more]))
-        narrowed = torch.stack([(w > 0) & (w < whole) for w in widths])
-        news = narrowed[len(tried) :] & ~narrowed[: len(tried)].any(0)
-        while bool(news.any()):
-            best = int(news.sum(1).argmax())
-            if s.connected(more[best]):
-                yield s.canonical(more[best])
-                news &= ~news[best]
-            else:
-                news[best] = False
-
-    def _drawn(self, count: int, generator: torch.Generator) -> Tensor:
-        """Random masks ``[count, gates]``: half of each site, and none of a few, more and more sites."""
-        sites = len(self.structure.sites)
-        likely = torch.tensor((0.0, 1 / sites, 4 / sites, 0.5)).repeat(count // 4 + 1)[:count, None]
-        dead = torch.rand(count, sites, generator=generator) < likely
-        masks = torch.rand(count, self.structure.gates, generator=generator) < 0.5
-        for i, gates in enumerate(self.structure.site_gates):
-            masks[:, gates[:1]] |= ~masks[:, gates].any(1, keepdim=True)
-            masks[:, gates] &= ~dead[:, i : i + 1]
-        return masks
-
-    # -- trying -------------------------------------------------------------------------------------------
-    def _error(self, mask: Tensor) -> Exception | None:
+    def _error(self, analysis: Analysis, mask: Tensor) -> Exception | None:
         """What goes wrong with a copy pruned by ``mask``: it does not run, or computes something else."""
         inputs = self.inputs
         try:
-            plan = make_plan(self.structure, mask)
+            plan = make_plan(analysis, mask)
             small = compact(self.model, plan, verify=False)
             big = masked(self.model, plan)
             if not agree(self.model, small, plan, inputs, self.blind, big):
@@ -183,35 +102,37 @@ class Trials:
             return error
         return None
 
-    def _try(self, sites: Sequence[int], kept: Kept) -> tuple[bool, Exception | None]:
+    def _try(self, analysis: Analysis, sites: Sequence[int], kept: Kept) -> tuple[bool, Exception | None]:
         """With all other sites whole: is the network connected, and what goes wrong?"""
-        mask = torch.ones(self.structure.gates, dtype=torch.bool)
+        mask = torch.ones(analysis.gates, dtype=torch.bool)
         for i in sites:
-            mask[self.structure.site_gates[i]] = kept(self.structure.site_gates[i])
-        connected = self.structure.connected(mask)
-        return connected, self._error(mask) if connected else None
+            mask[analysis.site_gates[i]] = kept(analysis.site_gates[i])
+        connected = analysis.connected(mask)
+        return connected, self._error(analysis, mask) if connected else None
 
-    def _search(self, sites: Sequence[int], kept: Kept) -> list[tuple[int, Exception]]:
+    def _search(self, analysis: Analysis, sites: Sequence[int], kept: Kept) -> list[tuple[int, Exception]]:
         """The sites that break the forward, by halves, as few do. Where none does it alone (a literal width of a
         stream that two layers write), the last of the shortest run of sites that do it together."""
-        connected, error = self._try(sites, kept)
+        connected, error = self._try(analysis, sites, kept)
         if len(sites) < 2 or (connected and error is None):
             return [(i, error) for i in sites if error is not None]
         middle = len(sites) // 2
-        found = self._search(sites[:middle], kept) + self._search(sites[middle:], kept)
+        found = self._search(analysis, sites[:middle], kept) + self._search(analysis, sites[middle:], kept)
         if not found and error is not None:
             good, bad = middle, len(sites)
             while bad - good > 1:
                 end = (good + bad) // 2
-                good, bad = (good, end) if self._try(sites[:end], kept)[1] is not None else (end, bad)
+                good, bad = (
+                    (good, end) if self._try(analysis, sites[:end], kept)[1] is not None else (end, bad)
+                )
             found = [(sites[bad - 1], error)]
         return found
 
-    def _blame(self, trial: Tensor) -> tuple[dict[str, str], set[str]]:
+    def _blame(self, analysis: Analysis, trial: Tensor) -> tuple[dict[str, str], frozenset[str]]:
         """Weights of the sites that break the forward at half of their gates or at one, with what was said, and of
         those that break it at none; where there are neither, of those that break it as in ``trial``. New ones."""
-        weights = [site.host.weight for site in self.structure.sites]
-        todo = [i for i, gates in enumerate(self.structure.site_gates) if len(gates)]
+        weights = [site.host.weight for site in analysis.sites]
+        todo = [i for i, gates in enumerate(analysis.site_gates) if len(gates)]
         broken: dict[str, str] = {}
 
         def note(found: list[tuple[int, Exception]]) -> None:
@@ -222,12 +143,78 @@ class Trials:
                 broken[weights[i]] = f"pruning it breaks the forward: {said}"
 
         for kept in (lambda gates: torch.arange(len(gates)) % 2 == 0, lambda gates: gates == gates[0]):
-            note(self._search(todo, kept))
+            note(self._search(analysis, todo, kept))
             todo = [i for i in todo if weights[i] not in broken]
-        anchored = {weights[i] for i, _ in self._search(todo, lambda gates: gates < 0)} - self.anchored
+        known, emptied = analysis.notes, self._search(analysis, todo, lambda gates: gates < 0)
+        anchored = frozenset(weights[i] for i, _ in emptied) - known.anchored
         if not broken and not anchored:
-            note(self._search(todo, lambda gates: trial[gates]))
-        return {w: said for w, said in broken.items() if w not in self.broken}, anchored
+            note(self._search(analysis, todo, lambda gates: trial[gates]))
+        return {w: said for w, said in broken.items() if w not in known.broken}, anchored
+
+
+def _risky(analysis: Analysis) -> dict[str, Risk]:
+    """Reshapes and splits whose sizes may follow widths: of others it is known that they do not."""
+    graph = analysis.graph
+    return {n: r for n, r in graph.risky.items() if n not in graph.literal}
+
+
+def _fixed(analysis: Analysis, error: Exception, broken: Set[str]) -> list[str]:
+    """Reshapes and splits of the channels of ``broken`` sites, in functions that the error went through."""
+    graph = analysis.graph
+    sites = [site.slots for site in analysis.sites if site.host.weight in broken]
+    classes = set(graph.classes(np.concatenate(sites)).tolist()) if sites else set()
+    return [
+        n
+        for n, r in _risky(analysis).items()
+        if not classes.isdisjoint(graph.classes(r.slots).tolist())
+        and any(r.line in around for _, around in _lines_of(error))
+    ]
+
+
+def _masks(analysis: Analysis) -> Iterator[Tensor]:
+    """Half of each site, its other half, one gate a site, some beside as many dead sites as can be; then
+    others, until every layer's width has been narrowed in one, if it can be: it may be somebody's number."""
+    s, generator = analysis, torch.Generator().manual_seed(0)
+    half, other, one = (torch.zeros(s.gates, dtype=torch.bool) for _ in range(3))
+    for gates in s.site_gates:
+        drawn, middle = torch.randperm(len(gates), generator=generator), (len(gates) + 1) // 2
+        half[gates[drawn[:middle]]] = True
+        other[gates[drawn[-middle:]]] = True
+        one[gates[:1]] = True
+    tried = [mask for mask in (half, other, one) if s.connected(mask)]
+    for sites, part in ((s.site_gates, half), (s.site_gates[::-1], one)):
+        mask = torch.ones(s.gates, dtype=torch.bool)
+        for gates in sites:
+            trial = mask.clone()
+            trial[gates] = False
+            if s.connected(trial):
+                mask = trial
+        tried.append(mask & part if s.connected(mask & part) else mask)
+    tried = [s.canonical(mask) for mask in tried if not bool(mask.all())]
+    yield from tried
+    more = _drawn(analysis, 64, generator)
+    whole, *widths = s.widths(torch.stack([torch.ones(s.gates, dtype=torch.bool), *tried, *more]))
+    narrowed = torch.stack([(w > 0) & (w < whole) for w in widths])
+    news = narrowed[len(tried) :] & ~narrowed[: len(tried)].any(0)
+    while bool(news.any()):
+        best = int(news.sum(1).argmax())
+        if s.connected(more[best]):
+            yield s.canonical(more[best])
+            news &= ~news[best]
+        else:
+            news[best] = False
+
+
+def _drawn(analysis: Analysis, count: int, generator: torch.Generator) -> Tensor:
+    """Random masks ``[count, gates]``: half of each site, and none of a few, more and more sites."""
+    sites = len(analysis.sites)
+    likely = torch.tensor((0.0, 1 / sites, 4 / sites, 0.5)).repeat(count // 4 + 1)[:count, None]
+    dead = torch.rand(count, sites, generator=generator) < likely
+    masks = torch.rand(count, analysis.gates, generator=generator) < 0.5
+    for i, gates in enumerate(analysis.site_gates):
+        masks[:, gates[:1]] |= ~masks[:, gates].any(1, keepdim=True)
+        masks[:, gates] &= ~dead[:, i : i + 1]
+    return masks
 
 
 def _lively(model: nn.Module) -> nn.Module:

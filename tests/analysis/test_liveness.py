@@ -66,7 +66,7 @@ def test_a_shut_gate_and_a_dead_branch_read_the_same():
     _, _, s = made(RESIDUAL)
     dead = mask_of(s, {"bn1": ()})
     ends = {site.name: i for i, site in enumerate(s.sites)}
-    opened = torch.split(s.open(dead), [site.channels for site in s.sites])
+    opened = torch.split(s.analysis.open(dead), [site.channels for site in s.sites])
     assert opened[ends["bn0"]].all()
     assert not opened[ends["bn1"]].any()
     assert not opened[ends["bn2"]].any()  # its gates are open, but the input no longer reaches it

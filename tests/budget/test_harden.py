@@ -117,7 +117,7 @@ def assert_is_full(s: Structure, mask: Tensor, limits: dict[str, int]) -> None:
     for g in torch.nonzero(~mask).flatten().tolist():
         more = mask.clone()
         more[g] = True
-        if s.useful(more)[g] > 0.5:
+        if s.analysis.useful(more)[g] > 0.5:
             bigger = s.cost.exact(more)
             assert not all(bigger[k] <= v for k, v in limits.items()), f"gate {g} fits too"
 
@@ -134,7 +134,7 @@ def test_result_fits_and_nothing_more_does(name, realisation, share, data):
     limits = {k: int(target[KINDS.index(k)]) for k in kinds}
     scores = data.draw(st.lists(st.floats(0, 1), min_size=s.gates, max_size=s.gates))
     floor = data.draw(st.sampled_from([0.0, 0.1, 0.5]))
-    mask = Hardener(s, limits, torch.tensor(scores)).solve(floor)
+    mask = Hardener(s.analysis, limits, torch.tensor(scores)).solve(floor)
     assert_is_full(s, mask, limits)
 
 
@@ -146,9 +146,9 @@ def test_every_budget_down_to_the_smallest_is_met_and_below_it_refused(name, rea
     sizes = sorted(set(costs[connected, k].tolist()))
     scores = torch.rand(s.gates, generator=torch.Generator().manual_seed(1))
     for limit in sizes[:3] + sizes[3::7]:
-        Hardener(s, {kind: limit}).check()
-        assert_is_full(s, Hardener(s, {kind: limit}, scores).solve(), {kind: limit})
-    below = Hardener(s, {kind: sizes[0] - 1}, scores)
+        Hardener(s.analysis, {kind: limit}).check()
+        assert_is_full(s, Hardener(s.analysis, {kind: limit}, scores).solve(), {kind: limit})
+    below = Hardener(s.analysis, {kind: sizes[0] - 1}, scores)
     for refuse in (below.check, below.solve):
         with pytest.raises(
             BudgetError, match=f"{kind}: asked {sizes[0] - 1:,}, smallest reachable {sizes[0]:,}"
@@ -165,25 +165,25 @@ def test_a_site_that_lives_has_its_least_width_where_there_is_room(name, realisa
     reachable = costs[connected]
     limit = int(reachable[data.draw(st.integers(0, len(reachable) - 1)), KINDS.index(kind)])
     scores = torch.tensor(data.draw(st.lists(st.floats(0, 1), min_size=s.gates, max_size=s.gates)))
-    least = [data.draw(st.integers(1, 3)) for _ in s.site_gates]
+    least = [data.draw(st.integers(1, 3)) for _ in s.analysis.site_gates]
 
     def wide(mask: Tensor) -> Tensor:
         """Whether no site is thinner than it may be, of masks [..., gates]."""
-        open_ = [mask[..., gates].sum(-1) for gates in s.site_gates]
-        enough = [min(n, len(gates)) for n, gates in zip(least, s.site_gates, strict=True)]
+        open_ = [mask[..., gates].sum(-1) for gates in s.analysis.site_gates]
+        enough = [min(n, len(gates)) for n, gates in zip(least, s.analysis.site_gates, strict=True)]
         return torch.stack([(n == 0) | (n >= m) for n, m in zip(open_, enough, strict=True)], -1).all(-1)
 
-    mask = Hardener(s, {kind: limit}, scores, least).solve(data.draw(st.sampled_from([0.0, 0.5])))
+    mask = Hardener(s.analysis, {kind: limit}, scores, least).solve(data.draw(st.sampled_from([0.0, 0.5])))
     assert s.cost.exact(mask)[kind] <= limit
     assert s.connected(mask)
     if (wide(masks) & connected & (costs[:, KINDS.index(kind)] <= limit)).any():
         assert wide(mask)
-        for gates in s.site_gates:  # and no site could have one more, or be opened
+        for gates in s.analysis.site_gates:  # and no site could have one more, or be opened
             shut = gates[~mask[gates]]
             for g in shut.tolist() if len(shut) < len(gates) else []:
                 more = mask.clone()
                 more[g] = True
-                assert s.useful(more)[g] <= 0.5 or s.cost.exact(more)[kind] > limit
+                assert s.analysis.useful(more)[g] <= 0.5 or s.cost.exact(more)[kind] > limit
     else:
         assert_is_full(s, mask, {kind: limit})
 
@@ -195,19 +195,19 @@ def test_equal_scores_do_not_open_a_site_below_its_least_width(score, options):
     s = Structure(get_model("resnet8"), torch.randn(1, 3, 16, 16), **options)
     scores = torch.full((s.gates,), score, dtype=torch.float64)
     for part in (0.3, 0.391, 0.415, 0.5, 0.6):
-        mask = Hardener(s, s.limits({"volume": part}), scores, [6] * len(s.sites)).solve(full=False)
-        counts = [int(mask[gates].sum()) for gates in s.site_gates if len(gates)]
+        mask = Hardener(s.analysis, s.limits({"volume": part}), scores, [6] * len(s.sites)).solve(full=False)
+        counts = [int(mask[gates].sum()) for gates in s.analysis.site_gates if len(gates)]
         assert all(n == 0 or n >= 6 for n in counts), (part, counts)
 
 
 def test_a_floor_counts_gates_where_they_are_opened_together():
     s = Structure(get_model("resnet8"), torch.randn(1, 3, 16, 16))
     scores = torch.zeros(s.gates)
-    scores[s.site_gates[next(i for i, g in enumerate(s.site_gates) if len(g))]] = 1.0
-    mask = Hardener(s, s.limits({"volume": 0.4}), scores, [6] * len(s.sites)).solve(
+    scores[s.analysis.site_gates[next(i for i, g in enumerate(s.analysis.site_gates) if len(g))]] = 1.0
+    mask = Hardener(s.analysis, s.limits({"volume": 0.4}), scores, [6] * len(s.sites)).solve(
         [0.1] * len(s.sites), full=False
     )
-    counts = [int(mask[gates].sum()) for gates in s.site_gates if len(gates)]
+    counts = [int(mask[gates].sum()) for gates in s.analysis.site_gates if len(gates)]
     assert counts[0] > 6
     assert set(counts[1:]) == {6}  # a tenth of 64 is six, of 32 three and of 16 two, which come as six
 
@@ -216,7 +216,7 @@ def test_several_budgets_that_no_network_meets_together_are_refused():
     s, _, costs, connected = brute("residual", "plain", True)
     smallest = {k: int(costs[connected, i].min()) for i, k in enumerate(KINDS)}
     with pytest.raises(BudgetError, match=r"at least one kind") as error:
-        Hardener(s, {"macs": smallest["macs"] - 1, "params": smallest["params"]}).check()
+        Hardener(s.analysis, {"macs": smallest["macs"] - 1, "params": smallest["params"]}).check()
     assert f"{smallest['macs']:,}" in str(error.value)
     assert f"{smallest['params']:,}" in str(error.value)
 
@@ -245,7 +245,7 @@ def test_best_scores_are_kept():
     for fraction in (0.2, 0.4, 0.6, 0.8):
         mask = s.harden(scores, {"macs": fraction})
         assert not mask.all()
-        for gates in s.site_gates:
+        for gates in s.analysis.site_gates:
             kept, shut = scores[gates][mask[gates]], scores[gates][~mask[gates]]
             if len(gates):
                 assert len(kept) > 0
@@ -267,10 +267,10 @@ def test_whole_budget_keeps_everything():
 def test_floor_keeps_a_part_of_every_site():
     _, _, s = made(TOYS["chain"])
     scores = torch.zeros(s.gates)
-    scores[s.site_gates[next(i for i, t in enumerate(s.sites) if t.name == "bn2")]] = 1.0
+    scores[s.analysis.site_gates[next(i for i, t in enumerate(s.sites) if t.name == "bn2")]] = 1.0
     # 7 and 11 channels: round(0.3 * 7) = 2, round(0.3 * 11) = 3
     mask = s.harden(scores, {"macs": 0.5}, floor=0.3)
-    kept = {t.name: int(mask[g].sum()) for t, g in zip(s.sites, s.site_gates, strict=True) if len(g)}
+    kept = {t.name: int(mask[g].sum()) for t, g in zip(s.sites, s.analysis.site_gates, strict=True) if len(g)}
     assert kept["bn1"] >= 2
     assert kept["bn2"] >= 3
 
@@ -280,12 +280,14 @@ def test_a_floor_for_each_site():
     name = {i: t.name for i, t in enumerate(s.sites)}
     scores = torch.zeros(s.gates)
     floors = [0.5 if name[i] == "bn1" else 0.0 for i in range(len(s.sites))]
-    scores[s.site_gates[next(i for i in name if name[i] == "bn2")]] = 1.0
-    mask = Hardener(s, s.limits({"macs": 0.4}), scores).solve(floors)
-    kept = {name[i]: int(mask[g].sum()) for i, g in enumerate(s.site_gates) if len(g)}
+    scores[s.analysis.site_gates[next(i for i in name if name[i] == "bn2")]] = 1.0
+    mask = Hardener(s.analysis, s.limits({"macs": 0.4}), scores).solve(floors)
+    kept = {name[i]: int(mask[g].sum()) for i, g in enumerate(s.analysis.site_gates) if len(g)}
     without = s.harden(scores, {"macs": 0.4})
     assert kept["bn1"] == 4  # round(0.5 * 7), to even
-    assert kept["bn1"] > sum(int(without[g].sum()) for i, g in enumerate(s.site_gates) if name[i] == "bn1")
+    assert kept["bn1"] > sum(
+        int(without[g].sum()) for i, g in enumerate(s.analysis.site_gates) if name[i] == "bn1"
+    )
 
 
 def test_a_branch_with_a_dead_layer_dies_whole():
@@ -295,7 +297,7 @@ def test_a_branch_with_a_dead_layer_dies_whole():
     scores = torch.ones(s.gates)
     scores[names["bn1"].gates] = 0.0
     without = s.cost.exact(s.canonical(mask_of(s, {"bn1": ()})))
-    mask = Hardener(s, {"macs": without.macs}, scores).solve()
+    mask = Hardener(s.analysis, {"macs": without.macs}, scores).solve()
     assert not mask[names["bn1"].gates].any()
     assert not mask[names["bn2"].gates].any()  # open at first; without bn1 they would only emit constants
     plan = s.plan(mask)
@@ -348,7 +350,7 @@ def test_several_budgets_that_only_a_compromise_meets_are_met():
     assert cost.macs == 9 * 9 * 2 + 1 * 2
     assert cost.params == 9 * 2 + 1 + 1 * 2 + 2
     assert s.connected(only_b)
-    Hardener(s, {"macs": cost.macs, "params": cost.params}).check()
+    Hardener(s.analysis, {"macs": cost.macs, "params": cost.params}).check()
 
 
 # -- widths -------------------------------------------------------------------------------------------------
@@ -372,13 +374,13 @@ def test_widths_are_multiples_or_whole_and_the_budget_is_met_to_the_block(build,
     assert all(kept % multiple == 0 or kept == channels for kept, channels in found.values())
     assert any(0 < kept < channels for kept, channels in found.values())
     # No further block fits, whichever site it comes from.
-    for gates in s.site_gates:
+    for gates in s.analysis.site_gates:
         shut = gates[~mask[gates]]
         best = shut[torch.argsort(scores[shut], descending=True)][:multiple]
         if len(best):
             more = mask.clone()
             more[best] = True
-            does = s.useful(more)[best] > 0.5
+            does = s.analysis.useful(more)[best] > 0.5
             assert not does.any() or s.cost.exact(more).macs > limit
     compact(model, s.plan(mask))
 
@@ -391,7 +393,7 @@ def test_an_odd_width_may_stay_whole():
     s = Structure(model, torch.randn(1, 3, 9, 9), round_to=4)
     scores = torch.cat([torch.ones(13), torch.arange(11) / 20])
     mask = s.harden(scores, {"macs": 0.85})
-    assert [int(mask[g].sum()) for g in s.site_gates if len(g)] == [13, 8]
+    assert [int(mask[g].sum()) for g in s.analysis.site_gates if len(g)] == [13, 8]
     assert mask[13:].tolist() == [False] * 3 + [True] * 8  # the best ones make the blocks
 
 

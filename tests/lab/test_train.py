@@ -510,7 +510,7 @@ def test_momentum_goes_through_a_cut_that_takes_a_whole_branch():
     s = chipnet.Structure(net, x)
     (site,) = (i for i, site in enumerate(s.sites) if site.name == "branch.0")
     mask = torch.ones(s.gates, dtype=torch.bool)
-    mask[s.site_gates[site]] = False
+    mask[s.analysis.site_gates[site]] = False
     plan = s.plan(mask)
     assert () in plan.keep["branch.0.weight"].values()  # nothing of it is left
     small, states = chipnet.compact(net, plan), cut_state(optimizer, net, plan)

@@ -151,12 +151,12 @@ def test_once_masks_are_final_what_is_trained_is_what_ships(method):
     x = made()[2]
     mask = torch.ones(run.structure.gates, dtype=torch.bool)
     branch = next(i for i, s in enumerate(run.structure.sites) if s.host.module == "norm_a")
-    mask[run.structure.site_gates[branch]] = False
+    mask[run.structure.analysis.site_gates[branch]] = False
     run.method._solve = lambda *args, **kwargs: mask
     with torch.no_grad():
         net.norm_b.bias.fill_(1.0)
     train(run, net, optimizer, STEPS)
-    assert run.method.final and not run.structure.existing(mask).all()
+    assert run.method.final and not run.structure.analysis.existing(mask).all()
     net.eval()
     with torch.no_grad():
         trained = net(x)
@@ -172,12 +172,12 @@ def test_the_floor_of_chipnet_takes_at_most_half_of_the_budget():
     """A twentieth of 31, 23 and 37 channels: 2, 1 and 2 of them."""
     _, structure, *_ = made()
     least = torch.zeros(structure.gates, dtype=torch.bool)
-    for gates in structure.site_gates:
+    for gates in structure.analysis.site_gates:
         least[gates[: {31: 2, 23: 1, 37: 2}.get(len(gates), 0)]] = True
     cost = structure.cost.exact(least).macs
     assert fresh("chipnet", {"macs": 2 * cost})[0].method.floors() == [0.05] * len(structure.sites)
     floors = fresh("chipnet", {"macs": 2 * cost - 1})[0].method.floors()
-    sizes = [len(gates) for gates in structure.site_gates]
+    sizes = [len(gates) for gates in structure.analysis.site_gates]
     assert {n: round(n * part) for n, part in zip(sizes, floors, strict=True) if n} == {31: 2, 23: 0, 37: 2}
     assert not any(fresh("chipnet:floor=0", {"macs": 2 * cost - 1})[0].method.floors())
 
@@ -196,7 +196,7 @@ def test_a_branch_of_chipnet_that_lives_does_so_with_as_much_as_it_costs(budget,
     inner = [
         i
         for i, site in enumerate(sites)
-        if len(pruner.structure.site_gates[i]) and "bn1" in site.name and "." in site.name
+        if len(pruner.structure.analysis.site_gates[i]) and "bn1" in site.name and "." in site.name
     ]
     least = pruner.method.least
     assert len(inner) == 9
@@ -207,7 +207,7 @@ def test_a_branch_of_chipnet_that_lives_does_so_with_as_much_as_it_costs(budget,
         loss.backward()
         pruner.step()
         net.zero_grad()
-    widths = [int(pruner.mask[pruner.structure.site_gates[i]].sum()) for i in inner]
+    widths = [int(pruner.mask[pruner.structure.analysis.site_gates[i]].sum()) for i in inner]
     assert all(n == 0 or n >= together for n in widths)
 
 
@@ -217,7 +217,7 @@ def test_a_bottleneck_costs_beside_its_channels_what_all_of_it_costs(budget, tog
     net = PreResNet(3, bottleneck=True, num_classes=100, in_channels=1)
     structure = Structure(net, torch.zeros(1, 1, 14, 14))
     pruner = chipnet.Pruner(net, structure, budget, steps=4, method="chipnet")
-    inner = [i for i, bypassed in enumerate(structure.bypassed) if bypassed]
+    inner = [i for i, bypassed in enumerate(structure.analysis.bypassed) if bypassed]
     assert len(inner) == 2 * 9
     assert {pruner.method.least[i] for i in inner} == {together}
     assert {pruner.method.floors()[i] for i in inner} == {0.0 if together > 1 else 0.05}
@@ -228,7 +228,7 @@ def test_a_bottleneck_costs_beside_its_channels_what_all_of_it_costs(budget, tog
 def test_without_a_least_width_a_floor_holds_for_branches_too(setting, budget):
     net, x = get_model("resnet20", num_classes=100, in_channels=1), torch.zeros(1, 1, 14, 14)
     pruner = chipnet.Pruner(net, x, budget, steps=4, method=f"chipnet:{setting}")
-    branches = [i for i, bypassed in enumerate(pruner.structure.bypassed) if bypassed]
+    branches = [i for i, bypassed in enumerate(pruner.structure.analysis.bypassed) if bypassed]
     floor = 0.0 if "floor" in setting or budget == "volume=0.0625" else 0.05
     assert {pruner.method.floors()[i] for i in branches} == {floor}
     assert pruner.structure.connected(pruner.mask)
@@ -251,7 +251,8 @@ def test_a_branch_may_be_lost_at_a_finite_price():
         if (site.gates >= 0).any()
     }
     assert bypassed == {"norm": [0.0], "norm_a": [1.0], "norm_b": [0.0], "last": [0.0]}
-    method, sites = pruner.method, pruner.structure.site_gates
+    method, sites = pruner.method, pruner.structure.analysis.site_gates
+    bypassed = pruner.structure.analysis.bypassed
     method.learn(torch.ones(pruner.structure.gates))
     lost = []
     for gates in (g for g in sites if len(g)):
@@ -275,7 +276,7 @@ def test_the_weight_of_a_site_falls_with_the_root_of_its_cost():
         23: 23 * (31 * 9 + 2 + 31 * 9),
         37: 37 * (31 + 1 + 2),
     }
-    worth = {len(g): float(pruner.method.worth[g[0]]) for g in pruner.structure.site_gates if len(g)}
+    worth = {len(g): float(pruner.method.worth[g[0]]) for g in pruner.structure.analysis.site_gates if len(g)}
     expected = {n: (2**1.25 if n == 31 else 1.0) / cost**0.5 for n, cost in costs.items()}
     for n in (31, 37):
         assert worth[n] / worth[23] == pytest.approx(expected[n] / expected[23], rel=1e-5)
@@ -295,7 +296,7 @@ def lead(model, **options):
     pruner = chipnet.Pruner(net, structure, "macs=0.5", steps=4, method=text)
     sites = [
         (float(pruner.method.worth[gates[0]]), bypassed)
-        for gates, bypassed in zip(pruner.structure.site_gates, pruner.structure.bypassed, strict=True)
+        for gates, bypassed in zip(structure.analysis.site_gates, structure.analysis.bypassed, strict=True)
         if len(gates) == 16
     ]
     pruner.detach()
@@ -315,9 +316,10 @@ def test_a_stem_weighs_by_what_depends_on_it():
     """The stem of a wide network is no part of a stream: one layer has its gates."""
     net, x = get_model("wrn-16-2", num_classes=10, in_channels=1), torch.zeros(1, 1, 16, 16)
     pruner = chipnet.Pruner(net, x, "macs=0.5", steps=4, method="chipnet")
-    method, sites = pruner.method, pruner.structure.site_gates
-    stem = next(g for g, b in zip(sites, pruner.structure.bypassed, strict=True) if len(g) == 16 and not b)
-    stream = next(g for g, b in zip(sites, pruner.structure.bypassed, strict=True) if len(g) == 32 and not b)
+    method, sites = pruner.method, pruner.structure.analysis.site_gates
+    bypassed = pruner.structure.analysis.bypassed
+    stem = next(g for g, b in zip(sites, bypassed, strict=True) if len(g) == 16 and not b)
+    stream = next(g for g, b in zip(sites, bypassed, strict=True) if len(g) == 32 and not b)
 
     def ratio(benefit):
         """What losing half of the stem costs, in losses of half of the first stream."""
@@ -338,8 +340,8 @@ def test_a_stem_weighs_by_what_depends_on_it():
 
 def test_of_sites_that_nothing_bypasses_only_the_stem_weighs_by_its_benefit():
     pruner = chipnet.Pruner(get_model("mobilenetv2-cifar"), torch.zeros(1, 3, 32, 32), "macs=0.5", steps=4)
-    method, structure = pruner.method, pruner.structure
-    vital = [g for g, b in zip(structure.site_gates, structure.bypassed, strict=True) if len(g) and not b]
+    method, known = pruner.method, pruner.structure.analysis
+    vital = [g for g, b in zip(known.site_gates, known.bypassed, strict=True) if len(g) and not b]
     assert [bool(method.weighed[g].all()) for g in vital] == [True] + [False] * (len(vital) - 1)
     assert len(vital) > 10
 
@@ -401,7 +403,7 @@ class Last(Gradual):
     step_size: float = 1.0
 
     def scores(self):
-        return torch.arange(self.structure.gates, dtype=torch.float32)
+        return torch.arange(self.analysis.gates, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("method", ["test_methods:Last: floor=0", Last])
@@ -409,7 +411,7 @@ def test_a_method_of_ones_own(method):
     pruner, net, optimizer = fresh(method, {"macs": 0.25})
     train(pruner, net, optimizer, STEPS)
     assert type(pruner.method).__name__ == "Last" and pruner.soft_cost()["macs"] <= 0.25
-    for gates in filter(len, pruner.structure.site_gates):
+    for gates in filter(len, pruner.structure.analysis.site_gates):
         kept = pruner.mask[gates]
         assert kept[-1] and (kept.int().diff() >= 0).all()
     with pytest.raises(ConfigError, match="own has no setting 'size'; did you mean 'step_size'"):

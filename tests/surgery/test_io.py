@@ -62,7 +62,7 @@ def pruned(model, inputs, realisation="plain", density=0.6, closed=()):
     """A compact network and its plan, by a random mask; gates of the sites named in `closed` are all shut."""
     structure = Structure(model, inputs, realisation=realisation)
     mask = torch.rand(structure.gates) < density
-    for site, gates in zip(structure.sites, structure.site_gates, strict=True):
+    for site, gates in zip(structure.sites, structure.analysis.site_gates, strict=True):
         if site.name in closed:
             mask[gates] = False
         elif len(gates):

@@ -60,7 +60,7 @@ def pruned(kind, bias=False, pre=False, dead=("b1", "b2")):
     x = torch.randn(2, 3, *[5] * dims, dtype=torch.float64)
     structure = Structure(model, x)
     mask = torch.ones(structure.gates, dtype=torch.bool)
-    for site, gates in zip(structure.sites, structure.site_gates, strict=True):
+    for site, gates in zip(structure.sites, structure.analysis.site_gates, strict=True):
         if site.name in dead:
             mask[gates] = False
     plan = structure.plan(structure.canonical(mask))

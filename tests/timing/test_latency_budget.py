@@ -105,7 +105,7 @@ def test_tables_are_measured_once_and_a_damaged_file_is_measured_again(tmp_path,
     monkeypatch.setattr(tables, "measure_layer", fail)
     second = Structure(network, X)
     second.time(network)
-    assert torch.equal(second.cost.latency.table, first.cost.latency.table)
+    assert torch.equal(second.cost.measured["latency"].table, first.cost.measured["latency"].table)
     file.write_text("{")
     with pytest.raises(AssertionError, match="measured again"):
         Structure(network, X).time(network)
@@ -151,7 +151,7 @@ def test_a_network_without_layer_modules_has_the_rest_alone():
     network = Functional()
     structure = Structure(network, X)
     structure.time(network)
-    assert len(structure.cost.latency.table) == 0
+    assert len(structure.cost.measured["latency"].table) == 0
     mask = structure.harden(torch.rand(structure.gates), "latency=0.5")
     assert 0 < mask.sum() < 64
 

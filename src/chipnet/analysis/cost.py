@@ -14,23 +14,25 @@ out; zeros and ones in, the integers of the network that is shipped out.
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from chipnet.analysis.formula import FALSE, TRUE, Program
-from chipnet.analysis.kinds import KINDS, LATENCY
+from chipnet.analysis.kinds import KINDS
 from chipnet.analysis.liveness import Ids, Liveness
 from chipnet.analysis.vectors import read_mask
 from chipnet.graph.channels import Layer, is_within
 
-if TYPE_CHECKING:
-    from chipnet.timing.tables import LatencyModel
+Measured = Callable[[Tensor, Tensor], Tensor]
+"""A cost that is measured, from counts ``[..., K]`` and the volume ``[...]``: ``[...]``."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,22 @@ def _holders(model: nn.Module) -> dict[str, set[str]]:
     return holders
 
 
+@dataclass(frozen=True)
+class _Tables:
+    """Counts as one sparse product, and costs as sums of products of counts."""
+
+    source: Tensor
+    times: Tensor
+    which: Tensor
+    constant: Tensor
+    factors: Tensor
+    kind: Tensor
+    coefficient: Tensor
+
+    def to(self, device: torch.device) -> _Tables:
+        return _Tables(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+
 class CostModel:
     """Cost of a network as a function of its gates.
 
@@ -72,11 +90,11 @@ class CostModel:
 
     def __init__(self, liveness: Liveness, model: nn.Module) -> None:
         self._counts: dict[tuple[tuple[int, int], ...], int] = {}
+        self.measured: Mapping[str, Measured] = {}
+        """Kinds that have been measured."""
         self._live = liveness
         self.calls: list[tuple[Layer, int, int, int]] = []
         """Every call of a layer, with the indices of its counts: is it alive, rows, columns."""
-        self.latency: LatencyModel | None = None
-        """A fifth cost, in nanoseconds, where someone asks for it (`Structure.time`)."""
         terms: Counter[tuple[int, tuple[int, ...]]] = Counter()
         g = liveness.graph
         alive_of = {name: liveness.alive(facts) for name, facts in g.owners.items()}
@@ -133,16 +151,21 @@ class CostModel:
                     which.append(k)
                     weight.append((index[formula], times))
         self.program: Program = liveness.formulas.compile(list(index), liveness.gates)
-        self._source = torch.tensor([i for i, _ in weight], dtype=torch.int64)
-        self._times = torch.tensor([w for _, w in weight], dtype=torch.float64)
-        self._which = torch.tensor(which, dtype=torch.int64)
-        self._constant = torch.tensor(constant, dtype=torch.float64)
         products = sorted(terms.items())
         wide = max((len(f) for (_, f), _ in products), default=1)
         padded = [list(f) + [0] * (wide - len(f)) for (_, f), _ in products]
-        self._factors = torch.tensor(padded, dtype=torch.int64).reshape(len(padded), wide)
-        self._kind = torch.tensor([k for (k, _), _ in products], dtype=torch.int64)
-        self._coefficient = torch.tensor([c for _, c in products], dtype=torch.float64)
+        self._tables = {
+            torch.device("cpu"): _Tables(
+                source=torch.tensor([i for i, _ in weight], dtype=torch.int64),
+                times=torch.tensor([w for _, w in weight], dtype=torch.float64),
+                which=torch.tensor(which, dtype=torch.int64),
+                constant=torch.tensor(constant, dtype=torch.float64),
+                factors=torch.tensor(padded, dtype=torch.int64).reshape(len(padded), wide),
+                kind=torch.tensor([k for (k, _), _ in products], dtype=torch.int64),
+                coefficient=torch.tensor([c for _, c in products], dtype=torch.float64),
+            )
+        }
+        """On every device where gates have been given."""
         # The network as given: also what is computed for nothing, or frozen by surgery.
         calls = {layer.weight: len(layer.rows) for layer in g.layers}
         self.dense = Cost(
@@ -161,36 +184,40 @@ class CostModel:
     def _key(self, counter: Counter[int]) -> int:
         return self._counts.setdefault(tuple(sorted(counter.items())), len(self._counts) + 1)
 
+    def extended(self, kind: str, measured: Measured) -> CostModel:
+        """A model that has one kind more; this one stays as it is."""
+        more = copy.copy(self)
+        more.measured = {**self.measured, kind: measured}
+        return more
+
     def __call__(self, gates: Tensor) -> Tensor:
         """Costs ``[..., kinds]`` in the order of ``kinds``, for gate values ``[..., gates]`` in [0, 1]."""
-        if self._source.device != gates.device:
-            for name in ("_source", "_times", "_which", "_constant", "_factors", "_kind", "_coefficient"):
-                setattr(self, name, getattr(self, name).to(gates.device))
-        dtype = gates.dtype
+        if gates.device not in self._tables:
+            self._tables[gates.device] = self._tables[torch.device("cpu")].to(gates.device)
+        t, dtype = self._tables[gates.device], gates.dtype
         values = self.program(gates)
-        picked = values.index_select(-1, self._source) * self._times.to(dtype)
-        base = self._constant.to(dtype).expand(*gates.shape[:-1], -1)
-        counts = base.index_add(-1, self._which, picked)
-        factors = counts.index_select(-1, self._factors.flatten()).unflatten(-1, self._factors.shape)
-        product = factors.prod(-1) * self._coefficient.to(dtype)
-        costs = product.new_zeros(*gates.shape[:-1], len(KINDS)).index_add(-1, self._kind, product)
-        if self.latency is None:
+        picked = values.index_select(-1, t.source) * t.times.to(dtype)
+        base = t.constant.to(dtype).expand(*gates.shape[:-1], -1)
+        counts = base.index_add(-1, t.which, picked)
+        factors = counts.index_select(-1, t.factors.flatten()).unflatten(-1, t.factors.shape)
+        product = factors.prod(-1) * t.coefficient.to(dtype)
+        costs = product.new_zeros(*gates.shape[:-1], len(KINDS)).index_add(-1, t.kind, product)
+        if not self.measured:
             return costs
-        return torch.cat([costs, self.latency(counts, costs[..., 1]).unsqueeze(-1)], -1)
+        volume = costs[..., KINDS.index("volume")]
+        return torch.cat([costs, *(f(counts, volume).unsqueeze(-1) for f in self.measured.values())], -1)
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What is counted: ``KINDS``, and the latency where it has been measured."""
-        return KINDS if self.latency is None else (*KINDS, LATENCY)
+        """What is counted: ``KINDS``, and what has been measured."""
+        return (*KINDS, *self.measured)
 
-    @property
+    @functools.cached_property
     def whole(self) -> dict[str, int]:
         """The dense network's cost of every kind."""
-        whole = self.dense.to_json()
-        if self.latency is not None:
-            gates = torch.ones(self._live.gates, dtype=torch.float64, device=self._source.device)
-            whole[LATENCY] = round(float(self(gates)[-1]))
-        return whole
+        costs = self(torch.ones(self._live.gates, dtype=torch.float64))
+        measured = zip(self.kinds[len(KINDS) :], costs[len(KINDS) :].tolist(), strict=True)
+        return {**self.dense.to_json(), **{kind: round(cost) for kind, cost in measured}}
 
     @torch.no_grad()
     def exact(self, mask: Tensor) -> Cost:

@@ -9,16 +9,14 @@ All costs here are the exact integers of the network that will be shipped.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from chipnet.analysis.analysis import Analysis
 from chipnet.analysis.kinds import LATENCY
+from chipnet.budget.budget import Budget
 from chipnet.errors import BudgetError
-
-if TYPE_CHECKING:
-    from chipnet.structure import Structure
 
 _BATCH = 64
 
@@ -26,6 +24,17 @@ _BATCH = 64
 def floor_width(part: float, width: int) -> int:
     """How many of a site's ``width`` units a floor keeps: ``part`` of them, at least one."""
     return max(1, round(part * width))
+
+
+def limits(analysis: Analysis, budget: Budget) -> dict[str, int]:
+    """Largest integer cost of each kind the budget names; latency in nanoseconds.
+
+    Raises:
+        BudgetError: it names latency, which has not been measured.
+    """
+    if LATENCY in budget.kinds and LATENCY not in analysis.cost.kinds:
+        raise BudgetError("a latency budget needs measured layers: call structure.time(model) first")
+    return budget.limits(analysis.cost.whole)
 
 
 class Units:
@@ -36,17 +45,17 @@ class Units:
     solver are over units.
     """
 
-    def __init__(self, structure: Structure, scores: Tensor, least: Sequence[int] = ()) -> None:
-        self.structure = structure
-        self.of_gate = torch.arange(structure.gates)
-        self.site = structure.site_of_gate
+    def __init__(self, analysis: Analysis, scores: Tensor, least: Sequence[int] = ()) -> None:
+        self.analysis = analysis
+        self.of_gate = torch.arange(analysis.gates)
+        self.site = analysis.site_of_gate
         self.scores = scores
-        self.of_site = structure.site_gates
+        self.of_site = analysis.site_gates
         self.partial: dict[int, Tensor] = {}
         """Units of an odd width -> the other units of the site, which must be open before."""
         least = least or [1] * len(self.of_site)
-        if structure.round_to > 1 or max(least, default=1) > 1:
-            self._align(structure.round_to, least)
+        if analysis.options.round_to > 1 or max(least, default=1) > 1:
+            self._align(analysis.options.round_to, least)
         self.count = len(self.scores)
         self.first = torch.arange(self.count)
         """Of every unit, which must be open before it: the first of a site with a least width, else itself."""
@@ -55,15 +64,15 @@ class Units:
                 self.first[units] = units[:1]
         self.size = torch.bincount(self.of_gate, minlength=self.count)
         """Gates in each unit."""
-        self.always = self._first_of_sites(structure.min_channels)
+        self.always = self._first_of_sites(analysis.options.min_channels)
         """Units that no budget shuts."""
 
     def _align(self, multiple: int, least: Sequence[int]) -> None:
         sites: list[int] = []
         scores: list[Tensor] = []
         self.of_site = []
-        for i, gates in enumerate(self.structure.site_gates):
-            channels = torch.from_numpy(self.structure.sites[i].gates)
+        for i, gates in enumerate(self.analysis.site_gates):
+            channels = torch.from_numpy(self.analysis.sites[i].gates)
             width, first = int((channels < 0).sum()), len(sites)
             block: list[int] = []
             for g in gates[torch.argsort(self.scores[gates], descending=True, stable=True)].tolist():
@@ -88,7 +97,7 @@ class Units:
         always = torch.zeros(self.count, dtype=torch.bool)
         if channels > 0:
             for i, units in enumerate(self.of_site):
-                gate_of_channel = torch.from_numpy(self.structure.sites[i].gates)
+                gate_of_channel = torch.from_numpy(self.analysis.sites[i].gates)
                 unit = self.of_gate[gate_of_channel[gate_of_channel >= 0]]
                 width = int((gate_of_channel < 0).sum())
                 for u in units[torch.argsort(self.scores[units], descending=True, stable=True)].tolist():
@@ -103,15 +112,15 @@ class Units:
         return masks.index_select(-1, self.of_gate)
 
     def connected(self, mask: Tensor) -> bool:
-        return self.structure.connected(self.gates(mask))
+        return self.analysis.connected(self.gates(mask))
 
     def canonical(self, mask: Tensor) -> Tensor:
         """Shut units none of whose gates does anything."""
-        return self._any(self.structure.canonical(self.gates(mask))) | self.always
+        return self._any(self.analysis.canonical(self.gates(mask))) | self.always
 
     def useful(self, masks: Tensor) -> Tensor:
         """Which units do something, if open."""
-        return self._any(self.structure.useful(self.gates(masks)) > 0.5)
+        return self._any(self.analysis.useful(self.gates(masks)) > 0.5)
 
     def ready(self, mask: Tensor) -> Tensor:
         """Which units may be opened next: no site is thinner than its least, an odd rest only makes it whole."""
@@ -126,14 +135,14 @@ class Units:
 
     def cost(self, masks: Tensor) -> Tensor:
         """Costs ``[..., kinds]`` for values of units ``[..., units]`` in [0, 1]."""
-        return self.structure.cost(self.gates(masks.double()))
+        return self.analysis.cost(self.gates(masks.double()))
 
 
 class Hardener:
     """Solves for masks within ``limits`` (kind -> largest integer cost).
 
     Args:
-        structure: of the network.
+        analysis: of the network.
         limits: what the mask may cost.
         scores: of the gates; None: one is as good as another.
         least: ``[sites]``, how many of a site's gates are open if any are; more than it has: all. With ``round_to``
@@ -142,17 +151,17 @@ class Hardener:
 
     def __init__(
         self,
-        structure: Structure,
+        analysis: Analysis,
         limits: Mapping[str, int],
         scores: Tensor | None = None,
         least: Sequence[int] = (),
     ) -> None:
-        self.structure = structure
+        self.analysis = analysis
         if scores is None:
-            scores = -torch.arange(structure.gates, dtype=torch.float64)
-        self.units = Units(structure, scores.detach().cpu().double(), least)
-        self._narrow = (structure, limits, scores) if max(least, default=1) > 1 else None
-        self.kinds = structure.cost.kinds
+            scores = -torch.arange(analysis.gates, dtype=torch.float64)
+        self.units = Units(analysis, scores.detach().cpu().double(), least)
+        self._narrow = (analysis, limits, scores) if max(least, default=1) > 1 else None
+        self.kinds = analysis.cost.kinds
         self.limits = torch.full((len(self.kinds),), float("inf"), dtype=torch.float64)
         for kind, limit in limits.items():
             self.limits[self.kinds.index(kind)] = float(limit)
@@ -172,10 +181,10 @@ class Hardener:
 
     def _refusal(self) -> BudgetError:
         """What to raise where no connected network is within the limits."""
-        reachable = smallest_costs(self.structure)
+        reachable = smallest_costs(self.analysis)
         limits = dict(zip(self.kinds, self.limits.tolist(), strict=True))
         asked = [k for k, v in limits.items() if v != float("inf")]
-        dense = self.structure.cost.whole
+        dense = self.analysis.cost.whole
         parts = [
             f"{k}: asked {int(limits[k]):,}, smallest reachable {reachable[k]:,} "
             f"({reachable[k] / dense[k]:.2%} of {dense[k]:,}{' ns' if k == LATENCY else ''})"
@@ -418,17 +427,17 @@ def _cheapest(units: Units, weights: Tensor, skeleton: Callable[[Tensor], Tensor
     return min(masks, key=lambda m: float(units.cost(m) @ weights))
 
 
-def smallest_costs(structure: Structure) -> dict[str, int]:
+def smallest_costs(analysis: Analysis) -> dict[str, int]:
     """The smallest cost of each kind that a connected network has (each by itself)."""
-    kinds = structure.cost.kinds
-    costs = {k: structure.cost(smallest_mask(structure, k).double()) for k in kinds}
+    kinds = analysis.cost.kinds
+    costs = {k: analysis.cost(smallest_mask(analysis, k).double()) for k in kinds}
     return {k: round(float(cost[kinds.index(k)])) for k, cost in costs.items()}
 
 
-def smallest_mask(structure: Structure, kind: str) -> Tensor:
+def smallest_mask(analysis: Analysis, kind: str) -> Tensor:
     """A connected mask ``[gates]`` of small cost in one kind."""
-    kinds = structure.cost.kinds
+    kinds = analysis.cost.kinds
     weights = torch.zeros(len(kinds), dtype=torch.float64)
     weights[kinds.index(kind)] = 1
-    solver = Hardener(structure, {kind: 0})
+    solver = Hardener(analysis, {kind: 0})
     return solver.units.gates(_cheapest(solver.units, weights, solver._skeleton))

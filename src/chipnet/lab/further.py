@@ -24,9 +24,9 @@ from chipnet.lab.config import CONFIG, read_config
 from chipnet.lab.models.registry import is_known
 from chipnet.lab.runs.folder import Run
 from chipnet.lab.runs.record import DENSE, RESULT
+from chipnet.masks import Masks
 from chipnet.structure import Structure
 from chipnet.surgery.apply import apply_plan, compact
-from chipnet.surgery.masks import Masks
 from chipnet.surgery.plan import Plan
 
 
@@ -106,7 +106,7 @@ class Start:
         """
         scores = torch.rand(structure.gates, generator=torch.Generator().manual_seed(0))
         mask = structure.harden(scores, budget)
-        plan = dataclasses.replace(structure.plan(mask, budget), inputs=structure.inputs)
+        plan = dataclasses.replace(structure.plan(mask, budget), inputs=structure.analysis.inputs)
         small = compact(network, plan)
         if why := self._differs(structure, plan, small, mask, budget):
             weights = self.run.folder / DENSE

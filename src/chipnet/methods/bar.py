@@ -56,7 +56,7 @@ class BAR(Method):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        noise = 0.01 * torch.randn(self.structure.gates, generator=self.generator)
+        noise = 0.01 * torch.randn(self.analysis.gates, generator=self.generator)
         self.log_alpha = nn.Parameter((self.start + noise).to(self.device))
         self.optimizer = torch.optim.Adam([self.log_alpha], lr=self.travel / self.steps)
         self.noise: Tensor | None = None
@@ -65,7 +65,7 @@ class BAR(Method):
         if not torch.is_grad_enabled():
             return self._stretched(torch.sigmoid(self.log_alpha))
         if self.noise is None:
-            u = torch.rand(self.structure.gates, generator=self.generator).clamp(1e-6, 1 - 1e-6)
+            u = torch.rand(self.analysis.gates, generator=self.generator).clamp(1e-6, 1 - 1e-6)
             self.noise = torch.logit(u).to(self.device)
         return self._stretched(torch.sigmoid((self.noise + self.log_alpha) / self.beta))
 
@@ -92,7 +92,7 @@ class BAR(Method):
 
     @torch.no_grad()
     def mask(self) -> Tensor:
-        return Hardener(self.structure, self.limits, self.log_alpha).solve()
+        return Hardener(self.analysis, self.limits, self.log_alpha).solve()
 
     def state_dict(self) -> dict[str, Any]:
         return {

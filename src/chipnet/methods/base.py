@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -12,10 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from chipnet.analysis.analysis import Analysis
 from chipnet.budget.solver import Hardener
 from chipnet.errors import ChipNetError, ConfigError
 from chipnet.methods.schedules import Cubic
-from chipnet.structure import Structure
 
 
 class Method(ABC):
@@ -23,7 +24,7 @@ class Method(ABC):
 
     Args:
         model: the network (read its parameters; do not change them).
-        structure: its gates and costs.
+        analysis: its gates and costs.
         limits: kind -> largest integer cost (the budget).
         steps: optimiser steps of the whole pruning phase.
         seed: of everything random.
@@ -46,7 +47,7 @@ class Method(ABC):
     def __init__(
         self,
         model: nn.Module,
-        structure: Structure,
+        analysis: Analysis,
         limits: Mapping[str, int],
         *,
         steps: int,
@@ -56,7 +57,7 @@ class Method(ABC):
     ) -> None:
         for option, value in self.checked(options or {}).items():
             setattr(self, option, value)
-        self.model, self.structure, self.limits = model, structure, dict(limits)
+        self.model, self.analysis, self.limits = model, analysis, dict(limits)
         self.steps, self.device = steps, device
         self.generator = torch.Generator().manual_seed(seed)
         self.final = False
@@ -65,10 +66,16 @@ class Method(ABC):
         """Of hooks on the model, for ``detach``."""
         self.group: Any = None
         """The processes that train together, set by the pruner: for what does not pass through dL/dz."""
-        self.kinds = torch.tensor([structure.cost.kinds.index(k) for k in limits], device=device)
-        dense = structure.cost.whole
+        self.kinds = torch.tensor([analysis.cost.kinds.index(k) for k in limits], device=device)
+        dense = analysis.cost.whole
         self.dense = torch.tensor([dense[k] for k in limits], dtype=torch.float64, device=device)
         self.target = torch.tensor([min(limits[k] / dense[k], 1.0) for k in limits], device=device)
+
+    @property
+    def structure(self) -> Analysis:
+        """The name of ``analysis`` in 0.1; it goes with 0.3."""
+        warnings.warn("Method.structure is Method.analysis now", DeprecationWarning, stacklevel=2)
+        return self.analysis
 
     @classmethod
     def settings(cls) -> dict[str, float]:
@@ -149,7 +156,7 @@ class Method(ABC):
 
     def cost_fraction(self, gates: Tensor) -> Tensor:
         """Costs of the budget's kinds as fractions of the dense ones, for gate values ``[gates]``."""
-        return self.structure.cost(gates).index_select(-1, self.kinds) / self.dense.to(gates.dtype)
+        return self.analysis.cost(gates).index_select(-1, self.kinds) / self.dense.to(gates.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue."""
@@ -182,7 +189,7 @@ class Gradual(Method):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.current = torch.ones(self.structure.gates, dtype=torch.bool)
+        self.current = torch.ones(self.analysis.gates, dtype=torch.bool)
         self._on_device: Tensor | None = None
 
     @abstractmethod
@@ -207,7 +214,7 @@ class Gradual(Method):
         return self.current if self.final else self._solve(1.0, full=True)
 
     def _solve(self, progress: float, full: bool) -> Tensor:
-        dense = self.structure.cost.whole
+        dense = self.analysis.cost.whole
         limits = {
             k: v if full else max(v, int(Cubic(dense[k], v, until=self.shrink)(progress)))
             for k, v in self.limits.items()
@@ -217,7 +224,7 @@ class Gradual(Method):
             raise ChipNetError(
                 f"the scores of {self.name} are not finite (NaN or infinite) for {wrong} of {len(scores)} gates"
             )
-        return Hardener(self.structure, limits, scores, self.least).solve(self.floors(), full)
+        return Hardener(self.analysis, limits, scores, self.least).solve(self.floors(), full)
 
     def floors(self) -> float | Sequence[float]:
         """The part of a site that scores cannot take away, of all sites or one for each."""
@@ -226,22 +233,22 @@ class Gradual(Method):
     @cached_property
     def least(self) -> list[int]:
         """Of every site, how many of its gates are open if any are."""
-        if self.together <= 1 or self.structure.min_channels:
-            return [1] * len(self.structure.site_gates)
+        if self.together <= 1 or self.analysis.options.min_channels:
+            return [1] * len(self.analysis.site_gates)
         return [
             max(1, min(self.together, round(self._beside(i)))) if bypassed else 1
-            for i, bypassed in enumerate(self.structure.bypassed)
+            for i, bypassed in enumerate(self.analysis.bypassed)
         ]
 
     def _beside(self, site: int) -> float:
         """What the site's branch costs beside its gates, in gates of all of its sites: from one and two of each."""
-        structure = self.structure
-        without = torch.ones(structure.gates, dtype=torch.bool)
-        without[structure.site_gates[site]] = False
-        without = structure.canonical(without)
+        analysis = self.analysis
+        without = torch.ones(analysis.gates, dtype=torch.bool)
+        without[analysis.site_gates[site]] = False
+        without = analysis.canonical(without)
         masks = without.repeat(3, 1)
-        for other in structure.site_of_gate[~without].unique().tolist():
-            gates = structure.site_gates[other]
+        for other in analysis.site_of_gate[~without].unique().tolist():
+            gates = analysis.site_gates[other]
             dead = gates[~without[gates]]
             masks[1, dead[:1]] = masks[2, dead[:2]] = True
         none, one, two = self.cost_fraction(masks.double().to(self.device)).sum(-1).tolist()
@@ -272,7 +279,7 @@ class Sensing(Gradual):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.square = torch.zeros(self.structure.gates, device=self.device)
+        self.square = torch.zeros(self.analysis.gates, device=self.device)
         self.seen = 0
 
     def values(self, progress: float) -> Tensor:
@@ -311,29 +318,29 @@ class Sensing(Gradual):
         self.seen = state["seen"]
 
 
-def per_site_mean(structure: Structure, values: Tensor) -> Tensor:
+def per_site_mean(analysis: Analysis, values: Tensor) -> Tensor:
     """The mean of ``values`` ``[gates]`` over each gate's site: ``[gates]``."""
-    site, sizes = structure.sites_of_gates(values.device)
+    site, sizes = analysis.sites_of_gates(values.device)
     total = values.new_zeros(len(sizes)).index_add(0, site, values)
     return (total / sizes)[site]
 
 
-def per_site(structure: Structure, values: Tensor) -> Tensor:
+def per_site(analysis: Analysis, values: Tensor) -> Tensor:
     """``values`` ``[gates]`` relative to their site's mean, so that layers compare."""
-    return values / per_site_mean(structure, values).clamp(min=1e-12)
+    return values / per_site_mean(analysis, values).clamp(min=1e-12)
 
 
 @torch.no_grad()
-def by_gate(model: nn.Module, structure: Structure, size: Callable[[Tensor], Tensor]) -> Tensor:
+def by_gate(model: nn.Module, analysis: Analysis, size: Callable[[Tensor], Tensor]) -> Tensor:
     """The mean over a gate's channels of ``size(weight)``: ``[gates]``, float64, on the CPU.
 
     ``size`` is given a site's affine weight, channels first ``[channels, ...]``; it returns ``[channels]``. Where a
     gate multiplies the output of a module without such weights, those of the layers that write its channels count.
     """
-    total, count = torch.zeros(2, structure.gates, dtype=torch.float64)
-    root = torch.from_numpy(structure.liveness.root)
+    total, count = torch.zeros(2, analysis.gates, dtype=torch.float64)
+    root = torch.from_numpy(analysis.liveness.root)
     written = torch.zeros(len(root), dtype=torch.float64)
-    for site in sorted(structure.sites, key=lambda s: not s.host.is_layer):
+    for site in sorted(analysis.sites, key=lambda s: not s.host.is_layer):
         gated, classes = torch.from_numpy(site.gates >= 0), root[torch.from_numpy(site.slots)]
         if site.host.is_layer:
             weight = getattr(model.get_submodule(site.host.module), site.host.weight.rpartition(".")[2])
@@ -352,7 +359,7 @@ def price(method: Method) -> Tensor:
 
     The derivative of ``cost_fraction``, summed over the budget's kinds.
     """
-    ones = torch.ones(method.structure.gates, dtype=torch.float64, device=method.device, requires_grad=True)
+    ones = torch.ones(method.analysis.gates, dtype=torch.float64, device=method.device, requires_grad=True)
     with torch.enable_grad():
         (marginal,) = torch.autograd.grad(method.cost_fraction(ones).sum(), ones)
-    return per_site_mean(method.structure, marginal.float())
+    return per_site_mean(method.analysis, marginal.float())

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet.analysis.analysis import Analysis
 from chipnet.budget.solver import floor_width
 from chipnet.methods.base import Sensing, per_site_mean, price
 from chipnet.methods.losses import budget_loss, crispness
 from chipnet.methods.projections import project, sharpen
 from chipnet.methods.schedules import Continuation, Cubic, Exponential, Linear
-from chipnet.structure import Structure
 
 
 class ChipNet(Sensing):
@@ -78,24 +78,24 @@ class ChipNet(Sensing):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        start = 0.01 * torch.rand(self.structure.gates, generator=self.generator)
+        start = 0.01 * torch.rand(self.analysis.gates, generator=self.generator)
         self.psi = nn.Parameter(start.to(self.device))
         self.continuation = Continuation(
             beta=Linear(1.0, 2.0), gamma=Exponential(2.0, 16.0), s=Linear(10.0, 30.0)
         )
-        site, sizes = self.structure.sites_of_gates(self.device)
+        site, sizes = self.analysis.sites_of_gates(self.device)
         whole = price(self) * sizes[site]
         whole = whole.clamp(min=1e-3 * float(whole.mean()))
-        sharing = _layers(self.structure).to(self.device)
+        sharing = _layers(self.analysis).to(self.device)
         counted = sharing.clamp(max=self.most_layers) if self.most_layers > 0 else sharing
         self.worth = counted**self.shared / (whole * (counted / sharing)) ** self.thrift
-        self.may_die = torch.tensor(self.structure.bypassed, dtype=torch.float32, device=self.device)[site]
+        self.may_die = torch.tensor(self.analysis.bypassed, dtype=torch.float32, device=self.device)[site]
         stem = (site == site[0]) & (sharing == 1) & (self.may_die.max() > 0)
         self.weighed = torch.maximum(self.may_die, stem.to(self.may_die))
         crowded = self.floor > 0 and self._floor_takes() > 0.5
-        self._floors = [self.floor] * len(self.structure.site_gates)
-        for i, gates in enumerate(self.structure.site_gates):
-            if self.structure.bypassed[i]:
+        self._floors = [self.floor] * len(self.analysis.site_gates)
+        for i, gates in enumerate(self.analysis.site_gates):
+            if self.analysis.bypassed[i]:
                 self._floors[i] = 0.0 if crowded or self.least[i] > 1 else self.floor
             elif crowded:
                 self._floors[i] = max(self.floor, 2 / max(len(gates), 2))
@@ -105,10 +105,10 @@ class ChipNet(Sensing):
 
     def _floor_takes(self) -> float:
         """The part of the budget that the floor alone would take."""
-        least = torch.zeros(self.structure.gates, dtype=torch.float64)
-        for gates in self.structure.site_gates:
+        least = torch.zeros(self.analysis.gates, dtype=torch.float64)
+        for gates in self.analysis.site_gates:
             least[gates[: floor_width(self.floor, len(gates))]] = 1.0
-        costs = dict(zip(self.structure.cost.kinds, self.structure.cost(least).tolist(), strict=True))
+        costs = dict(zip(self.analysis.cost.kinds, self.analysis.cost(least).tolist(), strict=True))
         return max(costs[kind] / max(limit, 1) for kind, limit in self.limits.items())
 
     def relaxed(self, progress: float) -> Tensor:
@@ -137,8 +137,8 @@ class ChipNet(Sensing):
     def _lost(self, z: Tensor) -> Tensor:
         """The weighted mean over gates of what their sites have lost, by its logarithm: a scalar, at least 0."""
         benefit = self.sensitivity().sqrt()
-        whole = per_site_mean(self.structure, benefit).clamp(min=1e-20)
-        kept = (per_site_mean(self.structure, benefit * z) / whole).clamp(min=1e-6)
+        whole = per_site_mean(self.analysis, benefit).clamp(min=1e-20)
+        kept = (per_site_mean(self.analysis, benefit * z) / whole).clamp(min=1e-6)
         typical = (self.weighed * whole).sum() / self.weighed.sum().clamp(min=1)
         depends = (whole / typical.clamp(min=1e-20)) ** (self.dependence * self.weighed)
         weight, besides = self.worth * depends, self.bypass * self.may_die
@@ -148,7 +148,7 @@ class ChipNet(Sensing):
     def _evenly(self, gradient: Tensor) -> Tensor:
         """The gradient with the same mean size in every site."""
         size = gradient.abs()
-        return gradient / per_site_mean(self.structure, size).clamp(min=1e-20) * size.mean()
+        return gradient / per_site_mean(self.analysis, size).clamp(min=1e-20) * size.mean()
 
     def step(self, before: float, after: float) -> None:
         if self.psi.grad is not None and not self.final:
@@ -172,9 +172,9 @@ class ChipNet(Sensing):
             self.psi.copy_(state["psi"])
 
 
-def _layers(structure: Structure) -> Tensor:
+def _layers(analysis: Analysis) -> Tensor:
     """By how many layers each gate is shared: ``[gates]``."""
-    layers = torch.zeros(structure.gates)
-    for site in structure.sites:
+    layers = torch.zeros(analysis.gates)
+    for site in analysis.sites:
         layers[torch.from_numpy(site.gates[site.gates >= 0]).unique()] += 1
     return layers

@@ -38,14 +38,14 @@ class Fisher(Sensing):
         modules = dict(self.model.named_modules(remove_duplicate=False))
         self.handles = [
             modules[site.host.module].register_forward_hook(_Watch(site, self._add).watch)
-            for site in self.structure.sites
+            for site in self.analysis.sites
             if site.free
         ]
 
     def _add(self, gates: Tensor, part: Tensor) -> None:
         if self.final:
             return
-        zero = part.new_zeros(len(part), self.structure.gates)
+        zero = part.new_zeros(len(part), self.analysis.gates)
         total = self.sums.setdefault(len(part), zero)
         total.index_add_(1, gates.to(part.device), part)
 

@@ -18,7 +18,7 @@ class Magnitude(Gradual):
     name = "magnitude"
 
     def scores(self) -> Tensor:
-        return per_site(self.structure, by_gate(self.model, self.structure, _relative))
+        return per_site(self.analysis, by_gate(self.model, self.analysis, _relative))
 
 
 def _relative(weight: Tensor) -> Tensor:

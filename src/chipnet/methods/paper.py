@@ -29,7 +29,7 @@ class ChipNetPaper(Method):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        start = 0.01 * torch.rand(self.structure.gates, generator=self.generator)
+        start = 0.01 * torch.rand(self.analysis.gates, generator=self.generator)
         self.psi = nn.Parameter(start.to(self.device))
         self.continuation = Continuation.paper()
         self.optimizer = torch.optim.Adam([self.psi], lr=self.travel / max(self.steps, 1))
@@ -57,7 +57,7 @@ class ChipNetPaper(Method):
 
     @torch.no_grad()
     def mask(self) -> Tensor:
-        return Hardener(self.structure, self.limits, self.psi).solve()
+        return Hardener(self.analysis, self.limits, self.psi).solve()
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -18,7 +18,7 @@ class Random(Gradual):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.order = torch.rand(self.structure.gates, generator=self.generator, dtype=torch.float64)
+        self.order = torch.rand(self.analysis.gates, generator=self.generator, dtype=torch.float64)
 
     def scores(self) -> Tensor:
         return self.order

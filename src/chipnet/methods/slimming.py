@@ -31,7 +31,7 @@ class Slimming(Gradual):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.strength = self.l1 * max(self.published_steps / self.steps, 1.0) ** 0.5
-        hosts = [site.host for site in self.structure.sites if site.free]
+        hosts = [site.host for site in self.analysis.sites if site.free]
         parameters = dict(self.model.named_parameters())
         self.scales = [
             p for n in dict.fromkeys(h.weight for h in hosts) if (p := parameters.get(n)) is not None
@@ -45,7 +45,7 @@ class Slimming(Gradual):
         return self.strength * sum((p.abs().sum().to(zero.dtype) for p in self.scales), zero)
 
     def scores(self) -> Tensor:
-        return by_gate(self.model, self.structure, _size)
+        return by_gate(self.model, self.analysis, _size)
 
 
 def _size(weight: Tensor) -> Tensor:

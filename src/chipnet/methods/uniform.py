@@ -14,8 +14,8 @@ class Uniform(Gradual):
     name = "uniform"
 
     def scores(self) -> Tensor:
-        scores = torch.zeros(self.structure.gates, dtype=torch.float64)
-        for gates in self.structure.site_gates:
+        scores = torch.zeros(self.analysis.gates, dtype=torch.float64)
+        for gates in self.analysis.site_gates:
             if len(gates):
                 scores[gates] = 1 - torch.arange(len(gates), dtype=torch.float64) / len(gates)
         return scores

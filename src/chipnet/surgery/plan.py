@@ -8,25 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import Any, Literal, get_type_hints
 
-import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from chipnet._util.files import write_json
 from chipnet._util.schema import decode, require
 from chipnet.analysis.cost import Cost
 from chipnet.analysis.kinds import KINDS
-from chipnet.analysis.vectors import read_mask
 from chipnet.budget.budget import Budget
 from chipnet.budget.landing import Landing
 from chipnet.errors import LoadError, PlanError
 from chipnet.graph.channels import Frozen
 from chipnet.program.inputs import Inputs
 from chipnet.program.outputs import Outputs
-
-if TYPE_CHECKING:
-    from chipnet.structure import Structure
 
 VERSION = 3
 
@@ -159,7 +154,7 @@ class Plan:
         Example:
             >>> from torch import nn
             >>> import torch
-            >>> from chipnet.structure import Structure
+            >>> from chipnet import Structure
             >>> s = Structure(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.ones(1, 3))
             >>> print(s.plan(torch.tensor([True, False, True, True])).explain())
             channels      5 of      6   83.33 %
@@ -323,101 +318,3 @@ def _ascending(index: tuple[int, ...], size: int, where: str) -> None:
 
 def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def make_plan(structure: Structure, mask: Tensor, budget: Budget | None = None) -> Plan:
-    """Read hard masks as index sets (the third reading of liveness)."""
-    live, g = structure.liveness, structure.graph
-    mask = read_mask(mask, structure.gates).cpu()
-    if not structure.connected(mask):
-        raise PlanError("under this mask the input does not reach every output: open more gates")
-    roots = sorted(live.exists)
-    values = structure.existing(mask)
-    exists = np.zeros(g.slots, dtype=bool)
-    exists[roots] = values.numpy() > 0.5
-    present = exists[live.root]
-
-    keep: dict[str, dict[int, tuple[int, ...]]] = {}
-    for name, axes in g.axes.items():
-        for axis, slots in axes.items():
-            stay = present[slots]
-            if not stay.all():
-                keep.setdefault(name, {})[axis] = tuple(np.flatnonzero(stay).tolist())
-    for name, first in structure.aliases.items():  # a tied tensor shrinks under all of its names
-        if first in keep:
-            keep[name] = keep[first]
-    zero: dict[str, tuple[int, tuple[int, ...]]] = {}
-    outputs: dict[str, tuple[int, tuple[int, ...]]] = {}
-    remaps = []
-    sites = []
-    ends = np.cumsum([site.channels for site in structure.sites])[:-1]
-    pieces = np.split(structure.open(mask).numpy(), ends) if structure.sites else []
-    for site, opened in zip(structure.sites, pieces, strict=True):
-        kept = int((opened & present[site.slots]).sum())
-        ties = str(site.ties[0]) if site.ties else ""
-        sites.append(SitePlan(site.name, kept, site.channels, structure.tied_to(site), ties, site.reason))
-        shut = tuple(np.flatnonzero(~opened).tolist())
-        if not shut:
-            continue
-        if site.host.output is not None:
-            outputs[site.host.module] = (site.host.output, shut)
-        if not site.host.is_layer:
-            stay = present[site.slots]
-            if (stay & ~opened).any():  # another layer writes them: here they must be zero
-                index = tuple(np.where(opened[stay], np.arange(stay.sum()), -1).tolist())
-                remaps.append(Remap(site.host.module, "output", site.host.output or 0, index))
-            continue
-        zero[site.host.weight] = (site.host.axis, shut)
-        if site.host.bias is not None:
-            zero[site.host.bias] = (0, shut)
-
-    alive = structure.alive(mask)
-    stand_ins = []
-    layer_of = {layer.fact: layer for layer in g.layers}
-    for module, value in zip(g.owners, alive.tolist(), strict=True):
-        fact = g.owners[module][0]
-        layer = layer_of.get(fact)
-        width = int(present[g.facts[fact].dst].sum())
-        if layer is None:
-            if value < 0.5:
-                stand_ins.append(StandIn(module, "norm", width))
-        elif value < 0.5:
-            stand_ins.append(StandIn(module, "dead", width))
-        elif not present[layer.cols].any():
-            stand_ins.append(StandIn(module, "constant", width))
-    stand_ins += [StandIn(m, "pool", 0) for m, slots in g.pools.items() if not present[slots].any()]
-
-    for r in g.resizes:
-        src, dst = (r.outer, r.inner) if r.side == "input" else (r.inner, r.outer)
-        at = np.cumsum(present[src]) - 1
-        index = tuple(int(at[i]) if present[src[i]] else -1 for i in np.flatnonzero(present[dst]))
-        if index != tuple(range(int(present[src].sum()))):
-            remaps.append(Remap(r.module, r.side, r.axis, index))
-    return Plan(
-        keep=keep,
-        zero=zero,
-        shut=outputs,
-        stand_ins=tuple(stand_ins),
-        remaps=tuple(remaps),
-        shapes={**structure.shapes, **{n: s for n, s in structure.unsaved.items() if n in keep}},
-        dense=structure.cost.dense,
-        compact=structure.cost.exact(mask),
-        budget=str(budget) if budget is not None else "",
-        sites=tuple(sites),
-        mask=tuple(mask.tolist()),
-        realisation=structure.realisation,
-        sizes=tuple(
-            Size(n.module, n.name, n.index, max(now, n.least), len(n.slots) + n.rest)
-            for n in g.numbers.values()
-            for now in (int(present[n.slots].sum()) + n.rest,)
-        ),
-        scales=tuple(
-            Scale(r.module, name, len(r.slots) / max(int(present[r.slots].sum()), 1))
-            for r in g.rescaled.values()
-            if not present[r.slots].all()
-            for name in (r.weight, "eps")
-        ),
-        frozen=tuple(g.frozen.values()),
-        outputs=structure.inputs.outputs,
-        inputs=structure.inputs,
-    )

@@ -27,25 +27,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from chipnet._util.files import write_atomically
+from chipnet._util.finite import check_finite
 from chipnet._util.schema import DamagedError, decode, require
-from chipnet.analysis.kinds import LATENCY
+from chipnet.analysis.analysis import Analysis
+from chipnet.analysis.cost import CostModel
+from chipnet.analysis.kinds import KINDS, LATENCY
 from chipnet.budget.landing import Landing, asked_text
-from chipnet.errors import BudgetError
+from chipnet.budget.solver import smallest_mask
+from chipnet.errors import BudgetError, PlanError
 from chipnet.gates.hooks import strip_gates
-from chipnet.program.inputs import device_of
+from chipnet.program.inputs import Inputs, device_of
 from chipnet.program.ready import copied
 from chipnet.surgery.apply import _fit_attributes, compact
+from chipnet.surgery.planning import make_plan
 from chipnet.timing.clock import device_name, interleaved, side_by_side, sync_of
-
-if TYPE_CHECKING:
-    from chipnet.structure import Structure
 
 _STEPS = (0.125, 0.25, 0.5, 0.75, 1.0)
 _ROUNDS = 7
@@ -120,12 +122,12 @@ def _cell(x: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
 # -- measuring --------------------------------------------------------------------------------------------
 
 
-def measured(model: nn.Module, structure: Structure) -> LatencyModel:
-    """The latency model of a network on the device that it is on."""
+def measured(model: nn.Module, analysis: Analysis) -> CostModel:
+    """The costs of a network with its latency, in nanoseconds, on the device that it is on."""
     network = strip_gates(copied(model)).eval()
     device = device_of(network)
-    cost = structure.cost
-    shapes = _input_shapes(network, structure)
+    cost = analysis.cost
+    shapes = _input_shapes(network, analysis.inputs)
     modules = dict(network.named_modules(remove_duplicate=False))
     calls, tables = [], []
     with _Cache(device) as known, torch.no_grad():
@@ -136,36 +138,32 @@ def measured(model: nn.Module, structure: Structure) -> LatencyModel:
                 continue  # an operator without a module, or a weight that is computed: part of the rest
             calls.append((counts[0], counts[1], counts[2]))
             tables.append(known.table(module, shapes[name].pop(0)))
-    model_of_layers = LatencyModel(calls, tables, (0.0, 0.0, 1.0))
-    cost.latency = model_of_layers
-    try:
-        return LatencyModel(calls, tables, _rest(model, structure))
-    finally:
-        cost.latency = None
+    layers = cost.extended(LATENCY, LatencyModel(calls, tables, (0.0, 0.0, 1.0)))
+    rest = _rest(model, analysis.with_cost(layers))
+    return cost.extended(LATENCY, LatencyModel(calls, tables, rest))
 
 
-def _rest(model: nn.Module, structure: Structure) -> tuple[float, float, float]:
+def _rest(model: nn.Module, analysis: Analysis) -> tuple[float, float, float]:
     """``a``, ``b`` and ``c`` from the dense network and from the smallest: what their layers do not explain."""
-    from chipnet.budget.solver import smallest_mask
-
-    masks = torch.stack([torch.ones(structure.gates, dtype=torch.bool), smallest_mask(structure, LATENCY)])
-    costs = structure.cost(masks.double())
-    dense, small = _networks(model, structure, masks[1])
-    took = side_by_side(dense, small, structure.inputs)
+    masks = torch.stack([torch.ones(analysis.gates, dtype=torch.bool), smallest_mask(analysis, LATENCY)])
+    costs = analysis.cost(masks.double())
+    dense, small = _networks(model, analysis, masks[1])
+    took = side_by_side(dense, small, analysis.inputs)
     times = [1e9 * took[n].best for n in ("dense", "compact")]
-    volumes, layers = costs[:, 1].tolist(), costs[:, -1].tolist()
+    volumes, layers = costs[:, KINDS.index("volume")].tolist(), costs[:, -1].tolist()
     gained, by_layers = times[0] - times[1], layers[0] - layers[1]
     b = max((gained - by_layers) / max(volumes[0] - volumes[1], 1.0), 0.0)
     c = min(max(gained, 0.0) / max(by_layers, 1.0), 1.0)
     return max(times[1] - b * volumes[1] - c * layers[1], 0.0), b, c
 
 
-def _networks(model: nn.Module, structure: Structure, mask: Tensor) -> tuple[nn.Module, nn.Module]:
+def _networks(model: nn.Module, analysis: Analysis, mask: Tensor) -> tuple[nn.Module, nn.Module]:
+    check_finite(model, kind=PlanError)
     dense = strip_gates(copied(model)).eval()
-    return dense, compact(dense, structure.plan(mask), verify=False).eval()
+    return dense, compact(dense, make_plan(analysis, mask), verify=False).eval()
 
 
-def _input_shapes(network: nn.Module, structure: Structure) -> dict[str, list[tuple[int, ...]]]:
+def _input_shapes(network: nn.Module, inputs: Inputs) -> dict[str, list[tuple[int, ...]]]:
     """Shapes that every layer reads, call by call."""
     found: dict[str, list[tuple[int, ...]]] = defaultdict(list)
 
@@ -175,7 +173,7 @@ def _input_shapes(network: nn.Module, structure: Structure) -> dict[str, list[tu
     layers = {n: m for n, m in network.named_modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))}
     handles = [m.register_forward_pre_hook(seen(n)) for n, m in layers.items()]
     with torch.no_grad():
-        structure.inputs.to(device_of(network))(network)
+        inputs.to(device_of(network))(network)
     for handle in handles:
         handle.remove()
     return found
@@ -296,7 +294,7 @@ def _slim(module: nn.Module, rows_axis: int, rows: int, columns: int) -> Any:
 
 def land(
     model: nn.Module,
-    structure: Structure,
+    analysis: Analysis,
     limits: Mapping[str, int],
     asked: int | float,
     solve: Callable[[Mapping[str, int]], Tensor],
@@ -321,7 +319,7 @@ def land(
             if above == float("inf"):
                 raise
             continue
-        found = _measured(model, structure, mask, asked, count)
+        found = _measured(model, analysis, mask, asked, count)
         if fastest is None or found.measured < fastest.measured:
             fastest = found
         if found.measured <= asked:
@@ -344,11 +342,9 @@ def land(
     )
 
 
-def _measured(
-    model: nn.Module, structure: Structure, mask: Tensor, asked: int | float, count: int
-) -> Landing:
-    dense, small = _networks(model, structure, mask)
-    took = side_by_side(dense, small, structure.inputs)
+def _measured(model: nn.Module, analysis: Analysis, mask: Tensor, asked: int | float, count: int) -> Landing:
+    dense, small = _networks(model, analysis, mask)
+    took = side_by_side(dense, small, analysis.inputs)
     ratio = took["ratio"]
     return Landing(
         asked=asked,

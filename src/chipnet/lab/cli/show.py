@@ -125,11 +125,10 @@ def show_result(console: Console, result: Mapping[str, Any], out: Path) -> None:
 
 def dry(job: Job) -> list[str]:
     """What a run would do."""
-    from chipnet.budget.solver import smallest_costs
 
     structure, recipe, dense = job.structure, job.recipe, job.dense
     free = sum(bool(site.free) for site in structure.sites)
-    limits, least = structure.limits(job.budget), smallest_costs(structure)
+    limits, least = structure.limits(job.budget), structure.smallest()
     counts = ", ".join(f"{name} {count:,}" for name, count in job.data.counts().items() if count is not None)
     batches = len(job.data.loader("train", recipe.batch_size // job.fabric.world_size, train=True))
     epochs = [f"{n} {e} (of {e * batches:,} steps)" for n, e in zip(EPOCHS, recipe.epochs, strict=True)]

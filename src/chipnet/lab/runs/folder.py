@@ -42,7 +42,7 @@ from chipnet.lab.runs.record import (
     read_metrics,
     read_result,
 )
-from chipnet.surgery.masks import Masks
+from chipnet.masks import Masks
 from chipnet.surgery.plan import Plan
 from chipnet.surgery.storage import load
 

@@ -16,7 +16,7 @@ from chipnet.budget.budget import Budget
 from chipnet.errors import ConfigError
 from chipnet.lab.runs.grid import DENSE, RECOVERY, Grid
 from chipnet.lab.runs.record import MASKS, read_metrics
-from chipnet.surgery.masks import Masks
+from chipnet.masks import Masks
 
 TABLES = "tables.md"
 _STAGES = {

@@ -27,7 +27,7 @@ from chipnet.lab.config import (
 )
 from chipnet.lab.runs.folder import refuse_code
 from chipnet.lab.runs.record import MASKS, described, finished
-from chipnet.surgery.masks import Masks
+from chipnet.masks import Masks
 
 if TYPE_CHECKING:
     from chipnet.lab.job import Job

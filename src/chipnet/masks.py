@@ -68,8 +68,8 @@ class Masks:
         return cls(
             widths={site.name: site.channels for site in sites},
             kept={site.name: tuple(np.flatnonzero(opened[site.gates]).tolist()) for site in sites},
-            network=structure._name,
-            realisation=structure.realisation,
+            network=structure.analysis.name,
+            realisation=structure.options.realisation,
             budget=budget,
         )
 
@@ -96,7 +96,7 @@ class Masks:
                 disconnected.
         """
         sites = {site.name: site for site in structure.sites if site.free}
-        here, there = f"this {structure._name}", f"the masks (of a {self.network})"
+        here, there = f"this {structure.analysis.name}", f"the masks (of a {self.network})"
         if not sites.keys() & self.widths.keys():
             raise PlanError(
                 f"nothing of {there} matches {here}: they have {_some(list(self.widths))}, it has "
@@ -118,7 +118,7 @@ class Masks:
                 wrong.append(f"{name}: shut channels are kept whole in {here} ({site.reason})")
             gates, vote = torch.from_numpy(site.gates[gated]), torch.from_numpy(opened[gated]).long()
             if bool(((votes[gates] >= 0) & (votes[gates] != vote)).any()) or _differ(gates, vote):
-                tied = _some(list(structure.tied_to(site)) or [name])
+                tied = _some(list(structure.analysis.tied_to(site)) or [name])
                 wrong.append(f"{name}: shares gates with {tied} in {here}, and was masked otherwise")
             votes[gates] = vote
         if wrong:
