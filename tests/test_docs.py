@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from test_imports import FLOORS
 
 import chipnet
 from benchmarks import front
@@ -107,6 +108,8 @@ def test_the_tree_of_the_architecture_is_the_tree() -> None:
     there = {p for p in package.rglob("*.py") if p.name not in ("__init__.py", "__main__.py")}
     assert sorted(p for p in there if not whole & {p, *p.parents}) == []
     assert sorted(p for p in named if not p.exists()) == []
+    floors = [p.stem for p in named if p.parent == package and p.stem != "_moved"]
+    assert sorted(floors, key=FLOORS.index) == floors  # the order in which imports go
 
 
 def test_every_page_is_in_the_navigation_once() -> None:
