@@ -108,6 +108,9 @@ def test_the_tree_of_the_architecture_is_the_tree() -> None:
     there = {p for p in package.rglob("*.py") if p.name not in ("__init__.py", "__main__.py")}
     assert sorted(p for p in there if not whole & {p, *p.parents}) == []
     assert sorted(p for p in named if not p.exists()) == []
+    questions = [line.split(maxsplit=1)[1] for line in picture]
+    assert [q for q in questions if "?" not in q or len(q) > 90] == []
+    assert sorted({q for q in questions if questions.count(q) > 1}) == []  # each has a question of its own
     floors = [p.stem for p in named if p.parent == package and p.stem != "_moved"]
     assert sorted(floors, key=FLOORS.index) == floors  # the order in which imports go
 
