@@ -14,6 +14,7 @@ from test_imports import FLOORS
 
 import chipnet
 from benchmarks import front
+from chipnet.formats.export import FORMATS
 from chipnet.lab import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +37,7 @@ def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """A block whose title is a file's name is that file; some run in a process without chipnet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # measured layers are not kept in the user's home
     monkeypatch.setattr("chipnet.timing.clock.SECONDS", 0.2)  # and networks are not measured for long
+    monkeypatch.setattr("chipnet.formats.export.FORMATS", dict(FORMATS))  # a page adds one
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     namespace: dict[str, object] = {"__name__": "__docs__"}
