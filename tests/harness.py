@@ -16,6 +16,7 @@ from toys import counted_macs, counted_params
 
 import chipnet
 from chipnet import Plan, Structure
+from chipnet.graph.facts import PinCode
 
 
 class Pruned(NamedTuple):
@@ -24,6 +25,10 @@ class Pruned(NamedTuple):
     network: nn.Module
     plan: Plan
     scale: float
+
+
+RULES_MAY_FAIL = False
+"""A rule that fails only keeps more whole: a mistake in one would not show. Tests that make rules fail set this."""
 
 
 def conforms(
@@ -54,6 +59,8 @@ def conforms(
     assert structure.cost.dense.macs == counted_macs(model, *structure.analysis.inputs)
     for site in structure.sites:
         assert site.reason or (site.gates >= 0).all(), f"{site.name} is kept whole without a reason"
+    failed = {str(pin) for pin in structure.graph.pins.values() if pin.code is PinCode.RULE_FAILED}
+    assert RULES_MAY_FAIL or not failed
     learns = gradients(model, inputs).keys() if train else set()
     found = []
     for mask in masks:

@@ -23,7 +23,8 @@ from chipnet.budget.budget import Budget
 from chipnet.budget.solver import Hardener, limits, smallest_costs
 from chipnet.errors import CaptureError, ConfigError, PlanError
 from chipnet.gates.hooks import has_gates
-from chipnet.graph.channels import ChannelGraph, Pin, Realisation
+from chipnet.graph.channels import ChannelGraph
+from chipnet.graph.facts import Pin, Realisation, Tie
 from chipnet.program.ready import untouched
 from chipnet.surgery.plan import Plan
 from chipnet.surgery.planning import make_plan
@@ -283,8 +284,8 @@ def _nobody() -> None:
     """In place of the reference to the model where a structure has been pickled."""
 
 
-def _where(pin: Pin) -> dict[str, str]:
-    return {"reason": pin.reason, "operator": pin.node, "module": pin.module, "line": pin.line}
+def _where(why: Pin | Tie) -> dict[str, str]:
+    return {"reason": why.reason, "operator": why.at.node, "module": why.at.module, "line": why.at.line}
 
 
 def _refuse_gates(model: nn.Module) -> None:

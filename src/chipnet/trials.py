@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from chipnet.analysis.analysis import Analysis, Notes
 from chipnet.analysis.network import Network
 from chipnet.errors import CaptureError, PlanError
-from chipnet.graph.channels import Risk
+from chipnet.graph.facts import Risk
 from chipnet.program.inputs import Inputs, device_of
 from chipnet.program.ready import copied
 from chipnet.surgery.apply import agree, compact, masked, same_in_training

@@ -17,7 +17,6 @@ from toys import (
 )
 
 from chipnet import PlanError, compact
-from chipnet.graph.channels import ChannelGraph, Pin
 
 ANSWERS = [
     pytest.param(name, answer, realisation, id=f"{name}-{i}-{realisation}")
@@ -130,25 +129,3 @@ def test_random_masks_of_a_toy_are_sometimes_connected():
     _, _, s = made(RESIDUAL)
     assert random_mask(s, 0.7, 0) is not None
     assert random_mask(s, 0.0, 0) is None
-
-
-class TestChannelGraph:
-    def test_ties_are_transitive_and_pins_follow_them(self):
-        g = ChannelGraph()
-        a, b, c = g.new(3), g.new(3), g.new(2)
-        g.tie(a, b)
-        g.tie_all([int(b[1]), int(c[0])])
-        assert g.find(int(c[0])) == g.find(int(a[1]))
-        assert g.find(int(c[1])) != g.find(int(a[1]))
-        g.pin(c[:1], Pin("why", "node", "module.path", "file.py:3"))
-        assert g.pinned(a).tolist() == [False, True, False]
-        g.tie_all([int(a[0]), int(a[1])])
-        assert g.pinned(a).tolist() == [True, True, False]
-        assert str(next(iter(g.pins.values()))) == "why in 'module.path' (file.py:3)"
-
-    def test_owning_an_axis_twice_ties_the_two(self):
-        g = ChannelGraph()
-        a, b = g.new(3), g.new(3)
-        g.own("w", 0, a)
-        g.own("w", 0, b)
-        assert g.classes(a).tolist() == g.classes(b).tolist()

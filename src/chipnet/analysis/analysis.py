@@ -22,7 +22,8 @@ from chipnet.analysis.liveness import Liveness, Site
 from chipnet.analysis.network import Network
 from chipnet.analysis.options import Options
 from chipnet.analysis.vectors import read_mask
-from chipnet.graph.channels import ChannelGraph, Mix, Norm, Pin
+from chipnet.graph.channels import ChannelGraph
+from chipnet.graph.facts import Mix, Norm, Pin, PinCode, Place, Slots
 from chipnet.graph.walk import canonical_names, trace
 from chipnet.program.inputs import Inputs, device_of
 from chipnet.program.ready import copied
@@ -237,8 +238,8 @@ def _read(
     gated = notes.gated or frozenset()
     program, training, values = network.program, network.training, network.values
     graph = trace(network.model, program, options.realisation, notes.literal, training, gated, values)
-    graph.fixed_macs += max(0, network.macs - graph.macs)  # what no rule counts, no mask changes
-    _exclude(graph, network)
+    uncounted = max(0, network.macs - graph.macs)  # what no rule counts, no mask changes
+    graph = replace(graph, fixed_macs=graph.fixed_macs + uncounted).with_pins(_excluded(graph, network))
     liveness = Liveness(
         graph,
         share=options.shared,
@@ -277,16 +278,17 @@ def _count(calls: Counter[str], path: str, *call: object) -> None:
     calls[path] += 1
 
 
-def _exclude(graph: ChannelGraph, network: Network) -> None:
-    """Pin what the user wants to keep whole: classes of which any layer is ignored, or none is wanted."""
+def _excluded(graph: ChannelGraph, network: Network) -> Iterator[tuple[Slots, Pin]]:
+    """What the user wants to keep whole: classes of which any layer is ignored, or none is wanted."""
     layers = [f for f in graph.facts if isinstance(f, (Mix, Norm))]
     chosen = {int(c) for f in layers if f.module in network.chosen for c in np.unique(graph.classes(f.dst))}
     for fact in layers:
         if fact.module in network.ignored:
-            graph.pin(fact.dst, Pin("excluded by the user", "", fact.module, ""))
+            yield fact.dst, Pin(PinCode.EXCLUDED, "excluded by the user", Place(module=fact.module))
         elif network.chosen:
             others = [c for c in np.unique(graph.classes(fact.dst)).tolist() if c not in chosen]
-            graph.pin(np.array(others, dtype=np.int64), Pin("not chosen by the user", "", fact.module, ""))
+            why = Pin(PinCode.NOT_CHOSEN, "not chosen by the user", Place(module=fact.module))
+            yield np.array(others, dtype=np.int64), why
 
 
 @contextlib.contextmanager

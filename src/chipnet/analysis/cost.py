@@ -29,7 +29,7 @@ from chipnet.analysis.formula import FALSE, TRUE, Program
 from chipnet.analysis.kinds import KINDS
 from chipnet.analysis.liveness import Ids, Liveness
 from chipnet.analysis.vectors import read_mask
-from chipnet.graph.channels import Layer, is_within
+from chipnet.graph.facts import Layer, is_within
 
 Measured = Callable[[Tensor, Tensor], Tensor]
 """A cost that is measured, from counts ``[..., K]`` and the volume ``[...]``: ``[...]``."""

@@ -25,7 +25,7 @@ before it is then not needed. A layer whose channels cannot be removed by making
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,7 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chipnet.analysis.formula import FALSE, TRUE, Formulas
-from chipnet.graph.channels import Barrier, ChannelGraph, Host, Map, Mix, Norm, Pin, Slots, Source
+from chipnet.graph.channels import ChannelGraph
+from chipnet.graph.facts import Barrier, Host, Map, Mix, Norm, Pin, Slots, Source, Tie
 
 Ids = NDArray[np.int64]
 
@@ -55,7 +56,7 @@ class Site:
     """Empty where every channel is gated; else why some or all are not."""
     pin: Pin | None = None
     """Operator, module and line of the reason, where it is that the channels are kept whole."""
-    ties: tuple[Pin, ...] = ()
+    ties: tuple[Tie, ...] = ()
     """The operators that tie its channels to those of other sites."""
 
     @property
@@ -84,10 +85,8 @@ class Liveness:
         self.graph = graph
         self._share = share
         self.formulas = Formulas()
-        self.root = graph.classes(np.arange(graph.slots, dtype=np.int64))
-        self._is_pinned = np.zeros(graph.slots, dtype=bool)
-        self._is_pinned[[graph.find(c) for c in graph.pins]] = True
-        self._is_pinned = self._is_pinned[self.root]
+        self.root = graph.root
+        self._is_pinned = graph.pinned(np.arange(graph.slots))
         self.sites = self._place_gates(refused, anchored)
         self.gates = 1 + max((int(s.gates.max(initial=-1)) for s in self.sites), default=-1)
         self._gate_of = np.full(graph.slots, TRUE, dtype=np.int64)
@@ -144,9 +143,9 @@ class Liveness:
                 else:
                     use(fact.src, False, True)
 
-        meetings: dict[int, list[Pin]] = defaultdict(list)
-        for slot, pin in g.meetings:
-            meetings[int(self.root[slot])].append(pin)
+        tied_by: dict[int, list[Tie]] = defaultdict(list)
+        for slot, tie in g.ties:
+            tied_by[int(self.root[slot])].append(tie)
         sites: list[Site] = []
         self._site_of: dict[str, int] = {}
         keys: dict[object, int] = {}
@@ -164,7 +163,7 @@ class Liveness:
                 root = int(self.root[fact.dst[k]])
                 gates[k] = keys.setdefault(root if self._share else (weight, root), len(keys))
             reason = "" if on.all() else self._why(fact, is_clear, is_covered, is_pinned, refused(fact.host))
-            ties = dict.fromkeys(p for r in np.unique(self.root[fact.dst]).tolist() for p in meetings[r])
+            ties = dict.fromkeys(p for r in np.unique(self.root[fact.dst]).tolist() for p in tied_by[r])
             self._site_of[weight] = len(sites)
             sites.append(
                 Site(
@@ -315,7 +314,7 @@ class Liveness:
         """Formula of each slot's physical existence."""
         return np.array([self.exists[r] for r in self.root[slots].tolist()], dtype=np.int64)
 
-    def alive(self, facts: list[int]) -> int:
+    def alive(self, facts: Sequence[int]) -> int:
         """True where any channel that these facts write is live and needed."""
         key = tuple(facts)
         if key not in self._alive:

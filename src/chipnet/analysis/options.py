@@ -12,7 +12,7 @@ from torch import nn
 
 from chipnet._util.sizes import too_large
 from chipnet.errors import CaptureError, ConfigError
-from chipnet.graph.channels import Realisation, is_within
+from chipnet.graph.facts import Realisation, is_within
 
 Pattern = str | type[nn.Module]
 Patterns = Pattern | Iterable[Pattern]

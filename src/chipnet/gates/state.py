@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from chipnet.analysis.analysis import Analysis
+from chipnet.analysis.liveness import Site
 from chipnet.budget.budget import Budget
 from chipnet.errors import ConfigError
 
@@ -15,7 +15,12 @@ VERSION = 1
 
 
 def made_for(
-    method: str, settings: Mapping[str, float], budget: Budget, steps: int, analysis: Analysis
+    method: str,
+    settings: Mapping[str, float],
+    budget: Budget,
+    steps: int,
+    gates: int,
+    sites: Sequence[Site],
 ) -> dict[str, Any]:
     """What a pruner's state is for, as plain JSON values.
 
@@ -23,7 +28,7 @@ def made_for(
         method: a name of ``METHODS``, or ``module:Class``.
         settings: all of the method's, with their values.
         budget, steps: of the pruner.
-        analysis: of the network.
+        gates, sites: of the network.
     """
     return {
         "version": VERSION,
@@ -31,8 +36,8 @@ def made_for(
         "settings": dict(settings),
         "budget": str(budget),
         "steps": steps,
-        "gates": analysis.gates,
-        "sites": [[site.name, site.channels, site.free] for site in analysis.sites],
+        "gates": gates,
+        "sites": [[site.name, site.channels, site.free] for site in sites],
     }
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from chipnet.graph.channels import Slots
 from chipnet.graph.draft import Draft
+from chipnet.graph.facts import PinCode, Slots
 from chipnet.graph.labels import Labels, Value
 from chipnet.graph.numbers import Claim, count
 from chipnet.graph.operator import Operator
@@ -25,7 +25,7 @@ def claim(op: Operator, number: Any, slots: Slots, empty: bool = False) -> bool:
         return True  # surgery keeps those of layers true anyway
     op.draft.claims.append(Claim(op.key, number.source, slots.copy()))
     if not empty:
-        op.graph.pin(slots[:1], op.why(f"'{number.source}' must not become 0"))
+        op.keep(slots[:1], f"'{number.source}' must not become 0", PinCode.ONE_STAYS)
     return True
 
 
@@ -33,7 +33,7 @@ def _as_wide(op: Operator, size: Shape, slots: Slots) -> None:
     """There are as many ``slots`` as channels of a tensor."""
     x = None if size.made is None else op.draft.results.get((op.forward.counting, size.made))
     if isinstance(x, Labels) and size.axis in x.varying and x.shape[size.axis] == len(slots):
-        op.draft.alike.append((slots.copy(), x.along(size.axis), op.why(f"tied by {op.node.target}")))
+        op.draft.alike.append((slots.copy(), x.along(size.axis), op.tie))
 
 
 def _is_torchs(op: Operator, module: str) -> bool:
@@ -42,12 +42,12 @@ def _is_torchs(op: Operator, module: str) -> bool:
 
 def tie_widths(draft: Draft) -> None:
     """Tie what may differ in number, where an operator received the size of one tensor for another."""
-    for slots, others, why in draft.alike:
-        if count(draft.graph, slots) != count(draft.graph, others):
-            draft.graph.tie(slots, others)
-            draft.graph.meetings.append((int(slots[0]), why))
+    for slots, others, tie in draft.alike:
+        if count(draft, slots) != count(draft, others):
+            draft.tie(slots, others)
+            draft.ties.append((int(slots[0]), tie))
 
 
 def pin_literal(op: Operator, x: Value, reason: str) -> None:
     """Keep all channels of ``x``, whose size the operator has as a number that stays."""
-    op.pin(x, op.forward.literal.get(op.key) or reason)
+    op.pin(x, op.forward.literal.get(op.key) or reason, PinCode.FIXED_WIDTH)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from chipnet.graph.channels import Pin, Realisation
+from chipnet.graph.facts import Pin, PinCode, Place, Realisation, Tie
 from chipnet.program.counting import counting
 from chipnet.program.names import Modules, line_of, operator_name, shape_of
 from chipnet.program.watch import Given, Watch
@@ -86,9 +86,19 @@ class Call:
         """What comes out, as tensors that hold no numbers."""
         return self.node.meta["val"]
 
-    def why(self, reason: str) -> Pin:
-        """A pin for this call."""
-        return Pin(reason, self.node.name, self.module, self.line)
+    @cached_property
+    def place(self) -> Place:
+        """Node, module and line."""
+        return Place(self.node.name, self.module, self.line)
+
+    def why(self, reason: str, code: PinCode) -> Pin:
+        """A pin of this call's."""
+        return Pin(code, reason, self.place)
+
+    @property
+    def tie(self) -> Tie:
+        """A note that this call ties slots."""
+        return Tie(f"tied by {self.node.target}", self.place)
 
     # -- sizes that are kept as numbers -----------------------------------------------------------------------
     @property

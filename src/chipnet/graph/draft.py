@@ -1,13 +1,35 @@
-"""What has one walk found so far: the graph, and what its rules must know of each other."""
+"""What has one walk found so far: the graph in the making, and what its rules must know of each other."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from chipnet.graph.channels import Barrier, ChannelGraph, Mix, Norm, Pin, Slots, Source
+from chipnet.graph.channels import ChannelGraph
+from chipnet.graph.classes import Classes
+from chipnet.graph.facts import (
+    Barrier,
+    Fact,
+    Frozen,
+    Layer,
+    Mix,
+    Norm,
+    Number,
+    Pin,
+    PinCode,
+    Place,
+    Product,
+    Rescaled,
+    Resize,
+    Risk,
+    Slots,
+    Source,
+    Tie,
+)
 from chipnet.graph.labels import Labels
 from chipnet.graph.numbers import Claim
 from chipnet.graph.values import Values
@@ -27,41 +49,76 @@ class Mark:
     tables: tuple[frozenset[str], ...]
 
 
-class Draft:
-    """A channel graph in the making."""
+class Draft(Classes):
+    """A channel graph in the making. What has the name of one of its attributes becomes that."""
 
     def __init__(self) -> None:
-        self.graph = graph = ChannelGraph()
+        super().__init__()
+        self.facts: list[Fact] = []
+        self.places: list[Place] = []
+        self.layers: list[Layer] = []
+        self.products: list[Product] = []
+        self.resizes: list[Resize] = []
+        self.axes: dict[str, dict[int, Slots]] = {}
+        self.owners: dict[str, list[int]] = {}
+        self.pools: dict[str, Slots] = {}
+        self.fixed_macs = 0
+        self.risky: dict[str, Risk] = {}
+        self.numbers: dict[tuple[str, str, int | None], Number] = {}
+        self.frozen: dict[str, Frozen] = {}
+        self.rescaled: dict[str, Rescaled] = {}
+        self.outputs: dict[str, tuple[str, Slots]] = {}
+        self.ties: list[tuple[int, Tie]] = []
+
         self.values = Values()
         self.claims: list[Claim] = []
         """What operators received as numbers of slots."""
-        self.alike: list[tuple[Slots, Slots, Pin]] = []
+        self.alike: list[tuple[Slots, Slots, Tie]] = []
         """Slots of which there are equally many, as an operator received the size of one tensor for another."""
+        self.pieces: list[tuple[str, Slots]] = []
+        """Modules whose forward splits a tensor along channels, and each of the pieces."""
+        self.along: dict[tuple[str, int], list[str]] = {}
+        """Parameter and axis -> vectors with an element for each index along it."""
         self.foreign: set[str] = set()
         """Parameters that a module reads which does not own them: no gate can be folded into these."""
         self.results: dict[tuple[bool, int], Any] = {}
         """By the graph (is it the one whose operators count?) and the number of a call of a function: what stands
         for its result."""
         self._data: dict[tuple[str, int], Slots] = {}
-        self.constant, self.zero = int(graph.new(1)[0]), int(graph.new(1)[0])
+        self.constant, self.zero = self.new(2).tolist()
         """Slots of what is the same in every call."""
         for slot, live in ((self.constant, True), (self.zero, False)):
             slots = np.array([slot], dtype=np.int64)
-            graph.facts.append(Source(slots, live=live, flow=False))
-            graph.pin(slots, Pin("a constant", "", "", ""))
+            self.emit(Source(slots, live=live, flow=False), Place())
+            self.pin(slots, Pin(PinCode.CONSTANT, "a constant"))
 
-    # -- parameters that are used as data -----------------------------------------------------------------
+    def emit(self, fact: Fact, at: Place) -> None:
+        """One more fact, and where it is from."""
+        self.facts.append(fact)
+        self.places.append(at)
+
+    # -- parameters ---------------------------------------------------------------------------------------
+    def own(self, name: str, axis: int, slots: Slots) -> None:
+        """Index ``i`` of the parameter's axis belongs to ``slots[i]``; a second use ties the two."""
+        mine = self.axes.setdefault(name, {})
+        if axis in mine:
+            self.tie(mine[axis], slots)
+        else:
+            mine[axis] = slots
+        for vector in self.along.get((name, axis), ()):
+            self.own(vector, 0, slots)
+
     @property
     def data(self) -> set[str]:
         """Parameters that are used as data."""
         return {name for name, _ in self._data}
 
-    def data_slots(self, name: str, axis: int, size: int) -> Slots:
+    def data_slots(self, name: str, axis: int, size: int, at: Place) -> Slots:
         """Slots of a parameter that is used as data, along ``axis``."""
         if (name, axis) not in self._data:
-            slots = self.graph.new(size)
-            self.graph.facts.append(Source(slots, live=True, flow=False))
-            self.graph.own(name, axis, slots)
+            slots = self.new(size)
+            self.emit(Source(slots, live=True, flow=False), at)
+            self.own(name, axis, slots)
             self._data[name, axis] = slots
         return self._data[name, axis]
 
@@ -74,29 +131,34 @@ class Draft:
     @property
     def _tables(self) -> tuple[dict[str, Any], ...]:
         """What surgery does to modules and numbers beside cutting tensors."""
-        return self.graph.pools, self.graph.rescaled, self.graph.risky
+        return self.pools, self.rescaled, self.risky
 
     def mark(self) -> Mark:
         """Where the draft stands now: what `undo` goes back to."""
-        g = self.graph
         tables = tuple(frozenset(table) for table in self._tables)
-        lists = len(g.facts), len(g.layers), len(g.products), len(g.resizes)
-        return Mark(g.slots, *lists, g.fixed_macs, tables)
+        lists = len(self.facts), len(self.layers), len(self.products), len(self.resizes)
+        return Mark(self.slots, *lists, self.fixed_macs, tables)
 
     def undo(self, mark: Mark, why: Pin) -> None:
         """A rule failed halfway: what it has made since ``mark`` is kept whole, and is no layer or module that
         surgery could replace. (Ties and pins stay: they only keep more.)"""
-        g = self.graph
-        g.pin(np.arange(mark.slots, g.slots, dtype=np.int64), why)
-        for i, fact in enumerate(g.facts[mark.facts :], mark.facts):
+        self.pin(np.arange(mark.slots, self.slots, dtype=np.int64), why)
+        for i, fact in enumerate(self.facts[mark.facts :], mark.facts):
             if isinstance(fact, (Mix, Norm)):
-                g.facts[i] = Barrier(fact.dst, fact.src)
-        del g.layers[mark.layers :]
-        del g.products[mark.products :]
-        del g.resizes[mark.resizes :]
-        g.fixed_macs = mark.macs
-        for name in [n for n, facts in g.owners.items() if facts[-1] >= mark.facts]:
-            del g.owners[name]
+                self.facts[i] = Barrier(fact.dst, fact.src)
+        del self.layers[mark.layers :]
+        del self.products[mark.products :]
+        del self.resizes[mark.resizes :]
+        self.fixed_macs = mark.macs
+        for name in [n for n, facts in self.owners.items() if facts[-1] >= mark.facts]:
+            del self.owners[name]
         for table, before in zip(self._tables, mark.tables, strict=True):
             for name in table.keys() - before:
                 del table[name]
+
+    # -- the end --------------------------------------------------------------------------------------------
+    def finished(self, literal: Mapping[str, str]) -> ChannelGraph:
+        """The graph, once nothing more will be tied."""
+        root = self.classes(np.arange(self.slots, dtype=np.int64))
+        names = {f.name for f in dataclasses.fields(ChannelGraph)} & vars(self).keys()
+        return ChannelGraph(root=root, literal=literal, **{name: getattr(self, name) for name in names})

@@ -13,8 +13,8 @@ from torch import nn
 from torch.fx import Node
 
 from chipnet.graph.call import Forward
-from chipnet.graph.channels import Frozen, is_within
 from chipnet.graph.computed_weights import made_weights, writing
+from chipnet.graph.facts import Frozen, is_within
 from chipnet.graph.labels import Param
 from chipnet.graph.rules.layers import LAYERS
 from chipnet.graph.rules.quantised import FAKE_QUANTISED

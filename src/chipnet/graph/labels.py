@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from chipnet.graph.channels import Slots
+from chipnet.graph.facts import Slots
 from chipnet.program.names import shape_of
 
 

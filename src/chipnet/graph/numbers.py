@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from chipnet.graph.channels import ChannelGraph, Number, Slots
+from chipnet.graph.classes import Classes, Partition
+from chipnet.graph.facts import Number, Slots
 from chipnet.program.watch import Attribute, Expression, Received, Shape, Term, attributes_in
 
 
@@ -64,7 +65,7 @@ class _FollowsItselfError(Exception):
 Known = Callable[[Attribute], Form]
 
 
-def count(graph: ChannelGraph, slots: Slots) -> Form:
+def count(graph: Partition, slots: Slots) -> Form:
     """How many of ``slots`` there are."""
     pinned = graph.pinned(slots)
     counts = Counter(graph.classes(slots[~pinned]).tolist())
@@ -151,7 +152,7 @@ class Settled(NamedTuple):
 
 
 def settle(
-    graph: ChannelGraph,
+    graph: Classes,
     claims: list[Claim],
     values: Iterable[Received],
     value_of: Callable[[Attribute], int],
@@ -160,7 +161,7 @@ def settle(
     """Which attributes follow which slots.
 
     Args:
-        graph: as all rules left it; uses of one attribute are tied here.
+        graph: the classes as all rules left them; uses of one attribute are tied here.
         claims: what operators received as numbers of slots.
         values: what was used as anything else.
         value_of: an attribute's value in the dense model.
@@ -210,7 +211,7 @@ def _holds(source: Expression, known: Known, target: Form) -> bool:
 
 
 def _forms(
-    graph: ChannelGraph, claims: list[Claim], value_of: Callable[[Attribute], int]
+    graph: Classes, claims: list[Claim], value_of: Callable[[Attribute], int]
 ) -> dict[Attribute, Form]:
     """What attributes must be for the claims to hold; uses that are alike are tied."""
     plain: dict[Attribute, Slots] = {}
@@ -222,7 +223,7 @@ def _forms(
             factor = next((f for f in (claim.source.left, claim.source.right) if isinstance(f, int)), 1)
             if factor > 1 and len(claim.slots) % factor == 0:  # a multiple stays one: the pieces are alike
                 for column in claim.slots.reshape(factor, -1).T:
-                    graph.tie_all(column.tolist())
+                    graph.tie_all(column)
     forms = {attribute: count(graph, slots) for attribute, slots in plain.items()}
     waiting = [c for c in claims if not isinstance(c.source, Attribute)]
 
@@ -244,7 +245,7 @@ def _forms(
     return forms
 
 
-def _tie_alike(graph: ChannelGraph, claim: Claim, claims: list[Claim], known: Known) -> bool:
+def _tie_alike(graph: Classes, claim: Claim, claims: list[Claim], known: Known) -> bool:
     """A number comes out as what another claim counts (``c - c // 2`` as ``c // 2``): where both count as many,
     their slots are alike. Were there any to tie?"""
     try:

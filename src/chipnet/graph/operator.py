@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from chipnet.graph.call import Call
-from chipnet.graph.channels import Barrier, ChannelGraph, Fact, Map, Mix, Product, Risk, Slots, Source
+from chipnet.graph.classes import Classes
 from chipnet.graph.draft import Draft
+from chipnet.graph.facts import Barrier, Fact, Map, Mix, PinCode, Product, Risk, Slots, Source
 from chipnet.graph.labels import Labels, Param, Value, along, shrink, uniform
 
 
@@ -22,11 +23,6 @@ class Operator(Call):
     """One call of an operator, and what may be done about it."""
 
     draft: Draft
-
-    @property
-    def graph(self) -> ChannelGraph:
-        """The graph so far."""
-        return self.draft.graph
 
     def at(self, node: Node) -> Operator:
         """Another call in the same forward."""
@@ -43,12 +39,16 @@ class Operator(Call):
             return x
         long = [a for a, n in enumerate(x.shape) if n > 1]
         if len(long) == 1:
-            return along(self.draft.data_slots(x.name, long[0], x.shape[long[0]]), long[0], x.shape)
+            return along(self.data_slots(x.name, long[0], x.shape[long[0]]), long[0], x.shape)
         for axis, n in enumerate(x.shape[::-1] if x.turned else x.shape):
             if n > 1:
-                why = self.why("a parameter with several axes is used as data")
-                self.graph.pin(self.draft.data_slots(x.name, axis, n), why)
+                slots = self.data_slots(x.name, axis, n)
+                self.keep(slots, "a parameter with several axes is used as data", PinCode.READ_WHOLE)
         return self.constant(x.shape)
+
+    def data_slots(self, name: str, axis: int, size: int) -> Slots:
+        """Slots of a parameter that is used as data, along ``axis``."""
+        return self.draft.data_slots(name, axis, size, self.place)
 
     def moved(self, full: Tensor) -> Labels:
         """Labels that came out of a data-movement operator; what remains must stay a box."""
@@ -62,21 +62,21 @@ class Operator(Call):
 
         Of the axes along which labels vary, the one that leaves the most classes is taken.
         """
-        core = self.graph.classes(x.core.numpy())
+        core = self.draft.classes(x.core.numpy())
         found = []
         for axis in x.varying:
             rows = np.moveaxis(core, axis, 0).reshape(core.shape[axis], -1)
-            trial = ChannelGraph()
+            trial = Classes()
             _, ids = np.unique(rows, return_inverse=True)
             trial.new(int(ids.max()) + 1)
             ids = ids.reshape(rows.shape)
             for row in ids:
-                trial.tie_all(np.unique(row).tolist())
+                trial.tie_all(np.unique(row))
             found.append((len({trial.find(i) for i in range(trial.slots)}), axis, rows))
         _, _, rows = max(found, key=lambda f: (f[0], -f[1]))
         for row in rows:
-            self.graph.tie_all(np.unique(row).tolist())
-        self.ties(rows)
+            self.draft.tie_all(np.unique(row))
+        self.note_tie(rows)
 
     def channels(self, x: Value, axis: int) -> Slots | None:
         """Slot of every index along ``axis``; None where channels lie along other axes only."""
@@ -89,19 +89,19 @@ class Operator(Call):
             return np.full(n, int(x.core.reshape(-1)[0]), dtype=np.int64)
         if axis not in x.varying:
             parts = np.unique(x.slots())
-            if not self.graph.pinned(parts).all():
+            if not self.draft.pinned(parts).all():
                 return None
             # What differs along other axes is of a fixed size: two inputs in one batch.
-            one = self.graph.new(1)
+            one = self.draft.new(1)
             self.emit(Map(one, tuple(parts[k : k + 1] for k in range(len(parts))), "or"))
-            self.graph.pin(one, self.why("an input of a fixed size"))
+            self.keep(one, "an input of a fixed size", PinCode.FIXED_WIDTH)
             return np.full(n, int(one[0]), dtype=np.int64)
         rows = np.moveaxis(x.core.numpy(), axis, 0).reshape(n, -1)
-        dst = self.graph.new(n)
+        dst = self.draft.new(n)
         columns = tuple(rows[:, k].copy() for k in range(rows.shape[1]))
         self.emit(Map(dst, columns, "or"))
         for c in columns:
-            self.graph.tie(dst, c)
+            self.draft.tie(dst, c)
         return dst
 
     # -- what is known of labels --------------------------------------------------------------------------
@@ -119,7 +119,7 @@ class Operator(Call):
 
     def tied_along(self, x: Labels, axes: Set[int]) -> bool:
         """Do labels that differ along ``axes`` only exist together? Then nothing shrinks along these."""
-        classes = self.graph.classes(x.core.numpy())
+        classes = self.draft.classes(x.core.numpy())
         first = classes
         for axis in axes & set(x.varying):
             first = first.take([0], axis)
@@ -133,39 +133,43 @@ class Operator(Call):
     # -- facts ------------------------------------------------------------------------------------------
     def emit(self, fact: Fact) -> None:
         """One more fact."""
-        self.graph.facts.append(fact)
+        self.draft.emit(fact, self.place)
 
-    def pin(self, x: Value, reason: str) -> None:
+    def keep(self, slots: Slots, reason: str, code: PinCode) -> None:
+        """Keep the classes of ``slots`` whole."""
+        self.draft.pin(slots, self.why(reason, code))
+
+    def pin(self, x: Value, reason: str, code: PinCode) -> None:
         """Keep all channels of ``x``."""
-        self.graph.pin(self.labelled(x).slots(), self.why(reason))
+        self.keep(self.labelled(x).slots(), reason, code)
 
-    def ties(self, slots: Slots) -> None:
+    def note_tie(self, slots: Slots) -> None:
         """Remember that the operator ties ``slots``."""
-        self.graph.meetings.append((int(slots.flat[0]), self.why(f"tied by {self.node.target}")))
+        self.draft.ties.append((int(slots.flat[0]), self.tie))
 
     def risk(self, slots: Slots) -> None:
         """The operator's arguments may be numbers of the user's."""
-        self.graph.risky[self.key] = Risk(self.line, slots)
+        self.draft.risky[self.key] = Risk(self.line, slots)
 
-    def source(self, slots: Slots, live: bool, flow: bool, reason: str) -> None:
+    def source(self, slots: Slots, live: bool, flow: bool, reason: str, code: PinCode) -> None:
         """Channels that nothing computes, kept whole."""
         self.emit(Source(slots, live, flow))
-        self.graph.pin(slots, self.why(reason))
+        self.keep(slots, reason, code)
 
-    def read_all(self, inputs: Sequence[Value], reason: str) -> int:
+    def read_all(self, inputs: Sequence[Value], reason: str, code: PinCode = PinCode.READ_WHOLE) -> int:
         """Keep all of ``inputs``: one slot that reads them."""
         src = [self.labelled(x).slots() for x in inputs]
         for s in src:
-            self.graph.pin(s, self.why(reason))
-        dst = self.graph.new(1)
+            self.keep(s, reason, code)
+        dst = self.draft.new(1)
         self.emit(Barrier(dst, np.unique(np.concatenate(src)) if src else np.empty(0, dtype=np.int64)))
-        self.graph.pin(dst, self.why(reason))
+        self.keep(dst, reason, code)
         return int(dst[0])
 
-    def barrier(self, inputs: Sequence[Value], reason: str) -> Any:
+    def barrier(self, inputs: Sequence[Value], reason: str, code: PinCode = PinCode.READ_WHOLE) -> Any:
         """Keep every input whole, and give outputs of a fixed size."""
-        self.graph.fixed_macs += self.macs()
-        slot, val = self.read_all(inputs, reason), self.node.meta.get("val")
+        self.draft.fixed_macs += self.macs()
+        slot, val = self.read_all(inputs, reason, code), self.node.meta.get("val")
         if isinstance(val, (tuple, list)):
             return tuple(uniform(slot, tuple(v.shape)) if isinstance(v, Tensor) else v for v in val)
         return uniform(slot, tuple(val.shape)) if isinstance(val, Tensor) else val
@@ -177,25 +181,25 @@ class Operator(Call):
         if not others:
             return x
         src, inverse = np.unique(x.core.numpy(), return_inverse=True)
-        dst = self.graph.new(len(src))
+        dst = self.draft.new(len(src))
         kept = np.full(len(src), self.read_all(others, reason), dtype=np.int64)
         self.emit(Map(dst, (src, kept), "and"))
-        self.graph.tie(dst, src)
+        self.draft.tie(dst, src)
         return Labels(torch.from_numpy(dst[inverse.reshape(x.core.shape)]), x.shape)
 
     def without_channels(self, x: Labels, reason: str) -> Labels:
         """``x``, kept whole: from here on a tensor without channels."""
         if not self.draft.is_data(x):
             return uniform(self.read_all([x], reason), x.shape)
-        self.pin(x, reason)
+        self.pin(x, reason, PinCode.READ_WHOLE)
         return self.constant(x.shape)
 
     def places(self, x: Labels) -> Labels:
         """Where values of ``x`` stood: numbers, not zero at zero."""
         src, inverse = np.unique(x.core.numpy(), return_inverse=True)
-        dst = self.graph.new(len(src))
+        dst = self.draft.new(len(src))
         self.emit(Map(dst, (src,), "place"))
-        self.graph.tie(dst, src)
+        self.draft.tie(dst, src)
         self.draft.values.mapped(zip(dst.tolist(), src.tolist(), strict=True), "place")
         return Labels(torch.from_numpy(dst[inverse.reshape(x.core.shape)]), x.shape)
 
@@ -223,18 +227,18 @@ class Operator(Call):
         cores = np.broadcast_arrays(*[x.core.numpy() for x in xs])
         rows = np.stack([c.reshape(-1) for c in cores])
         tuples, inverse = np.unique(rows, axis=1, return_inverse=True)
-        dst = self.graph.new(tuples.shape[1])
+        dst = self.draft.new(tuples.shape[1])
         self.emit(Map(dst, tuple(t.copy() for t in tuples), kind))
         met = 0
         for x, t in zip(xs, tuples, strict=True):
-            one = not varying and not self.graph.pinned(t).any()  # the only channel of a tensor that may go
+            one = not varying and not self.draft.pinned(t).any()  # the only channel of a tensor that may go
             if x.varying or one:  # axes that it lacks are of a fixed length
-                self.graph.tie(dst, t)
+                self.draft.tie(dst, t)
                 met += 1
         if met > 1:
-            self.ties(dst)
+            self.note_tie(dst)
         if met == 0:  # all that it is made of is there whatever the masks, and so is this
-            self.graph.pin(dst, self.graph.pins[self.graph.find(int(tuples[0, 0]))])
+            self.draft.pin(dst, self.draft.pins[self.draft.find(int(tuples[0, 0]))])
         self.draft.values.mapped(zip(dst.tolist(), *tuples.tolist(), strict=True), kind)
         return Labels(torch.from_numpy(np.asarray(dst[inverse.reshape(cores[0].shape)])), shape)
 
@@ -245,21 +249,21 @@ class Operator(Call):
             if not mine:
                 for a in varying:
                     if x.shape[a] == 1:  # broadcast: must not shrink to nothing
-                        self.pin(x, "broadcast along channels")
+                        self.pin(x, "broadcast along channels", PinCode.ONE_STAYS)
                     else:
                         for y in xs:
-                            self.pin(y, "meets a tensor of fixed width")
+                            self.pin(y, "meets a tensor of fixed width", PinCode.FIXED_WIDTH)
             elif mine != varying and not all(self.tied_along(y, varying - mine) for y in xs):
                 for y in xs:
-                    self.pin(y, "meets a tensor that varies along another axis")
+                    self.pin(y, "meets a tensor that varies along another axis", PinCode.FIXED_WIDTH)
 
     def _on_one_axis(self, xs: list[Labels]) -> list[Labels]:
         """Of tensors whose labels vary along different axes, those with fewer channels to lose are kept whole: they
         are then as any number at every position (a window over time, a kernel for each position)."""
 
         def weight(x: Labels) -> tuple[bool, int]:
-            classes = self.graph.classes(x.slots())
-            return not self.draft.is_data(x), len(np.unique(classes[~self.graph.pinned(classes)]))
+            classes = self.draft.classes(x.slots())
+            return not self.draft.is_data(x), len(np.unique(classes[~self.draft.pinned(classes)]))
 
         main = max((x for x in xs if x.varying), key=weight, default=None)
         if main is None:
@@ -282,7 +286,7 @@ class Operator(Call):
             (axis,) = varying
             if shape[axis] > 1:
                 mine = axis - (ndim - len(x.shape))
-                return along(self.draft.data_slots(x.name, mine, shape[axis]), axis, shape)
+                return along(self.data_slots(x.name, mine, shape[axis]), axis, shape)
         core = self.labelled(x).core
         return Labels(core.reshape((1,) * (ndim - core.ndim) + tuple(core.shape)), shape)
 
@@ -292,18 +296,18 @@ class Operator(Call):
         rest = core.shape[len(axes) :]
         columns = core.reshape(-1, int(np.prod(rest)))
         tuples, inverse = np.unique(columns, axis=1, return_inverse=True)
-        dst = self.graph.new(tuples.shape[1])
+        dst = self.draft.new(tuples.shape[1])
         self.emit(Map(dst, tuple(t.copy() for t in tuples), kind))
         for t in tuples:
-            self.graph.tie(dst, t)
+            self.draft.tie(dst, t)
         kept = [1 if a in axes else n for a, n in enumerate(x.core.shape)]
         return Labels(torch.from_numpy(dst[inverse.reshape(rest)]).reshape(kept), x.shape)
 
     def total(self, src: Slots) -> int:
         """One slot that reads all of ``src``: a sum, in which zeros do not show."""
-        dst = self.graph.new(1)
+        dst = self.draft.new(1)
         self.emit(Mix(dst, src, 1, False, None))
-        self.graph.pin(dst, self.why("a sum over channels"))
+        self.keep(dst, "a sum over channels", PinCode.WHOLE_TENSOR)
         return int(dst[0])
 
     # -- cost -------------------------------------------------------------------------------------------
@@ -313,6 +317,6 @@ class Operator(Call):
         macs = self.macs()
         each = macs // max(len(slots), 1) if each is None else each
         if 0 < each * len(slots) <= macs:
-            self.graph.products.append(Product(slots, each))
+            self.draft.products.append(Product(slots, each))
             macs -= each * len(slots)
-        self.graph.fixed_macs += macs
+        self.draft.fixed_macs += macs

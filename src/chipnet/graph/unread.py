@@ -7,13 +7,14 @@ name (``in_channels``, ``out_chs``, ``groups``), or every width in the module th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 import numpy as np
 from torch import nn
 
-from chipnet.graph.channels import ChannelGraph, Mix, Norm, Note, Number, Slots
+from chipnet.graph.channels import ChannelGraph
+from chipnet.graph.facts import Mix, Norm, Note, Number, Slots
 from chipnet.graph.numbers import Form, count, number
 from chipnet.graph.standard import STANDARD_MIX, STANDARD_NORM
 from chipnet.program.methods_read import is_torchs, methods_of
@@ -42,12 +43,16 @@ class _Widths:
 
 
 def unread(
-    graph: ChannelGraph, modules: Mapping[str, nn.Module], used: Set[tuple[str, str]]
+    graph: ChannelGraph,
+    pieces: Iterable[tuple[str, Slots]],
+    modules: Mapping[str, nn.Module],
+    used: Set[tuple[str, str]],
 ) -> tuple[list[Number], list[Note]]:
     """Numbers that follow though forward does not read them, and notes on those that do not.
 
     Args:
         graph: as all rules left it.
+        pieces: modules whose forward splits a tensor along channels, and each of the pieces.
         modules: all modules by their paths.
         used: modules and attributes that operators received.
     """
@@ -62,7 +67,7 @@ def unread(
             if readers := [m for m, method in methods.others.items() if name in method.names]:
                 asked.setdefault(path, {})[name] = readers
     numbers, notes = [], []
-    widths = _widths(graph, asked.keys()) if asked else {}
+    widths = _widths(graph, pieces, asked.keys()) if asked else {}
     for path, names in asked.items():
         others = methods_of(modules[path]).others
         for name, readers in names.items():
@@ -84,7 +89,7 @@ def unread(
     return numbers, notes
 
 
-def _widths(graph: ChannelGraph, paths: Set[str]) -> dict[str, _Widths]:
+def _widths(graph: ChannelGraph, pieces: Iterable[tuple[str, Slots]], paths: Set[str]) -> dict[str, _Widths]:
     found: dict[str, _Widths] = defaultdict(_Widths)
     for fact in graph.facts:
         if not isinstance(fact, (Mix, Norm)) or (isinstance(fact, Mix) and not fact.module):
@@ -96,7 +101,7 @@ def _widths(graph: ChannelGraph, paths: Set[str]) -> dict[str, _Widths]:
                 per_group = fact.src.reshape(fact.groups, -1)
                 whole = fact.groups > per_group.shape[1]  # else surgery keeps their number
                 found[path].groups.append(per_group[:, 0] if whole else np.empty(0, dtype=np.int64))
-    for module, slots in graph.pieces:
+    for module, slots in pieces:
         if module in paths:
             found[module].pieces.append(slots)
     return found

@@ -16,8 +16,9 @@ from torch.fx.node import map_arg
 
 from chipnet.graph.attributes import tie_widths
 from chipnet.graph.call import Forward
-from chipnet.graph.channels import Barrier, ChannelGraph, Host, Mix, Norm, Pin, Realisation
+from chipnet.graph.channels import ChannelGraph
 from chipnet.graph.draft import Draft
+from chipnet.graph.facts import Barrier, Host, Mix, Norm, Pin, PinCode, Place, Realisation
 from chipnet.graph.frozen_weights import computed_weights
 from chipnet.graph.labels import Labels, Param, along, uniform
 from chipnet.graph.numbers import Settled, settle
@@ -59,14 +60,14 @@ def trace(
         counting=True,
     )
     while True:
-        graph, settled, used = _traced(forward, program, canonical, training, gated, values)
+        draft, settled, used = _traced(forward, program, canonical, training, gated, values)
         if settled.whole.keys() <= forward.literal.keys():
             break
         forward = replace(forward, literal={**forward.literal, **settled.whole})
-    graph.literal = dict(forward.literal)
-    more, graph.notes = unread(graph, modules, used)
-    graph.numbers.update({(n.module, n.name, n.index): n for n in [*settled.numbers, *more]})
-    return graph
+    graph = draft.finished(forward.literal)
+    more, notes = unread(graph, draft.pieces, modules, used)
+    numbers = {(n.module, n.name, n.index): n for n in [*settled.numbers, *more]}
+    return replace(graph, numbers={**graph.numbers, **numbers}, notes=notes)
 
 
 def _traced(
@@ -76,27 +77,26 @@ def _traced(
     training: Captured | None,
     gated: Set[str],
     values: Sequence[Received],
-) -> tuple[ChannelGraph, Settled, set[tuple[str, str]]]:
+) -> tuple[Draft, Settled, set[tuple[str, str]]]:
     """One walk, what it says of numbers in attributes, and which attributes it has seen."""
     draft = Draft()
-    graph = draft.graph
     _walk(forward, draft, program, canonical, gated)
     if training is not None:
         readers = _readers(training, canonical)
         second = replace(forward, readers=readers, watch=training.watch, counting=False)
         _walk(second, draft, training, canonical)
     tie_widths(draft)
-    _drop_hosts(graph, draft.foreign)
+    _drop_hosts(draft)
     for name in draft.foreign | draft.data:  # its module is asked for it: nothing can stand in
-        graph.owners.pop(name.rpartition(".")[0], None)
+        draft.owners.pop(name.rpartition(".")[0], None)
     watches = [p.watch for p in (program, training) if p is not None]
     received = [r for watch in watches if watch is not None for r in watch.unclaimed()]
     received += values
     held = functools.partial(_held, forward.modules)
-    settled = settle(graph, draft.claims, received, held, forward.literal)
+    settled = settle(draft, draft.claims, received, held, forward.literal)
     sources = [*(c.source for c in draft.claims), *(r.source for r in received)]
     seen = [a for source in sources for a in attributes_in(source)]
-    return graph, settled, {(a.module, a.name) for a in seen}
+    return draft, settled, {(a.module, a.name) for a in seen}
 
 
 def _readers(program: Captured, canonical: Mapping[str, str]) -> Mapping[str, int]:
@@ -123,17 +123,17 @@ def _held(modules: Mapping[str, nn.Module], attribute: Attribute) -> int:
     return int(value if attribute.index is None else value[attribute.index])
 
 
-def _drop_hosts(graph: ChannelGraph, foreign: set[str]) -> None:
-    """No gates where they would not act on every call: on parameters that another module reads (``foreign``), or
-    that are read in two ways."""
+def _drop_hosts(draft: Draft) -> None:
+    """No gates where they would not act on every call: on parameters that another module reads, or that are read in
+    two ways."""
     hosts: dict[str, set[Host]] = defaultdict(set)
-    for fact in graph.facts:
+    for fact in draft.facts:
         if isinstance(fact, (Mix, Norm)) and fact.host:
             hosts[fact.host.weight].add(fact.host)
-    for i, fact in enumerate(graph.facts):
+    for i, fact in enumerate(draft.facts):
         host = fact.host if isinstance(fact, (Mix, Norm)) else None
-        if host and (foreign & {host.weight, host.bias} or len(hosts[host.weight]) > 1):
-            graph.facts[i] = replace(fact, host=None)  # type: ignore[arg-type]
+        if host and (draft.foreign & {host.weight, host.bias} or len(hosts[host.weight]) > 1):
+            draft.facts[i] = replace(fact, host=None)  # type: ignore[arg-type]
 
 
 def _walk(
@@ -144,10 +144,9 @@ def _walk(
     gated: Set[str] = frozenset(),
 ) -> None:
     """Call the rule of every operator, in order."""
-    graph = draft.graph
     held = {name: canonical.get(target, target) for name, target in program.held.items()}
     weights, frozen, skipped = computed_weights(forward, program, held)
-    graph.frozen.update({f.module: f for f in frozen})
+    draft.frozen.update({f.module: f for f in frozen})
     made = [param.made for param in weights.values() if param.made is not None]
     draft.foreign.update(name for one in made for name in one.leaves.values())
     chosen = set(program.every) <= program.outputs.keys()
@@ -167,11 +166,11 @@ def _walk(
             inputs: Any = {of: weights.get((node, of), env.get(of)) for of in node.all_input_nodes}
             named = {k: v for k, v in node.kwargs.items() if k != "out"}  # it is written, not read
             args, kwargs = map_arg((node.args, named), inputs.__getitem__)
-            with contextlib.nullcontext() if node in needed else graph.unpinned():
+            with contextlib.nullcontext() if node in needed else draft.unpinned():
                 env[node] = apply(op, args, dict(kwargs))
             _write(op, env)
             _offer_gate(op, env[node])
-            if op.key in gated and op.key in graph.outputs:
+            if op.key in gated and op.key in draft.outputs:
                 env[node] = _gated(op, env[node])
             if (call := made_by(node)) is not None:
                 draft.results[forward.counting, call] = env[node]
@@ -179,9 +178,9 @@ def _walk(
         why = program.outputs.get(node.name)
         if why is not None and isinstance(x, Labels | Param):
             op = Operator(node, forward, draft)
-            slots, dst = op.labelled(x).slots(), graph.new(1)
-            graph.pin(slots, Pin(why, node.name, "", ""))
-            graph.pin(dst, Pin(why, node.name, "", ""))
+            slots, dst = op.labelled(x).slots(), draft.new(1)
+            for kept in (slots, dst):
+                draft.pin(kept, Pin(PinCode.OUTPUT, why, Place(node.name)))
             op.emit(Barrier(dst, slots, output=True))
 
 
@@ -194,8 +193,8 @@ def _placeholder(op: Operator, held: str | None, constants: Mapping[str, Tensor]
         return Param(held, op.shape)
     if op.node.name in constants:
         return op.constant(op.shape, zero=not bool(constants[op.node.name].any()))
-    slots = op.graph.new(1)
-    op.source(slots, live=True, flow=True, reason="an input of the network")
+    slots = op.draft.new(1)
+    op.source(slots, live=True, flow=True, reason="an input of the network", code=PinCode.INPUT)
     return uniform(int(slots[0]), op.shape)
 
 
@@ -236,18 +235,18 @@ def _offer_gate(op: Operator, x: Any) -> None:
     """Note a tensor with channels that is the output of a module, called once: a gate could act there."""
     if not op.forward.counting or not op.module or not isinstance(x, Labels) or len(x.varying) != 1:
         return
-    if any(r.module == op.module for r in op.graph.resizes):
+    if any(r.module == op.module for r in op.draft.resizes):
         return
     inner = next(reversed(calls_around(op.node)))
     if op.forward.entered[op.module] == {inner} and all(inner not in calls_around(u) for u in op.node.users):
-        op.graph.outputs[op.key] = op.module, x.slots()
+        op.draft.outputs[op.key] = op.module, x.slots()
 
 
 def _gated(op: Operator, x: Labels) -> Labels:
     """A gate on the output of the operator's module: after it, shut channels are zero."""
     src = x.slots()
-    dst = op.graph.new(len(src))
-    op.graph.tie(dst, src)
+    dst = op.draft.new(len(src))
+    op.draft.tie(dst, src)
     (axis,) = x.varying
     host = Host(op.module, op.module, None, output=axis - len(x.shape))
     op.emit(Norm(dst, src, host, module=op.module))

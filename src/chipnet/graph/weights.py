@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from chipnet.graph.attributes import claim
-from chipnet.graph.channels import Host, Layer, Map, Mix, Norm, Number, Resize, Slots, is_within
+from chipnet.graph.facts import Host, Layer, Map, Mix, Norm, Number, Pin, PinCode, Resize, Slots, is_within
 from chipnet.graph.labels import Made, Param, Value
 from chipnet.graph.operator import Operator
 from chipnet.graph.standard import STANDARD_MIX, STANDARD_NORM
@@ -47,7 +47,7 @@ def mix(
         groups: of channels; those of a group read those of the same group.
         transposed: the weight's first axis reads.
     """
-    g = op.graph
+    g = op.draft
     frozen = weight.frozen and not g.frozen[op.module].same
     module = _owned(op, weight.name, STANDARD_MIX, frozen)
     apart = module if groups == 1 and _once(op, weight.name) else None
@@ -80,14 +80,14 @@ def _grouped(op: Operator, src: Slots, dst: Slots, groups: int) -> Slots:
     per_in, per_out = src_g.shape[1], dst_g.shape[1]
     if groups > per_in:  # many small groups: a group lives or dies whole
         for i, o in zip(src_g, dst_g, strict=True):
-            op.graph.tie_all([*i.tolist(), *o.tolist()])
+            op.draft.tie_all(np.concatenate([i, o]))
         if per_in > 1 or per_out > 1:
-            op.ties(dst)
+            op.note_tie(dst)
         return np.full(per_in, op.draft.constant, dtype=np.int64)
     for column in [*src_g.T, *dst_g.T]:  # few wide groups: the same positions remain in each
-        op.graph.tie_all(column.tolist())
-    op.ties(src)
-    op.ties(dst)
+        op.draft.tie_all(column)
+    op.note_tie(src)
+    op.note_tie(dst)
     return src_g[0]
 
 
@@ -100,7 +100,7 @@ def norm(
     axis: int,
     *,
     groups: int = 0,
-    mixes: str | None = None,
+    mixes: Pin | None = None,
 ) -> Slots:
     """A normalisation.
 
@@ -113,7 +113,7 @@ def norm(
         groups: in how many groups statistics mix channels; 0: every channel is by itself.
         mixes: why it cannot read less.
     """
-    g = op.graph
+    g = op.draft
     names = [p.name for p in (weight, bias, *stats) if isinstance(p, Param)]
     plain = type(op.owner) in STANDARD_NORM
     module = _owned(op, names[0], STANDARD_NORM) if names else (op.module if plain else None)
@@ -122,7 +122,7 @@ def norm(
     dst = g.new(len(src))
     g.tie(dst, src)
     if mixes is not None:
-        g.pin(src, op.why(mixes))
+        g.pin(src, mixes)
     for name in names:
         g.own(name, 0, dst)
     if not names and plain:  # no tensor tells its width
@@ -130,7 +130,7 @@ def norm(
         for name in {"num_features", "num_channels"} & named.keys():
             g.numbers[op.module, name, None] = Number(op.module, name, None, dst)
         if groups:
-            g.pin(dst[:1], op.why("'num_groups' must not become 0"))
+            op.keep(dst[:1], "'num_groups' must not become 0", PinCode.ONE_STAYS)
             first = dst.reshape(groups, -1)[:, 0]
             g.numbers[op.module, "num_groups", None] = Number(op.module, "num_groups", None, first)
     op.emit(Norm(dst, src, host_of(op, weight, bias), groups, op.module))
@@ -145,7 +145,7 @@ def host_of(op: Operator, weight: Value | None, bias: Value | None, axis: int = 
         return None
     second = bias.name if bias is not None else None
     if weight.frozen:
-        return Host(op.module, weight.name, second, axis, op.graph.frozen[op.module].axis)
+        return Host(op.module, weight.name, second, axis, op.draft.frozen[op.module].axis)
     if weight.made is not None or (bias is not None and bias.made is not None):  # gates do not pass through
         return None
     names = [n for n in (weight.name, second) if n is not None]
@@ -166,11 +166,11 @@ def _owned(op: Operator, weight: str, standard: tuple[type, ...], frozen: bool =
 def _register(op: Operator, module: str | None, fact: int, src: Slots, dst: Slots, what: str) -> None:
     """Note whose fact it is; where nothing can stand in for a dead one it stays alive."""
     if module is not None:
-        op.graph.owners.setdefault(module, []).append(fact)
+        op.draft.owners.setdefault(module, []).append(fact)
     else:
-        why = op.why(f"a {what} that is not a plain torch.nn module keeps one channel")
-        op.graph.pin(dst[:1], why)
-        op.graph.pin(src[:1], why)
+        why = op.why(f"a {what} that is not a plain torch.nn module keeps one channel", PinCode.ONE_STAYS)
+        op.draft.pin(dst[:1], why)
+        op.draft.pin(src[:1], why)
 
 
 # -- index maps -------------------------------------------------------------------------------------------------
@@ -194,17 +194,17 @@ def _meets_others(op: Operator) -> bool:
 
 def _input(op: Operator, outer: Slots, module: str, axis: int) -> Slots:
     """In the indexed realisation a module may read fewer channels than the tensor has."""
-    inner = op.graph.new(len(outer))
+    inner = op.draft.new(len(outer))
     op.emit(Map(inner, (outer,), "or"))
-    op.graph.resizes.append(Resize(module, "input", axis, outer, inner))
+    op.draft.resizes.append(Resize(module, "input", axis, outer, inner))
     return inner
 
 
 def _output(op: Operator, inner: Slots, module: str, axis: int) -> Slots:
     """In the indexed realisation a module may write fewer channels than the tensor has."""
-    outer = op.graph.new(len(inner))
+    outer = op.draft.new(len(inner))
     op.emit(Map(outer, (inner,), "or"))
-    op.graph.resizes.append(Resize(module, "output", axis, outer, inner))
+    op.draft.resizes.append(Resize(module, "output", axis, outer, inner))
     return outer
 
 
@@ -215,7 +215,7 @@ def own(op: Operator, x: Param, owned: Mapping[int, Slots]) -> None:
         _own_made(op, x.made, owned)
     else:
         for axis, slots in owned.items():
-            op.graph.own(x.name, axis, slots)
+            op.draft.own(x.name, axis, slots)
 
 
 def _own_made(op: Operator, made: Made, owned: Mapping[int, Slots]) -> None:
@@ -225,17 +225,17 @@ def _own_made(op: Operator, made: Made, owned: Mapping[int, Slots]) -> None:
     for axis, slots in owned.items():
         places = made.along[axis]
         if places is None:
-            op.graph.pin(slots, op.why(COMPUTED))
+            op.keep(slots, COMPUTED, PinCode.COMPUTED)
         for node, at in (places or {}).items():
             if node in made.leaves:
-                op.graph.own(made.leaves[node], at, slots)
+                op.draft.own(made.leaves[node], at, slots)
                 cut.add((node, at))
             elif op.at(node).name in _SIZED:
                 _follow(op.at(node), at, slots)
     for leaf, name in made.leaves.items():
         for at, n in enumerate(op.at(leaf).shape):
             if n > 1 and (leaf, at) not in cut:
-                op.graph.pin(op.draft.data_slots(name, at, n), op.why(COMPUTED))
+                op.keep(op.data_slots(name, at, n), COMPUTED, PinCode.COMPUTED)
 
 
 def _follow(op: Operator, axis: int, slots: Slots) -> None:
@@ -245,8 +245,8 @@ def _follow(op: Operator, axis: int, slots: Slots) -> None:
         return
     if op.is_literal:
         reason = "a weight that is computed with sizes that do not follow"
-        op.graph.pin(slots, op.why(op.forward.literal[op.key] or reason))
-    known = op.graph.risky.get(op.key)
+        op.keep(slots, op.forward.literal[op.key] or reason, PinCode.FIXED_WIDTH)
+    known = op.draft.risky.get(op.key)
     op.risk(slots if known is None else torch.tensor([*known.slots, *slots]).numpy())
     fresh = op.name in FRESH and not op.name.startswith("new_")
     claim(op, op.sizes(op.shape, 0, 0 if fresh else 1)[axis], slots)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from chipnet.budget.solver import Hardener
 from chipnet.methods.base import Method
 
 
@@ -89,8 +90,9 @@ class BAR(Method):
         self.optimizer.zero_grad(set_to_none=True)
         self.noise = None
 
-    def scores(self) -> Tensor:
-        return self.log_alpha.detach()
+    @torch.no_grad()
+    def mask(self) -> Tensor:
+        return Hardener(self.analysis, self.limits, self.log_alpha).solve()
 
     def state_dict(self) -> dict[str, Any]:
         return {

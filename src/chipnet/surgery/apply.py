@@ -16,7 +16,7 @@ from chipnet._util.finite import check_finite
 from chipnet._util.modes import plainly
 from chipnet.errors import PlanError
 from chipnet.gates.hooks import strip_gates
-from chipnet.graph.channels import Frozen
+from chipnet.graph.facts import Frozen
 from chipnet.graph.rules import LAYERS
 from chipnet.graph.standard import STANDARD_MIX
 from chipnet.program.inputs import Inputs, device_of
@@ -328,7 +328,7 @@ def _cut(model: nn.Module, plan: Plan) -> None:
                 if id(tensor) in done:
                     store[key] = done[id(tensor)]
     for module in modules.values():
-        fit_attributes(module)
+        _fit_attributes(module)
     for size in plan.sizes:
         _set_size(modules[size.module], size)
     for scale in plan.scales:
@@ -350,7 +350,7 @@ def kept(tensor: Tensor, keep: Mapping[int, Sequence[int]]) -> Tensor:
     return tensor
 
 
-def fit_attributes(module: nn.Module) -> None:
+def _fit_attributes(module: nn.Module) -> None:
     """Make a module's size attributes say what its tensors are."""
     weight = getattr(module, "weight", None)
     if isinstance(module, _Conv) and isinstance(weight, Tensor):

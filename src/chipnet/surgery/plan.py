@@ -19,7 +19,7 @@ from chipnet.analysis.kinds import KINDS
 from chipnet.budget.budget import Budget
 from chipnet.budget.landing import Landing
 from chipnet.errors import LoadError, PlanError
-from chipnet.graph.channels import Frozen
+from chipnet.graph.facts import Frozen
 from chipnet.program.inputs import Inputs
 from chipnet.program.outputs import Outputs
 
@@ -125,7 +125,7 @@ class Plan:
     shut: Mapping[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     frozen: tuple[Frozen, ...] = ()
     latency: Mapping[str, Any] | None = None
-    """With a latency budget, what was measured: the fields of `chipnet.budget.landing.Landing`."""
+    """With a latency budget, what was measured: the fields of `chipnet.timing.tables.Landing`."""
     outputs: Outputs | None = None
     """Which outputs matter; None: all."""
     inputs: Inputs | None = field(default=None, compare=False, repr=False)

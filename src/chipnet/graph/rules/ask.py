@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from chipnet._util.torch_private import OpOverload
+from chipnet.graph.facts import PinCode
 from chipnet.graph.labels import values_in
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.elementwise import pointwise
@@ -21,8 +22,8 @@ def apply(op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     except Exception as e:
         said = str(e).strip().split("\n")[0]
         reason = f"the rule for '{op.name}' failed ({type(e).__name__}: {said})"
-        op.draft.undo(before, op.why(reason))
-        return op.barrier(values_in(args, kwargs), reason)
+        op.draft.undo(before, op.why(reason, PinCode.RULE_FAILED))
+        return op.barrier(values_in(args, kwargs), reason, PinCode.RULE_FAILED)
 
 
 def _apply(op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -33,7 +34,7 @@ def _apply(op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     inputs = values_in(args, kwargs)
     if inputs and isinstance(op.node.target, OpOverload) and _is_pointwise(op.node.target):
         return pointwise(op, *args, **kwargs)
-    return op.barrier(inputs, f"no rule for operator '{op.name}'")
+    return op.barrier(inputs, f"no rule for operator '{op.name}'", PinCode.NO_RULE)
 
 
 def _is_pointwise(target: OpOverload) -> bool:

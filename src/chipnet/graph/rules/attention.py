@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from chipnet.graph.facts import PinCode
 from chipnet.graph.labels import Labels, Value
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.table import aten, rule
@@ -29,7 +30,7 @@ def attention(
     whole = [x for x in (q, k, mask) if x is not None]
     if enable_gqa or last - 1 in heads or last not in v.varying or (heads and not op.tied_along(v, heads)):
         return op.barrier([*whole, v], "attention")
-    why = op.why("attention keeps one channel of values: without any it computes no scores")
-    op.graph.pin(v.slots()[:1], why)
+    reason = "attention keeps one channel of values: without any it computes no scores"
+    op.keep(v.slots()[:1], reason, PinCode.ONE_STAYS)
     op.count(v.slots(), math.prod(op.shape[:-1]) * k.shape[-2] * v.shape[-1] // len(v.slots()))
     return Labels(op.with_kept(v, whole, "queries and keys of attention").core, op.shape)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from chipnet.graph.channels import Mix
+from chipnet.graph.facts import Mix, PinCode
 from chipnet.graph.labels import Labels, Param, Value, along
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.table import aten, rule
@@ -54,11 +54,11 @@ def einsum(op: Operator, equation: str, operands: Sequence[Labels], path: Any = 
     left, _, out = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if len(operands) != 2 or "->" not in equation:
-        return op.barrier(list(operands), f"no rule for einsum '{equation}'")
+        return op.barrier(list(operands), f"no rule for einsum '{equation}'", PinCode.NO_RULE)
     names = [_spelt(term, len(x.shape)) for term, x in zip(terms, operands, strict=True)]
     letters = _spelt(out, len(op.shape))
     if any(len(set(n)) < len(n) for n in names):  # a diagonal
-        return op.barrier(list(operands), f"no rule for einsum '{equation}'")
+        return op.barrier(list(operands), f"no rule for einsum '{equation}'", PinCode.NO_RULE)
     return contract(op, operands[0], names[0], operands[1], names[1], letters, narrowest=2)
 
 
@@ -144,17 +144,17 @@ def _laid_out(op: Operator, x: Value, axes: Letters, names: Letters) -> Labels:
 def _keep(op: Operator, x: Labels, over: list[int], least: int) -> None:
     """The first ``least`` channels of those that are summed over stay."""
     first = x.core.numpy().take(range(least), over[0]) if least else x.slots()[:0]
-    op.graph.pin(first.reshape(-1), op.why(f"'{op.node.name}' sums over at least {least} channels"))
+    op.keep(first.reshape(-1), f"'{op.node.name}' sums over at least {least} channels", PinCode.ONE_STAYS)
 
 
 def _totals(op: Operator, x: Labels, over: list[int], rest: list[int]) -> Labels:
     """A sum over the axes ``over`` for each index along the axes ``rest``, which are kept."""
     sizes = [x.core.shape[i] for i in rest]
     rows = x.core.permute([*rest, *over, *(i for i in range(x.core.ndim) if i not in (*rest, *over))])
-    dst = op.graph.new(math.prod(sizes))
+    dst = op.draft.new(math.prod(sizes))
     for d, row in zip(dst, rows.reshape(len(dst), -1).numpy(), strict=True):
         op.emit(Mix(dst[d - dst[0] : d - dst[0] + 1], row.copy(), 1, False, None))
-    op.graph.pin(dst, op.why("a sum over channels"))
+    op.keep(dst, "a sum over channels", PinCode.WHOLE_TENSOR)
     core = torch.from_numpy(dst).reshape([x.core.shape[i] if i in rest else 1 for i in range(x.core.ndim)])
     return Labels(core, x.shape)
 
@@ -176,7 +176,7 @@ def _layer(
         return None
     src = op.channels(x, axis)
     assert src is not None
-    op.graph.pin(src[:narrowest], op.why(f"'{op.node.name}' sums over at least {narrowest} channels"))
+    op.keep(src[:narrowest], f"'{op.node.name}' sums over at least {narrowest} channels", PinCode.ONE_STAYS)
     shape, rows = op.shape, weight.shape[list(own).index(outer)]
     area = math.prod(shape) // rows
     dst = mix(

@@ -194,5 +194,5 @@ def prelu(op: Operator, x: Value, weight: Value) -> Labels:
         slots = op.channels(x, 1)
         if slots is None or not isinstance(weight, Param):
             return op.barrier([x, weight], "slopes that are not along channels")
-        op.graph.own(weight.name, 0, slots)
+        op.draft.own(weight.name, 0, slots)
     return x

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from chipnet.graph.attributes import claim, pin_literal
-from chipnet.graph.channels import Map, Number, Slots
+from chipnet.graph.facts import Map, Number, PinCode, Slots
 from chipnet.graph.labels import Labels, Param, Value, along
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.table import aten, rule
@@ -43,7 +43,7 @@ def _convolution(
     wide = weight.varying == [0]  # made as wide as an attribute says
     blurs = bias is None and groups == x.shape[axis] > 1 and (wide or op.is_constant(weight))
     if not blurs and not (isinstance(weight, Param) and isinstance(bias, Param | None)):
-        return op.barrier(kept, COMPUTED)
+        return op.barrier(kept, COMPUTED, PinCode.COMPUTED)
     src = op.channels(x, axis)
     if src is None:
         return op.barrier(kept, "channels lie along another axis")
@@ -75,14 +75,14 @@ def _convolution(
 
 def _blur(op: Operator, src: Slots, axis: int, weight: Value) -> Labels:
     """One constant kernel for every channel, as wide as they are (blur pooling, Sobel filters)."""
-    op.graph.pin(src[:1], op.why("a convolution of every channel needs at least one"))
+    op.keep(src[:1], "a convolution of every channel needs at least one", PinCode.ONE_STAYS)
     dst = np.repeat(src, op.shape[axis] // len(src))
     if isinstance(weight, Labels) and weight.varying:
         rows = np.repeat(weight.slots(), len(dst) // len(weight.slots()))
-        read, dst = dst, op.graph.new(len(dst))
+        read, dst = dst, op.draft.new(len(dst))
         op.emit(Map(dst, (read, rows), "and"))
-        op.graph.tie(dst, read)
-        op.graph.tie(dst, rows)
+        op.draft.tie(dst, read)
+        op.draft.tie(dst, rows)
     op.count(dst)
     return along(dst, axis, op.shape)
 
@@ -128,8 +128,8 @@ def deform_conv(
     x = op.labelled(x)
     if offset_groups > 1 and x.varying == [1]:
         for column in x.slots().reshape(offset_groups, -1).T:
-            op.graph.tie_all(column.tolist())
-        op.ties(x.slots())
+            op.draft.tie_all(column)
+        op.note_tie(x.slots())
     x = op.with_kept(x, [offset, mask], "where a deformable convolution reads")
     if str(getattr(op.node.args[4], "target", "")) == "aten.zeros.default":  # torchvision's, for no bias
         bias = None
@@ -138,7 +138,7 @@ def deform_conv(
     first = x.slots().reshape(groups, -1)[:, 0] if x.varying else x.slots()
     for name, slots in (("in_channels", x.slots()), ("out_channels", out.slots()), ("groups", first)):
         if getattr(module, name, 0) == len(slots) > 1:
-            op.graph.numbers[op.module, name, None] = Number(op.module, name, None, slots)
+            op.draft.numbers[op.module, name, None] = Number(op.module, name, None, slots)
     return out
 
 
@@ -146,7 +146,7 @@ def deform_conv(
 def linear(op: Operator, x: Value, weight: Value, bias: Value | None = None) -> Labels:
     """A linear layer over the last axis."""
     if not isinstance(weight, Param) or not isinstance(bias, Param | None):
-        return op.barrier([v for v in (x, weight, bias) if v is not None], COMPUTED)
+        return op.barrier([v for v in (x, weight, bias) if v is not None], COMPUTED, PinCode.COMPUTED)
     src = op.channels(x, -1)
     if src is None:
         return op.barrier([x], "channels lie along another axis")

@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 
 from chipnet.graph.attributes import claim, pin_literal
-from chipnet.graph.channels import Map, Slots, Source
+from chipnet.graph.facts import Map, PinCode, Slots, Source
 from chipnet.graph.labels import Labels, Param, Value, along, uniform
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.table import aten, rule
@@ -101,8 +101,8 @@ def channel_shuffle(op: Operator, x: Value, groups: int) -> Labels:
     x = op.labelled(x)
     if x.varying == [1]:
         for column in x.slots().reshape(groups, -1).T:
-            op.graph.tie_all(column.tolist())
-        op.ties(x.slots())
+            op.draft.tie_all(column)
+        op.note_tie(x.slots())
     return op.moved(op.node.target(x.full().contiguous(), groups))  # type: ignore[operator]
 
 
@@ -121,7 +121,7 @@ def roll(op: Operator, x: Value, shifts: Any, dims: Any = ()) -> Labels:
     x = op.labelled(x)
     dims = [dims] if isinstance(dims, int) else list(dims)
     if not dims or any(d % len(x.shape) in x.varying for d in dims):
-        op.pin(x, "is rolled along channels")
+        op.pin(x, "is rolled along channels", PinCode.READ_WHOLE)
     return op.moved(op.node.target(x.full(), shifts, dims))  # type: ignore[operator]
 
 
@@ -153,10 +153,10 @@ def _widened(op: Operator, x: Labels) -> Labels | None:
     given = tuple(n // b if times else n for n, b in zip(shape, before, strict=True))
     for axis, number in enumerate(op.sizes(given)):
         if not x.varying and before[axis] == 1 and is_from_attribute(number) and not op.is_literal:
-            slots = op.graph.new(shape[axis])
+            slots = op.draft.new(shape[axis])
             source = x.core.reshape(-1).numpy().repeat(shape[axis])
             op.emit(Map(slots, (source,), "or"))
-            op.graph.pin(source, op.why("broadcast along channels"))
+            op.keep(source, "broadcast along channels", PinCode.ONE_STAYS)
             claim(op, number, slots)
             op.risk(slots)
             return along(slots, axis, shape)
@@ -202,7 +202,7 @@ def fresh(op: Operator, *args: Any, **kwargs: Any) -> Labels:
 
 def _filled(op: Operator, live: bool, axis: int, shape: tuple[int, ...]) -> Labels:
     """A tensor of one number, with channels along an axis."""
-    slots = op.graph.new(shape[axis])
+    slots = op.draft.new(shape[axis])
     op.emit(Source(slots, live=live, flow=False))
     return along(slots, axis, shape)
 
@@ -270,17 +270,17 @@ def split(op: Operator, x: Value, size: Any, dim: int = 0, *, follows: bool = Fa
         pin_literal(op, x, f"is split into pieces of a fixed width ({', '.join(map(str, sizes))})")
     elif not follows:
         op.risk(x.slots())
-        op.graph.pieces += [(op.module, slots) for slots in first]
+        op.draft.pieces += [(op.module, slots) for slots in first]
     if named:
         for number, slots in zip(numbers, first, strict=True):  # pieces may be empty
             if not claim(op, number, slots, empty=True) and not isinstance(source_of(number), (Shape, Term)):
-                op.graph.pin(slots, op.why(f"a piece of a fixed width ({number})"))
+                op.keep(slots, f"a piece of a fixed width ({number})", PinCode.FIXED_WIDTH)
     elif equal:
         claim(op, given, first[0])
         flat = [p.movedim(dim, 0).reshape(p.shape[dim], -1) for p in pieces]
         for column in torch.cat(flat, 1).numpy():
-            op.graph.tie_all(np.unique(column).tolist())
-        op.ties(first[0])
+            op.draft.tie_all(np.unique(column))
+        op.note_tie(first[0])
     return tuple(op.moved(p) for p in pieces)
 
 
@@ -289,7 +289,7 @@ def unbind(op: Operator, x: Value, dim: int = 0) -> Any:
     """Pieces of one index each; along channels their number is fixed."""
     x = op.labelled(x)
     if not op.keeps_length(x, dim % len(x.shape)):
-        op.pin(x, "is taken apart along channels")
+        op.pin(x, "is taken apart along channels", PinCode.FIXED_WIDTH)
     return tuple(op.moved(p) for p in x.full().unbind(dim))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from chipnet.graph.attributes import claim
+from chipnet.graph.facts import PinCode
 from chipnet.graph.labels import Labels, Value, along
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.table import aten, rule
@@ -60,7 +61,8 @@ def layer_norm(
         return op.barrier([x], "layer norm over several axes")
     src = op.channels(x, mixed[0])
     assert src is not None
-    dst = norm(op, src, weight, bias, [], mixed[0], groups=1, mixes="layer norm mixes channels")
+    why = op.why("layer norm mixes channels", PinCode.READ_WHOLE)
+    dst = norm(op, src, weight, bias, [], mixed[0], groups=1, mixes=why)
     return along(dst, mixed[0], op.shape)
 
 
@@ -72,16 +74,16 @@ def group_norm(
     src = op.channels(x, 1)
     if src is None:
         return op.barrier([x], "channels lie along another axis")
-    mixes = "group norm mixes channels" if groups == 1 else None
+    mixes = op.why("group norm mixes channels", PinCode.READ_WHOLE) if groups == 1 else None
     module = op.owner
     if not isinstance(module, nn.GroupNorm) and groups > 1:
         op.risk(src)
         named = claim(op, op.given("num_groups", 1), src.reshape(groups, -1)[:, 0])
-        why = "" if named else "group norm with a fixed number of groups"
-        mixes = op.forward.literal.get(op.key, why) or None
+        reason = op.forward.literal.get(op.key, "" if named else "group norm with a fixed number of groups")
+        mixes = op.why(reason, PinCode.FIXED_WIDTH) if reason else None
     for group in src.reshape(groups, -1) if groups < len(src) else ():
-        op.graph.tie_all(group.tolist())
+        op.draft.tie_all(group)
     if 1 < groups < len(src):
-        op.ties(src)
+        op.note_tie(src)
     dst = norm(op, src, weight, bias, [], 1, groups=groups if groups < len(src) else 0, mixes=mixes)
     return along(dst, 1, op.shape)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from chipnet.graph.facts import PinCode
 from chipnet.graph.labels import Param, Value
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.table import aten, rule
@@ -63,13 +64,13 @@ def _scaled(op: Operator, x: Value, axis: int, scales: list[Value]) -> Any:
     names = [s.name for s in scales if isinstance(s, Param)]
     axis %= max(len(x.shape), 1)
     if len(names) < len(scales) or any(s.shape != (x.shape[axis],) for s in scales):
-        return op.barrier([x, *scales], "scales that are computed")
+        return op.barrier([x, *scales], "scales that are computed", PinCode.COMPUTED)
     if isinstance(x, Param):  # a weight: they are cut where it is cut
-        op.graph.along.setdefault((x.name, axis), []).extend(names)
+        op.draft.along.setdefault((x.name, axis), []).extend(names)
         return x
     slots = op.channels(x, axis)
     if slots is None:
         return op.barrier([x, *scales], "scales that are not along channels")
     for name in names:
-        op.graph.own(name, 0, slots)
+        op.draft.own(name, 0, slots)
     return x

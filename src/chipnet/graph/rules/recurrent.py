@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from chipnet.graph.channels import Mix
+from chipnet.graph.facts import Mix, PinCode
 from chipnet.graph.labels import Param, Value, uniform
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.table import aten, rule
@@ -41,14 +41,14 @@ def _reads(op: Operator, x: Value, first: list[Param], weights: list[Param], sta
     weights = [w for w in weights if w is not None]
     if src is None or not all(isinstance(w, Param) for w in weights):
         return op.barrier([x, *weights, *states], "a recurrent layer")
-    op.graph.pin(src[:1], op.why("a recurrent layer needs at least one channel"))
+    op.keep(src[:1], "a recurrent layer needs at least one channel", PinCode.ONE_STAYS)
     for w in first:
-        op.graph.own(w.name, 1, src)
+        op.draft.own(w.name, 1, src)
     op.count(src, sum(w.shape[0] for w in first) * math.prod(x.shape[:-1]))
     held = op.read_all([s for s in states if not op.is_constant(s)], "the state of a recurrent layer")
-    dst = op.graph.new(1)
+    dst = op.draft.new(1)
     op.emit(Mix(dst, np.append(src, held), 1, True, None, op.module))
-    op.graph.pin(dst, op.why("the hidden size of a recurrent layer"))
+    op.keep(dst, "the hidden size of a recurrent layer", PinCode.WHOLE_TENSOR)
     outputs = op.outputs
     if isinstance(outputs, Tensor):
         return uniform(int(dst[0]), tuple(outputs.shape))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from chipnet.graph.channels import Rescaled
+from chipnet.graph.facts import Rescaled
 from chipnet.graph.labels import Labels, Value, axes_of, uniform, values_in
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.elementwise import add
@@ -69,7 +69,7 @@ def _rescales(op: Operator, x: Labels) -> bool:
         )
     ):
         return False
-    op.graph.rescaled[op.module] = Rescaled(op.module, names[0], x.slots())
+    op.draft.rescaled[op.module] = Rescaled(op.module, names[0], x.slots())
     return True
 
 

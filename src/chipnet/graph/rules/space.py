@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chipnet.graph.facts import PinCode
 from chipnet.graph.labels import Labels, Value
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.table import aten, rule
@@ -22,9 +23,9 @@ def pool(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
     assert isinstance(out, Labels)
     if out.varying:
         if out.varying == [1] and type(op.owner) in STANDARD_POOL and len(out.shape) > 2:
-            op.graph.pools[op.module] = out.slots()
+            op.draft.pools[op.module] = out.slots()
         else:
-            op.graph.pin(out.slots()[:1], op.why(f"'{op.node.name}' needs at least one channel"))
+            op.keep(out.slots()[:1], f"'{op.node.name}' needs at least one channel", PinCode.ONE_STAYS)
     return out
 
 
@@ -102,7 +103,7 @@ def col2im(op: Operator, x: Value, size: Any, kernel: list[int], *args: Any) -> 
         return Labels(x.core.unsqueeze(-1), op.shape)
     blocks = Labels(x.core.unflatten(axis, (-1, math.prod(kernel))), (*op.shape[:-2], *kernel))
     for block in x.slots().reshape(-1, math.prod(kernel)):
-        op.graph.tie_all(block.tolist())
+        op.draft.tie_all(block)
     return Labels(op.merged(blocks, [axis + 1], "or").core, op.shape)
 
 
@@ -118,7 +119,7 @@ def upsample(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
     out = adaptive(op, x)
     assert isinstance(out, Labels)
     if out.varying in ([1], []):  # several channels, or one
-        op.graph.pin(out.slots()[:1], op.why(f"'{op.node.name}' needs at least one channel"))
+        op.keep(out.slots()[:1], f"'{op.node.name}' needs at least one channel", PinCode.ONE_STAYS)
     return out
 
 
@@ -147,8 +148,8 @@ def pad(op: Operator, x: Value, widths: list[int], mode: Any = "constant", value
         if core.shape[axis] > 1:
             if mode not in ("constant", 0, 0.0):
                 return op.barrier([x], "pads channels with channels")
-            slots = op.graph.new(before + after)
-            op.source(slots, live, False, "padding of a fixed width")
+            slots = op.draft.new(before + after)
+            op.source(slots, live, False, "padding of a fixed width", PinCode.FIXED_WIDTH)
             zeros = torch.from_numpy(slots).reshape([-1 if a == axis else 1 for a in range(core.ndim)])
             sizes = [1 if a == axis else n for a, n in enumerate(core.shape)]
             ends = (
