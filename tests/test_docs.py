@@ -14,6 +14,7 @@ from test_imports import FLOORS
 
 import chipnet
 from benchmarks import front
+from chipnet.formats.export import FORMATS
 from chipnet.lab import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +37,7 @@ def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """A block whose title is a file's name is that file; some run in a process without chipnet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # measured layers are not kept in the user's home
     monkeypatch.setattr("chipnet.timing.clock.SECONDS", 0.2)  # and networks are not measured for long
+    monkeypatch.setattr("chipnet.formats.export.FORMATS", dict(FORMATS))  # a page adds one
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     namespace: dict[str, object] = {"__name__": "__docs__"}
@@ -108,6 +110,9 @@ def test_the_tree_of_the_architecture_is_the_tree() -> None:
     there = {p for p in package.rglob("*.py") if p.name not in ("__init__.py", "__main__.py")}
     assert sorted(p for p in there if not whole & {p, *p.parents}) == []
     assert sorted(p for p in named if not p.exists()) == []
+    questions = [line.split(maxsplit=1)[1] for line in picture]
+    assert [q for q in questions if "?" not in q or len(q) > 90] == []
+    assert sorted({q for q in questions if questions.count(q) > 1}) == []  # each has a question of its own
     floors = [p.stem for p in named if p.parent == package and p.stem != "_moved"]
     assert sorted(floors, key=FLOORS.index) == floors  # the order in which imports go
 

@@ -71,6 +71,16 @@ def test_the_version_stands_once() -> None:
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == chipnet.__version__
 
 
+def test_the_changelog_is_by_release_and_every_line_is_in_one() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    heads = re.findall(r"^## \[(.*?)\](?: - \d{4}-\d\d-\d\d)?$", text, re.M)
+    assert len(heads) == len(re.findall(r"^## ", text, re.M)) == len(set(heads)) and heads[0] == "Unreleased"
+    for release in text.split("\n## ")[1:]:
+        parts = re.findall(r"^### .*$", release, re.M)
+        assert len(parts) == len(set(parts)), release.splitlines()[0]
+    assert re.findall(r"^\*.*$", text, re.M) == []  # bullets are dashes
+
+
 def test_hooks_of_pre_commit_run_the_pinned_tools() -> None:
     (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert repository["repo"] == "local"

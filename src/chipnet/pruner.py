@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +20,17 @@ from chipnet.analysis.options import Options, Patterns, check_whole
 from chipnet.analysis.vectors import read_mask
 from chipnet.budget.budget import Budget
 from chipnet.budget.landing import Landing
+from chipnet.budget.ranking import Solution, counting
 from chipnet.errors import CaptureError, ConfigError
 from chipnet.gates.hooks import add_gates, untouched_by_failure
 from chipnet.gates.state import made_for, refuse_other
 from chipnet.gates.values import GateValues
 from chipnet.graph.facts import Realisation
+from chipnet.methods import Method, read_method, reference
 from chipnet.program.inputs import device_of
 from chipnet.structure import Structure
 from chipnet.surgery.plan import Plan
-from chipnet.timing.tables import land
-
-if TYPE_CHECKING:
-    from chipnet.methods import Method
+from chipnet.timing.landing import measuring
 
 
 class Pruner:
@@ -101,50 +99,39 @@ class Pruner:
         seed: int = 0,
         group: Group = None,
     ) -> None:
-        from chipnet.methods import read_method, reference
-
-        made, options = read_method(method)
+        kind, settings = read_method(method)
         check_whole("steps", steps, 1, ": the optimiser steps of the pruning phase")
         check_whole("seed", seed, 0)
         model = getattr(model, "_orig_mod", model)  # what torch.compile was given
         self.model, self.group = model, group
-        self.budget = Budget.parse(budget)
-        given = Options(realisation, share, ignore, only, min_channels, round_to, outputs)
-        self.structure = _structure(model, example_inputs, given)
+        self.budget, self.steps, self.taken = Budget.parse(budget), steps, 0
+        options = Options(realisation, share, ignore, only, min_channels, round_to, outputs)
+        self.structure = _structure(model, example_inputs, options)
         self._infinite = check_finite(model)
-        if LATENCY in self.budget.kinds:
+        timed = LATENCY in self.budget.kinds
+        if timed:
             self.structure.time(model)
         self.structure.check(self.budget)
-        self.steps, self.taken = steps, 0
-        self.landing: Landing | None = None
-        """With a latency budget, once final masks are known: what their compact network takes, as measured."""
-        self._landed: Tensor | None = None
+        analysis, limits = self.structure.analysis, self.structure.limits(self.budget)
+        self._solver = measuring(model, analysis, self.budget) if timed else counting(analysis)
+        self._measured: Solution | None = None
+        """With a latency budget: the mask that was measured last."""
+        self._made_for = made_for(
+            reference(kind), {**kind.settings(), **settings}, self.budget, steps, analysis
+        )
         device = device_of(model)
-        gated = [bool((site.gates >= 0).any()) for site in self.structure.sites]
-        sites = [site for site, mine in zip(self.structure.sites, gated, strict=True) if mine]
-        widths = torch.tensor([site.channels for site in self.structure.sites])
-        self._gated = torch.tensor(gated).repeat_interleave(widths)
+        sites = [site for site in analysis.sites if site.free]
+        self._gated = torch.cat([torch.full((site.channels,), site.free > 0) for site in analysis.sites])
         """Of every channel of every site: is the site gated?"""
-        self._values = GateValues([site.gates for site in sites], self.structure.gates, self._soft, device)
+        self._values = GateValues([site.gates for site in sites], analysis.gates, self._soft, device)
         self._own_backward = False
         """The gradients of ``loss()`` have come by ``backward()``, without the task's scale."""
         self._flags = Flags()
-        settings = {**made.settings(), **options}
-        gates, every = self.structure.gates, self.structure.sites
-        self._made_for = made_for(reference(made), settings, self.budget, steps, gates, every)
         with untouched_by_failure(model):
-            self.method = made(
-                model,
-                self.structure.analysis,
-                self.structure.limits(self.budget),
-                steps=steps,
-                seed=seed,
-                device=device,
-                options=options,
+            self.method = kind(
+                model, analysis, limits, steps=steps, seed=seed, device=device, options=settings
             )
             self.method.group = group
-            if LATENCY in self.budget.kinds:
-                self.method.settle = self._settle  # type: ignore[method-assign]
             self._hooks = add_gates(model, sites, self._values.constants, self._values.by_site)
             self._publish()
 
@@ -156,6 +143,11 @@ class Pruner:
     def progress(self) -> float:
         """Steps taken / steps, in [0, 1]."""
         return min(self.taken / self.steps, 1.0)
+
+    @property
+    def landing(self) -> Landing | None:
+        """With a latency budget, once final masks are known: what their compact network takes, as measured."""
+        return self._measured.landing if self._measured is not None else None
 
     @plainly
     def loss(self) -> Tensor:
@@ -211,6 +203,8 @@ class Pruner:
         before = self.progress
         self.taken += 1
         self.method.step(before, self.progress)
+        if not self.method.final and self.method.freezes(self.progress):
+            self.method.fix(self._solve())
         for p in self.method.learnt():  # the same bits everywhere, even on machines that round differently
             first_(p.data, self.group)
         self._publish()
@@ -267,31 +261,24 @@ class Pruner:
                 "or say that it is meant: harden(early=True)",
                 stacklevel=3,  # `plainly` is between
             )
-        mask = self.method.settle(self.method.mask) if mask is None else mask
-        mask = read_mask(mask, self.structure.gates)
+        mask = read_mask(self._solve() if mask is None else mask, self.structure.gates)
         plan = self.structure.plan(mask, self.budget)
         self._fix(mask)
-        if self.landing is None or self._landed is None or not torch.equal(mask, self._landed):
+        found = self._measured
+        if found is None or found.landing is None or not torch.equal(mask, found.mask):
             return plan
-        return replace(plan, latency=self.landing.to_json())
+        return replace(plan, latency=found.landing.to_json())
 
-    def _settle(self, solve: Callable[[], Tensor]) -> Tensor:
-        """The mask of ``solve`` whose compact network, as measured, is within the latency budget."""
-        if self._landed is not None and torch.equal(solve(), self._landed):
-            return self._landed
-        limits = self.method.limits
-
-        def within(tighter: Mapping[str, int]) -> Tensor:
-            self.method.limits = dict(tighter)
-            try:
-                return solve()
-            finally:
-                self.method.limits = limits
-
-        value = dict(self.budget.targets)[LATENCY]
-        asked = float(value) if isinstance(value, Fraction) else value
-        self._landed, self.landing = land(self.model, self.structure.analysis, limits, asked, within)
-        return self._landed
+    def _solve(self) -> Tensor:
+        """The mask that ships if training ends now. With a latency budget its network has been measured."""
+        if self.method.final:
+            return self.method.mask()
+        if self._measured is not None and torch.equal(self.method.mask(), self._measured.mask):
+            return self._measured.mask
+        found = self._solver(self.method.limits, self.method.ranking())
+        if found.landing is not None:
+            self._measured = found
+        return found.mask
 
     @plainly
     def _mask(self) -> Tensor:
@@ -322,11 +309,10 @@ class Pruner:
             "steps": self.steps,
             "method": self.method.state_dict(),
         }
-        return (
-            own
-            if self.landing is None
-            else {**own, "landing": self.landing.to_json(), "landed": self._landed}
-        )
+        found = self._measured
+        if found is not None and found.landing is not None:
+            own |= {"landing": found.landing.to_json(), "landed": found.mask}
+        return own
 
     @plainly
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -339,14 +325,14 @@ class Pruner:
         refuse_other(state, self._made_for, self.steps, self.method.state_dict())
         before = copy.deepcopy(self.method.state_dict())
         try:
-            landing = Landing(**state["landing"]) if "landing" in state else None
+            measured = Solution(state["landed"], Landing(**state["landing"])) if "landing" in state else None
             self.method.load_state_dict(state["method"])
         except Exception as error:
             self.method.load_state_dict(before)
             raise ConfigError(
                 f"this state of a pruner cannot be read ({type(error).__name__}: {error}); it is as it was before"
             ) from error
-        self.taken, self.landing, self._landed = state["taken"], landing, state.get("landed")
+        self.taken, self._measured = state["taken"], measured
         self._values.forget()
         self._publish()
 

@@ -220,3 +220,37 @@ def test_round_trips(spec):
     assert Budget.from_json(json.loads(json.dumps(budget.to_json()))) == budget
     assert pickle.loads(pickle.dumps(budget)) == budget
     assert eval(repr(budget)) == budget
+
+
+# -- times ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "written", "limit"),
+    [
+        ("latency=0.5", "latency=0.5", 500_000),
+        ("latency=3ms", "latency=3ms", 1_000_000),
+        ("latency=0.25 ms", "latency=250us", 250_000),
+        ("latency=250µs,macs=0.5", "macs=0.5,latency=250us", 250_000),
+        ("latency=0.0001s", "latency=100us", 100_000),
+        ("latency=1234ns", "latency=1234ns", 1234),
+    ],
+)
+def test_times_are_read_and_written(text, written, limit):
+    budget = Budget.parse(text)
+    assert str(budget) == written
+    assert Budget.parse(written) == budget
+    assert budget.limits({"latency": 1_000_000, "macs": 100})["latency"] == limit
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("latency=3", "a time needs its unit: write '3ms'"),
+        ("latency=3M", "needs its unit"),
+        ("macs=3ms", "not a number"),
+    ],
+)
+def test_times_without_a_unit_are_refused(text, said):
+    with pytest.raises(BudgetError, match=said):
+        Budget.parse(text)

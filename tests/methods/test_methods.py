@@ -15,6 +15,7 @@ from toys import made as toy_made
 import chipnet
 from chipnet import BudgetError, ConfigError, Pruner, Structure
 from chipnet.analysis.kinds import KINDS
+from chipnet.budget.ranking import Solution
 from chipnet.lab.models import get_model
 from chipnet.lab.models.preresnet import PreResNet
 from chipnet.methods import METHODS, Gradual
@@ -152,7 +153,7 @@ def test_once_masks_are_final_what_is_trained_is_what_ships(method):
     mask = torch.ones(run.structure.gates, dtype=torch.bool)
     branch = next(i for i, s in enumerate(run.structure.sites) if s.host.module == "norm_a")
     mask[run.structure.analysis.site_gates[branch]] = False
-    run.method._solve = lambda *args, **kwargs: mask
+    run._solver = lambda limits, ranking: Solution(mask)
     with torch.no_grad():
         net.norm_b.bias.fill_(1.0)
     train(run, net, optimizer, STEPS)
@@ -198,7 +199,7 @@ def test_a_branch_of_chipnet_that_lives_does_so_with_as_much_as_it_costs(budget,
         for i, site in enumerate(sites)
         if len(pruner.structure.analysis.site_gates[i]) and "bn1" in site.name and "." in site.name
     ]
-    least = pruner.method.least
+    least = pruner.method.minimum()
     assert len(inner) == 9
     assert [least[i] for i in inner] == [together] * 9
     assert sum(least) == len(sites) + 9 * (together - 1)  # the streams' are decided by their floor
@@ -219,7 +220,7 @@ def test_a_bottleneck_costs_beside_its_channels_what_all_of_it_costs(budget, tog
     pruner = chipnet.Pruner(net, structure, budget, steps=4, method="chipnet")
     inner = [i for i, bypassed in enumerate(structure.analysis.bypassed) if bypassed]
     assert len(inner) == 2 * 9
-    assert {pruner.method.least[i] for i in inner} == {together}
+    assert {pruner.method.minimum()[i] for i in inner} == {together}
     assert {pruner.method.floors()[i] for i in inner} == {0.0 if together > 1 else 0.05}
 
 
@@ -238,7 +239,7 @@ def test_where_no_branch_may_die_none_has_a_least_width():
     net = get_model("resnet20", num_classes=100, in_channels=1)
     structure = Structure(net, torch.zeros(1, 1, 14, 14), min_channels=3)
     pruner = chipnet.Pruner(net, structure, "volume=0.3", steps=4, method="chipnet")
-    assert set(pruner.method.least) == {1}
+    assert set(pruner.method.minimum()) == {1}
     assert set(pruner.method.floors()) == {0.05}
 
 

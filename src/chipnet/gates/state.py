@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from chipnet.analysis.liveness import Site
+from chipnet.analysis.analysis import Analysis
 from chipnet.budget.budget import Budget
 from chipnet.errors import ConfigError
 
@@ -15,12 +15,7 @@ VERSION = 1
 
 
 def made_for(
-    method: str,
-    settings: Mapping[str, float],
-    budget: Budget,
-    steps: int,
-    gates: int,
-    sites: Sequence[Site],
+    method: str, settings: Mapping[str, float], budget: Budget, steps: int, analysis: Analysis
 ) -> dict[str, Any]:
     """What a pruner's state is for, as plain JSON values.
 
@@ -28,7 +23,7 @@ def made_for(
         method: a name of ``METHODS``, or ``module:Class``.
         settings: all of the method's, with their values.
         budget, steps: of the pruner.
-        gates, sites: of the network.
+        analysis: of the network.
     """
     return {
         "version": VERSION,
@@ -36,8 +31,8 @@ def made_for(
         "settings": dict(settings),
         "budget": str(budget),
         "steps": steps,
-        "gates": gates,
-        "sites": [[site.name, site.channels, site.free] for site in sites],
+        "gates": analysis.gates,
+        "sites": [[site.name, site.channels, site.free] for site in analysis.sites],
     }
 
 

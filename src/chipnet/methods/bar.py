@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from chipnet.budget.solver import Hardener
 from chipnet.methods.base import Method
 
 
@@ -90,9 +89,8 @@ class BAR(Method):
         self.optimizer.zero_grad(set_to_none=True)
         self.noise = None
 
-    @torch.no_grad()
-    def mask(self) -> Tensor:
-        return Hardener(self.analysis, self.limits, self.log_alpha).solve()
+    def scores(self) -> Tensor:
+        return self.log_alpha.detach()
 
     def state_dict(self) -> dict[str, Any]:
         return {

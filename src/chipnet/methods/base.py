@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from chipnet.analysis.analysis import Analysis
-from chipnet.budget.solver import Hardener
+from chipnet.budget.ranking import Ranking, best_mask
 from chipnet.errors import ChipNetError, ConfigError
 from chipnet.methods.schedules import Cubic
 
@@ -60,8 +60,10 @@ class Method(ABC):
         self.model, self.analysis, self.limits = model, analysis, dict(limits)
         self.steps, self.device = steps, device
         self.generator = torch.Generator().manual_seed(seed)
+        self.current = torch.ones(analysis.gates, dtype=torch.bool)
+        """The hard mask ``[gates]`` of a method that has one while it trains, and of any once it is final."""
         self.final = False
-        """Masks are decided: from now on the model computes what will be shipped."""
+        """The mask is decided: from now on the model computes what will be shipped."""
         self.handles: list[Any] = []
         """Of hooks on the model, for ``detach``."""
         self.group: Any = None
@@ -141,18 +143,47 @@ class Method(ABC):
         """Once a step, after backward: progress went from ``before`` to ``after``."""
 
     @abstractmethod
+    def scores(self) -> Tensor:
+        """One score per gate ``[gates]``: gates with larger ones are kept longer."""
+
+    def floors(self) -> float | Sequence[float]:
+        """The part of a site that scores cannot take away, of all sites or one for each."""
+        return 0.0
+
+    def minimum(self) -> Sequence[int]:
+        """Of every site, how many of its gates are open if any are; empty: one."""
+        return ()
+
+    def ranking(self) -> Ranking:
+        """What the solver is told of the gates, as of now.
+
+        Raises:
+            ChipNetError: scores are not finite.
+        """
+        scores = self.scores()
+        if wrong := int((~torch.isfinite(scores)).sum()):
+            raise ChipNetError(
+                f"the scores of {self.name} are not finite (NaN or infinite) for {wrong} of {len(scores)} gates"
+            )
+        return Ranking(scores, self.floors(), self.minimum())
+
     def mask(self) -> Tensor:
-        """Boolean gates ``[gates]`` that meet the budget exactly, from what is known now."""
+        """Boolean gates ``[gates]``: the final ones, or those that meet the budget exactly by what is known now."""
+        return self.current if self.final else best_mask(self.analysis, self.limits, self.ranking())
+
+    def freezes(self, progress: float) -> bool:
+        """Are masks final from this progress on? The pruner then solves for them once, and calls ``fix``."""
+        return False
+
+    def fix(self, mask: Tensor) -> None:
+        """Take a Boolean mask ``[gates]`` as final: it ships."""
+        self.current, self.final = mask, True
 
     def detach(self) -> None:
         """Let go of the model: remove what the method hung on it."""
         for handle in self.handles:
             handle.remove()
         self.handles = []
-
-    def settle(self, solve: Callable[[], Tensor]) -> Tensor:
-        """The mask that ships: ``solve`` gives one for ``limits``. `Pruner` puts a landing by measurement here."""
-        return solve()
 
     def cost_fraction(self, gates: Tensor) -> Tensor:
         """Costs of the budget's kinds as fractions of the dense ones, for gate values ``[gates]``."""
@@ -189,12 +220,7 @@ class Gradual(Method):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.current = torch.ones(self.analysis.gates, dtype=torch.bool)
         self._on_device: Tensor | None = None
-
-    @abstractmethod
-    def scores(self) -> Tensor:
-        """One score per gate ``[gates]``: larger is kept longer."""
 
     def values(self, progress: float) -> Tensor:
         if self._on_device is None:
@@ -202,46 +228,45 @@ class Gradual(Method):
         return self._on_device
 
     def step(self, before: float, after: float) -> None:
-        if self.final:
-            return
-        if after >= self.freeze:
-            self._set(self.settle(lambda: self._solve(1.0, full=True)))
-            self.final = True
-        elif int(after * self.refreshes) > int(before * self.refreshes):
-            self._set(self._solve(after, full=False))
+        refreshed = int(after * self.refreshes) > int(before * self.refreshes)
+        if refreshed and not (self.final or self.freezes(after)):
+            self._set(best_mask(self.analysis, self._shrunk(after), self.ranking(), full=False))
 
-    def mask(self) -> Tensor:
-        return self.current if self.final else self._solve(1.0, full=True)
+    def freezes(self, progress: float) -> bool:
+        return progress >= self.freeze
 
-    def _solve(self, progress: float, full: bool) -> Tensor:
+    def fix(self, mask: Tensor) -> None:
+        super().fix(mask)
+        self._on_device = None
+
+    def _shrunk(self, progress: float) -> dict[str, int]:
+        """The budget of the moment: kind -> largest integer cost."""
         dense = self.analysis.cost.whole
-        limits = {
-            k: v if full else max(v, int(Cubic(dense[k], v, until=self.shrink)(progress)))
-            for k, v in self.limits.items()
+        return {
+            kind: max(limit, int(Cubic(dense[kind], limit, until=self.shrink)(progress)))
+            for kind, limit in self.limits.items()
         }
-        scores = self.scores()
-        if wrong := int((~torch.isfinite(scores)).sum()):
-            raise ChipNetError(
-                f"the scores of {self.name} are not finite (NaN or infinite) for {wrong} of {len(scores)} gates"
-            )
-        return Hardener(self.analysis, limits, scores, self.least).solve(self.floors(), full)
 
     def floors(self) -> float | Sequence[float]:
-        """The part of a site that scores cannot take away, of all sites or one for each."""
         return self.floor
 
+    def minimum(self) -> list[int]:
+        return self._minimum
+
     @cached_property
-    def least(self) -> list[int]:
-        """Of every site, how many of its gates are open if any are."""
+    def _minimum(self) -> list[int]:
         if self.together <= 1 or self.analysis.options.min_channels:
             return [1] * len(self.analysis.site_gates)
         return [
-            max(1, min(self.together, round(self._beside(i)))) if bypassed else 1
+            max(1, min(self.together, round(self._fixed_cost(i)))) if bypassed else 1
             for i, bypassed in enumerate(self.analysis.bypassed)
         ]
 
-    def _beside(self, site: int) -> float:
-        """What the site's branch costs beside its gates, in gates of all of its sites: from one and two of each."""
+    def _fixed_cost(self, site: int) -> float:
+        """What the branch of a site costs however thin it is, counted in gates of all of its sites.
+
+        It is read from the costs of none, one and two gates of each.
+        """
         analysis = self.analysis
         without = torch.ones(analysis.gates, dtype=torch.bool)
         without[analysis.site_gates[site]] = False

@@ -96,7 +96,7 @@ class ChipNet(Sensing):
         self._floors = [self.floor] * len(self.analysis.site_gates)
         for i, gates in enumerate(self.analysis.site_gates):
             if self.analysis.bypassed[i]:
-                self._floors[i] = 0.0 if crowded or self.least[i] > 1 else self.floor
+                self._floors[i] = 0.0 if crowded or self.minimum()[i] > 1 else self.floor
             elif crowded:
                 self._floors[i] = max(self.floor, 2 / max(len(gates), 2))
 

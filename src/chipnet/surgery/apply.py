@@ -328,7 +328,7 @@ def _cut(model: nn.Module, plan: Plan) -> None:
                 if id(tensor) in done:
                     store[key] = done[id(tensor)]
     for module in modules.values():
-        _fit_attributes(module)
+        fit_attributes(module)
     for size in plan.sizes:
         _set_size(modules[size.module], size)
     for scale in plan.scales:
@@ -350,7 +350,7 @@ def kept(tensor: Tensor, keep: Mapping[int, Sequence[int]]) -> Tensor:
     return tensor
 
 
-def _fit_attributes(module: nn.Module) -> None:
+def fit_attributes(module: nn.Module) -> None:
     """Make a module's size attributes say what its tensors are."""
     weight = getattr(module, "weight", None)
     if isinstance(module, _Conv) and isinstance(weight, Tensor):

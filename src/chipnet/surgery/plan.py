@@ -125,7 +125,7 @@ class Plan:
     shut: Mapping[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     frozen: tuple[Frozen, ...] = ()
     latency: Mapping[str, Any] | None = None
-    """With a latency budget, what was measured: the fields of `chipnet.timing.tables.Landing`."""
+    """With a latency budget, what was measured: the fields of `chipnet.budget.landing.Landing`."""
     outputs: Outputs | None = None
     """Which outputs matter; None: all."""
     inputs: Inputs | None = field(default=None, compare=False, repr=False)

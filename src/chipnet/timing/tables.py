@@ -1,4 +1,4 @@
-"""Latency as a cost: tables of what each layer takes at each width here, and the landing on what was asked.
+"""Latency as a cost: how long each layer takes at each width, on this machine.
 
 While masks are sought, the time of a network is modelled as
 
@@ -10,10 +10,7 @@ never cost less, which the solver needs. ``a`` and ``b`` stand for all that is n
 ``c`` is 1 unless layers run faster inside of the network than by themselves. They are such that the model is right
 for the dense network and for the smallest one, both measured.
 
-A model is not a measurement: `land` builds the real compact network, measures it beside the dense one in turns,
-and moves the model's limit until what is measured fits. What counts is the larger of two ratios: of the shortest
-times (what else a machine does can only add to a time, and adds more to longer ones) and the median over rounds
-(a shortest time may be luck). Limits are integers of nanoseconds.
+A model is not a measurement: `chipnet.timing.landing` measures compact networks. Limits are whole nanoseconds.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ import copy
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -39,21 +36,17 @@ from chipnet._util.schema import DamagedError, decode, require
 from chipnet.analysis.analysis import Analysis
 from chipnet.analysis.cost import CostModel
 from chipnet.analysis.kinds import KINDS, LATENCY
-from chipnet.budget.landing import Landing, asked_text
 from chipnet.budget.solver import smallest_mask
-from chipnet.errors import BudgetError, PlanError
+from chipnet.errors import PlanError
 from chipnet.gates.hooks import strip_gates
 from chipnet.program.inputs import Inputs, device_of
 from chipnet.program.ready import copied
-from chipnet.surgery.apply import _fit_attributes, compact
+from chipnet.surgery.apply import compact, fit_attributes
 from chipnet.surgery.planning import make_plan
 from chipnet.timing.clock import device_name, interleaved, side_by_side, sync_of
 
 _STEPS = (0.125, 0.25, 0.5, 0.75, 1.0)
-_ROUNDS = 7
-"""Networks that are built and measured at most before a landing is given up."""
-_CLOSE = 0.97
-"""A landing that uses this part of what was asked is close enough."""
+"""Widths at which a layer is measured, as parts of its whole width."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +140,7 @@ def _rest(model: nn.Module, analysis: Analysis) -> tuple[float, float, float]:
     """``a``, ``b`` and ``c`` from the dense network and from the smallest: what their layers do not explain."""
     masks = torch.stack([torch.ones(analysis.gates, dtype=torch.bool), smallest_mask(analysis, LATENCY)])
     costs = analysis.cost(masks.double())
-    dense, small = _networks(model, analysis, masks[1])
+    dense, small = networks(model, analysis, masks[1])
     took = side_by_side(dense, small, analysis.inputs)
     times = [1e9 * took[n].best for n in ("dense", "compact")]
     volumes, layers = costs[:, KINDS.index("volume")].tolist(), costs[:, -1].tolist()
@@ -157,7 +150,8 @@ def _rest(model: nn.Module, analysis: Analysis) -> tuple[float, float, float]:
     return max(times[1] - b * volumes[1] - c * layers[1], 0.0), b, c
 
 
-def _networks(model: nn.Module, analysis: Analysis, mask: Tensor) -> tuple[nn.Module, nn.Module]:
+def networks(model: nn.Module, analysis: Analysis, mask: Tensor) -> tuple[nn.Module, nn.Module]:
+    """The dense network and the compact one of ``mask``, in eval mode, without gates."""
     check_finite(model, kind=PlanError)
     dense = strip_gates(copied(model)).eval()
     return dense, compact(dense, make_plan(analysis, mask), verify=False).eval()
@@ -285,76 +279,5 @@ def _slim(module: nn.Module, rows_axis: int, rows: int, columns: int) -> Any:
         small._parameters["bias"] = nn.Parameter(
             bias.detach()[: rows if rows < weight.shape[rows_axis] else None]
         )
-    _fit_attributes(small)
+    fit_attributes(small)
     return small
-
-
-# -- landing ----------------------------------------------------------------------------------------------
-
-
-def land(
-    model: nn.Module,
-    analysis: Analysis,
-    limits: Mapping[str, int],
-    asked: int | float,
-    solve: Callable[[Mapping[str, int]], Tensor],
-) -> tuple[Tensor, Landing]:
-    """The mask of ``solve(limits)`` whose compact network, as measured, takes what was asked.
-
-    The limit of the modelled time is moved by the ratio of what was asked and what was measured, between the
-    largest limit that fitted and the smallest that did not, until the measured time is at most what was asked and
-    close to it. Of several that fit, the slowest is taken.
-
-    Raises:
-        BudgetError: none that was built fits; names the fastest.
-    """
-    limit, fitted, above = float(limits[LATENCY]), 0.0, float("inf")
-    best: tuple[Tensor, Landing] | None = None
-    fastest: Landing | None = None
-    for count in range(1, _ROUNDS + 1):
-        try:
-            mask = solve({**limits, LATENCY: int(limit)})
-        except BudgetError:  # below what any network is modelled to take
-            fitted, limit = limit, (limit + above) / 2
-            if above == float("inf"):
-                raise
-            continue
-        found = _measured(model, analysis, mask, asked, count)
-        if fastest is None or found.measured < fastest.measured:
-            fastest = found
-        if found.measured <= asked:
-            fitted = max(fitted, limit)
-            if best is None or found.measured > best[1].measured:
-                best = mask, found
-            if found.measured >= _CLOSE * asked or bool(mask.all()):
-                break
-        else:
-            above = min(above, limit)
-        limit = limit * asked * (1 + _CLOSE) / 2 / found.measured
-        if not fitted < limit < above:  # measurements that contradict the model: halve what is left between
-            limit = (fitted + above) / 2 if above < float("inf") else 2 * fitted
-    if best is not None:
-        return best
-    assert fastest is not None
-    raise BudgetError(
-        f"no network was found that takes at most {asked_text(asked)} when it is measured. The fastest of those "
-        f"that were built: {fastest}. Ask for more time, or measure on a machine that does nothing else."
-    )
-
-
-def _measured(model: nn.Module, analysis: Analysis, mask: Tensor, asked: int | float, count: int) -> Landing:
-    dense, small = _networks(model, analysis, mask)
-    took = side_by_side(dense, small, analysis.inputs)
-    ratio = took["ratio"]
-    return Landing(
-        asked=asked,
-        dense=1e9 * took["dense"].best,
-        compact=1e9 * took["compact"].best,
-        median=ratio.median,
-        low=ratio.low,
-        high=ratio.high,
-        spread=took["compact"].spread,
-        threads=torch.get_num_threads(),
-        device=device_name(device_of(dense)),
-        networks=count,
-    )
