@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+import sys
 
 import pytest
 import torch
@@ -383,6 +384,7 @@ def test_settings_come_with_the_name():
             "chipnet.methods:read_method is no method: write a class that extends",
         ),
         ("chipnet.methods:Gradual", "the method chipnet.methods:Gradual lacks scores"),
+        ("chipnet.methods:Method", "the method chipnet.methods:Method lacks scores, step, values"),
         (5, "method is a name, module:Class or a class of Method, not 5"),
         (nn.Linear, "Linear is no method"),
         ("chipnet:flor=0,travl=1", r"did you mean 'floor'\?; chipnet has no setting 'travl'"),
@@ -417,6 +419,16 @@ def test_a_method_of_ones_own(method):
         assert kept[-1] and (kept.int().diff() >= 0).all()
     with pytest.raises(ConfigError, match="own has no setting 'size'; did you mean 'step_size'"):
         fresh("test_methods:Last:size=1", {"macs": 0.25})
+
+
+def test_a_method_of_ours_is_one_file(tmp_path, monkeypatch):
+    lines = ["from chipnet.methods.gradual import Gradual", "class New(Gradual):", "    name = 'brand-new'"]
+    (tmp_path / "brand.py").write_text("\n".join([*lines, "    scores = None"]))
+    monkeypatch.setattr(chipnet.methods, "__path__", [*chipnet.methods.__path__, str(tmp_path)])
+    found = chipnet.methods._ours()
+    del sys.modules["chipnet.methods.brand"]
+    assert found.pop("brand-new").__name__ == "New"
+    assert found == METHODS and next(iter(METHODS)) == "chipnet"
 
 
 def test_without_refreshes_the_cut_comes_once_at_the_end():

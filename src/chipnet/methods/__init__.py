@@ -1,11 +1,14 @@
 """Methods: ways to give every gate a value. Everything else (gates, costs, hardening, compaction) is shared.
 
-A method is one file with one class; ``METHODS`` is the table of ours, which the tests try one by one. One of
-your own extends `Method`, or `Gradual` where it only has scores, and is named ``module:Class``.
+A method is one file with one class. ``METHODS`` finds ours; the tests try each of them. One of your own extends
+`Method`, or `Gradual` where it only has scores, and is named ``module:Class``.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 import re
 from collections.abc import Callable
 from typing import TypeGuard
@@ -13,20 +16,37 @@ from typing import TypeGuard
 from chipnet._util.imports import REFERENCE, import_callable
 from chipnet.errors import ConfigError
 from chipnet.methods.bar import BAR
-from chipnet.methods.base import Gradual, Method, Sensing
+from chipnet.methods.base import Method
 from chipnet.methods.chipnet import ChipNet
 from chipnet.methods.fisher import Fisher
+from chipnet.methods.gradual import Gradual, Sensing
 from chipnet.methods.magnitude import Magnitude
 from chipnet.methods.paper import ChipNetPaper
 from chipnet.methods.random import Random
+from chipnet.methods.scores import by_gate, per_site
 from chipnet.methods.slimming import Slimming
 from chipnet.methods.taylor import Taylor
 from chipnet.methods.uniform import Uniform
 
-METHODS: dict[str, type[Method]] = {
-    m.name: m for m in (ChipNet, ChipNetPaper, BAR, Slimming, Magnitude, Taylor, Fisher, Random, Uniform)
-}
 
+def is_method(found: object) -> TypeGuard[type[Method]]:
+    """Is it a class of methods?"""
+    return isinstance(found, type) and issubclass(found, Method)
+
+
+def _ours() -> dict[str, type[Method]]:
+    """Name -> class of every method in this folder: first the default, then the others in the order of files."""
+    found = {}
+    for file in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+        module = importlib.import_module(f"{__name__}.{file}")
+        for value in vars(module).values():
+            if is_method(value) and value.__module__ == module.__name__ and not inspect.isabstract(value):
+                found[value.name] = value
+    return {ChipNet.name: ChipNet, **found}
+
+
+METHODS = _ours()
+"""Every method of ours, by name. A new file in this folder is in it."""
 
 _OWN = re.compile(rf"({REFERENCE.pattern})(?:\s*:(.*))?", re.DOTALL)
 
@@ -54,7 +74,7 @@ def read_method(method: str | type[Method]) -> tuple[type[Method], dict[str, flo
         chipnet.errors.ConfigError: chipnet has no setting 'flor'; did you mean 'floor'?
     """
     if isinstance(method, type):
-        return _checked(method, method.__name__), {}
+        return _class(method, method.__name__), {}
     if not isinstance(method, str):
         raise ConfigError(f"method is a name, module:Class or a class of Method, not {method!r}")
     name, settings = _parts(method)
@@ -69,8 +89,8 @@ def read_method(method: str | type[Method]) -> tuple[type[Method], dict[str, flo
             raise ConfigError(
                 f"cannot read {part.strip()!r} in the method {method!r}: write name:setting=number,setting=number"
             ) from None
-    made = METHODS.get(name) or _checked(import_callable(name), name)
-    return made, made.checked(options)
+    made = METHODS.get(name) or _class(import_callable(name), name)
+    return made, made.read_options(options)
 
 
 def reference(method: type[Method]) -> str:
@@ -78,7 +98,7 @@ def reference(method: type[Method]) -> str:
 
     Example:
         >>> reference(Taylor), reference(Gradual)
-        ('taylor', 'chipnet.methods.base:Gradual')
+        ('taylor', 'chipnet.methods.gradual:Gradual')
     """
     if METHODS.get(method.name) is method:
         return method.name
@@ -86,8 +106,7 @@ def reference(method: type[Method]) -> str:
 
 
 def method_text(text: str) -> str:
-    """A method as read_method takes it, written in one way: what means the same reads the same, but for the order
-    of settings.
+    """A method's text in its one spelling: texts with one meaning and one order of settings become equal.
 
     Raises:
         ConfigError: see `read_method`.
@@ -103,7 +122,7 @@ def method_text(text: str) -> str:
 
 
 def _parts(text: str) -> tuple[str, str | None]:
-    """(name, settings, if any) of a method's text; the name is one of ``METHODS`` or module:Class.
+    """Split a method's text into its name (one of ``METHODS``, or module:Class) and its settings, if it has any.
 
     Raises:
         ConfigError: it is neither.
@@ -120,8 +139,8 @@ def _parts(text: str) -> tuple[str, str | None]:
     return own[1], own[2]
 
 
-def _checked(found: Callable[..., object], name: str) -> type[Method]:
-    """``found``, if it is a method that can be made.
+def _class(found: Callable[..., object], name: str) -> type[Method]:
+    """``found`` itself, if it is a class of methods that has all that it needs.
 
     Raises:
         ConfigError: it is not.
@@ -133,11 +152,6 @@ def _checked(found: Callable[..., object], name: str) -> type[Method]:
     if missing := ", ".join(sorted(getattr(found, "__abstractmethods__", ()))):
         raise ConfigError(f"the method {name} lacks {missing}")
     return found
-
-
-def is_method(found: object) -> TypeGuard[type[Method]]:
-    """Is it a class of methods?"""
-    return isinstance(found, type) and issubclass(found, Method)
 
 
 __all__ = [
@@ -154,8 +168,10 @@ __all__ = [
     "Slimming",
     "Taylor",
     "Uniform",
+    "by_gate",
     "is_method",
     "method_text",
+    "per_site",
     "read_method",
     "reference",
 ]

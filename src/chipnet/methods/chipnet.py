@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from chipnet.analysis.analysis import Analysis
 from chipnet.budget.solver import floor_width
-from chipnet.methods.base import Sensing, per_site_mean, price
+from chipnet.methods.gradual import Sensing
 from chipnet.methods.losses import budget_loss, crispness
 from chipnet.methods.projections import project, sharpen
 from chipnet.methods.schedules import Continuation, Cubic, Exponential, Linear
+from chipnet.methods.scores import per_site_mean, price
 
 
 class ChipNet(Sensing):

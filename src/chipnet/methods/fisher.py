@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from chipnet._util.distributed import mean_, world
 from chipnet.analysis.liveness import Site
 from chipnet.gates.hooks import Hook
-from chipnet.methods.base import Sensing, price
+from chipnet.methods.gradual import Sensing
+from chipnet.methods.scores import price
 
 
 class Fisher(Sensing):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from chipnet.methods.base import Gradual, by_gate, per_site
+from chipnet.methods.gradual import Gradual
+from chipnet.methods.scores import by_gate, per_site
 
 
 class Magnitude(Gradual):

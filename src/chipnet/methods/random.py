@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chipnet.methods.base import Gradual
+from chipnet.methods.gradual import Gradual
 
 
 class Random(Gradual):

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chipnet.methods.base import Gradual, by_gate
+from chipnet.methods.gradual import Gradual
+from chipnet.methods.scores import by_gate
 
 
 class Slimming(Gradual):

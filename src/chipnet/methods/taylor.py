@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from chipnet.methods.base import Sensing
+from chipnet.methods.gradual import Sensing
 
 
 class Taylor(Sensing):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chipnet.methods.base import Gradual
+from chipnet.methods.gradual import Gradual
 
 
 class Uniform(Gradual):
