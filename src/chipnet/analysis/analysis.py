@@ -9,7 +9,7 @@ import contextlib
 import functools
 import gc
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from chipnet.analysis.cost import CostModel
+from chipnet.analysis.counts import ExistingChannels
 from chipnet.analysis.formula import Program
+from chipnet.analysis.kinds import KIND
 from chipnet.analysis.liveness import Liveness, Site
 from chipnet.analysis.network import Network
 from chipnet.analysis.options import Options
@@ -82,11 +84,20 @@ class Analysis:
     aliases: Mapping[str, str]
     _programs: dict[str, Program] = field(default_factory=dict, repr=False)
     """Compiled when first asked for."""
+    _priced: dict[tuple[str, ...], Analysis] = field(default_factory=dict, repr=False)
     _on: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    def priced(self, kinds: Iterable[str]) -> Analysis:
+        """The same, with costs of these kinds too, as far as they are counted; those that are measured, `with_cost`
+        brings."""
+        more = tuple(k for k in kinds if k not in self.cost.kinds and not KIND[k].measured)
+        if more and more not in self._priced:
+            self._priced[more] = self.with_cost(self.cost.counting(more))
+        return self._priced[more] if more else self
 
     def with_cost(self, cost: CostModel) -> Analysis:
         """The same with another cost model."""
-        return replace(self, cost=cost)
+        return replace(self, cost=cost, _priced={})
 
     # -- sites and gates ----------------------------------------------------------------------------------
     @property
@@ -224,7 +235,7 @@ def analyse(network: Network, options: Options, notes: Notes) -> Analysis:
             notes=notes,
             graph=graph,
             liveness=liveness,
-            cost=CostModel(liveness, model),
+            cost=CostModel(ExistingChannels(liveness, model)),
             shapes=network.shapes,
             unsaved=network.unsaved,
             aliases=canonical_names(model),

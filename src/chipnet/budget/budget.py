@@ -1,7 +1,7 @@
 """What the user asks for: how much of a network may remain.
 
-This file reads and writes budgets. It does not know what a network costs (`_cost`) nor how a budget is met
-(`_harden`).
+This file reads and writes budgets. It does not know what a network costs (`chipnet.analysis`) nor how a budget is
+met (`chipnet.budget.solver`).
 """
 
 from __future__ import annotations
@@ -15,24 +15,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from chipnet.analysis.kinds import KINDS, LATENCY
+from chipnet.analysis.kinds import KIND
 from chipnet.errors import BudgetError
 
-_KNOWN = (*KINDS, LATENCY)
-_TIMES = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9}
-_TIME = re.compile(r"(?P<number>\d+\.?\d*|\.\d+)\s*(?P<unit>ns|us|µs|ms|s)")
 _ALIASES = {"flops": "macs"}
 _PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
-# unit → (the kind it measures, how many of what is counted one unit is). One fused multiply-add is two FLOPs.
-_UNITS = {
-    "channel": ("channels", Fraction(1)),
-    "param": ("params", Fraction(1)),
-    "mac": ("macs", Fraction(1)),
-    "flop": ("macs", Fraction(1, 2)),
-}
+_UNITS = {unit: (kind.name, size) for kind in KIND.values() for unit, size in kind.units.items()}
+"""Unit -> (the kind that it measures, how many of what is counted one unit is). One MAC is two FLOPs."""
 _NUMBER = re.compile(
     r"(?P<number>[+-]?(?:\d+(?:_\d+)*\.?(?:\d+)?|\.\d+)(?:e[+-]?\d+)?)\s*"
-    r"(?:(?P<percent>%)|(?P<prefix>[kmgb]?)\s*(?P<unit>(?:channel|param|mac|flop)s?)?)",
+    r"(?:(?P<percent>%)|(?P<prefix>[kmgb]?)\s*(?P<unit>(?:"
+    rf"{'|'.join(_UNITS)})s?)?)",
     re.IGNORECASE,
 )
 _MOST, _DIGITS = 10**18, 100
@@ -48,12 +41,13 @@ class Budget:
 
     A target is a fraction of the dense cost that *remains* or an absolute count. The kinds are `channels`
     (kept channels), `volume` (elements of kept activations), `params` (weights left) and `macs`
-    (multiply-accumulates left; `flops` is read as the same kind), and `latency` (time of one forward on the example
-    inputs, measured here).
+    (multiply-accumulates left; `flops` is read as the same kind), `latency` (time of one forward on the example
+    inputs, measured here), and `memory` (bytes of activations that are alive at once, at the most).
 
     Attributes:
-        targets: (kind, value) pairs in the order of `KINDS`; a value is a `Fraction` in (0, 1] of the dense
-            cost, or an `int` of at least 2, an absolute count; of latency, nanoseconds.
+        targets: (kind, value) pairs in the order of `chipnet.analysis.kinds.KIND`. A value is a `Fraction` in
+            (0, 1] of the dense cost, or an `int` of at least 2, an absolute count; of latency, nanoseconds; of
+            memory, bytes.
 
     Examples:
         >>> budget = Budget.parse("macs=0.25, params=2M")
@@ -75,7 +69,7 @@ class Budget:
 
                 - a float in (0, 1], or its text, or a percentage `"25%"`: the fraction that remains. `1` is
                   the whole;
-                - of `latency`, a time with its unit: `"3ms"`, `"250us"`;
+                - of `latency`, a time with its unit: `"3ms"`, `"250us"`; of `memory`, a size: `"64MB"`, `"512KiB"`;
                 - an int above 1, or its text (`"2_000_000"`): an absolute count;
                 - a text with a suffix K, M, G or B (a billion, as G) and perhaps a unit: `"2M"`, `"1.5G"`,
                   `"800k params"`, `"40MMACs"`. The unit must belong to the kind. One MAC is two FLOPs, so
@@ -89,11 +83,11 @@ class Budget:
             True
             >>> print(Budget.parse({"macs": "80MFLOPs"}))
             macs=40000000
-            >>> Budget.parse({"mac": 0.25})
+            >>> Budget.parse({"mac": 0.25})  # doctest: +ELLIPSIS
             Traceback (most recent call last):
             ...
             chipnet.errors.BudgetError: cannot use the budget {'mac': 0.25}:
-              - unknown kind 'mac'; did you mean 'macs'? the kinds are channels, volume, params, macs, latency
+              - unknown kind 'mac'; did you mean 'macs'? the kinds are channels, volume, params, macs, ...
         """
         if isinstance(spec, Budget):
             return spec
@@ -102,7 +96,7 @@ class Budget:
         targets: dict[str, Fraction | int] = {}
         for name, raw in _pairs(spec, problems):
             kind = _ALIASES.get(name.strip().lower(), name.strip().lower())
-            if kind not in _KNOWN:
+            if kind not in KIND:
                 problems.append(_unknown(name))
                 continue
             if kind in seen:
@@ -119,7 +113,7 @@ class Budget:
         if problems:
             told = "\n".join(f"  - {p}" for p in problems)
             raise BudgetError(f"cannot use the budget {_written(spec, repr)}:\n{told}")
-        return cls(tuple((kind, targets[kind]) for kind in _KNOWN if kind in targets))
+        return cls(tuple((kind, targets[kind]) for kind in KIND if kind in targets))
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -232,9 +226,9 @@ def _pairs(spec: Mapping[str, Any] | str | Iterable[str], problems: list[str]) -
 
 
 def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(name.strip().lower(), [*_KNOWN, *_ALIASES], n=1)
+    close = difflib.get_close_matches(name.strip().lower(), [*KIND, *_ALIASES], n=1)
     guess = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown kind {name.strip()!r}; {guess}the kinds are {', '.join(_KNOWN)}"
+    return f"unknown kind {name.strip()!r}; {guess}the kinds are {', '.join(KIND)}"
 
 
 def _value(written_kind: str, kind: str, raw: Any) -> Fraction | int:
@@ -256,8 +250,8 @@ def _value(written_kind: str, kind: str, raw: Any) -> Fraction | int:
 
 
 def _from_text(written_kind: str, kind: str, text: str) -> Fraction | int:
-    if kind == LATENCY and (time := _TIME.fullmatch(text.strip())):
-        return _count(kind, _number(time["number"]) * _TIMES[time["unit"]], time["unit"])
+    if (own := KIND[kind].read(text.strip())) is not None:
+        return _count(kind, _number(own[0]) * own[1], with_unit=True)
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
         raise ValueError("not a number; write a fraction '0.25', a percentage '25%' or a count '2M'")
@@ -299,9 +293,9 @@ def _fraction(fraction: Fraction) -> Fraction:
     return fraction
 
 
-def _count(written_kind: str, count: Fraction, unit: str = "") -> int:
-    if written_kind == LATENCY and not unit:
-        raise ValueError("a time needs its unit: write '3ms', '250us' or '0.01s'")
+def _count(written_kind: str, count: Fraction, with_unit: bool = False) -> int:
+    if written_kind in KIND and (hint := KIND[written_kind].unit_hint) and not with_unit:
+        raise ValueError(hint)
     # As a ratio FLOPs and MACs are the same; as a count they differ by two, and people mean either. Ask.
     if written_kind == "flops":
         raise ValueError(
@@ -325,10 +319,7 @@ def _written(value: Any, how: Callable[[Any], str]) -> str:
 def _text(value: Fraction | int, kind: str) -> str:
     """Write a value so that it reads back exactly. Every fraction that can be read is a finite decimal."""
     if isinstance(value, int):
-        if kind == LATENCY:
-            unit = next(u for u in ("s", "ms", "us", "ns") if value % _TIMES[u] == 0)
-            return f"{value // _TIMES[unit]}{unit}"
-        return str(value)
+        return KIND[kind].write(value)
     digits = 0
     while (value * 10**digits).denominator != 1:
         digits += 1
@@ -347,6 +338,6 @@ def shown(targets: Mapping[str, float | int]) -> str:
     def one(kind: str, value: float | int) -> str:
         if isinstance(value, float):
             return f"{kind} {value:.4g}"
-        return f"{kind} {value / 1e6:.4g} ms" if kind == LATENCY else f"{kind} {value:,}"
+        return f"{kind} {KIND[kind].show(value)}"
 
     return ", ".join(one(kind, value) for kind, value in targets.items())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from chipnet.analysis.analysis import Analysis
-from chipnet.analysis.kinds import LATENCY
+from chipnet.analysis.kinds import KIND, LATENCY
 from chipnet.budget.budget import Budget
 from chipnet.errors import BudgetError
 
@@ -27,14 +27,14 @@ def floor_width(part: float, width: int) -> int:
 
 
 def limits(analysis: Analysis, budget: Budget) -> dict[str, int]:
-    """Largest integer cost of each kind the budget names; latency in nanoseconds.
+    """Largest integer cost of each kind the budget names, in the unit of the kind.
 
     Raises:
         BudgetError: it names latency, which has not been measured.
     """
     if LATENCY in budget.kinds and LATENCY not in analysis.cost.kinds:
         raise BudgetError("a latency budget needs measured layers: call structure.time(model) first")
-    return budget.limits(analysis.cost.whole)
+    return budget.limits(analysis.priced(budget.kinds).cost.whole)
 
 
 class Units:
@@ -156,7 +156,7 @@ class Hardener:
         scores: Tensor | None = None,
         least: Sequence[int] = (),
     ) -> None:
-        self.analysis = analysis
+        self.analysis = analysis = analysis.priced(limits)
         if scores is None:
             scores = -torch.arange(analysis.gates, dtype=torch.float64)
         self.units = Units(analysis, scores.detach().cpu().double(), least)
@@ -187,7 +187,7 @@ class Hardener:
         dense = self.analysis.cost.whole
         parts = [
             f"{k}: asked {int(limits[k]):,}, smallest reachable {reachable[k]:,} "
-            f"({reachable[k] / dense[k]:.2%} of {dense[k]:,}{' ns' if k == LATENCY else ''})"
+            f"({reachable[k] / dense[k]:.2%} of {dense[k]:,}{KIND[k].unit})"
             for k in asked
         ]
         together = all(reachable[k] <= limits[k] for k in asked)
@@ -325,10 +325,10 @@ class Hardener:
         return bool((both[0] == both[1]).all())
 
     def _gradient(self, point: Tensor) -> Tensor:
-        """d cost / d unit at ``point``: ``[units, kinds]``."""
+        """d cost / d unit at ``point``: ``[units, kinds]``; kinds with several parts told apart."""
         x = point.double().clone().requires_grad_()
         with torch.enable_grad():
-            costs = self.units.cost(x)
+            costs = self.analysis.cost.telling_apart(self.units.gates(x))
             rows = [torch.autograd.grad(c, x, retain_graph=True, allow_unused=True)[0] for c in costs]
         return torch.stack(
             [torch.zeros_like(point, dtype=torch.float64) if r is None else r for r in rows], -1
@@ -436,6 +436,7 @@ def smallest_costs(analysis: Analysis) -> dict[str, int]:
 
 def smallest_mask(analysis: Analysis, kind: str) -> Tensor:
     """A connected mask ``[gates]`` of small cost in one kind."""
+    analysis = analysis.priced([kind])
     kinds = analysis.cost.kinds
     weights = torch.zeros(len(kinds), dtype=torch.float64)
     weights[kinds.index(kind)] = 1

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chipnet.graph.facts import (
+    Activation,
     Fact,
     Frozen,
     Layer,
@@ -45,6 +46,7 @@ class ChannelGraph:
         owners: module -> its facts, for modules that a constant can stand in for when all of these are dead.
         pools: pooling module -> its channels: it must be spared an input without any.
         resizes: index maps around modules.
+        activations: memory that operators of the eval forward take for their results.
         risky: node -> what is known of operators whose integer arguments may be numbers of the user's.
         literal: nodes whose sizes do not follow widths, with the reason.
         numbers: sizes in attributes that surgery updates.
@@ -85,6 +87,7 @@ class ChannelGraph:
     owners: Mapping[str, Sequence[int]] = field(default_factory=dict)
     pools: Mapping[str, Slots] = field(default_factory=dict)
     resizes: Sequence[Resize] = ()
+    activations: Sequence[Activation] = ()
     risky: Mapping[str, Risk] = field(default_factory=dict)
     literal: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[tuple[str, str, int | None], Number] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from chipnet.graph.channels import ChannelGraph
 from chipnet.graph.classes import Classes
 from chipnet.graph.facts import (
+    Activation,
     Barrier,
     Fact,
     Frozen,
@@ -59,6 +60,7 @@ class Draft(Classes):
         self.layers: list[Layer] = []
         self.products: list[Product] = []
         self.resizes: list[Resize] = []
+        self.activations: Sequence[Activation] = ()
         self.axes: dict[str, dict[int, Slots]] = {}
         self.owners: dict[str, list[int]] = {}
         self.pools: dict[str, Slots] = {}

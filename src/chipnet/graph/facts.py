@@ -211,6 +211,17 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Activation:
+    """Memory that an operator takes for its result: ``bytes`` for each of ``slots`` that exists, from operator
+    number ``first`` to ``last``, the last that reads it."""
+
+    slots: Slots
+    bytes: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
 class Resize:
     """An index map around a module: its tensor has channels ``inner``, the network's has ``outer``."""
 

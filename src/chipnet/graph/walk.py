@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from chipnet.graph.activations import activations
 from chipnet.graph.attributes import tie_widths
 from chipnet.graph.call import Forward
 from chipnet.graph.channels import ChannelGraph
@@ -174,6 +175,8 @@ def _walk(
                 env[node] = _gated(op, env[node])
             if (call := made_by(node)) is not None:
                 draft.results[forward.counting, call] = env[node]
+    if forward.counting:
+        draft.activations = activations(program.graph.nodes, env)
     for node, x in env.items():
         why = program.outputs.get(node.name)
         if why is not None and isinstance(x, Labels | Param):

@@ -57,7 +57,7 @@ class Method(ABC):
     ) -> None:
         for option, value in self.read_options(options or {}).items():
             setattr(self, option, value)
-        self.model, self.analysis, self.limits = model, analysis, dict(limits)
+        self.model, self.analysis, self.limits = model, analysis.priced(limits), dict(limits)
         self.steps, self.device = steps, device
         self.generator = torch.Generator().manual_seed(seed)
         self.current = torch.ones(analysis.gates, dtype=torch.bool)
@@ -69,8 +69,8 @@ class Method(ABC):
         self.group: Any = None
         """The processes that train together; the pruner sets it. A method needs it for what it does not learn from
         dL/dz, which is averaged already."""
-        self.kinds = torch.tensor([analysis.cost.kinds.index(k) for k in limits], device=device)
-        dense = analysis.cost.whole
+        self.kinds = torch.tensor([self.analysis.cost.kinds.index(k) for k in limits], device=device)
+        dense = self.analysis.cost.whole
         self.dense = torch.tensor([dense[k] for k in limits], dtype=torch.float64, device=device)
         self.target = torch.tensor([min(limits[k] / dense[k], 1.0) for k in limits], device=device)
 

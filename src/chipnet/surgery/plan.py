@@ -15,7 +15,6 @@ from torch import nn
 from chipnet._util.files import write_json
 from chipnet._util.schema import decode, require
 from chipnet.analysis.cost import Cost
-from chipnet.analysis.kinds import KINDS
 from chipnet.budget.budget import Budget
 from chipnet.budget.landing import Landing
 from chipnet.errors import LoadError, PlanError
@@ -133,7 +132,7 @@ class Plan:
 
     def __repr__(self) -> str:
         cut = sum(s.kept < s.channels for s in self.sites)
-        costs = ", ".join(f"{k} {self.compact[k]:,} of {self.dense[k]:,}" for k in KINDS)
+        costs = ", ".join(f"{k} {self.compact[k]:,} of {self.dense[k]:,}" for k in self.dense.kinds)
         asked = f", budget {self.budget}" if self.budget else ""
         return f"Plan({self.realisation}: {cut} of {len(self.sites)} sites narrower, {costs}{asked})"
 
@@ -165,7 +164,7 @@ class Plan:
             2: 2 of 2, kept whole: an output of the network
         """
         rows = []
-        for k in KINDS:
+        for k in self.dense.kinds:
             now, was = self.compact[k], self.dense[k]
             rows.append(f"{k:8} {now:>6,} of {was:>6,} {100 * now / max(was, 1):7.2f} %")
         for s in self.sites:
@@ -214,6 +213,7 @@ class Plan:
                 "Load it with the chipnet that wrote it."
             )
         hints = get_type_hints(cls)
+        data = {**data, **{n: Cost.record(data[n]) for n in ("dense", "compact") if n in data}}
         try:
             require("mask" in data and isinstance(data["mask"], str), "mask", "must be a text of 0 and 1")
             require(set(data["mask"]) <= {"0", "1"}, "mask", "must be a text of 0 and 1")
@@ -260,7 +260,7 @@ class Plan:
         for site in self.sites:
             require(0 <= site.kept <= site.channels, site.name, f"keeps {site.kept} of {site.channels}")
         for cost in (self.dense, self.compact):
-            require(all(cost[k] >= 0 for k in KINDS), "a cost", "is below 0")
+            require(all(cost[k] >= 0 for k in cost.kinds), "a cost", "is below 0")
         require(self.realisation in ("plain", "indexed"), "realisation", f"is {self.realisation!r}")
         if self.budget:
             Budget.parse(self.budget)

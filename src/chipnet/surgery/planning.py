@@ -24,6 +24,7 @@ def make_plan(analysis: Analysis, mask: Tensor, budget: Budget | None = None) ->
         PlanError: under this mask the input does not reach every output.
     """
     mask = read_mask(mask, analysis.gates).cpu()
+    cost = analysis.priced(budget.kinds if budget is not None else ()).cost
     if not analysis.connected(mask):
         raise PlanError("under this mask the input does not reach every output: open more gates")
     present = _present(analysis, mask)
@@ -37,8 +38,8 @@ def make_plan(analysis: Analysis, mask: Tensor, budget: Budget | None = None) ->
         stand_ins=tuple(_stand_ins(analysis, mask, present)),
         remaps=(*moved, *_index_maps(analysis, present)),
         shapes={**analysis.shapes, **{n: s for n, s in analysis.unsaved.items() if n in keep}},
-        dense=analysis.cost.dense,
-        compact=analysis.cost.exact(mask),
+        dense=cost.dense,
+        compact=cost.exact(mask),
         budget=str(budget) if budget is not None else "",
         sites=tuple(_sites(analysis, opened, present)),
         mask=tuple(mask.tolist()),

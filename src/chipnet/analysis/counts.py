@@ -1,0 +1,115 @@
+"""How many channels exist, as sums of formulas: what costs are made of."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from chipnet.analysis.formula import FALSE, TRUE, Program
+from chipnet.analysis.kinds.base import Term
+from chipnet.analysis.liveness import Liveness
+from chipnet.graph.facts import Layer, Slots, is_within
+
+
+class ExistingChannels:
+    """Counts of channels that exist, each under an index; 0 is the number 1.
+
+    Args:
+        liveness: formulas of the network.
+        model: the dense network, for its parameters.
+    """
+
+    def __init__(self, liveness: Liveness, model: nn.Module) -> None:
+        self.live, self.graph = liveness, liveness.graph
+        self.shapes: Mapping[str, tuple[int, ...]] = {n: tuple(p.shape) for n, p in model.named_parameters()}
+        self._index: dict[tuple[tuple[int, int], ...], int] = {}
+        self._holders = _holders(model)
+        self._alive_of = {name: liveness.alive(facts) for name, facts in self.graph.owners.items()}
+        # Surgery replaces a module when all of its calls are dead; what is no module runs on.
+        self._module_of = {fact: name for name, facts in self.graph.owners.items() for fact in facts}
+        self.calls: list[tuple[Layer, int, int, int]] = []
+        """Every call of a layer, with the indices of its counts: does it run, rows, columns."""
+        for layer in self.graph.layers:
+            works, _ = self.runs(layer)
+            self.calls.append((layer, works, self.count(layer.rows), self.count(layer.cols)))
+        for product in self.graph.products:
+            self.count(product.slots)
+
+    def count(self, slots: Slots) -> int:
+        """Index of the number of these slots that exist."""
+        return self._key(Counter(self.live.present(slots).tolist()))
+
+    def runs(self, layer: Layer) -> tuple[int, int]:
+        """Indices of whether a call runs: is what it writes needed, and is there anything to read?"""
+        if layer.fact not in self._module_of:
+            return 0, 0
+        reads = self.live.formulas.any(self.live.present(layer.cols).tolist())
+        return self._one(self._alive_of[self._module_of[layer.fact]]), self._one(reads)
+
+    def parameters(self) -> Iterator[Term]:
+        """Elements of every parameter. A frozen layer has its computed weight and its bias, whatever the weight was
+        computed from."""
+        g = self.graph
+        inside = {n: f for f in g.frozen for n in self.shapes if is_within(n, f)}
+        kept = {n: v for n, v in self.shapes.items() if n not in inside or n == f"{inside[n]}.bias"}
+        frozen = {f"{f.module}.weight": f.shape for f in g.frozen.values()}
+        for name, shape in {**kept, **frozen}.items():
+            owners = self._holders.get(name, {name.rpartition(".")[0]})
+            factors = []
+            if all(o in self._alive_of for o in owners):
+                factors.append(self._one(self.live.formulas.any({self._alive_of[o] for o in owners})))
+            fixed = math.prod(shape)
+            for axis, slots in g.axes.get(name, {}).items():
+                factors.append(self.count(slots))
+                fixed //= shape[axis]
+            yield fixed, tuple(factors)
+
+    def _one(self, formula: int) -> int:
+        return 0 if formula == TRUE else self._key(Counter([formula]))
+
+    def _key(self, counter: Counter[int]) -> int:
+        return self._index.setdefault(tuple(sorted(counter.items())), len(self._index) + 1)
+
+    def compiled(self) -> tuple[Program, Tensor, Tensor, Tensor, Tensor]:
+        """Counts as one sparse product: ``count[k] = constant[k] + sum of times * formula``.
+
+        Returns the formulas' program, and per product its formula, how many times it counts, and for which count;
+        and the constants.
+        """
+        index: dict[int, int] = {}
+        which, weight = [], []
+        constant = np.zeros(len(self._index) + 1)
+        constant[0] = 1.0
+        for key, k in self._index.items():
+            for formula, times in key:
+                if formula == TRUE:
+                    constant[k] += times
+                elif formula != FALSE:
+                    index.setdefault(formula, len(index))
+                    which.append(k)
+                    weight.append((index[formula], times))
+        return (
+            self.live.formulas.compile(list(index), self.live.gates),
+            torch.tensor([i for i, _ in weight], dtype=torch.int64),
+            torch.tensor([w for _, w in weight], dtype=torch.float64),
+            torch.tensor(which, dtype=torch.int64),
+            torch.tensor(constant, dtype=torch.float64),
+        )
+
+
+def _holders(model: nn.Module) -> Mapping[str, set[str]]:
+    """Parameter -> the modules that hold it (by the first of their names)."""
+    first: dict[int, str] = {}
+    holders: dict[str, set[str]] = {}
+    names: dict[int, str] = {id(p): n for n, p in model.named_parameters()}
+    for path, module in model.named_modules(remove_duplicate=False):
+        known = first.setdefault(id(module), path)
+        for p in module._parameters.values():
+            if p is not None:
+                holders.setdefault(names[id(p)], set()).add(known)
+    return holders
