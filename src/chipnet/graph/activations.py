@@ -30,7 +30,10 @@ def activations(nodes: Iterable[Node], env: Mapping[Node, Any]) -> list[Activati
     storages: dict[int, _Storage] = {}
     for node in order:
         for tensor, labels in _tensors(node.meta.get("val"), env.get(node)):
-            memory = tensor.untyped_storage()
+            try:
+                memory = tensor.untyped_storage()
+            except NotImplementedError:  # inside of vmap
+                continue
             storage = storages.setdefault(memory._cdata, _Storage(memory.nbytes()))
             storage.tensors.append((tensor, labels))
             storage.given |= node.op != "call_function"
