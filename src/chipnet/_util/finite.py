@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.torch_private import NormBase
 from chipnet.errors import ChipNetError
 
 
@@ -53,7 +54,7 @@ def check_finite(
         statistics = {
             f"{name}.{key}" if name else key
             for name, m in model.named_modules()
-            if isinstance(m, nn.modules.batchnorm._NormBase)
+            if isinstance(m, NormBase)
             for key in ("running_mean", "running_var")
         }
         nan = {n for n, _ in model.named_parameters() if n in found and bool(named[n].isnan().any())}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.torch_private import parameters_of
 from chipnet.analysis.formula import FALSE, TRUE, Program
 from chipnet.analysis.kinds.base import Term
 from chipnet.analysis.liveness import Liveness
@@ -109,7 +110,7 @@ def _holders(model: nn.Module) -> Mapping[str, set[str]]:
     names: dict[int, str] = {id(p): n for n, p in model.named_parameters()}
     for path, module in model.named_modules(remove_duplicate=False):
         known = first.setdefault(id(module), path)
-        for p in module._parameters.values():
+        for p in parameters_of(module).values():
             if p is not None:
                 holders.setdefault(names[id(p)], set()).add(known)
     return holders

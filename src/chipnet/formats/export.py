@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from chipnet._util.files import replacing
 from chipnet._util.imports import optional_import
+from chipnet._util.torch_private import ConvNd, ConvTransposeNd, calls_around, tree_leaves, tree_map
 from chipnet.errors import ChipNetError, ConfigError, ExportError
 from chipnet.graph.walk import canonical_names
 from chipnet.program.inputs import Inputs
@@ -32,7 +32,6 @@ from chipnet.surgery.verify import compared
 META = "chipnet"
 """Under this name the metadata (JSON) are in every file."""
 
-_Conv = nn.modules.conv._ConvNd
 _PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONV_OPS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
@@ -204,7 +203,7 @@ def fold_norms(model: nn.Module, program: torch.export.ExportedProgram) -> tuple
             continue
         conv, norm = modules.get(owner(before.args[1]) or ""), modules.get(owner(node.args[3]) or "")
         if (
-            isinstance(conv, _Conv)
+            isinstance(conv, ConvNd)
             and _only_a_norm(norm)
             and (_called(before, modules), _called(node, modules)) == (conv, norm)
             and own((*before.args, None)[1:3], conv, "weight", "bias")
@@ -217,19 +216,19 @@ def fold_norms(model: nn.Module, program: torch.export.ExportedProgram) -> tuple
 
 def _called(node: torch.fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
     """The innermost module whose forward made the node."""
-    stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    stack = list(calls_around(node).values())
     return modules.get(stack[-1].split("@")[0]) if stack else None
 
 
 @torch.no_grad()
-def _fold(conv: nn.modules.conv._ConvNd, norm: Any) -> None:
+def _fold(conv: ConvNd, norm: Any) -> None:
     """Rows of the weight are multiplied by what the norm multiplies their channel by. A transposed convolution's
     weight has its rows on the second axis, by groups: ``[in, out / groups, ...]``."""
     scale = torch.rsqrt(norm.running_var + norm.eps) * (1 if norm.weight is None else norm.weight)
     shift = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
     shift = shift * scale if norm.bias is None else shift * scale + norm.bias
     weight, ones = conv.weight, [1] * len(conv.kernel_size)
-    if isinstance(conv, nn.modules.conv._ConvTransposeNd):
+    if isinstance(conv, ConvTransposeNd):
         grouped = weight.unflatten(0, (conv.groups, -1)) * scale.reshape(conv.groups, 1, -1, *ones)
         folded = grouped.flatten(0, 1)
     else:

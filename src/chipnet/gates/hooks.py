@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from chipnet._util.torch_private import hooks_after, hooks_before, hooks_called_always, parameters_of
 from chipnet.analysis.liveness import Site
 from chipnet.gates.values import Constants
 
@@ -109,7 +110,7 @@ class GateHook(Hook):
             self.restore(self._running[-1])
 
     def _parameters(self, module: nn.Module) -> list[tuple[str, Tensor]]:
-        found = [(n, module._parameters.get(n)) for n in (self.weight, self.bias) if n is not None]
+        found = [(n, parameters_of(module).get(n)) for n in (self.weight, self.bias) if n is not None]
         return [(name, p) for name, p in found if p is not None]
 
 
@@ -134,7 +135,7 @@ def add_gates(
 def hooks(model: nn.Module) -> Iterator[tuple[nn.Module, dict[int, Any], int, Hook]]:
     """Every hook of chipnet's in a network: its module, the module's hooks, its key among them, its object."""
     for module in model.modules():
-        for found in (module._forward_pre_hooks, module._forward_hooks):
+        for found in (hooks_before(module), hooks_after(module)):
             for key, hook in list(found.items()):
                 owner = getattr(hook, "__self__", None)
                 if isinstance(owner, Hook):
@@ -149,7 +150,7 @@ def has_gates(model: nn.Module) -> bool:
 @contextlib.contextmanager
 def untouched_by_failure(model: nn.Module) -> Iterator[None]:
     """Where what is inside fails, hooks that it has put on the network are removed."""
-    found = [d for m in model.modules() for d in (m._forward_pre_hooks, m._forward_hooks)]
+    found = [d for m in model.modules() for d in (hooks_before(m), hooks_after(m))]
     before = [set(d) for d in found]
     try:
         yield
@@ -158,8 +159,8 @@ def untouched_by_failure(model: nn.Module) -> Iterator[None]:
             for key in keys.keys() - then:
                 del keys[key]
         for module in model.modules():
-            for key in module._forward_hooks_always_called.keys() - module._forward_hooks.keys():
-                del module._forward_hooks_always_called[key]
+            for key in hooks_called_always(module).keys() - hooks_after(module).keys():
+                del hooks_called_always(module)[key]
         raise
 
 
@@ -170,7 +171,7 @@ def strip_gates(model: nn.Module) -> nn.Module:
             hook.clear()
             hook.restore(module)
         del found[key]
-        module._forward_hooks_always_called.pop(key, None)
+        hooks_called_always(module).pop(key, None)
     return model
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
+from chipnet._util.torch_private import storage_key, value_of
 from chipnet.graph.facts import Activation, Slots
 from chipnet.graph.labels import Labels
 
@@ -29,12 +30,12 @@ def activations(nodes: Iterable[Node], env: Mapping[Node, Any]) -> list[Activati
     order = {node: number for number, node in enumerate(nodes)}
     storages: dict[int, _Storage] = {}
     for node in order:
-        for tensor, labels in _tensors(node.meta.get("val"), env.get(node)):
+        for tensor, labels in _tensors(value_of(node), env.get(node)):
             try:
                 memory = tensor.untyped_storage()
             except NotImplementedError:  # inside of vmap
                 continue
-            storage = storages.setdefault(memory._cdata, _Storage(memory.nbytes()))
+            storage = storages.setdefault(storage_key(memory), _Storage(memory.nbytes()))
             storage.tensors.append((tensor, labels))
             storage.given |= node.op != "call_function"
             storage.touched += [order[node], *(order[user] for user in node.users)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from chipnet._util.torch_private import tree_leaves, value_of
 from chipnet.graph.facts import Pin, PinCode, Place, Realisation, Tie
 from chipnet.program.counting import counting
 from chipnet.program.names import Modules, line_of, operator_name, shape_of
@@ -84,7 +85,7 @@ class Call:
     @property
     def outputs(self) -> Any:
         """What comes out, as tensors that hold no numbers."""
-        return self.node.meta["val"]
+        return value_of(self.node)
 
     @cached_property
     def place(self) -> Place:
@@ -128,10 +129,8 @@ class Call:
         """The operator's own multiply-accumulates, by PyTorch's counter."""
         if not self.forward.counting:
             return 0
-        args, kwargs = torch.fx.node.map_arg(
-            (self.node.args, self.node.kwargs), lambda n: n.meta.get("val", n)
-        )
-        fakes = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        args, kwargs = torch.fx.node.map_arg((self.node.args, self.node.kwargs), value_of)
+        fakes = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
         if not any(f.is_floating_point() or f.is_complex() for f in fakes) or not callable(self.node.target):
             return 0
         try:

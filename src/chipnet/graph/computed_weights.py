@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from chipnet._util.torch_private import unsaved_buffers, value_of
 from chipnet.graph.call import Forward
 from chipnet.graph.labels import Made, Param, axes_of
 from chipnet.graph.rules.quantised import FAKE_QUANTISED
@@ -70,7 +71,7 @@ def made_weights(
 def _is_kept(modules: Modules, name: str) -> bool:
     """Is a parameter or buffer part of the state that is saved?"""
     owner, _, key = name.rpartition(".")
-    return key not in modules[owner]._non_persistent_buffers_set
+    return key not in unsaved_buffers(modules[owner])
 
 
 def _is_computed(node: Node, static: Set[Node]) -> bool:
@@ -195,7 +196,7 @@ def _put(node: Node, axis: int) -> list[Source] | None:
 
 
 def _is_mask(node: Node) -> bool:
-    return node.meta["val"].dtype in (torch.bool, torch.uint8)
+    return value_of(node).dtype in (torch.bool, torch.uint8)
 
 
 def _moved(node: Node, axis: int) -> list[Source] | None:

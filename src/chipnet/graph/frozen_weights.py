@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence, Set
 from torch import nn
 from torch.fx import Node
 
+from chipnet._util.torch_private import ConvNd, ConvTransposeNd
 from chipnet.graph.call import Forward
 from chipnet.graph.computed_weights import made_weights, writing
 from chipnet.graph.facts import Frozen, is_within
@@ -50,7 +51,7 @@ def computed_weights(
         module = forward.modules.get(path)
         layers = [n for n in nodes if operator_name(n) in LAYERS]
         around = [n for n in nodes if n not in layers]
-        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and all(
+        if isinstance(module, (ConvNd, nn.Linear)) and all(
             _can_be_frozen(path, module, n, around, held, static) for n in layers
         ):
             for node in layers:
@@ -96,7 +97,7 @@ def _can_be_frozen(
     pads = all(same and n is node.args[0] and operator_name(n) == "pad" for n in around)
     if not pads and not (stays and all(operator_name(n) in _ZERO_STAYS for n in around)):
         return False
-    return not (isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1)
+    return not (isinstance(module, ConvTransposeNd) and module.groups > 1)
 
 
 def _only_for(weights: Weights, static: Set[Node]) -> set[Node]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from chipnet._util.torch_private import tree_leaves
 from chipnet.graph.facts import Slots
 from chipnet.program.names import shape_of
 
@@ -142,4 +143,4 @@ def axes_of(ndim: int, dims: Any) -> list[int]:
 
 def values_in(*trees: Any) -> list[Value]:
     """All labels and parameters in arguments of an operator, in their order."""
-    return [a for a in torch.utils._pytree.tree_leaves(trees) if isinstance(a, Value)]
+    return [a for a in tree_leaves(trees) if isinstance(a, Value)]

@@ -169,7 +169,7 @@ class Operator(Call):
     def barrier(self, inputs: Sequence[Value], reason: str, code: PinCode = PinCode.READ_WHOLE) -> Any:
         """Keep every input whole, and give outputs of a fixed size."""
         self.draft.fixed_macs += self.macs()
-        slot, val = self.read_all(inputs, reason, code), self.node.meta.get("val")
+        slot, val = self.read_all(inputs, reason, code), self.outputs
         if isinstance(val, (tuple, list)):
             return tuple(uniform(slot, tuple(v.shape)) if isinstance(v, Tensor) else v for v in val)
         return uniform(slot, tuple(val.shape)) if isinstance(val, Tensor) else val

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from chipnet._util.torch_private import calls_around, value_of
 from chipnet.graph.activations import activations
 from chipnet.graph.attributes import tie_widths
 from chipnet.graph.call import Forward
@@ -28,7 +29,7 @@ from chipnet.graph.rules.ask import apply
 from chipnet.graph.unread import unread
 from chipnet.program.capture import Captured, base_of, is_view, written_by
 from chipnet.program.methods_read import fused
-from chipnet.program.names import Modules, calls_around
+from chipnet.program.names import Modules
 from chipnet.program.watch import Attribute, Received, attributes_in, made_by
 
 
@@ -160,7 +161,7 @@ def _walk(
         if node.op == "placeholder":
             env[node] = _placeholder(op, held.get(node.name), program.constants)
         elif node.op == "get_attr":
-            val = node.meta.get("val")
+            val = value_of(node)
             env[node] = op.constant(tuple(val.shape)) if isinstance(val, Tensor) else val
         elif node.op == "call_function":
             # A weight that is computed for the operator stands for its computation.
@@ -189,9 +190,8 @@ def _walk(
 
 def _placeholder(op: Operator, held: str | None, constants: Mapping[str, Tensor]) -> Any:
     """What stands for a parameter, a buffer, a constant or an input of the network."""
-    val = op.node.meta.get("val")
-    if not isinstance(val, Tensor):
-        return val
+    if not isinstance(op.outputs, Tensor):
+        return op.outputs
     if held is not None:
         return Param(held, op.shape)
     if op.node.name in constants:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from chipnet import ChipNetError, Pruner
 from chipnet._util.distributed import sums, world
+from chipnet._util.torch_private import BatchNorm
 from chipnet.lab.metrics import LOSSES
 from chipnet.methods.losses import distillation
 from chipnet.program.inputs import device_of
@@ -230,7 +231,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], fabric: Fabric | None =
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
     """Measure the batch norms' running statistics anew: their plain means over `batches`."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm)]
     was, momenta = model.training, [m.momentum for m in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -280,7 +280,7 @@ class Run:
         gc.collect()
         network: Any = phase.network
         if self.job.request.compile:
-            torch._dynamo.reset()  # gates come and go between phases
+            torch.compiler.reset()  # gates come and go between phases
             network = torch.compile(network)
         self.model, self.optimizer = self.fabric.setup(network, phase.optimizer)
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils._pytree import tree_leaves
 
+from chipnet._util.torch_private import schema_of, tree_leaves, value_of
 from chipnet.errors import CaptureError
 from chipnet.program.inputs import Inputs
 from chipnet.program.outputs import tensors
@@ -99,7 +99,7 @@ class Captured:
 
 def written_by(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
     """What an operator that works in place, or has an ``out=``, writes to."""
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     for i, argument in enumerate(schema.arguments if schema is not None else ()):
         a = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
         info = argument.alias_info
@@ -113,7 +113,7 @@ def is_view(node: torch.fx.Node) -> bool:
         return False
     if getattr(node.target, "__name__", "") == "getitem":
         return True
-    returns = getattr(getattr(node.target, "_schema", None), "returns", ())
+    returns = getattr(schema_of(node.target), "returns", ())
     return any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
 
 
@@ -179,7 +179,7 @@ def _captured(model: nn.Module, inputs: Inputs, train: bool, watch: Watch | None
 
 def _has_unknown_sizes(module: torch.fx.GraphModule) -> bool:
     """Is a tensor as long as the values of another say (``repeat_interleave`` by a buffer)?"""
-    values = tree_leaves([n.meta.get("val") for n in module.graph.nodes])
+    values = tree_leaves([value_of(n) for n in module.graph.nodes])
     return any(isinstance(n, torch.SymInt) for v in values if isinstance(v, Tensor) for n in v.shape)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.torch_private import tree_map
 from chipnet.errors import CaptureError
 from chipnet.program.outputs import Outputs, tensors
 
@@ -44,7 +45,7 @@ class Inputs:
             return example_inputs if chosen is None else dataclasses.replace(example_inputs, outputs=chosen)
 
         def detached(x: Any) -> Any:
-            return torch.utils._pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, x)
+            return tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, x)
 
         if isinstance(example_inputs, Tensor):
             return cls((example_inputs.detach(),), {}, chosen)
@@ -92,7 +93,7 @@ class Inputs:
 
     def mapped(self, one: Any) -> Inputs:
         """The same with ``one(x)`` in place of every leaf ``x`` of the arguments."""
-        args, kwargs = torch.utils._pytree.tree_map(one, (self.args, self.kwargs))
+        args, kwargs = tree_map(one, (self.args, self.kwargs))
         return Inputs(args, kwargs, self.outputs)
 
     def tensors(self) -> Iterator[Tensor]:

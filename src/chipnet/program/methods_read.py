@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from chipnet._util.torch_private import children_of
+
 _WEIGHTS = frozenset(["weight", "running_mean", "running_var"])
 _WALKS = frozenset(["modules", "children", "named_modules", "named_children", "named_parameters"])
 _STARTS = ("init", "reset", "load")
@@ -148,12 +150,12 @@ def fused(modules: Mapping[str, nn.Module]) -> frozenset[str]:
     """Modules inside which weights are read by methods of a module around them: these see tensors, no hooks."""
     found = set()
     for path, module in modules.items():
-        if not module._modules:
+        if not children_of(module):
             continue
         for name, method in methods_of(module).others.items():
             if not method.reads_weights or any(start in name.lower() for start in _STARTS):
                 continue
-            children = method.names & module._modules.keys()
+            children = method.names & children_of(module).keys()
             statistics = not {"running_mean", "running_var"}.isdisjoint(method.names | method.far)
             if statistics and (not children or not _WALKS.isdisjoint(method.names)):
                 found.add(path)

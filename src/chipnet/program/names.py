@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 from torch.fx import Node
 
-from chipnet._util.torch_private import qualified_name
+from chipnet._util.torch_private import calls_around, qualified_name, trace_of, value_of
 
 
 def operator_name(node: Node) -> str:
@@ -40,21 +40,16 @@ def short_name(qualified: str) -> str:
 
 def shape_of(node: Node) -> tuple[int, ...]:
     """Shape of a node's (first) output."""
-    val = node.meta["val"]
+    val = value_of(node)
     val = val[0] if isinstance(val, (tuple, list)) else val
     return tuple(int(n) for n in val.shape)
 
 
 def line_of(node: Node) -> str:
     """File and line of the user's code that made a node; "" where it is not known."""
-    found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    found = re.findall(r'File "([^"]+)", line (\d+)', trace_of(node))
     outside = [f for f in found if "/torch/nn/" not in f[0].replace("\\", "/")] or found
     return f"{outside[-1][0].rsplit('/', 1)[-1]}:{outside[-1][1]}" if outside else ""
-
-
-def calls_around(node: Node) -> dict[str, str]:
-    """The calls of modules that a node is in, from the outermost: a name for each, and the module's path."""
-    return {call: path for call, (path, _) in (node.meta.get("nn_module_stack") or {}).items()}
 
 
 class Modules(Mapping[str, nn.Module]):

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
+from chipnet._util.torch_private import STORES, FakeTensor, buffers_of, parameters_of
 from chipnet.errors import CaptureError
 from chipnet.program.inputs import Inputs
 from chipnet.program.lines import is_users
@@ -80,7 +80,7 @@ def with_numbers(own: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
 
     new: dict[int, Any] = {}  # a tensor with two names stays one
     for module in own.modules():
-        for store in (module._parameters, module._buffers):
+        for store in (parameters_of(module), buffers_of(module)):
             for name, t in store.items():
                 if t is not None and t.is_meta:
                     made = nn.Parameter(real(t), t.requires_grad) if isinstance(t, nn.Parameter) else real(t)
@@ -102,7 +102,7 @@ def attributes(model: nn.Module) -> Iterator[Tensor]:
 
     for module in model.modules():
         for name, value in vars(module).items():
-            if name not in ("_parameters", "_buffers", "_modules"):
+            if name not in STORES:
                 yield from inside(value)
 
 

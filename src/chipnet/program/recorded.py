@@ -10,11 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _disable_current_modes
 
+from chipnet._util.torch_private import (
+    FakeTensorMode,
+    no_functions,
+    no_modes,
+    place,
+    set_value,
+    tree_flatten,
+    tree_leaves,
+    tree_map_only,
+    tree_unflatten,
+    value_of,
+)
 from chipnet.program.inputs import Inputs
 from chipnet.program.lines import users_frame
 
@@ -47,21 +57,19 @@ def record(model: nn.Module, inputs: Inputs) -> tuple[torch.fx.GraphModule, dict
         InputDependentError: it is not the same for all inputs.
     """
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    leaves, spec = torch.utils._pytree.tree_flatten((inputs.args, inputs.kwargs))
+    leaves, spec = tree_flatten((inputs.args, inputs.kwargs))
     given = [x.clone() for x in leaves if isinstance(x, Tensor)]  # a forward may write to them
     stack: dict[str, tuple[str, Any]] = {}
 
     def forward(held_values: list[Tensor], values: list[Tensor]) -> list[Tensor]:
         left = iter(values)
-        args, kwargs = torch.utils._pytree.tree_unflatten(
-            [next(left) if isinstance(x, Tensor) else x for x in leaves], spec
-        )
+        args, kwargs = tree_unflatten([next(left) if isinstance(x, Tensor) else x for x in leaves], spec)
         graph = get_proxy_mode().tracer.graph  # type: ignore[union-attr]
         create = graph.create_node
 
         def create_node(*a: Any, **k: Any) -> torch.fx.Node:
             node = create(*a, **k)
-            node.meta.update(nn_module_stack=dict(stack), stack_trace=_line())
+            place(node, dict(stack), _line())
             return node
 
         graph.create_node = create_node  # type: ignore[method-assign]
@@ -80,8 +88,7 @@ def record(model: nn.Module, inputs: Inputs) -> tuple[torch.fx.GraphModule, dict
         tags = getattr(node.target, "tags", ())
         if torch.Tag.dynamic_output_shape in tags and _reads_input(node):
             raise InputDependentError(f"the shape of what {node.target} gives depends on its input")
-        val = node.meta.get("val")
-        node.meta["val"] = torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, val)
+        set_value(node, tree_map_only(Tensor, mode.from_tensor, value_of(node)))
     placeholders = module.graph.find_nodes(op="placeholder")
     return module, {node.name: name for node, name in zip(placeholders, held, strict=False)}
 
@@ -109,11 +116,11 @@ class _Numbers(TorchFunctionMode):
         if func not in _NUMBERS:
             return func(*args, **(kwargs or {}))
         tracked = get_proxy_mode().tracer.tensor_tracker  # type: ignore[union-attr]
-        for x in torch.utils._pytree.tree_leaves((args, kwargs)):
+        for x in tree_leaves((args, kwargs)):
             known = tracked.get(x) if isinstance(x, Tensor) else None
             if known is not None and _reads_input(known.proxy.node):
                 raise InputDependentError(f"Tensor.{func.__name__} of a tensor that depends on the input")
-        with torch._C.DisableTorchFunction(), _disable_current_modes():
+        with no_functions(), no_modes():
             return func(*args, **(kwargs or {}))
 
 

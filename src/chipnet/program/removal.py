@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
+from chipnet._util.torch_private import hooks_before, hooks_of_loading, parameters_of, pruned_name
 from chipnet.program.ready import copied
 
 _REMOVALS: dict[type, Callable[[nn.Module, str], Any]] = {
@@ -35,13 +36,13 @@ def removed(layer: nn.Module) -> nn.Module:
         _unparametrise(new)
     for hook, name in _hooks(new):
         _REMOVALS.get(type(hook), torch.nn.utils.prune.remove)(new, name)
-    for key, hook in list(new._load_state_dict_pre_hooks.items()):  # PyTorch wraps it, and forgets it so
+    for key, hook in list(hooks_of_loading(new).items()):  # PyTorch wraps it, and forgets it so
         if isinstance(getattr(hook, "hook", hook), SpectralNormLoadStateDictPreHook):
-            del new._load_state_dict_pre_hooks[key]
-    for name, made in new._parameters.items():
-        own = layer._parameters.get(name)
+            del hooks_of_loading(new)[key]
+    for name, made in parameters_of(new).items():
+        own = parameters_of(layer).get(name)
         if own is not None:
-            new._parameters[name] = own
+            parameters_of(new)[name] = own
         elif made is not None:
             made.requires_grad_(learns)
     return new.train(layer.training)
@@ -49,8 +50,8 @@ def removed(layer: nn.Module) -> nn.Module:
 
 def _hooks(layer: nn.Module) -> list[tuple[Any, str]]:
     """Hooks that compute tensors of the layer, with the names of these."""
-    hooks = list(layer._forward_pre_hooks.values())
-    pruning = [(h, h._tensor_name) for h in hooks if isinstance(h, torch.nn.utils.prune.BasePruningMethod)]
+    hooks = list(hooks_before(layer).values())
+    pruning = [(h, pruned_name(h)) for h in hooks if isinstance(h, torch.nn.utils.prune.BasePruningMethod)]
     return [*((h, h.name) for h in hooks if isinstance(h, (WeightNorm, SpectralNorm))), *pruning]
 
 

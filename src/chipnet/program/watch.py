@@ -18,6 +18,7 @@ from torch.fx import Node, traceback
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from chipnet._util.torch_private import annotation_of
 from chipnet.program.inputs import Inputs, device_of
 from chipnet.program.lines import users_frame
 from chipnet.program.ready import copied
@@ -252,7 +253,7 @@ class Watch(TorchFunctionMode):
 
     def of(self, node: Node) -> Given | None:
         """The call that made a node, where that received numbers from attributes."""
-        place = (node.meta.get("custom") or {}).get(_KEY)
+        place = annotation_of(node, _KEY)
         return None if place is None else self.calls[place]
 
 
@@ -263,7 +264,7 @@ _SIZES = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
 
 def made_by(node: Node) -> int | None:
     """The number of the call that made a node, as `Shape` has it."""
-    return (node.meta.get("custom") or {}).get(_MADE)
+    return annotation_of(node, _MADE)
 
 
 def _bare(value: Any) -> Any:

@@ -14,6 +14,15 @@ from torch.overrides import TorchFunctionMode
 
 from chipnet._util.finite import check_finite
 from chipnet._util.modes import plainly
+from chipnet._util.torch_private import (
+    ConvNd,
+    ConvTransposeNd,
+    NormBase,
+    buffers_of,
+    children_of,
+    parameters_of,
+    refresh,
+)
 from chipnet.errors import PlanError
 from chipnet.gates.hooks import strip_gates
 from chipnet.graph.facts import Frozen
@@ -27,9 +36,6 @@ from chipnet.surgery.plan import Plan, Remap, Size
 from chipnet.surgery.verify import Comparison, compare, compare_training, repeatable
 
 _log = logging.getLogger("chipnet")
-
-_Conv = nn.modules.conv._ConvNd
-_ConvTranspose = nn.modules.conv._ConvTransposeNd
 
 
 class ConvSame2d(nn.Conv2d):
@@ -265,9 +271,9 @@ def plain_layer(layer: nn.Module, frozen: Frozen) -> nn.Module:
     kind = next(k for k in STANDARD_MIX if isinstance(layer, k))
     first = next(layer.parameters())
     like: dict[str, Any] = {"device": first.device, "dtype": first.dtype}
-    bias = layer._parameters.get("bias")
-    if isinstance(layer, _Conv):
-        extra = {"output_padding": layer.output_padding} if isinstance(layer, _ConvTranspose) else {}
+    bias = parameters_of(layer).get("bias")
+    if isinstance(layer, ConvNd):
+        extra = {"output_padding": layer.output_padding} if isinstance(layer, ConvTransposeNd) else {}
         new = torch.nn.utils.skip_init(
             ConvSame2d if frozen.same else kind,
             layer.in_channels,
@@ -315,7 +321,7 @@ def _cut(model: nn.Module, plan: Plan) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     done: dict[int, nn.Parameter | Tensor] = {}
     for path, module in modules.items():
-        for store in (module._parameters, module._buffers):
+        for store in (parameters_of(module), buffers_of(module)):
             for key, tensor in list(store.items()):
                 if tensor is None:
                     continue
@@ -353,19 +359,19 @@ def kept(tensor: Tensor, keep: Mapping[int, Sequence[int]]) -> Tensor:
 def fit_attributes(module: nn.Module) -> None:
     """Make a module's size attributes say what its tensors are."""
     weight = getattr(module, "weight", None)
-    if isinstance(module, _Conv) and isinstance(weight, Tensor):
+    if isinstance(module, ConvNd) and isinstance(weight, Tensor):
         first, second = module.in_channels, module.out_channels
-        if not isinstance(module, _ConvTranspose):
+        if not isinstance(module, ConvTransposeNd):
             first, second = second, first
         if module.groups > max(1, module.in_channels // module.groups):  # groups are removed whole
             module.groups = max(1, weight.shape[0] // (first // module.groups))
         first, second = weight.shape[0], weight.shape[1] * module.groups
-        if not isinstance(module, _ConvTranspose):
+        if not isinstance(module, ConvTransposeNd):
             first, second = second, first
         module.in_channels, module.out_channels = first, second
     elif isinstance(module, nn.Linear) and isinstance(weight, Tensor):
         module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
+    elif isinstance(module, NormBase):
         known = next((t for t in (weight, module.running_mean) if isinstance(t, Tensor)), None)
         if known is not None:
             module.num_features = known.shape[0]
@@ -378,7 +384,7 @@ def fit_attributes(module: nn.Module) -> None:
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.RNNBase):
         module.input_size = module.all_weights[0][0].shape[1]
-        module._init_flat_weights()  # it keeps its parameters in a list, too
+        refresh(module)  # it keeps its parameters in a list, too
     elif isinstance(module, nn.RNNCellBase):
         module.input_size = int(module.weight_ih.shape[1])
     elif isinstance(module, nn.PReLU) and isinstance(weight, Tensor):
@@ -398,7 +404,7 @@ def _put(model: nn.Module, places: Iterable[tuple[nn.Module, nn.Module]]) -> Non
     """Of each pair the second in the place of the first, under all of its names."""
     new = {id(old): module for old, module in places}
     for parent in list(model.modules()):
-        for name, module in parent._modules.items():
+        for name, module in children_of(parent).items():
             if id(module) in new:
                 setattr(parent, name, new[id(module)])
 

@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.torch_private import ConvNd, ConvTransposeNd, buffers_of, load_plainly, parameters_of
 from chipnet.errors import PlanError
 from chipnet.graph.standard import STANDARD_MIX, STANDARD_NORM, STANDARD_POOL
 from chipnet.surgery.plan import StandIn
-
-_Conv = nn.modules.conv._ConvNd
-_ConvTranspose = nn.modules.conv._ConvTransposeNd
 
 
 class _StandIn(nn.Module):
@@ -40,13 +38,13 @@ class Constant(_StandIn):
         super().__init__(layer)
         self.channels = channels
         self.register_parameter("bias", bias)
-        weight = layer._parameters["weight"]
+        weight = parameters_of(layer)["weight"]
         assert weight is not None
         self.register_buffer("weight", weight.new_zeros(()).expand(weight.shape), persistent=False)
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         x = input
-        if not isinstance(self, _Conv):
+        if not isinstance(self, ConvNd):
             out = x.new_zeros(*x.shape[:-1], self.channels)
             return out if self.bias is None else out + self.bias
         kernel, stride, padding, dilation = self.kernel_size, self.stride, self.padding, self.dilation
@@ -54,7 +52,7 @@ class Constant(_StandIn):
         for i, n in enumerate(x.shape[-len(kernel) :]):
             reach = dilation[i] * (kernel[i] - 1)
             pad = 2 * int(padding[i]) if not isinstance(padding, str) else (reach if padding == "same" else 0)
-            if isinstance(self, _ConvTranspose):
+            if isinstance(self, ConvTransposeNd):
                 sizes.append((n - 1) * stride[i] - pad + reach + self.output_padding[i] + 1)
             else:
                 sizes.append((n + pad - reach - 1) // stride[i] + 1)
@@ -71,17 +69,17 @@ class Zeros(_StandIn):
 
     _weight: Tensor | None
     _bias: Tensor | None
-    _load_from_state_dict = nn.Module._load_from_state_dict  # norms add statistics that old files lack
+    _load_from_state_dict = load_plainly  # norms add statistics that old files lack
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__(norm)
-        for name, buffer in norm._buffers.items():
+        for name, buffer in buffers_of(norm).items():
             like = None if buffer is None else torch.zeros_like(buffer)
             self.register_buffer(
                 name, like.fill_(1) if like is not None and name == "running_var" else like, False
             )
         for name in ("weight", "bias"):
-            p = norm._parameters.get(name)
+            p = parameters_of(norm).get(name)
             self.register_buffer(f"_{name}", torch.zeros_like(p) if p is not None else None, persistent=False)
 
     @property
@@ -129,18 +127,18 @@ def stand_in(old: nn.Module, s: StandIn) -> nn.Module:
     """What a plan puts in the place of a module that has been cut."""
     cls: Any = next((made for kind, made in _CLASSES.items() if isinstance(old, kind)), _StandIn)
     base = {"pool": EmptyPool, "norm": Zeros}.get(s.kind, Constant)
-    weight = old._parameters.get("weight")
+    weight = parameters_of(old).get("weight")
     rows = weight.shape[0] if weight is not None else s.channels
-    if weight is not None and isinstance(old, _ConvTranspose):
+    if weight is not None and isinstance(old, ConvTransposeNd):
         rows = weight.shape[1] * old.groups
     if (
         not issubclass(cls, base)
         or rows != s.channels
-        or (s.kind == "constant" and "bias" not in old._parameters)
+        or (s.kind == "constant" and "bias" not in parameters_of(old))
     ):
         raise PlanError(
             f"nothing of {s.channels} channels can stand in for '{s.module}', {type(old).__name__}"
         )
     if s.kind in ("pool", "norm"):
         return cls(old)
-    return cls(old, s.channels, old._parameters["bias"] if s.kind == "constant" else None)
+    return cls(old, s.channels, parameters_of(old)["bias"] if s.kind == "constant" else None)

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from chipnet._util.imports import optional_import
+from chipnet._util.torch_private import tree_leaves
 from chipnet.errors import ChipNetError, ConfigError
 from chipnet.formats.export import export
 from chipnet.program.inputs import Inputs, device_of

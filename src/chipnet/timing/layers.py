@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from chipnet._util.torch_private import ConvTransposeNd, TorchDispatchMode, tree_leaves
 from chipnet.program.inputs import Inputs
 from chipnet.program.outputs import tensors
 
@@ -81,7 +80,7 @@ def _facts(module: nn.Module, args: Any, out: Any) -> tuple[int, int, int, int]:
     weight = getattr(module, "weight", None)
     macs = 0
     if isinstance(weight, Tensor) and weight.dim() > 1 and ins and outs and weight.numel():
-        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+        transposed = isinstance(module, ConvTransposeNd)
         macs = (ins if transposed else outs)[0].numel() * weight[0].numel()
     moved = sum(x.nbytes for x in [*ins, *outs, *module.parameters()])
     axis = -1 if isinstance(module, nn.Linear) else 1

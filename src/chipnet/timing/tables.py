@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from chipnet._util.files import write_atomically
 from chipnet._util.finite import check_finite
 from chipnet._util.schema import DamagedError, decode, require
+from chipnet._util.torch_private import ConvNd, ConvTransposeNd, hooks_after, hooks_before, parameters_of
 from chipnet.analysis.analysis import Analysis
 from chipnet.analysis.cost import CostModel
 from chipnet.analysis.kinds import KINDS, LATENCY
@@ -164,7 +165,7 @@ def _input_shapes(network: nn.Module, inputs: Inputs) -> dict[str, list[tuple[in
     def seen(name: str) -> Callable[[Any, Any], None]:
         return lambda module, args: found[name].append(tuple(args[0].shape)) if args else None
 
-    layers = {n: m for n, m in network.named_modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))}
+    layers = {n: m for n, m in network.named_modules() if isinstance(m, (ConvNd, nn.Linear))}
     handles = [m.register_forward_pre_hook(seen(n)) for n, m in layers.items()]
     with torch.no_grad():
         inputs.to(device_of(network))(network)
@@ -174,8 +175,8 @@ def _input_shapes(network: nn.Module, inputs: Inputs) -> dict[str, list[tuple[in
 
 
 def _simple(module: nn.Module) -> bool:
-    layer = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
-    return layer and module._parameters.get("weight") is not None
+    layer = isinstance(module, (ConvNd, nn.Linear))
+    return layer and parameters_of(module).get("weight") is not None
 
 
 class _Cache:
@@ -235,7 +236,7 @@ def measure_layer(module: nn.Module, shape: tuple[int, ...]) -> Table:
 
     The shortest of a few times counts: it is the one that nothing else disturbed.
     """
-    rows_axis = 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
+    rows_axis = 1 if isinstance(module, ConvTransposeNd) else 0
     weight = module.weight
     assert isinstance(weight, Tensor)
     full_rows, full_columns = weight.shape[rows_axis], weight.shape[1 - rows_axis]
@@ -269,14 +270,14 @@ def _grid(full: int, step: int) -> list[int]:
 def _slim(module: nn.Module, rows_axis: int, rows: int, columns: int) -> Any:
     """The layer as surgery would leave it with so many rows and columns."""
     small = copy.deepcopy(module)
-    for hooks in (small._forward_hooks, small._forward_pre_hooks):
+    for hooks in (hooks_after(small), hooks_before(small)):
         hooks.clear()
-    weight, bias = module._parameters["weight"], module._parameters.get("bias")
+    weight, bias = parameters_of(module)["weight"], parameters_of(module).get("bias")
     assert weight is not None
     cut = weight.detach().narrow(rows_axis, 0, rows).narrow(1 - rows_axis, 0, columns).contiguous()
-    small._parameters["weight"] = nn.Parameter(cut)
+    parameters_of(small)["weight"] = nn.Parameter(cut)
     if bias is not None:
-        small._parameters["bias"] = nn.Parameter(
+        parameters_of(small)["bias"] = nn.Parameter(
             bias.detach()[: rows if rows < weight.shape[rows_axis] else None]
         )
     fit_attributes(small)

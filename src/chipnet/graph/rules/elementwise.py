@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from chipnet._util.torch_private import value_of
 from chipnet.graph.labels import Labels, Param, Value, values_in
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.movement import expand, split
@@ -27,7 +28,7 @@ def pointwise(op: Operator, *args: Any, **kwargs: Any) -> Labels:
     inputs = values_in(args, kwargs)
 
     def zero_of(n: torch.fx.Node) -> Any:
-        val = n.meta["val"]
+        val = value_of(n)
         return torch.zeros((), dtype=val.dtype) if isinstance(val, torch.Tensor) else val
 
     nodes = torch.fx.node.map_arg((op.node.args, dict(op.node.kwargs)), zero_of)

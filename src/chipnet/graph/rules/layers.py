@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 import numpy as np
-from torch import nn
 
+from chipnet._util.torch_private import ConvNd
 from chipnet.graph.attributes import claim, pin_literal
 from chipnet.graph.facts import Map, Number, PinCode, Slots
 from chipnet.graph.labels import Labels, Param, Value, along
@@ -47,7 +47,7 @@ def _convolution(
     src = op.channels(x, axis)
     if src is None:
         return op.barrier(kept, "channels lie along another axis")
-    if groups > 1 and not isinstance(op.owner, nn.modules.conv._ConvNd):  # a number in the call
+    if groups > 1 and not isinstance(op.owner, ConvNd):  # a number in the call
         if op.is_literal:
             pin_literal(op, x, "a convolution with a fixed number of groups")
         op.risk(src)

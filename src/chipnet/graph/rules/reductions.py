@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from chipnet._util.torch_private import parameters_of
 from chipnet.graph.facts import Rescaled
 from chipnet.graph.labels import Labels, Value, axes_of, uniform, values_in
 from chipnet.graph.operator import Operator
@@ -56,7 +57,7 @@ def _rescales(op: Operator, x: Labels) -> bool:
     """Does a mean over all that ``x`` varies along only divide, after an ``eps`` of its module's was added, and has
     that a weight to multiply by? Then surgery makes up for fewer channels."""
     module = op.owner
-    names = [n for n in ("weight", "gamma") if module is not None and n in module._parameters]
+    names = [n for n in ("weight", "gamma") if module is not None and n in parameters_of(module)]
     if (
         not names
         or not isinstance(getattr(module, "eps", None), float)

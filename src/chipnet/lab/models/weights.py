@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.torch_private import rebuild_parameter, rebuild_tensor
 from chipnet.errors import ConfigError
 from chipnet.lab.sanity import log
 
@@ -260,8 +261,8 @@ class _Inert:
 
 
 _READ = {
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
     ("collections", "OrderedDict"): OrderedDict,
     ("torch", "Size"): torch.Size,
 }
