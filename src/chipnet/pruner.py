@@ -129,9 +129,8 @@ class Pruner:
         self._flags = Flags()
         with untouched_by_failure(model):
             self.method = kind(
-                model, analysis, limits, steps=steps, seed=seed, device=device, options=settings
+                model, analysis, limits, steps=steps, seed=seed, device=device, options=settings, group=group
             )
-            self.method.group = group
             self._hooks = add_gates(model, sites, self._values.constants, self._values.by_site)
             self._publish()
 
@@ -173,7 +172,7 @@ class Pruner:
 
     @plainly
     def losses(self) -> dict[str, Tensor]:
-        """``loss()`` by part: add their sum instead, and show them."""
+        """``loss()`` by part. Add their sum in its place, where you want to show them."""
         self._make_values()
         found = self.method.losses(self.progress) or {"pruning": self.method.loss(self.progress)}
         return {part: _differentiable(loss) for part, loss in found.items()}
@@ -216,7 +215,8 @@ class Pruner:
             values = self.method.values(self.progress).detach().double().cpu()
             costs = self.structure.cost(values).tolist()
         dense = self.structure.cost.dense
-        return {k: c / max(dense[k], 1) for k, c in zip(KINDS, costs, strict=False)}  # latency apart
+        counted = zip(KINDS, costs, strict=False)  # what is measured comes after them
+        return {kind: cost / max(dense[kind], 1) for kind, cost in counted}
 
     @plainly
     def histogram(self, bins: int = 10) -> list[int]:
@@ -226,13 +226,14 @@ class Pruner:
         return [int(n) for n in torch.histc(values, bins, 0.0, 1.0)]
 
     @property
+    @plainly
     def mask(self) -> Tensor:
-        """Boolean hard masks ``[gates]`` that meet the budget exactly, as of now."""
-        return self._mask()
+        """The hard mask ``[gates]``, Booleans, that meets the budget exactly as of now."""
+        return self.method.mask()
 
     @contextlib.contextmanager
     def hardened(self, mask: Tensor | None = None) -> Iterator[Tensor]:
-        """Inside, the model and its copies compute with hard masks (by default those that meet the budget now)."""
+        """Inside, the model and its copies compute with hard masks, by default those that meet the budget now."""
         before = self._values.hard
         mask = self._fix(mask)
         try:
@@ -279,10 +280,6 @@ class Pruner:
         if found.landing is not None:
             self._measured = found
         return found.mask
-
-    @plainly
-    def _mask(self) -> Tensor:
-        return self.method.mask()
 
     @plainly
     def _fix(self, mask: Tensor | None) -> Tensor:
@@ -351,7 +348,7 @@ class Pruner:
             self._values.by_site()
 
     def _publish(self) -> None:
-        """Give the model and its copies the values of now."""
+        """Give the model and its copies the gate values of now."""
         if self._values.hard is None and self.method.final:
             self._fix(None)
         else:

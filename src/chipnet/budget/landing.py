@@ -1,4 +1,4 @@
-"""What a latency budget came to: asked and measured, side by side. Plain numbers, so that it is read anywhere."""
+"""What came of a latency budget: the target, and what was measured. Plain numbers, which any program can read."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Landing:
-    """What was asked and what was measured, interleaved.
+    """The target of a latency budget, and the times of the dense and the compact network, measured in turns.
 
     Attributes:
-        asked: a part of the dense time, or nanoseconds.
+        asked: the target: a part of the dense time (a float), or nanoseconds (an int).
         dense, compact: the shortest times, in nanoseconds.
         median, low, high: of the compact network's time as a part of the dense one's, round by round.
         spread: half of the distance between the quartiles of the compact network's times, as a part of the median.
@@ -37,12 +37,12 @@ class Landing:
 
     @property
     def measured(self) -> float:
-        """What counts, in the unit of what was asked."""
+        """What counts, in the unit of the target."""
         return self.left if isinstance(self.asked, float) else self.left * self.dense
 
     @property
     def whole(self) -> float:
-        """The dense network's time, in the unit of what was asked."""
+        """The dense network's time, in the unit of the target."""
         return 1.0 if isinstance(self.asked, float) else self.dense
 
     def to_json(self) -> dict[str, Any]:
@@ -51,20 +51,20 @@ class Landing:
 
     def __str__(self) -> str:
         return (
-            f"latency: {self.left:.1%} of the dense time; asked {asked_text(self.asked)}. Shortest "
+            f"latency: {self.left:.1%} of the dense time; asked {target_text(self.asked)}. Shortest "
             f"{milliseconds(self.compact)} of {milliseconds(self.dense)}, {self.compact / self.dense:.1%}; median "
             f"of the rounds {self.median:.1%} "
             f"({self.low:.1%} to {self.high:.1%}); {self.device}, {self.threads} thread(s)"
         )
 
 
-def asked_text(asked: int | float) -> str:
-    """What was asked, for people.
+def target_text(target: int | float) -> str:
+    """A target, for people.
 
-    >>> asked_text(0.5), asked_text(3_000_000)
+    >>> target_text(0.5), target_text(3_000_000)
     ('50.00% of the dense time', '3 ms')
     """
-    return f"{asked:.2%} of the dense time" if isinstance(asked, float) else milliseconds(asked)
+    return f"{target:.2%} of the dense time" if isinstance(target, float) else milliseconds(target)
 
 
 def milliseconds(nanoseconds: float) -> str:

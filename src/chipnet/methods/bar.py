@@ -26,7 +26,7 @@ class BAR(Method):
         strength * f(V, a, b) * E[V],   f = x^2 / (1 - x),   x = (V - a) / (b - a)
 
     where V is the cost of gates that are open in evaluation, E[V] the differentiable cost at P(z > 0), a just
-    below the budget, and b, the budget of the moment, slides from the dense cost to the asked one along a
+    below the budget, and b, the budget of the moment, slides from the dense cost to the budget along a
     normalised sigmoid of slope 10. f is 0 at or below a and grows without bound towards b.
 
     Ours differs: V is the exact cost in the budget's kinds (the paper's is volume); costs are fractions of the

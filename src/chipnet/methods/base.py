@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.distributed import Group
 from chipnet.analysis.analysis import Analysis
 from chipnet.budget.ranking import Ranking, best_mask
 from chipnet.errors import ChipNetError, ConfigError
@@ -30,6 +31,7 @@ class Method(ABC):
         seed: of everything random.
         device: where gate values are needed.
         options: other values for this method's ``settings()``, by name.
+        group: the processes that train together. Gradients by gates are averaged over them already.
 
     Raises:
         ConfigError: an option that is no setting of this method.
@@ -54,6 +56,7 @@ class Method(ABC):
         seed: int,
         device: torch.device,
         options: Mapping[str, float] | None = None,
+        group: Group = None,
     ) -> None:
         for option, value in self.read_options(options or {}).items():
             setattr(self, option, value)
@@ -66,9 +69,7 @@ class Method(ABC):
         """The mask is decided: from now on the model computes what will be shipped."""
         self.handles: list[Any] = []
         """Of hooks on the model, for ``detach``."""
-        self.group: Any = None
-        """The processes that train together; the pruner sets it. A method needs it for what it does not learn from
-        dL/dz, which is averaged already."""
+        self.group = group
         self.kinds = torch.tensor([self.analysis.cost.kinds.index(k) for k in limits], device=device)
         dense = self.analysis.cost.whole
         self.dense = torch.tensor([dense[k] for k in limits], dtype=torch.float64, device=device)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from chipnet._util.distributed import mean_, world
 from chipnet.analysis.liveness import Site
 from chipnet.gates.hooks import Hook
-from chipnet.methods.gradual import Sensing
+from chipnet.methods.gradual import Averaging
 from chipnet.methods.scores import price
 
 
-class Fisher(Sensing):
+class Fisher(Averaging):
     """Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018 (arXiv:1801.05787).
 
     The rise of the loss if a gate were shut, to second order, with the Fisher information in place of the
@@ -49,12 +49,6 @@ class Fisher(Sensing):
         zero = part.new_zeros(len(part), self.analysis.gates)
         total = self.sums.setdefault(len(part), zero)
         total.index_add_(1, gates.to(part.device), part)
-
-    def sensed(self, grad: Tensor) -> Tensor:
-        raise AssertionError("never called: `values` gives no leaf")
-
-    def values(self, progress: float) -> Tensor:
-        return super(Sensing, self).values(progress)
 
     def step(self, before: float, after: float) -> None:
         processes = world(self.group)

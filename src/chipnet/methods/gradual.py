@@ -118,12 +118,12 @@ class Gradual(Method):
         self.final = state["final"]
 
 
-class Sensing(Gradual):
-    """A gradual method that sees dL/dz, the gradient of the loss by each gate, until masks are final.
+class Averaging(Gradual):
+    """A gradual method whose scores come from a running mean of what batches say, until masks are final.
 
-    ``square`` is the running mean over batches of (dL/dz)^2 for each gate, of the mean loss of a batch: the
-    channel's (empirical) Fisher information, up to the size of a batch. Batches whose gradient is not finite are
-    left out.
+    Attributes:
+        square: the running mean ``[gates]``, with the bias of its start at zero.
+        seen: how many batches are in it.
     """
 
     memory: float = 0.98
@@ -134,23 +134,6 @@ class Sensing(Gradual):
         super().__init__(*args, **kwargs)
         self.square = torch.zeros(self.analysis.gates, device=self.device)
         self.seen = 0
-
-    def values(self, progress: float) -> Tensor:
-        hard = super().values(progress)
-        if not torch.is_grad_enabled() or self.final:
-            return hard
-        leaf = hard.detach().clone().requires_grad_()
-        leaf.register_hook(self._observe)
-        return leaf
-
-    @torch.no_grad()
-    def _observe(self, grad: Tensor) -> Tensor:
-        self.learn(self.sensed(grad.detach().float()))
-        return grad
-
-    def sensed(self, grad: Tensor) -> Tensor:
-        """What one batch says about each gate ``[gates]``, given dL/dz ``[gates]``."""
-        return grad.square()
 
     def learn(self, sample: Tensor) -> None:
         """Add one batch's numbers ``[gates]`` to the running mean, if all are finite."""
@@ -169,3 +152,28 @@ class Sensing(Gradual):
         super().load_state_dict(state)
         self.square.copy_(state["square"])
         self.seen = state["seen"]
+
+
+class Sensing(Averaging):
+    """A gradual method that sees dL/dz, the gradient of the loss by each gate.
+
+    The running mean is that of (dL/dz)^2, for the mean loss of a batch: the channel's (empirical) Fisher
+    information, up to the size of a batch.
+    """
+
+    def values(self, progress: float) -> Tensor:
+        hard = super().values(progress)
+        if not torch.is_grad_enabled() or self.final:
+            return hard
+        leaf = hard.detach().clone().requires_grad_()
+        leaf.register_hook(self._observe)
+        return leaf
+
+    @torch.no_grad()
+    def _observe(self, grad: Tensor) -> Tensor:
+        self.learn(self.sensed(grad.detach().float()))
+        return grad
+
+    def sensed(self, grad: Tensor) -> Tensor:
+        """What one batch says about each gate ``[gates]``, given dL/dz ``[gates]``."""
+        return grad.square()

@@ -23,7 +23,7 @@ from chipnet._util.sizes import check_size
 from chipnet.program.inputs import Inputs, device_of
 
 SAMPLE = 0.002
-"""Seconds that one sample takes at least: fast calls are repeated, so that the clock does not decide."""
+"""A sample takes at least so many seconds: fast calls are repeated, as a clock is not exact."""
 
 SECONDS = 2.0
 """For how long `side_by_side` measures."""
@@ -75,7 +75,7 @@ def interleaved(
     Args:
         calls: what to time, by name.
         seconds: rounds go on until these have passed.
-        rounds: at least so many.
+        rounds: how many there are at least.
         sync: waits until the device has done its work; see `sync_of`.
 
     Returns:

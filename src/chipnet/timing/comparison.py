@@ -203,7 +203,7 @@ def compare(
             skipped, and the reason is kept.
         threads: of the CPU; None: PyTorch's.
         seconds: of measurement per runtime.
-        rounds: at least so many.
+        rounds: how many there are at least.
 
     Raises:
         ConfigError: not two networks, or an unknown runtime.
@@ -219,11 +219,7 @@ def compare(
         >>> done.ratios["eager"][0] < 1 and done.memory["narrow"] < done.memory["wide"]
         True
     """
-    if len(networks) != 2:
-        raise ConfigError(f"compare takes two networks, got {len(networks)}")
-    unknown = [r for r in runtimes if r not in RUNTIMES]
-    if unknown:
-        raise ConfigError(f"unknown runtime {', '.join(unknown)}; known: {', '.join(RUNTIMES)}")
+    _check(networks, runtimes)
     given = Inputs.of(inputs)
     copies = {n: copied(m).eval() for n, m in networks.items()}
     first, second = copies
@@ -252,6 +248,13 @@ def compare(
         macs=macs,
         rows=_rows(found[first], found[second], macs[second] / max(macs[first], 1), machine),
     )
+
+
+def _check(networks: Mapping[str, nn.Module], runtimes: Sequence[str]) -> None:
+    if len(networks) != 2:
+        raise ConfigError(f"compare takes two networks, got {len(networks)}")
+    if unknown := [r for r in runtimes if r not in RUNTIMES]:
+        raise ConfigError(f"unknown runtime {', '.join(unknown)}; known: {', '.join(RUNTIMES)}")
 
 
 def _in_runtimes(

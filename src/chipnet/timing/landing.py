@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from chipnet.analysis.analysis import Analysis
 from chipnet.analysis.kinds import LATENCY
 from chipnet.budget.budget import Budget
-from chipnet.budget.landing import Landing, asked_text
+from chipnet.budget.landing import Landing, target_text
 from chipnet.budget.ranking import Ranking, Solution, Solver, best_mask
 from chipnet.errors import BudgetError
 from chipnet.program.inputs import device_of
@@ -67,7 +67,7 @@ def land(
         limits: kind -> largest integer cost; of the modelled time, where to begin.
         target: a part of the dense network's time (a float), or nanoseconds (an int).
         solve: a mask ``[gates]`` within limits.
-        measure: what a mask's network takes; it is told how many were measured with it.
+        measure: what a mask's network takes; its second argument counts the networks measured so far, this one too.
 
     Raises:
         BudgetError: none that was built fits; names the fastest.
@@ -98,13 +98,20 @@ def land(
         return Solution(mask, slowest)
     fastest = min((found for found, _ in tried), key=lambda found: found.measured)
     raise BudgetError(
-        f"no network was found that takes at most {asked_text(target)} when it is measured. The fastest of those "
+        f"no network was found that takes at most {target_text(target)} when it is measured. The fastest of those "
         f"that were built: {fastest}. Ask for more time, or measure on a machine that does nothing else."
     )
 
 
 def measured(model: nn.Module, analysis: Analysis, mask: Tensor, target: int | float, count: int) -> Landing:
-    """What the compact network of ``mask`` takes, beside the dense one; ``count``: the how manyth it is."""
+    """What the compact network of ``mask`` takes, measured in turns with the dense one.
+
+    Args:
+        model, analysis: the dense network.
+        mask: ``[gates]``.
+        target: what is wanted; see `land`.
+        count: how many networks were measured, this one too.
+    """
     dense, small = networks(model, analysis, mask)
     took = side_by_side(dense, small, analysis.inputs)
     ratio = took["ratio"]
