@@ -20,7 +20,7 @@ def claim(op: Operator, number: Any, slots: Slots, empty: bool = False) -> bool:
         _as_wide(op, source, slots)
     if not is_from_attribute(number) or op.received is None:
         return False
-    op.received.claimed.add(number.source)
+    op.draft.known.add((op.received, number.source))
     if all(a.name in FITTED and _is_torchs(op, a.module) for a in attributes_in(number.source)):
         return True  # surgery keeps those of layers true anyway
     op.draft.claims.append(Claim(op.key, number.source, slots.copy()))

@@ -34,6 +34,7 @@ from chipnet.graph.facts import (
 from chipnet.graph.labels import Labels
 from chipnet.graph.numbers import Claim
 from chipnet.graph.values import Values
+from chipnet.program.watch import Expression, Given
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Draft(Classes):
         self.values = Values()
         self.claims: list[Claim] = []
         """What operators received as numbers of slots."""
+        self.known: set[tuple[Given, Expression]] = set()
+        """Calls, and numbers that they received, whose meaning a rule knows."""
         self.alike: list[tuple[Slots, Slots, Tie]] = []
         """Slots of which there are equally many, as an operator received the size of one tensor for another."""
         self.pieces: list[tuple[str, Slots]] = []

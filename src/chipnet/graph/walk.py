@@ -92,7 +92,7 @@ def _traced(
     for name in draft.foreign | draft.data:  # its module is asked for it: nothing can stand in
         draft.owners.pop(name.rpartition(".")[0], None)
     watches = [p.watch for p in (program, training) if p is not None]
-    received = [r for watch in watches if watch is not None for r in watch.unclaimed()]
+    received = [r for watch in watches if watch is not None for r in watch.unclaimed(draft.known)]
     received += values
     held = functools.partial(_held, forward.modules)
     settled = settle(draft, draft.claims, received, held, forward.literal)

@@ -8,8 +8,8 @@ through arithmetic too. Sizes of tensors are marked as such. What an operator re
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -165,7 +165,7 @@ class Received(NamedTuple):
     line: str
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Given:
     """An operator that received marked numbers. Of tensors nothing is held: ``args`` has None for them."""
 
@@ -173,8 +173,6 @@ class Given:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     line: str
-    claimed: set[Expression] = field(default_factory=set)
-    """Numbers that a rule knows the meaning of."""
 
     def given(self, name: str, position: int) -> Any:
         """An argument, by its name or position; None where there is none."""
@@ -243,12 +241,12 @@ class Watch(TorchFunctionMode):
         _watching.remove(self)
         super().__exit__(*error)
 
-    def unclaimed(self) -> Iterator[Received]:
-        """Numbers from attributes that no rule knows the meaning of."""
+    def unclaimed(self, claimed: Set[tuple[Given, Expression]]) -> Iterator[Received]:
+        """Numbers from attributes that no rule knows the meaning of, as it does of those that are ``claimed``."""
         yield from self.values
         for call in self.calls:
             for n in _leaves((call.args, call.kwargs)):
-                if is_from_attribute(n) and n.source not in call.claimed:
+                if is_from_attribute(n) and (call, n.source) not in claimed:
                     yield Received(n.source, call.line)
 
     def of(self, node: Node) -> Given | None:

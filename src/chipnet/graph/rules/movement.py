@@ -321,7 +321,7 @@ def _bounded(op: Operator, slots: Slots, bounds: tuple[Any, ...]) -> bool:
     for number, part in found:
         if number < 0:
             claim(op, -number, part, empty=True)
-            op.received.claimed.add(number.source)
+            op.draft.known.add((op.received, number.source))
         else:
             claim(op, number, part, empty=True)
     op.risk(slots)
