@@ -1,4 +1,4 @@
-"""What do the numbers count that operators receive from attributes and from sizes of tensors?"""
+"""What do the numbers count that an operator receives, from attributes and from sizes of tensors?"""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from chipnet.program.watch import Shape, attributes_in, is_from_attribute, sourc
 
 
 def claim(op: Operator, number: Any, slots: Slots, empty: bool = False) -> bool:
-    """``number``, which the operator received, counts ``slots``: is it from attributes? Few operators take a width
-    of 0; those that do say ``empty``."""
+    """Say that ``number``, which the operator received, counts ``slots``.
+
+    Few operators work on a width of 0: for the others one of the slots is pinned. Those that do say ``empty``.
+    Returns whether the number comes from attributes.
+    """
     if isinstance(source := source_of(number), Shape):
         _as_wide(op, source, slots)
     if not is_from_attribute(number) or op.received is None:
@@ -30,7 +33,7 @@ def claim(op: Operator, number: Any, slots: Slots, empty: bool = False) -> bool:
 
 
 def _as_wide(op: Operator, size: Shape, slots: Slots) -> None:
-    """There are as many ``slots`` as channels of a tensor."""
+    """Remember that there are as many ``slots`` as the tensor has channels whose size the operator received."""
     x = None if size.made is None else op.draft.results.get((op.forward.counting, size.made))
     if isinstance(x, Labels) and size.axis in x.varying and x.shape[size.axis] == len(slots):
         op.draft.alike.append((slots.copy(), x.along(size.axis), op.tie))
@@ -41,7 +44,8 @@ def _is_torchs(op: Operator, module: str) -> bool:
 
 
 def tie_widths(draft: Draft) -> None:
-    """Tie what may differ in number, where an operator received the size of one tensor for another."""
+    """Tie the channels of two tensors where an operator received the size of one for the other, unless both have
+    the same size under every mask."""
     for slots, others, tie in draft.alike:
         if count(draft, slots) != count(draft, others):
             draft.tie(slots, others)
@@ -49,5 +53,5 @@ def tie_widths(draft: Draft) -> None:
 
 
 def pin_literal(op: Operator, x: Value, reason: str) -> None:
-    """Keep all channels of ``x``, whose size the operator has as a number that stays."""
+    """Keep all channels of ``x``: the operator has their number as a literal."""
     op.pin(x, op.forward.literal.get(op.key) or reason, PinCode.FIXED_WIDTH)

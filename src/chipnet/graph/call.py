@@ -23,14 +23,15 @@ class Forward:
     """A captured forward, and what is known before it is walked.
 
     Attributes:
-        modules: of the network.
-        parameters: names of its parameters; other tensors that it holds are buffers.
+        modules: the modules of the network.
+        parameters: the names of its parameters; other tensors that it holds are buffers.
         realisation: may layers read or write fewer channels than the tensors around them have?
         literal: operators whose sizes do not follow widths, with the reason. All others are taken to follow them.
-        fused: modules inside which an index map would be lost: a method that fuses weights does not see it.
-        readers: of every parameter, how many operators read it.
-        entered: of every module, the calls by which it is entered.
-        watch: which operators received numbers from attributes; None: not known.
+        fused: modules whose weights a method of another module reads. No index map may stand there, as the method
+            would not see it.
+        readers: for every parameter, how many operators read it.
+        entered: for every module, the calls by which it is entered.
+        watch: knows which operators received numbers from attributes; None where that is not known.
         counting: do its operators cost anything? Those of a train-mode graph do not.
     """
 
@@ -54,46 +55,46 @@ class Call:
 
     @property
     def key(self) -> str:
-        """Its name, unique over the graphs that are walked."""
+        """The name of the node. It is unique over the graphs that are walked."""
         return self.node.name if self.forward.counting else f"training {self.node.name}"
 
     @cached_property
     def name(self) -> str:
-        """The operator: ATen's bare (``add``, which is ``add_`` too), others with their namespace."""
+        """The name of the operator. ATen's have no namespace, and ``add_`` is called ``add``."""
         return operator_name(self.node)
 
     @cached_property
     def module(self) -> str:
-        """Path of the innermost module whose forward contains the call."""
+        """The path of the innermost module whose forward contains the call."""
         return self.forward.modules.around(self.node)
 
     @property
     def owner(self) -> nn.Module | None:
-        """That module."""
+        """The module at that path."""
         return self.forward.modules.get(self.module)
 
     @cached_property
     def line(self) -> str:
-        """File and line of the user's code."""
+        """The file and line of the user's code."""
         return line_of(self.node)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the (first) output."""
+        """The shape of the output, or of the first one."""
         return shape_of(self.node)
 
     @property
     def outputs(self) -> Any:
-        """What comes out, as tensors that hold no numbers."""
+        """The output as a tensor that holds no numbers; several as a tuple or list."""
         return value_of(self.node)
 
     @cached_property
     def place(self) -> Place:
-        """Node, module and line."""
+        """Node, module and line in one value."""
         return Place(self.node.name, self.module, self.line)
 
     def why(self, reason: str, code: PinCode) -> Pin:
-        """A pin of this call's."""
+        """A pin with the place of this call."""
         return Pin(code, reason, self.place)
 
     @property
@@ -104,21 +105,23 @@ class Call:
     # -- sizes that are kept as numbers -----------------------------------------------------------------------
     @property
     def is_literal(self) -> bool:
-        """Are its sizes known not to follow widths?"""
+        """Is it known that the sizes which the operator received do not follow widths?"""
         return self.key in self.forward.literal
 
     @cached_property
     def received(self) -> Given | None:
-        """How the operator was called, where it received numbers from attributes."""
+        """The arguments as the user's code gave them; None where none of them came from attributes."""
         return self.forward.watch.of(self.node) if self.forward.watch is not None else None
 
     def given(self, name: str, position: int) -> Any:
-        """An argument as the operator received it, if any of them came from attributes."""
+        """One argument as the user's code gave it; None where none came from attributes."""
         return self.received.given(name, position) if self.received is not None else None
 
     def sizes(self, shape: tuple[int, ...], skip: int = 0, first: int = 1) -> list[Any]:
-        """The numbers that say how long the axes of ``shape`` are, one each (None: not known), as the operator
-        received them from its argument ``first`` on, after ``skip`` others."""
+        """For each axis of ``shape`` the number that says how long it is, or None where that is not known.
+
+        The numbers are those from argument ``first`` on, after the first ``skip`` of them.
+        """
         numbers = self.received.numbers(first)[skip:] if self.received is not None else []
         if len(numbers) != len(shape) or any(n not in (-1, s) for n, s in zip(numbers, shape, strict=True)):
             return [None] * len(shape)

@@ -93,7 +93,7 @@ class Classes:
 
     @contextlib.contextmanager
     def unpinned(self) -> Iterator[None]:
-        """Inside, pins hold for new slots only: no output that matters reads what an operator makes of the old."""
+        """While the block lasts, old slots get no pins: no output that matters reads what is made of them."""
         slots, known = self.slots, {id(why) for why in self.pins.values()}
         yield
         for root, why in list(self.pins.items()):

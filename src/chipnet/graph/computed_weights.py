@@ -1,8 +1,8 @@
-"""Weights that are computed from parameters and buffers: what may be cut, and what of them goes with it.
+"""Which computed weights can be cut, and which of their parameters with them?
 
-A weight may be cut along an axis where each index along it is made of the same index of what it is computed from:
-by operators that work element by element, move elements along other axes, or reduce other axes. Then the forward
-computes, of smaller parameters, just what is left of the weight.
+A weight can be cut along an axis where each index along it is made of the same index of everything behind it. So it
+is where operators work element by element, move elements along other axes, or reduce other axes. The forward then
+computes from the smaller parameters just what is left of the weight.
 """
 
 from __future__ import annotations
@@ -40,8 +40,15 @@ _MOVES = frozenset(
 def made_weights(
     forward: Forward, layers: Iterable[Node], held: Mapping[str, str], static: Set[Node]
 ) -> dict[tuple[Node, Node], Param]:
-    """Weights and biases that ``layers`` compute from parameters and buffers, where the weight may be cut along one
-    of its axes. ``held``: placeholder -> parameter or buffer. ``static``: nodes that depend on nothing else."""
+    """Weights and biases that ``layers`` compute from parameters and buffers, where the weight can be cut along an
+    axis.
+
+    Args:
+        forward: the captured forward.
+        layers: the nodes of its layers.
+        held: placeholder -> the parameter or buffer.
+        static: nodes that depend on parameters, buffers and constants only.
+    """
     found: dict[tuple[Node, Node], Param] = {}
     modules = forward.modules
     cut = frozenset(node for node, name in held.items() if _is_kept(modules, name))
@@ -75,7 +82,7 @@ def _is_kept(modules: Modules, name: str) -> bool:
 
 
 def _is_computed(node: Node, static: Set[Node]) -> bool:
-    """Is a node computed from parameters, and not just one of them times numbers?"""
+    """Is a node computed from parameters? One parameter times numbers does not count."""
     if operator_name(node) in FAKE_QUANTISED:
         return False
     while operator_name(node) in _SCALES and len(node.all_input_nodes) == 1 and not any(writing(node)):
@@ -84,8 +91,10 @@ def _is_computed(node: Node, static: Set[Node]) -> bool:
 
 
 def _behind(node: Node, axis: int, cut: Set[str], static: Set[Node]) -> dict[Node, int] | None:
-    """Nodes behind ``node``, with the axis of each that goes with ``axis``; None where indices are mixed, or what
-    is behind is none of the placeholders ``cut``."""
+    """The nodes behind ``node``, each with the axis that belongs to ``axis``.
+
+    None where indices are mixed, or where a placeholder is reached that is not among ``cut``.
+    """
     states: dict[Node, int | None] = {}
     stack: list[Source] = [(node, axis)]
     while stack:
@@ -105,7 +114,7 @@ def _behind(node: Node, axis: int, cut: Set[str], static: Set[Node]) -> dict[Nod
 
 
 def _everything(node: Node) -> set[Node]:
-    """All that is behind a node, what is written into it in place too."""
+    """All nodes behind a node, and those that write into its memory."""
     seen: set[Node] = set()
     stack = [node]
     while stack:
@@ -117,14 +126,14 @@ def _everything(node: Node) -> set[Node]:
 
 
 def writing(node: Node) -> Iterator[Node]:
-    """Views of a node and operators on it through which its memory is written."""
+    """Operators that write into a node's memory, and views of it through which others do."""
     for user in node.users:
         if node in written_by(user) or (is_view(user) and user.args[0] is node and any(writing(user))):
             yield user
 
 
 def _written_through(node: Node, axis: int | None) -> list[Source] | None:
-    """What writes into a node's memory, with the axis that goes with ``axis``."""
+    """The operators that write into a node's memory, each with the axis that belongs to ``axis``."""
     found: list[Source] = []
     for user in writing(node):
         axes = range(len(shape_of(user))) if axis is not None else (None,)
@@ -136,8 +145,10 @@ def _written_through(node: Node, axis: int | None) -> list[Source] | None:
 
 
 def _sources(node: Node, axis: int | None) -> list[Source] | None:
-    """What each index along ``axis`` of a node's tensor is made of: the same index of other nodes. None where it is
-    made of more, or an operator is not known."""
+    """The nodes that each index along ``axis`` is made of, with the axis of each that belongs to it.
+
+    None where an index is made of other indices too, or where the operator is not known.
+    """
     if node.op != "call_function":
         return []
     inputs = node.all_input_nodes
@@ -184,7 +195,7 @@ def _reduced(node: Node, axis: int, position: int) -> list[Source] | None:
 
 
 def _put(node: Node, axis: int) -> list[Source] | None:
-    """``x[:, :, i] = values``: along an axis before all those that are indexed."""
+    """The sources of ``x[:, :, i] = values``, for an axis before those that are indexed."""
     x, indices, values = node.args[:3]
     at = [i for i, index in enumerate(indices) if index is not None]  # type: ignore[arg-type]
     chosen: list[Node] = [indices[i] for i in at]  # type: ignore[index, misc]
@@ -200,7 +211,7 @@ def _is_mask(node: Node) -> bool:
 
 
 def _moved(node: Node, axis: int) -> list[Source] | None:
-    """The operator itself says which axis of its input becomes ``axis``: it is run on indices along it."""
+    """The sources of an operator that moves elements: it is run on the indices along an axis."""
     x, *others = node.all_input_nodes
     if any(_is_mask(n) for n in others) or node.args[0] is not x:
         return None

@@ -1,4 +1,4 @@
-"""What has one walk found so far: the graph in the making, and what its rules must know of each other."""
+"""What has one walk found so far?"""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from chipnet.program.watch import Expression, Given
 @dataclass(frozen=True)
 class Mark:
     """Where a draft stood before a rule was called: how many slots, facts, layers, products and index maps it had,
-    what it had counted, and which modules and nodes stood in its tables."""
+    the cost so far, and the keys of its tables."""
 
     slots: int
     facts: int
@@ -52,7 +52,7 @@ class Mark:
 
 
 class Draft(Classes):
-    """A channel graph in the making. What has the name of one of its attributes becomes that."""
+    """A channel graph in the making. An attribute that `ChannelGraph` has too becomes that one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,13 +98,13 @@ class Draft(Classes):
             self.pin(slots, Pin(PinCode.CONSTANT, "a constant"))
 
     def emit(self, fact: Fact, at: Place) -> None:
-        """One more fact, and where it is from."""
+        """Add a fact, with its place."""
         self.facts.append(fact)
         self.places.append(at)
 
     # -- parameters ---------------------------------------------------------------------------------------
     def own(self, name: str, axis: int, slots: Slots) -> None:
-        """Index ``i`` of the parameter's axis belongs to ``slots[i]``; a second use ties the two."""
+        """Index ``i`` along the parameter's axis belongs to ``slots[i]``. A second use ties the slots of both."""
         mine = self.axes.setdefault(name, {})
         if axis in mine:
             self.tie(mine[axis], slots)
@@ -115,11 +115,11 @@ class Draft(Classes):
 
     @property
     def data(self) -> set[str]:
-        """Parameters that are used as data."""
+        """Names of parameters that are used as data."""
         return {name for name, _ in self._data}
 
     def data_slots(self, name: str, axis: int, size: int, at: Place) -> Slots:
-        """Slots of a parameter that is used as data, along ``axis``."""
+        """The slots of a parameter that is used as data, along ``axis``."""
         if (name, axis) not in self._data:
             slots = self.new(size)
             self.emit(Source(slots, live=True, flow=False), at)
@@ -135,18 +135,21 @@ class Draft(Classes):
     # -- rules that fail ------------------------------------------------------------------------------------
     @property
     def _tables(self) -> tuple[dict[str, Any], ...]:
-        """What surgery does to modules and numbers beside cutting tensors."""
+        """What surgery does to modules and numbers, other than to cut tensors."""
         return self.pools, self.rescaled, self.risky
 
     def mark(self) -> Mark:
-        """Where the draft stands now: what `undo` goes back to."""
+        """Where the draft stands now, for `undo`."""
         tables = tuple(frozenset(table) for table in self._tables)
         lists = len(self.facts), len(self.layers), len(self.products), len(self.resizes)
         return Mark(self.slots, *lists, self.fixed_macs, tables)
 
     def undo(self, mark: Mark, why: Pin) -> None:
-        """A rule failed halfway: what it has made since ``mark`` is kept whole, and is no layer or module that
-        surgery could replace. (Ties and pins stay: they only keep more.)"""
+        """Take back what a rule has done since ``mark``, because it failed.
+
+        Its slots are pinned, and none of its facts is a layer or module that surgery could replace. Ties and pins
+        stay: they only keep more.
+        """
         self.pin(np.arange(mark.slots, self.slots, dtype=np.int64), why)
         for i, fact in enumerate(self.facts[mark.facts :], mark.facts):
             if isinstance(fact, (Mix, Norm)):
@@ -163,7 +166,7 @@ class Draft(Classes):
 
     # -- the end --------------------------------------------------------------------------------------------
     def finished(self, literal: Mapping[str, str]) -> ChannelGraph:
-        """The graph, once nothing more will be tied."""
+        """The graph. Nothing may be tied after this."""
         root = self.classes(np.arange(self.slots, dtype=np.int64))
         names = {f.name for f in dataclasses.fields(ChannelGraph)} & vars(self).keys()
         return ChannelGraph(root=root, literal=literal, **{name: getattr(self, name) for name in names})

@@ -1,9 +1,9 @@
 """What can be said of slots? Five kinds of facts, and records of costs, sizes and reasons.
 
-A **slot** is one channel of one tensor. Operators that only move channels (views, concatenations, shuffles)
-create no slots: they move labels. Every other operator emits one **fact** of the five kinds below. All that
-the project knows of a network (what may be pruned, what a channel costs, what the compact network is) is
-read off these facts; nothing downstream looks at an operator again.
+A **slot** is one channel of one tensor. Operators that only move channels (views, concatenations, shuffles) make no
+slots: they move labels. Every other operator emits one **fact** of the five kinds below. Everything that is known
+of a network (what can be pruned, what a channel costs, what the compact network is) is read from these facts;
+nothing downstream looks at an operator again.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Pin:
 
 @dataclass(frozen=True)
 class Tie:
-    """An operator that ties slots."""
+    """A note that an operator ties slots."""
 
     reason: str
     at: Place
@@ -99,11 +99,11 @@ def _with_place(text: str, at: Place) -> str:
 # -- facts --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Host:
-    """The affine parameters that a gate multiplies: rows of ``weight`` along ``axis``, and ``bias``.
+    """The affine parameters that a gate multiplies: ``weight`` along ``axis``, and ``bias``.
 
-    ``module`` is the module whose forward reads them (gates are folded in around that call). ``output``: there is
-    no such parameter, so the gate multiplies the module's output along this axis instead. Either the weight is
-    computed, or the module has none (``weight`` is then the module's own name).
+    ``module`` is the module whose forward reads them; gates are folded in around its calls. ``output`` is None, or
+    there are no such parameters and the gate multiplies the module's output along this axis. Then the weight is
+    computed, or the module has none and ``weight`` is the module's own name.
     """
 
     module: str
@@ -114,13 +114,13 @@ class Host:
 
     @property
     def is_layer(self) -> bool:
-        """Has the module affine parameters, though they may be computed?"""
+        """Does the module have affine parameters, computed or not?"""
         return self.weight != self.module
 
 
 @dataclass(frozen=True)
 class Source:
-    """New channels that nothing in the network computes: the input, padding, constants.
+    """Channels that nothing in the network computes: the input, padding, constants.
 
     ``live``: can they be non-zero? ``flow``: do they carry the network's input?
     """
@@ -132,10 +132,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Map:
-    """``dst[i]`` is computed from ``srcs[k][i]`` alone.
+    """Each ``dst[i]`` is computed from the ``srcs[k][i]`` alone.
 
-    ``kind``: ``or`` (sum, max: non-zero where any side is), ``and`` (product), ``const`` (non-zero even where the
-    sources are zero, as after a sigmoid), ``place`` (where a value stood: likewise, but only read beside values).
+    ``kind`` says when it is non-zero. ``or``: where any source is (a sum). ``and``: where all are (a product).
+    ``const``: even where all are zero (a sigmoid). ``place``: likewise, but it is an index, which means something
+    only together with the values at it.
     """
 
     dst: Slots
@@ -145,9 +146,9 @@ class Map:
 
 @dataclass(frozen=True)
 class Mix:
-    """A convolution or linear layer: in each of ``groups`` groups every ``dst`` reads every ``src``.
+    """A convolution or linear layer: every ``dst`` reads every ``src`` of its group.
 
-    ``bias``: the output is non-zero even where all that is read is zero.
+    ``bias``: it is non-zero even where everything that it reads is zero.
     """
 
     dst: Slots
@@ -160,10 +161,10 @@ class Mix:
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation: ``dst[i]`` reads ``src[i]`` and is non-zero even where that is zero.
+    """A normalisation: each ``dst[i]`` reads ``src[i]``, and is non-zero even where that is zero.
 
-    ``groups``: statistics mix the channels of each group, so every ``dst`` reads all ``src`` of its group. Without
-    them every channel is by itself.
+    ``groups``: the statistics mix the channels of each group, so each ``dst`` reads all ``src`` of its group. 0:
+    every channel has its own statistics.
     """
 
     dst: Slots
@@ -175,7 +176,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Barrier:
-    """An operator that needs all of ``src``, whole, and gives ``dst`` of a fixed size."""
+    """An operator that needs all of ``src`` as they are, and gives ``dst``, which no mask changes."""
 
     dst: Slots
     src: Slots
@@ -187,10 +188,10 @@ Fact = Source | Map | Mix | Norm | Barrier
 
 @dataclass(frozen=True)
 class Layer:
-    """One call of a convolution, linear layer or other counted operator.
+    """One call of a convolution or linear layer.
 
-    Cost: ``macs_per * |rows| * |cols|`` multiply-accumulates, ``area * |rows|`` activations; zero where the call
-    is dead (no row is live and needed) or reads nothing.
+    It costs ``macs_per * |rows| * |cols|`` multiply-accumulates and ``area * |rows|`` activations. Both are zero
+    where the call is dead (none of its rows is live and needed) or reads nothing.
     """
 
     fact: int
@@ -204,7 +205,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Product:
-    """A product of two tensors, summed or not: ``macs_per`` multiply-accumulates for each of ``slots`` there is."""
+    """A product of two tensors. It costs ``macs_per`` multiply-accumulates for each of ``slots`` that exists."""
 
     slots: Slots
     macs_per: int
@@ -223,7 +224,7 @@ class Activation:
 
 @dataclass(frozen=True)
 class Resize:
-    """An index map around a module: its tensor has channels ``inner``, the network's has ``outer``."""
+    """An index map around a module. The module's tensor has the channels ``inner``, the network's has ``outer``."""
 
     module: str
     side: Literal["input", "output"]
@@ -234,8 +235,11 @@ class Resize:
 
 @dataclass(frozen=True)
 class Number:
-    """A size that a module keeps as a number: ``module.name`` (or its element ``index``) counts ``slots``, each as
-    often as it is there, and ``rest`` more. It becomes ``least`` at least."""
+    """A size that a module keeps as a number: ``module.name``, or its element ``index``.
+
+    It counts each of ``slots`` as often as it stands there, and ``rest`` more. It never becomes less than
+    ``least``.
+    """
 
     module: str
     name: str
@@ -247,7 +251,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Note:
-    """What a user should know of a number that does not follow, and the slots that it may count."""
+    """What a user should know about a number that does not follow, and the slots that it may count."""
 
     text: str
     slots: Slots
@@ -255,8 +259,11 @@ class Note:
 
 @dataclass(frozen=True)
 class Rescaled:
-    """A module that divides by a mean over ``slots`` (plus its ``eps``) and multiplies by its parameter ``weight``,
-    as global response normalisation does. Fewer channels make the mean larger: surgery makes both larger too."""
+    """A module that divides by a mean over ``slots`` (plus its ``eps``) and multiplies by its parameter ``weight``.
+
+    Global response normalisation does so. Fewer channels make the mean larger, so surgery makes both numbers
+    larger.
+    """
 
     module: str
     weight: str
@@ -265,11 +272,10 @@ class Rescaled:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A layer whose weight is computed from parameters of its own (standardised, parametrised): surgery puts a
-    plain layer with the weight as it is then in its place.
+    """A layer that computes its weight from parameters of its own (weight standardisation, parametrisations).
 
-    ``shape``: of the weight. ``axis``: of channels in the layer's output. ``same``: it pads its input as TensorFlow
-    does (by the input's size).
+    Surgery puts a plain layer in its place, with the weight as it is then. ``shape``: of the weight. ``axis``: of
+    the channels in the layer's output. ``same``: it pads its input by the input's size, as TensorFlow does.
     """
 
     module: str

@@ -1,7 +1,7 @@
-"""Which layers compute a weight from parameters of their own, so that surgery can put plain layers in their place?
+"""Which layers compute a weight that surgery can freeze?
 
 A convolution or linear layer (of a subclass, or parametrised) whose weight depends on its own parameters alone is a
-plain layer with another weight: surgery freezes it, and here it is traced as one.
+plain layer with another weight. Surgery puts that plain layer in its place, and the walk sees it so already.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ _ZERO_STAYS = frozenset(["mul", "masked_fill", "pad", "slice", "to", "_to_copy"]
 def computed_weights(
     forward: Forward, program: Captured, held: Mapping[str, str]
 ) -> tuple[Weights, list[Frozen], Set[Node]]:
-    """Weights that layers compute from parameters, layers that surgery freezes, and nodes that only compute such
-    weights. ``held``: placeholder -> parameter or buffer."""
+    """Three things: what stands for weights that layers compute; the layers that surgery freezes; and the nodes
+    that compute nothing but such weights.
+
+    ``held``: placeholder -> the parameter or buffer.
+    """
     static: set[Node] = set()
     inner: dict[str, list[Node]] = defaultdict(list)
     for node in program.graph.nodes:
@@ -67,7 +70,7 @@ def computed_weights(
 
 
 def _pads_itself(module: nn.Module) -> bool:
-    """Does a convolution pad its input as TensorFlow does, as timm names these?"""
+    """Does a convolution pad its input as TensorFlow does? timm gives these names with "Same"."""
     return isinstance(module, nn.Conv2d) and "Same" in type(module).__name__
 
 
@@ -79,8 +82,8 @@ def _can_be_frozen(
     held: Mapping[str, str],
     static: Set[Node],
 ) -> bool:
-    """Does a call of a layer, with the operators ``around`` it in the forward of ``module``, compute what a plain
-    layer with the same weight does?"""
+    """Would a plain layer with the same weight compute what this call does, together with the operators ``around``
+    it in the forward of ``module``?"""
     weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
     if not isinstance(weight, Node) or weight.op != "call_function" or weight not in static:
         return False
@@ -101,7 +104,7 @@ def _can_be_frozen(
 
 
 def _only_for(weights: Weights, static: Set[Node]) -> set[Node]:
-    """Of the nodes that compute parameters only, those that compute nothing but ``weights``."""
+    """The nodes that compute ``weights`` and nothing else."""
     left = {n for n in static if n.op == "call_function" and (n.users or any(written_by(n)))}
     while True:
         others = {

@@ -1,7 +1,7 @@
-"""Labels: the slot of every element of a tensor, and pure operations on them.
+"""Labels: which slot does each element of a tensor belong to?
 
-Labels are stored at the smallest shape that broadcasts to the tensor's (``[1, C, 1, 1]`` for a feature map).
-Operators that only move data are run on labels as they would be on data.
+Labels are stored at the smallest shape that broadcasts to the tensor's, ``[1, C, 1, 1]`` for a feature map.
+Operators that only move data are run on labels as on data.
 """
 
 from __future__ import annotations
@@ -23,40 +23,39 @@ from chipnet.program.names import shape_of
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of one tensor of a shape: ``core`` broadcasts to it."""
+    """The labels of one tensor. ``core`` broadcasts to the tensor's ``shape``."""
 
     core: Tensor
     shape: tuple[int, ...]
 
     @property
     def varying(self) -> list[int]:
-        """Axes along which labels differ."""
+        """The axes along which labels differ."""
         return [a for a, n in enumerate(self.core.shape) if n > 1]
 
     def full(self) -> Tensor:
-        """Labels at the tensor's own shape."""
+        """The labels at the tensor's own shape."""
         return self.core.expand(self.shape)
 
     def along(self, axis: int) -> Slots:
-        """Labels along an axis, of the first of each of the others."""
+        """The labels along an axis, at the first index of every other axis."""
         core = self.core.movedim(axis, 0).reshape(self.core.shape[axis], -1)[:, 0]
         return core.expand(self.shape[axis]).numpy().copy()
 
     def slots(self) -> Slots:
-        """All labels, flat."""
+        """All labels in one row."""
         return self.core.reshape(-1).numpy()
 
 
 @dataclass(frozen=True)
 class Param:
-    """A parameter or buffer as it is: it has no labels before an operator uses it as data.
+    """A parameter or buffer as it is. It gets labels when an operator uses it as data.
 
     Attributes:
-        name: of the parameter; where it is computed from several, of the largest of these.
-        shape: of the tensor.
-        frozen: it is the weight of a layer that computes it from parameters of its own; surgery puts a plain
-            layer in its place.
-        made: how it is computed, where it goes on being so.
+        name: its name; for a weight that is computed from several parameters, the name of the largest.
+        shape: the shape of the tensor.
+        frozen: a layer computes this weight, and surgery puts a plain layer in its place.
+        made: how a weight is computed that goes on being so.
         turned: its two axes have changed places.
     """
 
@@ -68,7 +67,7 @@ class Param:
 
     @property
     def varying(self) -> list[int]:
-        """It has no labels."""
+        """None: it has no labels."""
         return []
 
 
@@ -78,23 +77,23 @@ Value = Labels | Param
 
 @dataclass(frozen=True)
 class Made:
-    """How a layer's weight (or bias) is made.
+    """How a layer computes its weight or bias.
 
-    ``along``: for each of its first two axes, the nodes behind it with the axis of each that goes with that one;
-    None where indices along it are mixed. ``leaves``: the parameters and buffers behind it.
+    ``along``: for each of the first two axes, the nodes behind it, each with the axis that belongs to it; None
+    where indices are mixed. ``leaves``: the parameters and buffers behind it.
     """
 
     along: Mapping[int, Mapping[Node, int] | None]
     leaves: Mapping[Node, str]
 
     def param(self, node: Node) -> Param:
-        """What stands for ``node``, which is made so."""
+        """What stands for ``node``, which is computed so."""
         largest = max(self.leaves, key=lambda n: math.prod(shape_of(n)))
         return Param(self.leaves[largest], shape_of(node), made=self)
 
 
 def uniform(slot: int, shape: tuple[int, ...]) -> Labels:
-    """A tensor all of whose elements share one slot.
+    """Labels of a tensor whose elements all share one slot.
 
     Example:
         >>> uniform(7, (2, 3)).full().tolist()
@@ -104,7 +103,7 @@ def uniform(slot: int, shape: tuple[int, ...]) -> Labels:
 
 
 def along(slots: Slots, axis: int, shape: tuple[int, ...]) -> Labels:
-    """A tensor whose label depends on the index along ``axis`` only.
+    """Labels of a tensor that depend on the index along ``axis`` only.
 
     Example:
         >>> along(np.array([4, 5]), -1, (3, 2)).full().tolist()
@@ -115,7 +114,7 @@ def along(slots: Slots, axis: int, shape: tuple[int, ...]) -> Labels:
 
 
 def shrink(full: Tensor) -> Tensor:
-    """The smallest core of a full label tensor.
+    """The smallest core of labels at a tensor's own shape.
 
     Example:
         >>> shrink(torch.tensor([[4, 5], [4, 5]]))
@@ -130,7 +129,7 @@ def shrink(full: Tensor) -> Tensor:
 
 
 def axes_of(ndim: int, dims: Any) -> list[int]:
-    """Axes of a tensor of ``ndim`` axes, counted from the first; all where ``dims`` names none.
+    """The axes that ``dims`` names, counted from the first of ``ndim``; all where it names none.
 
     Example:
         >>> axes_of(4, -1), axes_of(4, (2, -1)), axes_of(2, None)
@@ -142,5 +141,5 @@ def axes_of(ndim: int, dims: Any) -> list[int]:
 
 
 def values_in(*trees: Any) -> list[Value]:
-    """All labels and parameters in arguments of an operator, in their order."""
+    """All labels and parameters among the arguments of an operator, in their order."""
     return [a for a in tree_leaves(trees) if isinstance(a, Value)]

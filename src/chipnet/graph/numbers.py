@@ -1,9 +1,9 @@
 """Which numbers in attributes can follow the widths of tensors?
 
-Rules *claim* what a size that an operator received counts: ``self.dim // self.heads`` counts these slots. Whatever
-else a number is used for asks that it stays as it is. Under a mask a width is a sum over classes of slots that
-exist or do not, and so is an attribute that counts one. Where all uses of the attributes agree for every mask,
-surgery keeps them true, else the tensors concerned are kept whole.
+Rules *claim* what a number counts: ``self.dim // self.heads`` counts these slots. Every other use of a number asks
+that it stays as it is. Under a mask a width is a sum over the classes that exist, and so is an attribute that
+counts it. Where all uses of an attribute agree for every mask, surgery keeps it true. Otherwise the tensors that it
+sizes are kept whole.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Claim:
 
 
 class Form(NamedTuple):
-    """A number that depends on the mask: how often every class of slots counts, and what is always there."""
+    """A number as a function of the mask: how often it counts each class of slots, and what it counts always."""
 
     counts: Mapping[int, int]
     rest: int
@@ -48,7 +48,7 @@ class Form(NamedTuple):
         return self.plus(other.times(-1))
 
     def over(self, divisor: int) -> Form | None:
-        """Floor division; None where it depends on how many of a class are left."""
+        """Floor division; None where the result depends on how many of a class are left."""
         if divisor == 0 or any(n % divisor for n in self.counts.values()):
             return None
         return Form({c: n // divisor for c, n in self.counts.items()}, self.rest // divisor)
@@ -59,7 +59,7 @@ class Form(NamedTuple):
 
 
 class _FollowsItselfError(Exception):
-    """The size of a tensor is in it: a trial tells."""
+    """The size of a tensor is part of the number, so only a trial can tell."""
 
 
 Known = Callable[[Attribute], Form]
@@ -73,7 +73,7 @@ def count(graph: Partition, slots: Slots) -> Form:
 
 
 def _known(forms: Mapping[Attribute, Form], value_of: Callable[[Attribute], int]) -> Known:
-    """What attributes are by ``forms``, as these are when it is asked; others stay."""
+    """A function that says what an attribute is: by ``forms``, as they are when it is called, or its value."""
     return lambda attribute: forms.get(attribute) or Form({}, value_of(attribute))
 
 
@@ -111,7 +111,7 @@ def _ratios(left: Form, right: Form) -> set[int]:
 
 
 def _solved(source: Expression, target: Form, unknown: Attribute, known: Known) -> Form | None:
-    """What ``unknown`` must be for a number to be ``target``; None where there is no one answer."""
+    """What ``unknown`` must be so that a number is ``target``; None where there is not one answer."""
     if source == unknown:
         return target
     if not isinstance(source, Term):
@@ -197,7 +197,7 @@ def settle(
 
 
 def number(attribute: Attribute, form: Form, least: int = 0) -> Number:
-    """An attribute that follows."""
+    """The record of an attribute that follows."""
     pairs = np.array(list(form.counts.items()), dtype=np.int64).reshape(-1, 2)
     slots = np.repeat(pairs[:, 0], pairs[:, 1])
     return Number(attribute.module, attribute.name, attribute.index, slots, form.rest, least)
@@ -213,7 +213,7 @@ def _holds(source: Expression, known: Known, target: Form) -> bool:
 def _forms(
     graph: Classes, claims: list[Claim], value_of: Callable[[Attribute], int]
 ) -> dict[Attribute, Form]:
-    """What attributes must be for the claims to hold; uses that are alike are tied."""
+    """What attributes must be so that the claims hold. Uses of one attribute are tied."""
     plain: dict[Attribute, Slots] = {}
     for claim in claims:
         if isinstance(claim.source, Attribute):
@@ -246,8 +246,8 @@ def _forms(
 
 
 def _tie_alike(graph: Classes, claim: Claim, claims: list[Claim], known: Known) -> bool:
-    """A number comes out as what another claim counts (``c - c // 2`` as ``c // 2``): where both count as many,
-    their slots are alike. Were there any to tie?"""
+    """Tie what a number counts to what another claim counts, where both are as many (``c - c // 2`` and ``c //
+    2``). Returns whether there was anything to tie."""
     try:
         value = _evaluate(claim.source, known)
     except _FollowsItselfError:

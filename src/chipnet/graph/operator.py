@@ -1,4 +1,4 @@
-"""What may a rule do? Read labels of the operator's inputs, emit facts, give labels to its outputs."""
+"""What may a rule do? It reads labels of the operator's inputs, emits facts and gives labels to its outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from chipnet.graph.labels import Labels, Param, Value, along, shrink, uniform
 
 @dataclass(frozen=True)
 class Operator(Call):
-    """One call of an operator, and what may be done about it."""
+    """One call of an operator, as its rule sees it: it says where the call stands, and emits facts."""
 
     draft: Draft
 
@@ -30,11 +30,12 @@ class Operator(Call):
 
     # -- labels -----------------------------------------------------------------------------------------
     def constant(self, shape: tuple[int, ...], zero: bool = False) -> Labels:
-        """A tensor that is the same in every call, and ``zero`` or not."""
+        """Labels of a tensor that is the same in every call; ``zero``: it is zero."""
         return uniform(self.draft.zero if zero else self.draft.constant, shape)
 
     def labelled(self, x: Value) -> Labels:
-        """Give a parameter labels: one slot per index along its only long axis, else one rigid slot."""
+        """Labels of ``x``. A parameter gets one slot for each index along its only axis longer than 1; a parameter
+        with several such axes is kept whole."""
         if isinstance(x, Labels):
             return x
         long = [a for a, n in enumerate(x.shape) if n > 1]
@@ -47,20 +48,23 @@ class Operator(Call):
         return self.constant(x.shape)
 
     def data_slots(self, name: str, axis: int, size: int) -> Slots:
-        """Slots of a parameter that is used as data, along ``axis``."""
+        """The slots of a parameter that is used as data, along ``axis``."""
         return self.draft.data_slots(name, axis, size, self.place)
 
     def moved(self, full: Tensor) -> Labels:
-        """Labels that came out of a data-movement operator; what remains must stay a box."""
+        """Labels that came out of an operator that moves data, at the tensor's own shape.
+
+        Where they vary along several axes, slots are tied so that what is left of the tensor is a dense box.
+        """
         out = Labels(shrink(full), tuple(full.shape))
         if len(out.varying) > 1:
             self._box(out)
         return out
 
     def _box(self, x: Labels) -> None:
-        """A tensor is a dense box: keep one axis prunable, tie labels that share an index along it.
+        """Tie labels that share an index along one of the axes along which labels vary.
 
-        Of the axes along which labels vary, the one that leaves the most classes is taken.
+        The axis is taken that leaves the most classes.
         """
         core = self.draft.classes(x.core.numpy())
         found = []
@@ -79,7 +83,7 @@ class Operator(Call):
         self.note_tie(rows)
 
     def channels(self, x: Value, axis: int) -> Slots | None:
-        """Slot of every index along ``axis``; None where channels lie along other axes only."""
+        """The slot of every index along ``axis``; None where channels lie along other axes only."""
         x = self.labelled(x)
         axis %= len(x.shape)
         n = x.shape[axis]
@@ -106,19 +110,19 @@ class Operator(Call):
 
     # -- what is known of labels --------------------------------------------------------------------------
     def is_constant(self, x: Any) -> bool:
-        """The same whatever the masks: a number, or a tensor that no channel of the network goes into."""
+        """Is ``x`` the same whatever the masks: a number, or a tensor that depends on no channel of the network?"""
         if not isinstance(x, Labels):
             return not isinstance(x, Param)
         return {*x.core.reshape(-1).tolist()} <= {self.draft.constant, self.draft.zero}
 
     def is_zero(self, x: Any) -> bool:
-        """Is ``x`` zero whatever the input: a number, or a constant tensor?"""
+        """Is ``x`` the number zero, or a tensor of zeros whatever the input?"""
         if isinstance(x, Labels):
             return set(x.core.reshape(-1).tolist()) == {self.draft.zero}
         return not isinstance(x, Param) and bool(x == 0)
 
     def tied_along(self, x: Labels, axes: Set[int]) -> bool:
-        """Do labels that differ along ``axes`` only exist together? Then nothing shrinks along these."""
+        """Are labels that differ along ``axes`` tied? Then nothing shrinks along these axes."""
         classes = self.draft.classes(x.core.numpy())
         first = classes
         for axis in axes & set(x.varying):
@@ -126,38 +130,38 @@ class Operator(Call):
         return bool((classes == first).all())
 
     def keeps_length(self, x: Labels, axis: int) -> bool:
-        """Does nothing shrink along ``axis``: labels are alike along it, or exist together and differ along another
-        axis too?"""
+        """Does nothing shrink along ``axis``? So it is where labels do not differ along it, or where they are tied
+        and differ along another axis too."""
         return axis not in x.varying or (len(x.varying) > 1 and self.tied_along(x, {axis}))
 
     # -- facts ------------------------------------------------------------------------------------------
     def emit(self, fact: Fact) -> None:
-        """One more fact."""
+        """Add a fact."""
         self.draft.emit(fact, self.place)
 
     def keep(self, slots: Slots, reason: str, code: PinCode) -> None:
-        """Keep the classes of ``slots`` whole."""
+        """Pin the classes of ``slots``."""
         self.draft.pin(slots, self.why(reason, code))
 
     def pin(self, x: Value, reason: str, code: PinCode) -> None:
-        """Keep all channels of ``x``."""
+        """Pin all channels of ``x``."""
         self.keep(self.labelled(x).slots(), reason, code)
 
     def note_tie(self, slots: Slots) -> None:
-        """Remember that the operator ties ``slots``."""
+        """Remember that this operator ties ``slots``: reports say so."""
         self.draft.ties.append((int(slots.flat[0]), self.tie))
 
     def risk(self, slots: Slots) -> None:
-        """The operator's arguments may be numbers of the user's."""
+        """Remember that the operator's arguments may be literals that count ``slots``: a trial will tell."""
         self.draft.risky[self.key] = Risk(self.line, slots)
 
     def source(self, slots: Slots, live: bool, flow: bool, reason: str, code: PinCode) -> None:
-        """Channels that nothing computes, kept whole."""
+        """Add channels that nothing computes, and pin them."""
         self.emit(Source(slots, live, flow))
         self.keep(slots, reason, code)
 
     def read_all(self, inputs: Sequence[Value], reason: str, code: PinCode = PinCode.READ_WHOLE) -> int:
-        """Keep all of ``inputs``: one slot that reads them."""
+        """Pin all of ``inputs``; returns one slot that reads them."""
         src = [self.labelled(x).slots() for x in inputs]
         for s in src:
             self.keep(s, reason, code)
@@ -167,7 +171,7 @@ class Operator(Call):
         return int(dst[0])
 
     def barrier(self, inputs: Sequence[Value], reason: str, code: PinCode = PinCode.READ_WHOLE) -> Any:
-        """Keep every input whole, and give outputs of a fixed size."""
+        """Pin every input, and give outputs that no mask changes."""
         self.draft.fixed_macs += self.macs()
         slot, val = self.read_all(inputs, reason, code), self.outputs
         if isinstance(val, (tuple, list)):
@@ -175,7 +179,7 @@ class Operator(Call):
         return uniform(slot, tuple(val.shape)) if isinstance(val, Tensor) else val
 
     def with_kept(self, x: Value, others: Sequence[Any], reason: str) -> Labels:
-        """``x``, computed with ``others``, which are kept whole: zero where ``x`` is, whatever they are."""
+        """Labels of what is computed from ``x`` and ``others``, zero where ``x`` is. The others are pinned."""
         others = [o for o in others if not self.is_constant(o)]
         x = self.labelled(x)
         if not others:
@@ -188,14 +192,14 @@ class Operator(Call):
         return Labels(torch.from_numpy(dst[inverse.reshape(x.core.shape)]), x.shape)
 
     def without_channels(self, x: Labels, reason: str) -> Labels:
-        """``x``, kept whole: from here on a tensor without channels."""
+        """Pin ``x``; returns labels of it as a tensor without channels."""
         if not self.draft.is_data(x):
             return uniform(self.read_all([x], reason), x.shape)
         self.pin(x, reason, PinCode.READ_WHOLE)
         return self.constant(x.shape)
 
     def places(self, x: Labels) -> Labels:
-        """Where values of ``x`` stood: numbers, not zero at zero."""
+        """Labels of indices at which values of ``x`` stood. An index is not zero where the value is."""
         src, inverse = np.unique(x.core.numpy(), return_inverse=True)
         dst = self.draft.new(len(src))
         self.emit(Map(dst, (src,), "place"))
@@ -209,13 +213,13 @@ class Operator(Call):
         kind: Literal["or", "and", "const"],
         shape: tuple[int, ...] | None = None,
     ) -> Labels:
-        """An elementwise operator of broadcast ``inputs``.
+        """Labels of what an operator computes element by element from ``inputs``, which are broadcast.
 
         Args:
-            inputs: what it is computed from.
-            kind: ``or``: not zero where any input is not (a sum, a maximum); ``and``: where all are not (a
-                product); ``const``: anywhere (a sigmoid).
-            shape: of the result, where that is not the operator's.
+            inputs: what it reads.
+            kind: when it is non-zero. ``or``: where any input is (a sum, a maximum); ``and``: where all are (a
+                product); ``const``: everywhere (a sigmoid).
+            shape: the shape of the result, where that is not the operator's.
         """
         shape = self.shape if shape is None else shape
         ndim = len(shape)
@@ -229,21 +233,21 @@ class Operator(Call):
         tuples, inverse = np.unique(rows, axis=1, return_inverse=True)
         dst = self.draft.new(tuples.shape[1])
         self.emit(Map(dst, tuple(t.copy() for t in tuples), kind))
-        met = 0
+        tied = 0
         for x, t in zip(xs, tuples, strict=True):
             one = not varying and not self.draft.pinned(t).any()  # the only channel of a tensor that may go
             if x.varying or one:  # axes that it lacks are of a fixed length
                 self.draft.tie(dst, t)
-                met += 1
-        if met > 1:
+                tied += 1
+        if tied > 1:
             self.note_tie(dst)
-        if met == 0:  # all that it is made of is there whatever the masks, and so is this
+        if tied == 0:  # everything behind it is there whatever the masks, and so is this
             self.draft.pin(dst, self.draft.pins[self.draft.find(int(tuples[0, 0]))])
         self.draft.values.mapped(zip(dst.tolist(), *tuples.tolist(), strict=True), kind)
         return Labels(torch.from_numpy(np.asarray(dst[inverse.reshape(cores[0].shape)])), shape)
 
     def _pin_misfits(self, xs: list[Labels], varying: set[int]) -> None:
-        """Keep whole what is combined though its labels vary along other axes than those of the rest."""
+        """Pin inputs whose labels vary along other axes than those of the rest."""
         for x in xs:
             mine = set(x.varying)
             if not mine:
@@ -258,8 +262,11 @@ class Operator(Call):
                     self.pin(y, "meets a tensor that varies along another axis", PinCode.FIXED_WIDTH)
 
     def _on_one_axis(self, xs: list[Labels]) -> list[Labels]:
-        """Of tensors whose labels vary along different axes, those with fewer channels to lose are kept whole: they
-        are then as any number at every position (a window over time, a kernel for each position)."""
+        """Inputs whose labels vary along one axis at most.
+
+        Of those that vary along different axes, the ones with fewer channels to lose are pinned: a window over
+        time, or a kernel for every position, is then as any number.
+        """
 
         def weight(x: Labels) -> tuple[bool, int]:
             classes = self.draft.classes(x.slots())
@@ -280,7 +287,7 @@ class Operator(Call):
         ]
 
     def _aligned(self, x: Value, varying: set[int], ndim: int) -> Labels:
-        """``x`` with leading axes added, and a parameter labelled along the axis the others vary on."""
+        """``x`` with leading axes added. A parameter gets labels along the axis along which the others vary."""
         shape = (1,) * (ndim - len(x.shape)) + x.shape
         if isinstance(x, Param) and len(varying) == 1:
             (axis,) = varying
@@ -291,7 +298,8 @@ class Operator(Call):
         return Labels(core.reshape((1,) * (ndim - core.ndim) + tuple(core.shape)), shape)
 
     def merged(self, x: Labels, axes: list[int], kind: Literal["or", "const"]) -> Labels:
-        """An operator that combines what lies along ``axes`` of a fixed length: one label for all of it."""
+        """Labels of what an operator computes from everything along ``axes``, which have a fixed length: one slot
+        for all of it."""
         core = np.moveaxis(x.core.numpy(), axes, range(len(axes)))
         rest = core.shape[len(axes) :]
         columns = core.reshape(-1, int(np.prod(rest)))
@@ -312,8 +320,9 @@ class Operator(Call):
 
     # -- cost -------------------------------------------------------------------------------------------
     def count(self, slots: Slots, each: int | None = None) -> None:
-        """Of the operator's multiply-accumulates ``each`` (None: an equal part) go with each of ``slots``; the rest
-        is there whatever the masks, and so are all where there are fewer than that."""
+        """Say which of the operator's multiply-accumulates depend on the mask: ``each`` for every one of ``slots``
+        (None: an equal part). The others are there whatever the mask, and so are all where there are fewer than
+        that."""
         macs = self.macs()
         each = macs // max(len(slots), 1) if each is None else each
         if 0 < each * len(slots) <= macs:

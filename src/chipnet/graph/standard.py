@@ -1,4 +1,4 @@
-"""Which modules are one operator of PyTorch's, so that their calls and numbers are known?"""
+"""Which modules are exactly one operator of PyTorch's, so that surgery knows their calls and numbers?"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which numbers in attributes, of those that forward does not read but another method does, count widths?
+"""Which numbers count widths, though only methods other than forward read them?
 
-A number follows where all that speaks says the same: pieces that this module's forward splits a tensor into, the
-name (``in_channels``, ``out_chs``, ``groups``), or every width in the module that is equal.
+Such a number follows where all hints agree: pieces of that size that the module's forward splits a tensor into, its
+name (``in_channels``, ``out_chs``, ``groups``), or all widths in the module that are equal to it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _WIDTH = frozenset(
 
 @dataclass
 class _Widths:
-    """Widths in one module, in the order of its forward: of layers' inputs, of their outputs, numbers of groups,
-    and of pieces of a split in its own forward."""
+    """Widths in one module, in the order of its forward: inputs of layers, outputs of layers, numbers of groups,
+    and pieces that its own forward splits a tensor into."""
 
     read: list[Slots] = field(default_factory=list)
     written: list[Slots] = field(default_factory=list)
@@ -48,10 +48,10 @@ def unread(
     modules: Mapping[str, nn.Module],
     used: Set[tuple[str, str]],
 ) -> tuple[list[Number], list[Note]]:
-    """Numbers that follow though forward does not read them, and notes on those that do not.
+    """Numbers that follow though forward does not read them, and notes about those that do not.
 
     Args:
-        graph: as all rules left it.
+        graph: the graph.
         pieces: modules whose forward splits a tensor along channels, and each of the pieces.
         modules: all modules by their paths.
         used: modules and attributes that operators received.
@@ -119,7 +119,7 @@ def _is(name: str, words: Set[str]) -> bool:
 def _counted(
     graph: ChannelGraph, widths: _Widths, name: str, value: int, sized: bool
 ) -> tuple[Form | None, list[Slots]]:
-    """What a number counts (None: nobody can say), and all that it equals."""
+    """What a number counts (None where that is not known), and all widths that are equal to it."""
     pieces = [s for s in widths.pieces if len(s) == value]
     groups = [s for s in widths.groups if len(s) == value]
     equal = widths.of(value)

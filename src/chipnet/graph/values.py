@@ -10,7 +10,7 @@ from chipnet.graph.labels import Labels, Value
 
 
 class Values:
-    """Of every slot: the slot that it is an elementwise function of, and where it is not zero."""
+    """For every slot: the slot that it is an elementwise function of, and whether it is zero where that is."""
 
     def __init__(self) -> None:
         self._origin: dict[int, int] = {}
@@ -24,7 +24,7 @@ class Values:
         return self._origin.get(slot, slot)
 
     def mapped(self, rows: Iterable[tuple[int, ...]], kind: str) -> None:
-        """Remember slots that are computed element by element: ``rows`` of a slot and its sources."""
+        """Remember slots that are computed element by element. Each of ``rows`` is a slot and its sources."""
         for slot, *sources in rows:
             origins = {self.origin(s) for s in sources}
             if len(origins) == 1:
@@ -36,15 +36,15 @@ class Values:
                 self._never.add(slot)
 
     def never_zero(self, x: Labels) -> bool:
-        """Is ``x`` not zero, whatever the masks, as what is shifted by an ``eps`` is?"""
+        """Is ``x`` non-zero whatever the masks, such as ``x.abs() + eps``?"""
         return self._never.issuperset(x.core.reshape(-1).tolist())
 
     def keeps_zeros(self, x: Labels) -> bool:
-        """Is ``x`` zero where what it is a function of is zero?"""
+        """Is ``x`` zero wherever the channel is that it is a function of?"""
         return self._shifted.isdisjoint(x.core.reshape(-1).tolist())
 
     def is_function(self, x: Value, of: Value) -> bool:
-        """Is every element of ``x`` a function of the same element of ``of`` alone, and of no other?"""
+        """Is every element of ``x`` a function of the same element of ``of`` and of nothing else?"""
         if not isinstance(x, Labels) or not isinstance(of, Labels) or len(x.shape) != len(of.shape):
             return False
         if any(x.shape[a] != of.shape[a] for a in {*x.varying, *of.varying}):

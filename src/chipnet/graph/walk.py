@@ -1,4 +1,4 @@
-"""From a captured forward to a channel graph: one walk over its nodes."""
+"""Which facts does the whole network emit? One walk over the nodes of a captured forward."""
 
 from __future__ import annotations
 
@@ -44,9 +44,15 @@ def trace(
 ) -> ChannelGraph:
     """Walk the captured graph with the rules, and again while numbers in attributes turn out not to follow.
 
-    ``literal``: nodes whose sizes do not follow widths, with the reason. ``training``: the train-mode graph, where
-    that has parts which the other lacks (auxiliary heads): its facts hold too, its operators cost nothing.
-    ``gated``: nodes of ``ChannelGraph.outputs`` after which a gate acts. ``values``: numbers that training uses.
+    Args:
+        model: what was captured.
+        program: its forward in eval mode.
+        realisation: may layers read or write fewer channels than the tensors around them have?
+        literal: nodes whose sizes do not follow widths, with the reason.
+        training: its forward in train mode, where that has parts which the other lacks (auxiliary heads). Its facts
+            hold too; its operators cost nothing.
+        gated: nodes of ``ChannelGraph.outputs`` after which a gate acts.
+        values: numbers that the train-mode forward uses as values.
     """
     modules = Modules(model)
     canonical = canonical_names(model)
@@ -80,7 +86,7 @@ def _traced(
     gated: Set[str],
     values: Sequence[Received],
 ) -> tuple[Draft, Settled, set[tuple[str, str]]]:
-    """One walk, what it says of numbers in attributes, and which attributes it has seen."""
+    """One walk: its draft, what it says of numbers in attributes, and the attributes that it has seen."""
     draft = Draft()
     _walk(forward, draft, program, canonical, gated)
     if training is not None:
@@ -102,7 +108,7 @@ def _traced(
 
 
 def _readers(program: Captured, canonical: Mapping[str, str]) -> Mapping[str, int]:
-    """Of every parameter and buffer, how many operators read it."""
+    """For every parameter and buffer, how many operators read it."""
     found: Counter[str] = Counter()
     for node in program.graph.find_nodes(op="placeholder"):
         if node.name in program.held:
@@ -112,7 +118,7 @@ def _readers(program: Captured, canonical: Mapping[str, str]) -> Mapping[str, in
 
 
 def _entered(modules: Modules, nodes: Iterable[Node]) -> Mapping[str, Set[str]]:
-    """By which calls each module is entered."""
+    """For every module, the calls by which it is entered."""
     entered: dict[str, set[str]] = defaultdict(set)
     for call, path in {c for node in nodes for c in calls_around(node).items()}:
         entered[modules.first(path)].add(call)
@@ -120,14 +126,14 @@ def _entered(modules: Modules, nodes: Iterable[Node]) -> Mapping[str, Set[str]]:
 
 
 def _held(modules: Mapping[str, nn.Module], attribute: Attribute) -> int:
-    """What an attribute holds."""
+    """The value of an attribute."""
     value = getattr(modules[attribute.module], attribute.name)
     return int(value if attribute.index is None else value[attribute.index])
 
 
 def _drop_hosts(draft: Draft) -> None:
-    """No gates where they would not act on every call: on parameters that another module reads, or that are read in
-    two ways."""
+    """Take gates away where they would not act on every call: from parameters that another module reads, and from
+    those that are read in two ways."""
     hosts: dict[str, set[Host]] = defaultdict(set)
     for fact in draft.facts:
         if isinstance(fact, (Mix, Norm)) and fact.host:
@@ -145,7 +151,7 @@ def _walk(
     canonical: Mapping[str, str],
     gated: Set[str] = frozenset(),
 ) -> None:
-    """Call the rule of every operator, in order."""
+    """Call the rule of every operator, in their order."""
     held = {name: canonical.get(target, target) for name, target in program.held.items()}
     weights, frozen, skipped = computed_weights(forward, program, held)
     draft.frozen.update({f.module: f for f in frozen})
@@ -203,7 +209,7 @@ def _placeholder(op: Operator, held: str | None, constants: Mapping[str, Tensor]
 
 # -- operators that work in place ---------------------------------------------------------------------------------
 def _write(op: Operator, env: dict[Node, Any]) -> None:
-    """After an operator that works in place: what it wrote to has its labels now, under every name."""
+    """Give what an operator has written to in place its new labels, under every name of its memory."""
     for a in written_by(op.node):
         old, new = env.get(a), env[op.node]
         if not isinstance(old, Labels) or not isinstance(new, Labels) or a.op == "placeholder":
@@ -235,7 +241,7 @@ def _views_of(node: Node) -> set[Node]:
 
 # -- gates on outputs of modules ----------------------------------------------------------------------------------
 def _offer_gate(op: Operator, x: Any) -> None:
-    """Note a tensor with channels that is the output of a module, called once: a gate could act there."""
+    """Remember a tensor with channels that is the output of a module, called once: a gate could act there."""
     if not op.forward.counting or not op.module or not isinstance(x, Labels) or len(x.varying) != 1:
         return
     if any(r.module == op.module for r in op.draft.resizes):
@@ -246,7 +252,7 @@ def _offer_gate(op: Operator, x: Any) -> None:
 
 
 def _gated(op: Operator, x: Labels) -> Labels:
-    """A gate on the output of the operator's module: after it, shut channels are zero."""
+    """Labels behind a gate on the output of the operator's module."""
     src = x.slots()
     dst = op.draft.new(len(src))
     op.draft.tie(dst, src)

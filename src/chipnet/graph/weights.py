@@ -1,4 +1,5 @@
-"""What does a layer with a weight emit: facts, costs, hosts of gates, index maps, and whose indices are whose?"""
+"""What does a layer with a weight emit? Facts, costs, hosts of gates and index maps; and parameters that belong to
+slots."""
 
 from __future__ import annotations
 
@@ -34,24 +35,24 @@ def mix(
     groups: int = 1,
     transposed: bool = False,
 ) -> Slots:
-    """A convolution or linear layer.
+    """Emit a convolution or linear layer; returns the slots that it writes.
 
     Args:
         op: the call.
-        x: what it reads.
+        x: the slots that it reads.
         weight, bias: its parameters.
         rows: how many channels it writes.
-        axis: of channels, in what it reads and writes.
-        macs_per: multiply-accumulates for each pair of a channel written and one read (in its group).
+        axis: the axis of channels in what it reads and writes.
+        macs_per: multiply-accumulates for each pair of a channel written and a channel read in its group.
         area: positions of each channel that is written.
-        groups: of channels; those of a group read those of the same group.
-        transposed: the weight's first axis reads.
+        groups: the number of groups. Channels of a group read those of the same group.
+        transposed: the first axis of the weight belongs to what is read.
     """
     g = op.draft
     frozen = weight.frozen and not g.frozen[op.module].same
     module = _owned(op, weight.name, STANDARD_MIX, frozen)
-    apart = module if groups == 1 and _once(op, weight.name) else None
-    src = _input(op, x, apart, axis) if apart and _read_by_others(op) else x
+    mapped = module if groups == 1 and _once(op, weight.name) else None
+    src = _input(op, x, mapped, axis) if mapped and _read_by_others(op) else x
     dst = g.new(rows)
     few = groups <= len(src) // groups or groups == 1
     cols = _grouped(op, src, dst, groups)
@@ -69,7 +70,7 @@ def mix(
         macs_per = area = 0
     g.layers.append(Layer(fact, module or weight.name, weight.name, dst, cols, macs_per, area))
     _register(op, module, fact, src, dst, "convolution" if weight.shape[2:] else "linear layer")
-    return _output(op, dst, apart, axis) if apart and _meets_others(op) else dst
+    return _output(op, dst, mapped, axis) if mapped and _meets_others(op) else dst
 
 
 def _grouped(op: Operator, src: Slots, dst: Slots, groups: int) -> Slots:
@@ -102,23 +103,23 @@ def norm(
     groups: int = 0,
     mixes: Pin | None = None,
 ) -> Slots:
-    """A normalisation.
+    """Emit a normalisation; returns the slots that it writes.
 
     Args:
         op: the call.
-        x: what it reads.
-        weight, bias: its affine parameters; computed ones hold no gates.
+        x: the slots that it reads.
+        weight, bias: its affine parameters. Computed ones hold no gates.
         stats: its statistics.
-        axis: of channels.
-        groups: in how many groups statistics mix channels; 0: every channel is by itself.
-        mixes: why it cannot read less.
+        axis: the axis of channels.
+        groups: in how many groups statistics mix channels; 0: every channel has its own.
+        mixes: why all that it reads is kept, where that is so.
     """
     g = op.draft
     names = [p.name for p in (weight, bias, *stats) if isinstance(p, Param)]
     plain = type(op.owner) in STANDARD_NORM
     module = _owned(op, names[0], STANDARD_NORM) if names else (op.module if plain else None)
-    apart = module if names and _once(op, names[0]) else None
-    src = _input(op, x, apart, axis) if apart and (mixes or _read_by_others(op)) else x
+    mapped = module if names and _once(op, names[0]) else None
+    src = _input(op, x, mapped, axis) if mapped and (mixes or _read_by_others(op)) else x
     dst = g.new(len(src))
     g.tie(dst, src)
     if mixes is not None:
@@ -135,12 +136,12 @@ def norm(
             g.numbers[op.module, "num_groups", None] = Number(op.module, "num_groups", None, first)
     op.emit(Norm(dst, src, host_of(op, weight, bias), groups, op.module))
     _register(op, module, len(g.facts) - 1, src, dst, "normalisation")
-    return _output(op, dst, apart, axis) if apart and (mixes or _meets_others(op)) else dst
+    return _output(op, dst, mapped, axis) if mapped and (mixes or _meets_others(op)) else dst
 
 
 # -- gates and stand-ins ----------------------------------------------------------------------------------------
 def host_of(op: Operator, weight: Value | None, bias: Value | None, axis: int = 0) -> Host | None:
-    """The affine parameters of a call, where a gate can be folded into them."""
+    """The affine parameters of a call where a gate can be folded into them, or None."""
     if not isinstance(weight, Param) or not isinstance(bias, Param | None):
         return None
     second = bias.name if bias is not None else None
@@ -158,13 +159,13 @@ def host_of(op: Operator, weight: Value | None, bias: Value | None, axis: int = 
 
 
 def _owned(op: Operator, weight: str, standard: tuple[type, ...], frozen: bool = False) -> str | None:
-    """The module that is exactly this operator, so that its call can be replaced or re-indexed."""
+    """The module whose forward is exactly this operator, so that surgery can replace it; None if there is none."""
     is_standard = frozen or type(op.forward.modules.get(weight.rpartition(".")[0])) in standard
     return op.module if weight.rpartition(".")[0] == op.module and is_standard else None
 
 
 def _register(op: Operator, module: str | None, fact: int, src: Slots, dst: Slots, what: str) -> None:
-    """Note whose fact it is; where nothing can stand in for a dead one it stays alive."""
+    """Remember which module's fact it is. Where nothing can stand in for a dead layer, one channel is pinned."""
     if module is not None:
         op.draft.owners.setdefault(module, []).append(fact)
     else:
@@ -175,25 +176,25 @@ def _register(op: Operator, module: str | None, fact: int, src: Slots, dst: Slot
 
 # -- index maps -------------------------------------------------------------------------------------------------
 def _once(op: Operator, weight: str) -> bool:
-    """May index maps stand around a call: is its weight read once, and by no method that fuses weights?"""
+    """May index maps stand around a call? Its weight must be read once, and by no method that fuses weights."""
     if op.forward.realisation == "plain" or op.forward.readers.get(weight, 0) != 1:
         return False
     return not any(is_within(op.module, around) for around in op.forward.fused)
 
 
 def _read_by_others(op: Operator) -> bool:
-    """Has the tensor that is read other readers? They may want other channels of it."""
+    """Does the tensor that is read have other readers? They may want other channels of it."""
     source = op.node.args[0]
     return isinstance(source, Node) and len(source.users) > 1
 
 
 def _meets_others(op: Operator) -> bool:
-    """Does what is written meet another tensor, which may have other channels?"""
+    """Does what is written meet another tensor? That may have other channels."""
     return any(len([a for a in n.all_input_nodes if a.op != "placeholder"]) > 1 for n in op.node.users)
 
 
 def _input(op: Operator, outer: Slots, module: str, axis: int) -> Slots:
-    """In the indexed realisation a module may read fewer channels than the tensor has."""
+    """Put an index map before a module (``indexed``): it may read fewer channels than the tensor has."""
     inner = op.draft.new(len(outer))
     op.emit(Map(inner, (outer,), "or"))
     op.draft.resizes.append(Resize(module, "input", axis, outer, inner))
@@ -201,7 +202,7 @@ def _input(op: Operator, outer: Slots, module: str, axis: int) -> Slots:
 
 
 def _output(op: Operator, inner: Slots, module: str, axis: int) -> Slots:
-    """In the indexed realisation a module may write fewer channels than the tensor has."""
+    """Put an index map after a module (``indexed``): it may write fewer channels than the tensor has."""
     outer = op.draft.new(len(inner))
     op.emit(Map(outer, (inner,), "or"))
     op.draft.resizes.append(Resize(module, "output", axis, outer, inner))
@@ -210,7 +211,7 @@ def _output(op: Operator, inner: Slots, module: str, axis: int) -> Slots:
 
 # -- parameters -------------------------------------------------------------------------------------------------
 def own(op: Operator, x: Param, owned: Mapping[int, Slots]) -> None:
-    """Indices along axes of a layer's weight or bias belong to slots."""
+    """Say that indices along axes of a weight or bias belong to slots: ``{axis: slots}``."""
     if x.made is not None:
         _own_made(op, x.made, owned)
     else:
@@ -219,8 +220,8 @@ def own(op: Operator, x: Param, owned: Mapping[int, Slots]) -> None:
 
 
 def _own_made(op: Operator, made: Made, owned: Mapping[int, Slots]) -> None:
-    """Indices along axes of a computed weight belong to slots, and so do those of all that it is made of. What else
-    it reads is kept whole."""
+    """Say that indices along axes of a computed weight belong to slots, and with them the indices of everything
+    that it is made of. What else it reads is pinned."""
     cut = set()
     for axis, slots in owned.items():
         places = made.along[axis]
@@ -239,7 +240,7 @@ def _own_made(op: Operator, made: Made, owned: Mapping[int, Slots]) -> None:
 
 
 def _follow(op: Operator, axis: int, slots: Slots) -> None:
-    """An operator behind a computed weight has the number of ``slots`` among its sizes."""
+    """Claim the size of an operator behind a computed weight that counts ``slots``."""
     sizes: Any = next((a for a in op.node.args if isinstance(a, (list, tuple))), ())
     if len(sizes) == len(op.shape) and sizes[axis] == -1:
         return

@@ -1,1 +1,2 @@
-"""What does the network compute? Inputs, capture by torch.export, and where numbers in a forward come from."""
+"""What does the network compute? Its inputs, its capture by torch.export, and where the numbers in a forward come
+from."""

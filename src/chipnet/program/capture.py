@@ -1,4 +1,4 @@
-"""A forward as a graph of ATen operators: ``torch.export`` of a copy of the network."""
+"""Which ATen operators does a forward run? ``torch.export`` of a copy of the network tells."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _REGIONS = {
 
 @dataclass(frozen=True)
 class Captured:
-    """One forward: operators, and what its placeholders and outputs are.
+    """One captured forward.
 
     Attributes:
-        graph: ATen operators in order, with ``val``, ``nn_module_stack`` and ``stack_trace`` in their ``meta``.
-        held: placeholder -> name of the parameter or buffer.
+        graph: its ATen operators in order. Each node knows what it gives, its module and the user's line.
+        held: placeholder -> the name of the parameter or buffer.
         constants: placeholder -> its value.
         outputs: node -> why it is kept: outputs that matter.
-        every: nodes of all outputs.
-        stored: nodes that the forward stores in attributes of modules.
-        module: holds the graphs of regions; kept alive with the graph.
+        every: the nodes of all outputs.
+        stored: the nodes of what the forward stores in attributes of modules.
+        module: holds the graphs of regions; it lives as long as the graph.
     """
 
     graph: torch.fx.Graph
@@ -93,12 +93,12 @@ class Captured:
         ]
 
     def keeping(self, names: Iterable[str], why: str) -> Captured:
-        """The same with more nodes that matter."""
+        """The same, with more nodes that matter."""
         return replace(self, outputs={**dict.fromkeys(names, why), **self.outputs})
 
 
 def written_by(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
-    """What an operator that works in place, or has an ``out=``, writes to."""
+    """What an operator writes to, in place or by ``out=``."""
     schema = schema_of(node.target)
     for i, argument in enumerate(schema.arguments if schema is not None else ()):
         a = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
@@ -108,7 +108,7 @@ def written_by(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
 
 
 def is_view(node: torch.fx.Node) -> bool:
-    """Does a node's tensor share memory with its first argument's?"""
+    """Does a node's tensor share memory with its first argument?"""
     if node.op != "call_function" or not node.args or not isinstance(node.args[0], torch.fx.Node):
         return False
     if getattr(node.target, "__name__", "") == "getitem":
@@ -127,8 +127,8 @@ def base_of(node: torch.fx.Node) -> torch.fx.Node:
 def capture(model: nn.Module, inputs: Inputs, train: bool = False) -> Captured:
     """The forward of ``model`` in eval (or train) mode.
 
-    The model is one that has run (`ready`). It is not changed: what a forward stores on itself while it is captured
-    holds no numbers, so a copy is captured.
+    The model must have run once (`ready`). A copy of it is captured, because what a forward stores on its modules
+    during capture holds no numbers.
 
     Raises:
         CaptureError: it cannot be captured.
@@ -178,13 +178,14 @@ def _captured(model: nn.Module, inputs: Inputs, train: bool, watch: Watch | None
 
 
 def _has_unknown_sizes(module: torch.fx.GraphModule) -> bool:
-    """Is a tensor as long as the values of another say (``repeat_interleave`` by a buffer)?"""
+    """Does the size of a tensor depend on values of another, as in ``repeat_interleave`` by a buffer?"""
     values = tree_leaves([value_of(n) for n in module.graph.nodes])
     return any(isinstance(n, torch.SymInt) for v in values if isinstance(v, Tensor) for n in v.shape)
 
 
 def _recorded(model: nn.Module, inputs: Inputs, train: bool) -> Captured | None:
-    """What ``torch.export`` refused, as it runs on real tensors; None where that depends on the inputs' values."""
+    """The forward as it runs on real tensors, where ``torch.export`` refused it; None where it depends on the
+    values of inputs."""
     own = copied(model).train(train)
     if isinstance(own, torch.fx.GraphModule):
         return None
@@ -201,8 +202,7 @@ def _recorded(model: nn.Module, inputs: Inputs, train: bool) -> Captured | None:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Inside, nothing is said: where ``torch.export`` fails it prints the graph so far, and our error says what to
-    do."""
+    """While the block lasts, nothing is printed or logged: our error says what ``torch.export`` would."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -214,8 +214,11 @@ def _silent() -> Iterator[None]:
 
 
 class _Flat:
-    """Lets a model's forward return a list of tensors, as ``torch.export`` does not know every output class: those
-    that matter first, then all, then those that it stores in attributes."""
+    """Makes the forward of a model return a list of tensors, since ``torch.export`` does not know every class of
+    outputs.
+
+    First those that matter, then all, then those that it stores in attributes.
+    """
 
     def __init__(self, model: nn.Module, inputs: Inputs, watch: Watch | None) -> None:
         forward = model.forward
@@ -243,7 +246,8 @@ class _Flat:
         constants: Mapping[str, Tensor] = MappingProxyType({}),
         watch: Watch | None = None,
     ) -> Captured:
-        """The forward whose graph gives the nodes ``outputs``, in their order; "" for what is no node."""
+        """The captured forward whose graph gives the nodes ``outputs``, in their order; "" stands for what is no
+        node."""
         last = len(outputs) - self.stored
         return Captured(
             module.graph,
@@ -264,8 +268,11 @@ def _as_module(model: torch.fx.GraphModule) -> nn.Module:
 
 
 def _inline(module: torch.fx.GraphModule) -> None:
-    """Put the operators of ``with torch.autocast(...)`` and ``with torch.no_grad()`` where the region stands: what
-    it is for (precision, gradients) moves no channel, and a region seen as one operator keeps all of them."""
+    """Put the operators inside ``with torch.autocast(...)`` and ``with torch.no_grad()`` in the place of these
+    regions.
+
+    A region is one operator to ``torch.export``. What it is for, precision and gradients, moves no channel.
+    """
     graph = module.graph
     for node in [n for n in graph.nodes if n.op == "call_function" and n.target in _REGIONS]:
         region, *inputs = node.args[_REGIONS[node.target] :]

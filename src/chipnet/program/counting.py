@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a real forward, as PyTorch counts them."""
+"""How many multiply-accumulates does a real forward take, by PyTorch's counter?"""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from chipnet.program.inputs import Inputs
 
 
 class _Everywhere(contextlib.nullcontext[None]):
-    """In place of the counter's bookkeeping by module, whose hooks want a graph of a parameter's view
-    (`cls_token.expand`) also where there is none."""
+    """Stands for the counter's bookkeeping by module, whose hooks fail on views of parameters without gradients."""
 
     parents = ("Global",)
 
@@ -25,8 +24,11 @@ class _Everywhere(contextlib.nullcontext[None]):
 
 @contextlib.contextmanager
 def counting() -> Iterator[FlopCounterMode]:
-    """PyTorch's counter around a forward. Attention counts as its two matrix products, whatever kernel would run:
-    some are not counted, and which one runs depends on widths."""
+    """PyTorch's counter, for a forward inside the block.
+
+    Attention counts as two matrix products whatever kernel runs: PyTorch does not count all of them, and which one
+    runs depends on widths.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -40,7 +42,7 @@ def counting() -> Iterator[FlopCounterMode]:
 
 @torch.no_grad()
 def counted(model: nn.Module, inputs: Inputs) -> int:
-    """Multiply-accumulates of one real forward by PyTorch's counter; 0 where that cannot watch it."""
+    """Multiply-accumulates of one real forward; 0 where PyTorch's counter cannot watch it."""
     try:
         with counting() as counter:
             inputs(model)

@@ -1,4 +1,4 @@
-"""How a network is called, and what comes out of it: any arguments, any structure of outputs."""
+"""How is the network called? Any arguments, in any structure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from chipnet.program.outputs import Outputs, tensors
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arguments of one call of a network's forward, and which of its outputs matter (None: all)."""
+    """The arguments of one call of a network, and which of its outputs matter (None: all)."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -59,8 +59,8 @@ class Inputs:
         )
 
     def __call__(self, model: nn.Module, seed: int = 0) -> Any:
-        """The model's output. Arguments are copied, since a forward may write into them, and random numbers are
-        those of ``seed`` and not the user's."""
+        """The model's output. Arguments are copied, since a forward may write to them; random numbers are those of
+        ``seed``."""
         args, kwargs = copy.deepcopy((self.args, self.kwargs))
         with _same_numbers({p.device for p in model.parameters() if p.device.type != "cpu"}, seed):
             return model(*args, **kwargs)
@@ -75,7 +75,7 @@ class Inputs:
         return iter(self.args)
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Inputs:
-        """The same, with all tensors on ``device`` and floating-point ones in ``dtype``."""
+        """The same arguments with all tensors on ``device``, and floating-point ones in ``dtype``."""
 
         def one(x: Any) -> Any:
             return x.to(device, dtype if x.is_floating_point() else None) if isinstance(x, Tensor) else x
@@ -83,7 +83,7 @@ class Inputs:
         return self.mapped(one)
 
     def twice(self) -> Inputs:
-        """The same with two images where there is one: batch norms want more than one value in train mode."""
+        """The same arguments with two images in place of one: batch norms need more than one value in train mode."""
 
         def one(x: Any) -> Any:
             single = isinstance(x, Tensor) and x.dim() > 1 and x.shape[0] == 1
@@ -92,7 +92,7 @@ class Inputs:
         return self.mapped(one)
 
     def mapped(self, one: Any) -> Inputs:
-        """The same with ``one(x)`` in place of every leaf ``x`` of the arguments."""
+        """The same arguments with ``one(x)`` in place of every leaf ``x``."""
         args, kwargs = tree_map(one, (self.args, self.kwargs))
         return Inputs(args, kwargs, self.outputs)
 
@@ -115,7 +115,8 @@ def _shown(x: Any) -> str:
 
 @contextlib.contextmanager
 def _same_numbers(devices: set[torch.device], seed: int = 0) -> Iterator[None]:
-    """Inside, random numbers of Python, NumPy and PyTorch are those of ``seed``, and not the user's."""
+    """While the block lasts, Python, NumPy and PyTorch draw the random numbers of ``seed``; afterwards the user's
+    go on."""
     states = random.getstate(), np.random.get_state()
     kind = next(iter(devices)).type if devices else "cuda"
     with torch.random.fork_rng([d.index or 0 for d in devices], device_type=kind):
@@ -130,5 +131,5 @@ def _same_numbers(devices: set[torch.device], seed: int = 0) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a network's first parameter is; the CPU where it has none."""
+    """The device of a network's first parameter; the CPU where it has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))

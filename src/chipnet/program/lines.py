@@ -1,4 +1,4 @@
-"""Which code is the user's: neither PyTorch's nor the library's own."""
+"""Which lines of code are the user's? Those that are neither PyTorch's nor chipnet's."""
 
 from __future__ import annotations
 

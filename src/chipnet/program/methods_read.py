@@ -1,7 +1,7 @@
-"""What do methods beside forward read: weights that they fuse, and numbers that count widths?
+"""What do methods other than forward read: weights that they fuse, and numbers that count widths?
 
-No graph shows them, so their code does: which attributes it names. ``reparameterize()`` makes a convolution of
-``self.in_channels``; exporters call ``forward_split`` in the place of ``forward``.
+No graph shows such methods, so their code is read for the attributes that it names. ``reparameterize()`` makes a
+convolution of ``self.in_channels``; exporters call ``forward_split`` in place of ``forward``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _SIZES = frozenset(
 
 
 class Method(NamedTuple):
-    """Attributes that a method and those it calls read (``names``), and functions that these call (``far``)."""
+    """What a method reads, with the methods that it calls: attributes (``names``), and names in functions that
+    these call (``far``)."""
 
     names: frozenset[str]
     far: frozenset[str]
@@ -40,7 +41,7 @@ class Method(NamedTuple):
 
     @property
     def has_sizes(self) -> bool:
-        """Does it do anything that takes sizes?"""
+        """Does it call anything that takes sizes?"""
         return not _SIZES.isdisjoint(self.names | self.far)
 
 
@@ -52,7 +53,7 @@ class Methods(NamedTuple):
 
 
 def methods_of(module: nn.Module) -> Methods:
-    """What the methods of a module's class read, those of PyTorch's classes aside."""
+    """What the methods of a module's class read. Methods of PyTorch's own classes are left out."""
     cls: Any = type(module)
     if "forward" not in vars(module):
         return _methods_of_class(cls)
@@ -103,7 +104,7 @@ def is_torchs(cls: Any) -> bool:
 
 
 def _called(own: Mapping[str, FunctionType], function: FunctionType) -> set[FunctionType]:
-    """A method and the methods that it names, and those that these name."""
+    """A method, the methods that it names, those that these name, and so on."""
     found, stack = {function}, [function]
     while stack:
         new = {own[n] for n in _read(stack.pop().__code__)[0] & own.keys()} - found
@@ -113,7 +114,8 @@ def _called(own: Mapping[str, FunctionType], function: FunctionType) -> set[Func
 
 
 def _far(functions: set[FunctionType]) -> set[str]:
-    """Names that the functions which ``functions`` call read; of PyTorch's own, their first level."""
+    """Names that are read in functions which ``functions`` call. Of PyTorch's functions only the first level is
+    read."""
     found: set[str] = set()
     seen, stack = set(functions), list(functions)
     while stack:
@@ -131,7 +133,7 @@ def _far(functions: set[FunctionType]) -> set[str]:
 
 @functools.lru_cache(maxsize=4096)
 def _read(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    """Attributes and global variables that code reads, with that of functions inside."""
+    """Attributes and global variables that code reads, functions inside it included."""
     attributes, variables = set(), set()
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"):
@@ -147,7 +149,7 @@ def _read(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def fused(modules: Mapping[str, nn.Module]) -> frozenset[str]:
-    """Modules inside which weights are read by methods of a module around them: these see tensors, no hooks."""
+    """Modules whose weights are read by methods of a module around them. Such methods see tensors, and no hooks."""
     found = set()
     for path, module in modules.items():
         if not children_of(module):

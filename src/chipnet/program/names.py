@@ -1,4 +1,4 @@
-"""Of a node: which operator is it, in which module, at which line of the user's code, of which shape?"""
+"""Which operator, module, line and shape has a node?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from chipnet._util.torch_private import calls_around, qualified_name, trace_of, 
 
 
 def operator_name(node: Node) -> str:
-    """The operator of a node, as `short_name` writes it; of a function of Python's, its module and name.
+    """The operator of a node, as `short_name` writes it; for a function of Python's, its module and name.
 
     ``add_.Tensor`` -> ``add``, ``mylib::mul.default`` -> ``mylib::mul``, ``operator.getitem`` -> ``getitem``.
     """
@@ -26,7 +26,8 @@ def operator_name(node: Node) -> str:
 
 
 def short_name(qualified: str) -> str:
-    """The name of an operator. ATen's have no namespace, and those that work in place are the same as others.
+    """The name of an operator. ATen's have no namespace, and an operator that works in place has the name of the
+    other.
 
     Example:
         >>> short_name("aten::add_"), short_name("aten::__and__"), short_name("mylib::add_")
@@ -39,21 +40,21 @@ def short_name(qualified: str) -> str:
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
-    """Shape of a node's (first) output."""
+    """The shape of a node's output, or of the first one."""
     val = value_of(node)
     val = val[0] if isinstance(val, (tuple, list)) else val
     return tuple(int(n) for n in val.shape)
 
 
 def line_of(node: Node) -> str:
-    """File and line of the user's code that made a node; "" where it is not known."""
+    """File and line of the user's code that made a node; "" where they are not known."""
     found = re.findall(r'File "([^"]+)", line (\d+)', trace_of(node))
     outside = [f for f in found if "/torch/nn/" not in f[0].replace("\\", "/")] or found
     return f"{outside[-1][0].rsplit('/', 1)[-1]}:{outside[-1][1]}" if outside else ""
 
 
 class Modules(Mapping[str, nn.Module]):
-    """All modules of a model by their paths. One with several paths is called by the first.
+    """All modules of a model by their paths. A module with several paths is called by the first.
 
     Example:
         >>> shared = nn.ReLU()
@@ -83,5 +84,5 @@ class Modules(Mapping[str, nn.Module]):
         return self._first.get(id(self.get(path)), path)
 
     def around(self, node: Node) -> str:
-        """The innermost module whose forward contains a node."""
+        """The path of the innermost module whose forward contains a node."""
         return self.first(next(reversed(calls_around(node).values()), ""))

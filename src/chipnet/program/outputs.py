@@ -1,4 +1,4 @@
-"""What comes out of a network, and which of it matters."""
+"""What comes out of a network, and which of it matters?"""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from chipnet.errors import ConfigError
 
 @dataclass(frozen=True)
 class Outputs:
-    """Which parts of a network's output matter, each given as the path to it, as the number of a tensor in the
-    order of `tensors`, or as a function of the whole output."""
+    """Which parts of a network's output matter. Each is a path to it, the number of a tensor in the order of
+    `tensors`, or a function of the whole output."""
 
     parts: tuple[str | int | Callable[[Any], Any], ...]
 
@@ -93,7 +93,8 @@ class Outputs:
         return out
 
     def settled(self, out: Any) -> Outputs:
-        """The same, with functions that take whole tensors as the numbers of these: such can be written down."""
+        """The same choice, with numbers of tensors in place of functions that return whole tensors: numbers can be
+        written to files."""
         place = {id(t): i for i, t in enumerate(tensors(out))}
         parts: list[str | int | Callable[[Any], Any]] = []
         for part in self.parts:
@@ -103,7 +104,7 @@ class Outputs:
         return Outputs(tuple(parts))
 
     def to_json(self) -> list[str | int] | None:
-        """As paths and numbers; None where a function computes something of its own."""
+        """The choice as paths and numbers; None where a function computes something of its own."""
         plain = [part for part in self.parts if isinstance(part, (str, int))]
         return plain if len(plain) == len(self.parts) else None
 
@@ -113,7 +114,7 @@ def _named(part: Any) -> str:
 
 
 def _step(out: Any, key: str) -> Any:
-    """One step into an output. Raises ``LookupError`` where there is no such part."""
+    """One step along a path into an output. Raises ``LookupError`` where there is no such part."""
     number = int(key) if re.fullmatch(r"-?[0-9]{1,9}", key) else None
     if isinstance(out, Mapping):
         return out[key if key in out or number is None else number]
@@ -136,7 +137,7 @@ def _fields(out: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _listed(out: Any) -> str:
-    """What there is to choose from."""
+    """A sentence that lists what can be chosen."""
     found = [f"{path or 'the whole'} {tuple(t.shape)}" for path, t in _paths(out, "")]
     return f"There are: {', '.join(found)}"[:500] if found else f"There is a {type(out).__name__}"
 

@@ -1,4 +1,4 @@
-"""Can a network be captured? On a copy that has run once: nothing that happens to that reaches the user's."""
+"""May the network be captured, without changing it?"""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from chipnet.program.outputs import tensors
 
 
 def ready(model: nn.Module, inputs: Inputs, train: bool = False) -> tuple[nn.Module, Inputs]:
-    """A deep copy of ``model`` that has run once on ``inputs`` in eval (or train) mode: what a forward makes at its
-    first call (grids, caches, buffers) is there, as real tensors. And the inputs, with their choice of outputs
-    settled.
+    """A deep copy of ``model`` that has run once on ``inputs`` in eval (or train) mode, and the inputs.
+
+    What a forward makes at its first call (grids, caches, buffers) is there in the copy, as real tensors. In the
+    inputs the choice of outputs is settled.
 
     Raises:
-        CaptureError: it cannot be copied or does not run. It says what to do.
+        CaptureError: it cannot be copied or does not run. The message says what to do.
         ConfigError: the outputs that are chosen are not there.
     """
     own, inputs = with_numbers(copied(model).train(train), inputs)
@@ -50,12 +51,13 @@ def ready(model: nn.Module, inputs: Inputs, train: bool = False) -> tuple[nn.Mod
 
 
 def copied(model: nn.Module, *, shared: bool = False) -> nn.Module:
-    """A deep copy. ``shared``: parameters and buffers are the model's own. Tensors in attributes have no gradient
-    history in the copy, as such ones cannot be copied: what a training step left there, or the weight that a hook
-    computes before every call.
+    """A deep copy of a model. ``shared``: with the model's own parameters and buffers.
+
+    Tensors in attributes lose their gradient history, since such tensors cannot be copied: what a training step
+    left there, or a weight that a hook computes before every call.
 
     Raises:
-        CaptureError: it cannot be copied. The attribute at fault is named, and what to do.
+        CaptureError: it cannot be copied. The message names the attribute at fault, and says what to do.
     """
     memo = {id(t): t for t in [*model.parameters(), *model.buffers()]} if shared else {}
     memo |= {id(t): t.detach().clone() for t in attributes(model) if not t.is_leaf}
@@ -70,8 +72,10 @@ def copied(model: nn.Module, *, shared: bool = False) -> nn.Module:
 
 
 def with_numbers(own: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
-    """``own``, changed in place, and ``inputs`` with numbers on the CPU in place of tensors on the meta device:
-    what may be pruned depends on no weight, and pruned copies are run."""
+    """``own``, changed in place, and ``inputs``, both with numbers in place of tensors on the meta device.
+
+    What can be pruned depends on no weight, but pruned copies must run.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def real(x: Tensor) -> Tensor:
@@ -89,7 +93,7 @@ def with_numbers(own: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
 
 
 def attributes(model: nn.Module) -> Iterator[Tensor]:
-    """Tensors in attributes of modules, in lists and dicts too; no parameters, no buffers."""
+    """Tensors in attributes of modules, also those in lists and dicts. Parameters and buffers are left out."""
 
     def inside(value: Any) -> Iterator[Tensor]:
         if isinstance(value, Tensor):
@@ -159,10 +163,10 @@ _WRAPPERS = {
 
 
 def check(model: nn.Module, inputs: Inputs) -> None:
-    """Refuse, before anything takes long, what cannot be captured.
+    """Refuse what cannot be captured, before anything takes long.
 
     Raises:
-        CaptureError: it says what to give in its place.
+        CaptureError: the message says what to give in its place.
     """
     _check_model(model)
     _check_inputs(inputs)
@@ -206,8 +210,8 @@ def _check_inputs(inputs: Inputs) -> None:
 # -- what is the user's ---------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Inside, forwards of copies may write to what copies share: attributes of the modules' classes and the global
-    random generators of Python, NumPy and PyTorch. Afterwards these are as before."""
+    """While the block lasts, copies of a model may write to what they share: attributes of the modules' classes,
+    and the global random generators. Afterwards these are as before."""
     kinds = {kind for module in model.modules() for kind in type(module).__mro__}
     own = [kind for kind in kinds if not kind.__module__.startswith(("torch.", "builtins", "typing"))]
     before = [(kind, {n: v for n, v in vars(kind).items() if not n.startswith("__")}) for kind in own]
@@ -232,7 +236,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 def _containers(value: Any, found: dict[int, tuple[Any, Any]]) -> None:
-    """All lists, dicts and sets in a value, itself included, each with a shallow copy."""
+    """Find all lists, dicts and sets in a value, itself included, and copy each."""
     if isinstance(value, (list, dict, set)) and id(value) not in found:
         found[id(value)] = value, copy.copy(value)
         for inner in list(value.values() if isinstance(value, dict) else value):
@@ -240,7 +244,7 @@ def _containers(value: Any, found: dict[int, tuple[Any, Any]]) -> None:
 
 
 def _refill(container: Any, content: Any) -> None:
-    """Make a list, dict or set hold again what its copy holds, where that has changed."""
+    """Make a list, dict or set hold what its copy holds, if that has changed."""
     if isinstance(container, dict):
         now, then = [*container, *container.values()], [*content, *content.values()]
     else:

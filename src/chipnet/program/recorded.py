@@ -1,7 +1,7 @@
-"""A forward recorded as it runs on real tensors, where ``torch.export`` refuses numbers that it takes from tensors.
+"""What does a forward compute where ``torch.export`` refuses numbers that it takes from tensors?
 
-A number taken from a buffer or a constant is the same in every call: the recording holds for all inputs. One that
-depends on the inputs is refused.
+It is recorded as it runs on real tensors. A number from a buffer or a constant is the same in every call, so the
+recording holds for all inputs. A number that depends on the inputs is refused.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class InputDependentError(Exception):
 
 
 def record(model: nn.Module, inputs: Inputs) -> tuple[torch.fx.GraphModule, dict[str, str]]:
-    """The graph of ``model``, whose forward gives a list of tensors, and placeholder -> parameter or buffer.
+    """The graph of ``model``, whose forward gives a list of tensors; and placeholder -> parameter or buffer.
 
-    The model is run, and may be changed by that.
+    The model is run, which may change it.
 
     Raises:
-        InputDependentError: it is not the same for all inputs.
+        InputDependentError: the graph is not the same for all inputs.
     """
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     leaves, spec = tree_flatten((inputs.args, inputs.kwargs))
@@ -94,7 +94,7 @@ def record(model: nn.Module, inputs: Inputs) -> tuple[torch.fx.GraphModule, dict
 
 
 def _follow(model: nn.Module, stack: dict[str, tuple[str, Any]]) -> None:
-    """Keep in ``stack`` the calls of modules that are running, from the outermost."""
+    """Keep ``stack`` up to date: the calls of modules that are running, from the outermost."""
     calls: dict[str, int] = {}
     for path, module in model.named_modules():
 
@@ -110,7 +110,7 @@ def _follow(model: nn.Module, stack: dict[str, tuple[str, Any]]) -> None:
 
 
 class _Numbers(TorchFunctionMode):
-    """Lets numbers be taken from tensors that do not depend on the inputs."""
+    """Allows numbers to be taken from tensors that do not depend on the inputs."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in _NUMBERS:
@@ -125,7 +125,7 @@ class _Numbers(TorchFunctionMode):
 
 
 def _reads_input(node: torch.fx.Node) -> bool:
-    """Does a node depend on the network's inputs: on placeholders that are not ``held``?"""
+    """Does a node depend on the network's inputs, which are the placeholders that are not ``held``?"""
     seen, stack = set(), [node]
     while stack:
         n = stack.pop()
@@ -138,7 +138,7 @@ def _reads_input(node: torch.fx.Node) -> bool:
 
 
 def _line() -> str:
-    """Where the user's code is, innermost."""
+    """The innermost line of the user's code that runs now."""
     frame = users_frame()
     if frame is None:
         return ""

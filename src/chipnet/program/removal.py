@@ -1,5 +1,8 @@
-"""Layers whose weight is computed beside their forward, by a parametrisation or a hook: it can be put in its place,
-and class and forward stay."""
+"""Which computed weights can be replaced by plain ones in their layer?
+
+A parametrisation or a hook computes them before the layer's forward. When it is removed, the layer keeps its class
+and its forward.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,13 @@ _REMOVALS: dict[type, Callable[[nn.Module, str], Any]] = {
 
 
 def removable(layer: nn.Module) -> bool:
-    """Is the weight computed by what can be removed?"""
+    """Is the weight of a layer computed by something that can be removed?"""
     return is_parametrized(layer, "weight") or any(name == "weight" for _, name in _hooks(layer))
 
 
 def removed(layer: nn.Module) -> nn.Module:
-    """A copy of a removable layer, with the weight that it computes in eval mode. Its other parameters are the
-    layer's own, since others may hold them too."""
+    """A copy of such a layer, with the weight that it computes in eval mode as a parameter. Its other parameters
+    are the layer's own, since other modules may hold them too."""
     learns = next(layer.parameters()).requires_grad
     new = copied(layer).eval()
     if is_parametrized(layer):
@@ -49,14 +52,14 @@ def removed(layer: nn.Module) -> nn.Module:
 
 
 def _hooks(layer: nn.Module) -> list[tuple[Any, str]]:
-    """Hooks that compute tensors of the layer, with the names of these."""
+    """Hooks that compute tensors of the layer, each with the tensor's name."""
     hooks = list(hooks_before(layer).values())
     pruning = [(h, pruned_name(h)) for h in hooks if isinstance(h, torch.nn.utils.prune.BasePruningMethod)]
     return [*((h, h.name) for h in hooks if isinstance(h, (WeightNorm, SpectralNorm))), *pruning]
 
 
 def _unparametrise(layer: nn.Module) -> None:
-    """By hand: PyTorch's own removal changes the class that all copies of the layer share."""
+    """Remove parametrisations by hand: PyTorch's own removal changes a class that all copies of the layer share."""
     with torch.no_grad():
         values = {name: getattr(layer, name).detach().clone() for name in layer.parametrizations}  # type: ignore[union-attr]
     layer.__class__ = type(layer).__bases__[0]

@@ -1,8 +1,9 @@
 """Where do the numbers in a forward come from, and which operators receive them?
 
-The exported graph shows ``view(b, 16, -1)``, not whether 16 was a literal, ``x.shape[1]`` or ``self.width``. So the
-network is captured with every number in an attribute *marked*: an ``int`` that remembers where it comes from,
-through arithmetic too. Sizes of tensors are marked as such. What an operator receives is then known, not guessed.
+The exported graph shows ``view(b, 16, -1)``, but not whether 16 was a literal, ``x.shape[1]`` or ``self.width``. So
+a network is captured with every number in an attribute *marked*: an ``int`` that remembers where it comes from,
+also through arithmetic. Sizes of tensors are marked too. Then it is known, and not guessed, what an operator
+receives.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ class Term(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """A tensor's size: it follows by itself.
+    """A tensor's size. It follows by itself.
 
-    Of a tensor that a call of a function has made it is known which one, as the ``axis`` of what the call
-    ``made`` gave.
+    Where a call of a function made the tensor, ``made`` is the number of the call, and ``axis`` the axis of its
+    result.
     """
 
     size: int
@@ -105,23 +106,23 @@ class Marked(int):
 
 
 def source_of(number: Any) -> Expression:
-    """Where a number comes from; of a plain one, itself."""
+    """Where a number comes from. A plain number is its own source."""
     return number.source if isinstance(number, Marked) else number
 
 
 def is_from_attribute(number: Any) -> bool:
-    """Is an attribute in it?"""
+    """Is a number made of any attribute?"""
     return isinstance(number, Marked) and any(True for _ in attributes_in(number.source))
 
 
 def _is_known(number: Any) -> bool:
-    """Is it a number that a rule may know the meaning of?"""
+    """Could a rule know what a number counts?"""
     source = source_of(number)
     return is_from_attribute(number) or (isinstance(source, Shape) and source.made is not None)
 
 
 def _value(result: Any, *numbers: Any) -> Any:
-    """``result`` of numbers is no size any more."""
+    """``result``, which is no size any more; that is remembered of the ``numbers`` that it is made of."""
     for n in numbers:
         if _watching and is_from_attribute(n):
             _watching[-1].values.append(Received(n.source, _line()))
@@ -167,7 +168,7 @@ class Received(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """An operator that received marked numbers. Of tensors nothing is held: ``args`` has None for them."""
+    """A call of an operator that received marked numbers. No tensors are held: ``args`` has None in their place."""
 
     name: str
     args: tuple[Any, ...]
@@ -181,7 +182,7 @@ class Given:
         return self.args[position] if position < len(self.args) else None
 
     def numbers(self, first: int = 1) -> list[Any]:
-        """All numbers from an argument on, in order."""
+        """All numbers from one argument on, in their order."""
         return [n for n in _leaves((self.args[first:], self.kwargs)) if isinstance(n, int)]
 
 
@@ -199,7 +200,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 class Watch(TorchFunctionMode):
-    """Sees which operators receive marked numbers. Nodes that are made meanwhile know their call."""
+    """Sees which operators receive marked numbers. Nodes that are made meanwhile remember the call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,7 +227,7 @@ class Watch(TorchFunctionMode):
         return out
 
     def _sizes(self, x: Tensor, sizes: Any, dim: Any = None) -> Any:
-        """Sizes of a tensor (along ``dim``), marked."""
+        """Sizes of a tensor, or the one along ``dim``, marked."""
         made = self._made.get(x)
         if isinstance(sizes, torch.Size):
             return torch.Size([self._sizes(x, n, axis) for axis, n in enumerate(sizes)])
@@ -242,7 +243,7 @@ class Watch(TorchFunctionMode):
         super().__exit__(*error)
 
     def unclaimed(self, claimed: Set[tuple[Given, Expression]]) -> Iterator[Received]:
-        """Numbers from attributes that no rule knows the meaning of, as it does of those that are ``claimed``."""
+        """Numbers from attributes that are not among ``claimed``, so that no rule knows what they count."""
         yield from self.values
         for call in self.calls:
             for n in _leaves((call.args, call.kwargs)):
@@ -250,7 +251,7 @@ class Watch(TorchFunctionMode):
                     yield Received(n.source, call.line)
 
     def of(self, node: Node) -> Given | None:
-        """The call that made a node, where that received numbers from attributes."""
+        """The call that made a node; None where that received no number from an attribute."""
         place = annotation_of(node, _KEY)
         return None if place is None else self.calls[place]
 
@@ -261,7 +262,7 @@ _SIZES = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
 
 
 def made_by(node: Node) -> int | None:
-    """The number of the call that made a node, as `Shape` has it."""
+    """The number of the call that made a node, as in `Shape`."""
     return annotation_of(node, _MADE)
 
 
@@ -294,14 +295,15 @@ def mark(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def watched(watch: Watch | None) -> Iterator[None]:
-    """Inside, nodes that are made remember the calls that ``watch`` sees."""
+    """While the block lasts, new nodes remember the calls that ``watch`` sees."""
     with traceback.preserve_node_meta(watch is not None):
         yield
 
 
 @torch.no_grad()
 def values_in_training(model: nn.Module, inputs: Inputs) -> list[Received]:
-    """Numbers from attributes that a forward in train mode uses, and not as sizes. None where it does not run."""
+    """Numbers from attributes that a forward in train mode uses as values, not as sizes. None are known where it
+    does not run."""
     watch = Watch()
     try:
         own = copied(model).train()

@@ -1,4 +1,4 @@
-"""How a rule is called, and what holds where there is none or it fails."""
+"""How is a rule called, and what holds where there is none, or where it fails?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chipnet.graph.rules.table import RULES
 
 
 def apply(op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Labels of an operator's output, given labels of its inputs. Where a rule fails, its inputs are kept whole."""
+    """Labels of an operator's output, from labels of its inputs. Where its rule fails, the inputs are pinned."""
     before = op.draft.mark()
     try:
         return _apply(op, args, kwargs)
@@ -38,5 +38,6 @@ def _apply(op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _is_pointwise(target: OpOverload) -> bool:
-    """By PyTorch's own tag, for ATen's operators only: what others tag is theirs to answer for."""
+    """Does PyTorch say of an ATen operator that it computes element by element? Other people's tags are not
+    believed."""
     return target.namespace == "aten" and torch.Tag.pointwise in target.tags

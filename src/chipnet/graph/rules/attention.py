@@ -1,4 +1,4 @@
-"""Attention: queries and keys are kept whole, values are mixed over tokens only."""
+"""Attention: queries and keys are kept whole; values are mixed over tokens only."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Labels:
-    """``softmax(q k / sqrt(width)) v``: the width of queries is a number in it. The channels of values stay apart;
-    heads stay whole, as many as queries have."""
+    """``softmax(q k / sqrt(width)) v``.
+
+    The width of queries and keys is a number in it, so both are pinned. Channels of values stay separate. Heads
+    stay, as many as queries have.
+    """
     v, last = op.labelled(v), len(v.shape) - 1
     heads = {a for a in v.varying if a != last}
     whole = [x for x in (q, k, mask) if x is not None]

@@ -1,4 +1,4 @@
-"""Operators that mix what lies along an axis, and keep that."""
+"""Operators that mix what lies along an axis and keep the axis."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHIFTS = "softmax _softmax log_softmax _log_softmax logcumsumexp"
 
 @rule(*aten(_SHIFTS), *aten("cumsum cumprod cummax cummin"))
 def along(op: Operator, x: Value, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
-    """Along space every channel by itself."""
+    """Along space every channel is computed by itself; along channels all are pinned."""
     x = op.labelled(x)
     kind: Any = "const" if op.name in _SHIFTS.split() else "or"
     if (dim := dim % len(x.shape)) in x.varying:
@@ -29,19 +29,19 @@ def along(op: Operator, x: Value, dim: int = -1, *args: Any, **kwargs: Any) -> A
 
 @rule(*aten("sort argsort msort"))
 def sort(op: Operator, x: Value, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
-    """Along space every channel by itself."""
+    """Along space every channel is sorted by itself."""
     return along(op, x, 0 if op.name == "msort" else dim)
 
 
 @rule(*aten("topk"))
 def topk(op: Operator, x: Value, k: int, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
-    """Along space every channel by itself."""
+    """Along space every channel has its own largest values."""
     return along(op, x, dim)
 
 
 @rule(*aten("diff"))
 def diff(op: Operator, x: Value, n: int = 1, dim: int = -1, before: Any = None, after: Any = None) -> Any:
-    """Neighbours along space, subtracted."""
+    """Differences of neighbours along space."""
     if before is not None or after is not None:
         return op.barrier(values_in(x, before, after), "differences with given ends")
     return along(op, x, dim)
@@ -53,7 +53,7 @@ def diff(op: Operator, x: Value, n: int = 1, dim: int = -1, before: Any = None, 
     *aten("fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn"),
 )
 def fourier(op: Operator, x: Value, n: Any = None, dim: Any = None, *args: Any, **kwargs: Any) -> Labels:
-    """Linear along space, and every channel by itself."""
+    """A Fourier transform along space is linear, and takes every channel by itself."""
     x = op.labelled(x)
     if dim is None:
         last = {"t": 1, "2": 2, "n": len(n) if isinstance(n, (list, tuple)) else len(x.shape)}[op.name[-1]]

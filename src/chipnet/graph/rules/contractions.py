@@ -1,9 +1,9 @@
-"""Products of tensors summed over an axis: ``matmul``, ``einsum`` and their kin.
+"""Products of tensors that are summed over an axis: ``matmul``, ``einsum`` and the like.
 
-``out[b, i, j] = sum over k of a[b, i, k] * b[b, k, j]`` is an elementwise product over all of the indices, then a
-sum over ``k``. The product is zero where either side is. Where labels do not vary along ``k`` (tokens, positions,
-nodes of a graph) the sum leaves them as they are; where they do (the features of q and k) it reads all of them, and
-zeros do not show in it. A parameter whose axis meets channels is the weight of a linear layer.
+``out[b, i, j] = sum over k of a[b, i, k] * b[b, k, j]`` is a product over all indices, element by element, and then
+a sum over ``k``. The product is zero where either side is. Where labels do not vary along ``k`` (tokens, positions,
+nodes of a graph), the sum leaves them as they are. Where they do (features of q and k), the sum reads all of them,
+and zeros do not show in it. A parameter with an axis that meets channels is the weight of a linear layer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Letters = Sequence[str]
 
 @rule(*aten("matmul mm bmm mv dot"))
 def matmul(op: Operator, a: Value, b: Value) -> Labels:
-    """The last axis of ``a`` meets the last but one of ``b`` (its only one, if it is a vector)."""
+    """The last axis of ``a`` meets the last but one of ``b``, or the only one of a vector."""
     batch = [f"b{i}" for i in range(max(len(a.shape), len(b.shape)))]
     left = ["k"] if len(a.shape) == 1 else [*_last(batch, len(a.shape) - 2), "i", "k"]
     right = ["k"] if len(b.shape) == 1 else [*_last(batch, len(b.shape) - 2), "k", "j"]
@@ -50,7 +50,7 @@ def addmm(op: Operator, x: Value, a: Value, b: Value, *, beta: Any = 1, alpha: A
 
 @rule(*aten("einsum"))
 def einsum(op: Operator, equation: str, operands: Sequence[Labels], path: Any = None) -> Labels:
-    """Of two operands, each index once in each; others are kept whole."""
+    """Two operands that have every index once. Others are pinned."""
     left, _, out = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if len(operands) != 2 or "->" not in equation:
@@ -64,7 +64,8 @@ def einsum(op: Operator, equation: str, operands: Sequence[Labels], path: Any = 
 
 @rule(*aten("tensordot"))
 def tensordot(op: Operator, a: Value, b: Value, over_a: list[int], over_b: list[int]) -> Labels:
-    """Sums over the axes ``over_a`` of ``a``, each with its of ``b``; the others stand side by side."""
+    """A sum over the axes ``over_a`` of ``a`` and ``over_b`` of ``b``. The other axes are those of the result,
+    first those of ``a``."""
     summed = [f"k{i}" for i in range(len(over_a))]
     names = []
     for side, x, over in (("a", a, over_a), ("b", b, over_b)):
@@ -75,7 +76,7 @@ def tensordot(op: Operator, a: Value, b: Value, over_a: list[int], over_b: list[
 
 
 def _spelt(term: str, ndim: int) -> list[str]:
-    """Names of a term's axes; those of an ellipsis count from the right."""
+    """Names of a term's axes. Those of an ellipsis are counted from the right."""
     before, dots, after = term.partition("...")
     hidden = ndim - len(before) - len(after) if dots else 0
     return [*before, *(f".{i}" for i in range(hidden, 0, -1)), *after]
@@ -91,10 +92,11 @@ def contract(
     *,
     narrowest: int = 0,
 ) -> Labels:
-    """``a`` with axes named ``left`` times ``b`` with axes named ``right``, summed over all that ``out`` lacks.
+    """Labels of ``a`` with axes named ``left`` times ``b`` with axes named ``right``, summed over all names that
+    ``out`` lacks.
 
-    ``narrowest``: channels that a sum over them needs to be a matrix product (``einsum`` multiplies where there is
-    one, which PyTorch's counter does not count).
+    ``narrowest``: how many channels a sum over them keeps. ``einsum`` multiplies element by element where there is
+    only one, and PyTorch's counter does not count that.
     """
     (a, left), (b, right) = _upright(a, left), _upright(b, right)
     for x, axes, weight, own in ((a, left, b, right), (b, right, a, left)):
@@ -125,14 +127,14 @@ def contract(
 
 
 def _upright(x: Value, axes: Letters) -> tuple[Value, Letters]:
-    """A transposed parameter as it is, with its axes in its own order."""
+    """A parameter with its axes in its own order, and their names."""
     if isinstance(x, Param) and x.turned:
         return replace(x, shape=x.shape[::-1], turned=False), axes[::-1]
     return x, axes
 
 
 def _laid_out(op: Operator, x: Value, axes: Letters, names: Letters) -> Labels:
-    """``x`` with its axes in the order of ``names``; those that it lacks have the length 1."""
+    """``x`` with its axes in the order of ``names``. Axes that it lacks have the length 1."""
     x = op.labelled(x)
     own = [n for n in names if n in axes]
     core = x.core.permute([list(axes).index(n) for n in own])
@@ -142,13 +144,13 @@ def _laid_out(op: Operator, x: Value, axes: Letters, names: Letters) -> Labels:
 
 
 def _keep(op: Operator, x: Labels, over: list[int], least: int) -> None:
-    """The first ``least`` channels of those that are summed over stay."""
+    """Pin the first ``least`` channels of those that are summed over."""
     first = x.core.numpy().take(range(least), over[0]) if least else x.slots()[:0]
     op.keep(first.reshape(-1), f"'{op.node.name}' sums over at least {least} channels", PinCode.ONE_STAYS)
 
 
 def _totals(op: Operator, x: Labels, over: list[int], rest: list[int]) -> Labels:
-    """A sum over the axes ``over`` for each index along the axes ``rest``, which are kept."""
+    """Labels of a sum over the axes ``over``: one slot for each index along the axes ``rest``."""
     sizes = [x.core.shape[i] for i in rest]
     rows = x.core.permute([*rest, *over, *(i for i in range(x.core.ndim) if i not in (*rest, *over))])
     dst = op.draft.new(math.prod(sizes))
@@ -162,7 +164,8 @@ def _totals(op: Operator, x: Labels, over: list[int], rest: list[int]) -> Labels
 def _layer(
     op: Operator, x: Value, axes: Letters, weight: Value, own: Letters, out: Letters, narrowest: int
 ) -> Labels | None:
-    """``weight``, a parameter of two axes, one of which is summed over where the channels of ``x`` lie."""
+    """Labels behind a linear layer; None where ``weight`` is not the parameter of one, with two axes, of which one
+    is summed over where the channels of ``x`` lie."""
     if not isinstance(weight, Param) or not isinstance(x, Labels) or len(own) != 2:
         return None
     inner, outer = (n for n in sorted(own, key=lambda n: n in out))

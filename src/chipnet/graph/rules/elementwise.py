@@ -1,4 +1,4 @@
-"""Operators that compute every element from the elements at its place."""
+"""Operators that compute every element from the elements at the same place."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from chipnet.graph.rules.table import aten, rule
     )
 )
 def pointwise(op: Operator, *args: Any, **kwargs: Any) -> Labels:
-    """Zeros give zero or they do not: the operator itself is asked. (It may give zero where only some are: where
-    that matters it has a rule of its own.)"""
+    """The operator itself says whether zeros give zero: it is run on zeros.
+
+    It may give zero where only some inputs are zero. Operators for which that matters have rules of their own.
+    """
     inputs = values_in(args, kwargs)
 
     def zero_of(n: torch.fx.Node) -> Any:
@@ -42,7 +44,8 @@ def pointwise(op: Operator, *args: Any, **kwargs: Any) -> Labels:
 
 @rule(*aten("bernoulli alpha_dropout feature_alpha_dropout"))
 def random(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
-    """Drawn for every element: what is 0 stays 0 where it is the chance of a 1, or where nothing is dropped."""
+    """Every element is drawn by itself. A zero stays zero where it is the chance of a 1, or where nothing is
+    dropped."""
     stays = not args if op.name == "bernoulli" else args[-1] is False
     return op.labelled(x) if stays else op.map([x], "const")
 
@@ -60,7 +63,7 @@ def same(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Value:
 
 @rule(*aten("view_as_complex"))
 def view_as_complex(op: Operator, x: Value) -> Labels:
-    """The last axis of two becomes one number."""
+    """The last axis, of two, becomes one complex number."""
     x = op.labelled(x)
     if len(x.shape) - 1 in x.varying:
         return op.barrier([x], "two channels become one number")
@@ -69,15 +72,17 @@ def view_as_complex(op: Operator, x: Value) -> Labels:
 
 @rule(*aten("view_as_real"))
 def view_as_real(op: Operator, x: Value) -> Labels:
-    """One number becomes a last axis of two."""
+    """A complex number becomes a last axis of two."""
     x = op.labelled(x)
     return Labels(x.core.unsqueeze(-1), op.shape)
 
 
 @rule(*aten("where"))
 def where(op: Operator, condition: Value, a: Any = None, b: Any = None) -> Any:
-    """Non-zero where either side is, whatever the condition. One that is a function of the same channel, as in
-    activations written by hand, decides nothing of its own."""
+    """Non-zero where either side is, whatever the condition.
+
+    A condition that is a function of the same channel, as in activations written by hand, adds nothing.
+    """
     sides = values_in(a, b)
     if not sides:
         return op.barrier([condition], "another tensor decides on its values")
@@ -89,20 +94,20 @@ def where(op: Operator, condition: Value, a: Any = None, b: Any = None) -> Any:
 
 @rule(*aten("masked_fill"))
 def masked_fill(op: Operator, x: Value, mask: Value, value: Any) -> Any:
-    """A number, or a tensor of one, where the mask is true."""
+    """Where the mask is true stands a number, or a tensor of one."""
     return where(op, mask, value, x)
 
 
 @rule(*aten("broadcast_tensors"))
 def broadcast_tensors(op: Operator, xs: list[Value]) -> Any:
-    """Tensors of one shape already, as losses make sure."""
+    """Tensors that have one shape already, as losses make sure."""
     same = all(x.shape == op.shape for x in xs)
     return tuple(xs) if same else op.barrier(xs, "tensors of several shapes are expanded")
 
 
 @rule(*aten("glu"))
 def glu(op: Operator, x: Value, dim: int = -1) -> Labels:
-    """The first half times the sigmoid of the second: the same positions remain in both."""
+    """The first half times the sigmoid of the second. The same positions remain in both."""
     halves = split(op, x, x.shape[dim] // 2, dim, follows=True)
     return op.map([halves[0], op.map([halves[1]], "const")], "and")
 
@@ -125,7 +130,7 @@ def _binary(op: Operator, a: Any, b: Any, kind: Any, scalar_kind: str) -> Value:
 
 
 def _broadcast(op: Operator, x: Labels) -> Labels:
-    """``x`` at the current operator's shape: a tensor of one element may have more axes."""
+    """``x`` at the operator's shape: a tensor of one element may have more axes."""
     missing = len(op.shape) - len(x.shape)
     return expand(op, x) if missing else x
 
@@ -138,7 +143,7 @@ def add(op: Operator, a: Any, b: Any, **kwargs: Any) -> Value:
 
 @rule(*aten("copy"))
 def copy(op: Operator, x: Value, source: Value, *args: Any) -> Labels:
-    """``x`` is overwritten."""
+    """``x`` is overwritten by ``source``."""
     x, source = op.labelled(x), op.labelled(source)
     if torch.equal(x.core, source.core):
         return x
@@ -168,7 +173,7 @@ def lerp(op: Operator, x: Value, y: Value, weight: Any) -> Labels:
 
 @rule(*aten("mul multiply"))
 def mul(op: Operator, a: Any, b: Any) -> Value:
-    """Non-zero where both sides are. ``x * f(x)``, as activations are written by hand, is a function of x."""
+    """Non-zero where both sides are. ``x * f(x)``, as activations are written by hand, is a function of ``x``."""
     values = op.draft.values
     if isinstance(a, Labels) and isinstance(b, Labels) and values.is_function(a, b):  # zero where x is
         return Labels(min(a, b, key=lambda x: not values.keeps_zeros(x)).core, op.shape)
@@ -177,8 +182,10 @@ def mul(op: Operator, a: Any, b: Any) -> Value:
 
 @rule(*aten("div true_divide divide"))
 def div(op: Operator, a: Any, b: Any, **kwargs: Any) -> Value:
-    """Zero where the numerator is. A channel divided by that may be zero is kept; one that is shifted (``+ eps``)
-    is not zero."""
+    """Zero where the numerator is.
+
+    Channels that are divided by are pinned, since they may be zero. Those that are shifted (``+ eps``) are not.
+    """
     if isinstance(b, Value) and not _is_scalar(b) and op.labelled(b).varying:
         if not isinstance(b, Labels) or not op.draft.values.never_zero(b):
             return op.barrier(values_in(a, b), "divides by channels")
@@ -189,7 +196,7 @@ def div(op: Operator, a: Any, b: Any, **kwargs: Any) -> Value:
 
 @rule(*aten("prelu"))
 def prelu(op: Operator, x: Value, weight: Value) -> Labels:
-    """Zero stays zero; slopes belong to channels."""
+    """Zeros stay zero. Slopes belong to channels."""
     x = op.labelled(x)
     if math.prod(weight.shape) > 1:
         slots = op.channels(x, 1)

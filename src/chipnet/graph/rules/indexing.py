@@ -1,4 +1,4 @@
-"""Parts of axes that are chosen, or written to, by tensors of indices."""
+"""Operators that choose parts of axes by tensors of indices, or write to them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from chipnet.graph.rules.table import aten, rule
 
 
 def _chosen(op: Operator, x: Value, *indices: Value) -> Labels:
-    """``x``, whose elements stand where ``indices`` say."""
+    """``x``, with its elements where ``indices`` say. The indices are pinned."""
     return op.with_kept(x, list(indices), "its values are indices")
 
 
 def _aside(op: Operator, x: Value, index: Value) -> Labels:
-    """Indices that differ along other axes than channels do are kept whole: each channel has the same."""
+    """Indices, without channels where they vary along other axes than the channels of ``x``: every channel has the
+    same."""
     index = op.labelled(index)
     if x.varying and index.varying and set(x.varying).isdisjoint(index.varying):
         return op.without_channels(index, "its values are indices")
@@ -27,7 +28,7 @@ def _aside(op: Operator, x: Value, index: Value) -> Labels:
 
 @rule(*aten("index_select"))
 def index_select(op: Operator, x: Value, dim: int, index: Value) -> Labels:
-    """Parts of an axis, chosen by a tensor."""
+    """Parts of one axis."""
     x = op.labelled(x)
     if dim % max(len(x.shape), 1) in x.varying:
         return op.barrier([x, index], "indexes channels by a tensor")
@@ -36,7 +37,7 @@ def index_select(op: Operator, x: Value, dim: int, index: Value) -> Labels:
 
 @rule(*aten("index _unsafe_index"))
 def index(op: Operator, x: Value, indices: list[Value | None]) -> Labels:
-    """``x[:, :, i]``: parts of axes, chosen by tensors. Channels of other axes stay as they are."""
+    """``x[:, :, i]``: parts of several axes. Channels along other axes stay as they are."""
     x = op.labelled(x)
     chosen = [i for i in indices if i is not None]
     if any(indices[a] is not None for a in x.varying if a < len(indices)):
@@ -54,7 +55,7 @@ def index(op: Operator, x: Value, indices: list[Value | None]) -> Labels:
 
 @rule(*aten("take_along_dim"))
 def take_along_dim(op: Operator, x: Value, index: Value, dim: int | None = None) -> Labels:
-    """As `gather`; sizes of 1 are repeated."""
+    """As `gather`, but sizes of 1 are repeated."""
     if dim is None:
         return op.barrier([x, index], "takes from all axes at once")
     return gather(op, x, dim, index)
@@ -62,7 +63,7 @@ def take_along_dim(op: Operator, x: Value, index: Value, dim: int | None = None)
 
 @rule(*aten("gather"))
 def gather(op: Operator, x: Value, dim: int, index: Value, **kwargs: Any) -> Labels:
-    """Along an axis of no channels, each channel by its own indices."""
+    """Along an axis without channels, every channel by indices of its own."""
     x = op.labelled(x)
     dim %= max(len(x.shape), 1)
     repeats = op.name == "take_along_dim"
@@ -90,13 +91,13 @@ def gather(op: Operator, x: Value, dim: int, index: Value, **kwargs: Any) -> Lab
 
 @rule(*aten("index_add index_copy"))
 def index_add(op: Operator, x: Value, dim: int, index: Value, source: Value, **kwargs: Any) -> Labels:
-    """Sums over parts of an axis (messages of a graph to its nodes): non-zero where either side is."""
+    """Sums into parts of an axis, such as messages to the nodes of a graph: non-zero where either side is."""
     return _scattered(op, x, dim, index, source)
 
 
 @rule(*aten("scatter_add scatter scatter_reduce"))
 def scatter(op: Operator, x: Value, dim: int, index: Value, source: Any, *args: Any, **kwargs: Any) -> Labels:
-    """As `index_add`, with indices as many as the source."""
+    """As `index_add`, with an index for each element of the source."""
     values = op.labelled(source if isinstance(source, Value) else x)
     index = _aside(op, values if values.varying else op.labelled(x), index)
     if index.varying:

@@ -21,7 +21,7 @@ LAYERS = frozenset(
 
 
 def _firsts(slots: Slots, groups: int) -> Slots:
-    """The first slot of every group; of few wide groups all remain."""
+    """The first slot of every group; none where few wide groups all remain."""
     per = len(slots) // groups
     return slots.reshape(groups, per)[:, 0] if groups > per else slots[:0]
 
@@ -74,7 +74,7 @@ def _convolution(
 
 
 def _blur(op: Operator, src: Slots, axis: int, weight: Value) -> Labels:
-    """One constant kernel for every channel, as wide as they are (blur pooling, Sobel filters)."""
+    """A convolution with one constant kernel for every channel (blur pooling, Sobel filters)."""
     op.keep(src[:1], "a convolution of every channel needs at least one", PinCode.ONE_STAYS)
     dst = np.repeat(src, op.shape[axis] // len(src))
     if isinstance(weight, Labels) and weight.varying:
@@ -98,7 +98,7 @@ def conv(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Labels:
-    """Convolution, grouped or not."""
+    """A convolution, grouped or not."""
     return _convolution(op, x, weight, bias, groups)
 
 
@@ -114,7 +114,7 @@ def conv_transpose(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Labels:
-    """Transposed convolution: the weight's first axis reads."""
+    """A transposed convolution: the first axis of its weight belongs to what is read."""
     return _convolution(op, x, weight, bias, groups, transposed=True)
 
 
@@ -122,8 +122,11 @@ def conv_transpose(
 def deform_conv(
     op: Operator, x: Value, weight: Value, offset: Value, mask: Value, bias: Value | None, *numbers: Any
 ) -> Labels:
-    """A convolution at places that another tensor gives, whole, in ``offset_groups`` parts of its channels.
-    (PyTorch counts nothing for it.)"""
+    """A convolution at places that another tensor gives. That one is pinned; it has ``offset_groups`` groups of
+    channels.
+
+    PyTorch's counter counts nothing for it.
+    """
     *_, groups, offset_groups, _ = numbers
     x = op.labelled(x)
     if offset_groups > 1 and x.varying == [1]:

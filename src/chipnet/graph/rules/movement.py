@@ -1,4 +1,4 @@
-"""Operators that move data: they are run on the labels."""
+"""Operators that move data. They are run on labels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _multiplies(user: Node, x: Node) -> bool:
 
 @rule(*aten("t transpose permute numpy_T mT swapaxes swapdims"))
 def turn(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Value:
-    """Axes change places. A weight that is turned only to be multiplied with is that weight yet."""
+    """Axes change places. A weight that is turned only to be multiplied with is still that weight."""
     if isinstance(x, Param) and len(x.shape) == 2 and min(x.shape) > 1:
         turned = op.node.target(torch.empty(2, 3), *args, **kwargs).shape == (3, 2)  # type: ignore[operator]
         if turned and all(_multiplies(n, op.node) for n in op.node.users):
@@ -49,7 +49,7 @@ def turn(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Value:
     )
 )
 def move(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
-    """Elements change place: so do their labels."""
+    """Elements change places, and so do their labels."""
     x = op.labelled(x)
     if not x.varying:
         wide = _widened(op, x) if op.name in _REPEATS else None
@@ -72,7 +72,7 @@ def move(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
 
 @rule(*aten("repeat_interleave"))
 def repeat_interleave(op: Operator, x: Value, repeats: Any, dim: Any = None, **kwargs: Any) -> Labels:
-    """Every element by itself, as often as a number says, or a tensor along axes without channels."""
+    """Every element is repeated as often as a number says, or a tensor along axes without channels."""
     if not isinstance(repeats, Value):
         return move(op, x, repeats, dim)
     x = op.labelled(x)
@@ -83,7 +83,7 @@ def repeat_interleave(op: Operator, x: Value, repeats: Any, dim: Any = None, **k
 
 @rule(*aten("triu tril diagonal"))
 def triangle(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
-    """Parts of a matrix along two axes without channels."""
+    """Parts of a matrix, along two axes without channels."""
     x = op.labelled(x)
     if op.name == "diagonal":
         places = dict(zip(("offset", "dim1", "dim2"), args, strict=False)) | kwargs
@@ -97,7 +97,7 @@ def triangle(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
 
 @rule(*aten("channel_shuffle native_channel_shuffle"))
 def channel_shuffle(op: Operator, x: Value, groups: int) -> Labels:
-    """The number of groups stays: the same positions remain in each."""
+    """The number of groups stays, so the same positions remain in each group."""
     x = op.labelled(x)
     if x.varying == [1]:
         for column in x.slots().reshape(groups, -1).T:
@@ -108,7 +108,7 @@ def channel_shuffle(op: Operator, x: Value, groups: int) -> Labels:
 
 @rule(*aten("fft_fftshift fft_ifftshift"))
 def shift(op: Operator, x: Value, dim: Any = None) -> Labels:
-    """Rolled by half of an axis."""
+    """Elements are rolled by half of an axis."""
     x = op.labelled(x)
     if dim is None or any(d % len(x.shape) in x.varying for d in ([dim] if isinstance(dim, int) else dim)):
         return op.barrier([x], "is rolled along channels")
@@ -117,7 +117,7 @@ def shift(op: Operator, x: Value, dim: Any = None) -> Labels:
 
 @rule(*aten("roll"))
 def roll(op: Operator, x: Value, shifts: Any, dims: Any = ()) -> Labels:
-    """Rolled channels are other channels once some are gone: they are kept."""
+    """Elements are rolled. Rolled channels would be others once some are gone, so they are pinned."""
     x = op.labelled(x)
     dims = [dims] if isinstance(dims, int) else list(dims)
     if not dims or any(d % len(x.shape) in x.varying for d in dims):
@@ -127,8 +127,11 @@ def roll(op: Operator, x: Value, shifts: Any, dims: Any = ()) -> Labels:
 
 @rule(*aten("expand expand_as broadcast_to"))
 def expand(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
-    """Axes of size one are repeated: labels stay. Where the result only meets other tensors, element by element,
-    that is what broadcasting does: it follows their width (unless the sizes turn out to be fixed)."""
+    """Axes of size 1 are repeated; labels stay.
+
+    Where the result only meets other tensors element by element, this is broadcasting: the size follows theirs,
+    unless it is known to be fixed.
+    """
     x = op.labelled(x)
     shape = op.shape
     core = x.core.reshape((1,) * (len(shape) - x.core.ndim) + tuple(x.core.shape))
@@ -145,8 +148,8 @@ def expand(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
 
 
 def _widened(op: Operator, x: Labels) -> Labels | None:
-    """A tensor without channels, repeated along an axis of size one as often as an attribute says: it has channels
-    there, as many as that, whatever meets it."""
+    """Labels of a tensor without channels that is repeated along an axis of size 1 as often as an attribute says:
+    it has channels there. None where it is not."""
     shape = op.shape
     before = (1,) * (len(shape) - len(x.shape)) + x.shape
     times = op.name in _REPEATS
@@ -168,22 +171,25 @@ _ELEMENTWISE = {"add", "sub", "mul", "div", "maximum", "minimum"}
 
 @rule(*aten("view_as reshape_as"))
 def view_as(op: Operator, x: Value, other: Value) -> Labels:
-    """A view whose sizes are another tensor's."""
+    """A view with the sizes of another tensor."""
     x = op.labelled(x)
     return op.moved(x.full().reshape(op.shape)) if x.varying else uniform(int(x.slots()[0]), op.shape)
 
 
 @rule(*aten("zeros_like ones_like full_like rand_like randn_like empty_like"))
 def like(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
-    """As wide as another tensor. Zeros are zero anyway; the rest is not zero where that tensor is."""
+    """A tensor as wide as another. Zeros are zero; the others are not zero where that tensor is."""
     x = op.labelled(x)
     return x if "zeros" in op.name else op.map([x], "const")
 
 
 @rule(*aten("zeros ones full empty rand randn new_zeros new_ones new_full new_empty"))
 def fresh(op: Operator, *args: Any, **kwargs: Any) -> Labels:
-    """A tensor of given sizes, as the state that a recurrent network begins with. Where it only meets tensors
-    element by element, or stands beside channels, it follows their width (unless its sizes are fixed)."""
+    """A tensor of given sizes, such as the first state of a recurrent network.
+
+    Where it only meets tensors element by element, or is concatenated to channels, it follows their width, unless
+    its sizes are known to be fixed.
+    """
     name, shape = op.name, op.shape
     sizes = op.sizes(shape, 0, 1 if name.startswith("new_") else 0)
     named = [a for a, number in enumerate(sizes) if is_from_attribute(number)]
@@ -201,7 +207,7 @@ def fresh(op: Operator, *args: Any, **kwargs: Any) -> Labels:
 
 
 def _filled(op: Operator, live: bool, axis: int, shape: tuple[int, ...]) -> Labels:
-    """A tensor of one number, with channels along an axis."""
+    """Labels of a tensor of one number, with channels along an axis."""
     slots = op.draft.new(shape[axis])
     op.emit(Source(slots, live=live, flow=False))
     return along(slots, axis, shape)
@@ -212,15 +218,18 @@ _CATS = {"cat", "concat", "concatenate"}
 
 @rule(*aten("fill zero"))
 def fill(op: Operator, x: Value, value: Any = 0) -> Labels:
-    """Zeros leave zeros zero."""
+    """A tensor of one number. Zeros stay zero if it is 0."""
     x = op.labelled(x)
     return x if op.is_zero(value) else op.map([x], "const")
 
 
 @rule(*aten("cat concat concatenate"))
 def cat(op: Operator, xs: list[Value], dim: int = 0) -> Labels:
-    """Labels side by side. Along another axis than channels (of a batch, of positions) they are united: a channel
-    is live where it is in any part, and exists in all."""
+    """Labels are concatenated.
+
+    Along an axis without channels (batch, positions) they are united: a channel is live where it is in any part,
+    and exists in all.
+    """
     nodes: Any = op.node.args[0]
     sized = [(op.labelled(x), shape_of(n)) for x, n in zip(xs, nodes, strict=True)]
     sized = [(x, s) for x, s in sized if math.prod(s) > 0]
@@ -243,7 +252,7 @@ def cat(op: Operator, xs: list[Value], dim: int = 0) -> Labels:
 
 @rule(*aten("stack"))
 def stack(op: Operator, xs: list[Value], dim: int = 0) -> Labels:
-    """Labels side by side along a new axis."""
+    """Labels are stacked along a new axis."""
     shape = op.shape
     dim %= len(shape)
     full = torch.stack([op.labelled(x).full() for x in xs], dim)
@@ -252,8 +261,11 @@ def stack(op: Operator, xs: list[Value], dim: int = 0) -> Labels:
 
 @rule(*aten("chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split"))
 def split(op: Operator, x: Value, size: Any, dim: int = 0, *, follows: bool = False) -> Any:
-    """Pieces of an axis. Sizes in an attribute of the module are kept true; otherwise equal pieces keep equal
-    widths (the same positions remain in each) and unequal ones are kept whole. ``follows``: no numbers."""
+    """Pieces of an axis.
+
+    Sizes that come from an attribute follow. Otherwise equal pieces stay equally wide (the same positions remain in
+    each), and unequal ones are pinned. ``follows``: the sizes are no numbers of the user's.
+    """
     x = op.labelled(x)
     dim %= len(x.shape)
     full = x.full()
@@ -286,7 +298,7 @@ def split(op: Operator, x: Value, size: Any, dim: int = 0, *, follows: bool = Fa
 
 @rule(*aten("unbind"))
 def unbind(op: Operator, x: Value, dim: int = 0) -> Any:
-    """Pieces of one index each; along channels their number is fixed."""
+    """Pieces of one index each. Along channels their number is fixed."""
     x = op.labelled(x)
     if not op.keeps_length(x, dim % len(x.shape)):
         op.pin(x, "is taken apart along channels", PinCode.FIXED_WIDTH)
@@ -295,7 +307,7 @@ def unbind(op: Operator, x: Value, dim: int = 0) -> Any:
 
 @rule(*aten("slice select narrow"))
 def take(op: Operator, x: Value, dim: int = 0, *args: Any, **kwargs: Any) -> Labels:
-    """A part of an axis. Taken out of channels, its bounds are the user's literals: channels are kept."""
+    """A part of an axis. Where it is taken out of channels by literals, these are pinned."""
     x = op.labelled(x)
     dim %= len(x.shape)
     if any(isinstance(a, Value) for a in args):
@@ -308,7 +320,7 @@ def take(op: Operator, x: Value, dim: int = 0, *args: Any, **kwargs: Any) -> Lab
 
 
 def _bounded(op: Operator, slots: Slots, bounds: tuple[Any, ...]) -> bool:
-    """Are both bounds of a slice of ``slots`` an end or from an attribute, and known to follow?"""
+    """Is each bound of a slice of ``slots`` an end, or from an attribute that can follow?"""
     if op.received is None or op.name != "slice" or op.is_literal or len(bounds) > 2:
         return False
     found = []
@@ -330,4 +342,4 @@ def _bounded(op: Operator, slots: Slots, bounds: tuple[Any, ...]) -> bool:
 
 @rule(*aten("_assert_tensor_metadata _assert_async _assert_scalar"))
 def check(op: Operator, *args: Any, **kwargs: Any) -> None:
-    """What export leaves of dtype and value checks; nothing is computed."""
+    """Checks of dtypes and values that torch.export leaves. They compute nothing."""

@@ -25,7 +25,7 @@ def batch_norm(
     var: Value | None,
     *args: Any,
 ) -> Labels:
-    """Every channel by itself."""
+    """Every channel is normalised by itself."""
     src = op.channels(x, 1)
     if src is None:
         return op.barrier([x], "channels lie along another axis")
@@ -35,7 +35,7 @@ def batch_norm(
 
 @rule(*aten("instance_norm"))
 def instance_norm(op: Operator, x: Value, weight: Any, bias: Any, mean: Any, var: Any, *args: Any) -> Labels:
-    """Every channel by itself; with no parameters zeros stay zero."""
+    """Every channel is normalised by itself. Without parameters zeros stay zero."""
     if weight is bias is mean is None and not isinstance(op.owner, STANDARD_NORM):
         return op.labelled(x)
     return batch_norm(op, x, weight, bias, mean, var)
@@ -51,7 +51,7 @@ def rms_norm(op: Operator, x: Value, normalized: list[int], weight: Any = None, 
 def layer_norm(
     op: Operator, x: Value, normalized: list[int], weight: Any = None, bias: Any = None, *args: Any
 ) -> Labels:
-    """Statistics mix channels: what is read stays whole, what is written may be gated."""
+    """Statistics mix all channels: those that are read are pinned, those that are written may be gated."""
     x = op.labelled(x)
     first = len(x.shape) - len(normalized)
     mixed = [a for a in x.varying if a >= first]
@@ -70,7 +70,7 @@ def layer_norm(
 def group_norm(
     op: Operator, x: Value, groups: int, weight: Any = None, bias: Any = None, *args: Any
 ) -> Labels:
-    """Statistics mix the channels of a group: a group remains or goes as a whole; the only one remains."""
+    """Statistics mix the channels of a group. A group remains or goes as one; a single group is pinned."""
     src = op.channels(x, 1)
     if src is None:
         return op.barrier([x], "channels lie along another axis")

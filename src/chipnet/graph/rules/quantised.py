@@ -1,4 +1,4 @@
-"""Fake quantisation: values are rounded to multiples of a scale, and zero stays zero."""
+"""Fake quantisation: values are rounded to multiples of a scale. Zero stays zero."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ FAKE_QUANTISED = frozenset(
 
 @rule(*aten("fake_quantize_per_tensor_affine _fake_quantize_learnable_per_tensor_affine"))
 def per_tensor(op: Operator, x: Value, *args: Any) -> Value:
-    """One scale for all: a weight is as good as itself."""
+    """One scale for all elements. A weight is still that weight."""
     return x
 
 
 @rule(*aten("fake_quantize_per_channel_affine _fake_quantize_learnable_per_channel_affine"))
 def per_channel(op: Operator, x: Value, scale: Value, zero: Value, axis: int, *args: Any) -> Any:
-    """A scale for every channel of an axis: cut with it."""
+    """A scale for every channel along an axis. Scales are cut with the channels."""
     return _scaled(op, x, axis, [scale, zero])
 
 
@@ -51,7 +51,8 @@ def observed(
     per_row: bool = False,
     symmetric: bool = False,
 ) -> Any:
-    """By an observer's extrema. While it observes, every call changes what the next computes."""
+    """Scales from the extrema that an observer has seen. While it observes, every call changes what the next one
+    computes."""
     module = op.owner
     if not isinstance(module, nn.Module) or bool(getattr(module, "observer_enabled", True)):
         reason = "an observer that is still enabled changes with what it sees (apply disable_observer first)"
@@ -60,7 +61,7 @@ def observed(
 
 
 def _scaled(op: Operator, x: Value, axis: int, scales: list[Value]) -> Any:
-    """``x``, with parameters or buffers that belong to the channels along ``axis``."""
+    """``x``. The parameters or buffers ``scales`` belong to its channels along ``axis``."""
     names = [s.name for s in scales if isinstance(s, Param)]
     axis %= max(len(x.shape), 1)
     if len(names) < len(scales) or any(s.shape != (x.shape[axis],) for s in scales):

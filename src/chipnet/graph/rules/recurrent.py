@@ -1,4 +1,4 @@
-"""Recurrent layers: they read features as a linear layer does; their hidden sizes stay."""
+"""Recurrent layers. They read features as a linear layer does; their hidden sizes stay."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chipnet.graph.rules.table import aten, rule
 
 @rule(*aten("lstm gru rnn_tanh rnn_relu"))
 def recurrent(op: Operator, x: Value, *args: Any) -> Any:
-    """All layers and directions over a sequence, also a packed one; the weights of the first layer read ``x``."""
+    """All layers and directions over a sequence, packed or not. The weights of the first layer read ``x``."""
     packed = str(op.node.target).endswith(".data")
     sizes, args = (args[:1], args[1:]) if packed else ((), args)
     state, weights, _, layers, _, _, bidirectional = args[:7]
@@ -26,7 +26,7 @@ def recurrent(op: Operator, x: Value, *args: Any) -> Any:
 
 @rule(*aten("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"))
 def cell(op: Operator, x: Value, state: Any, weight: Param, *others: Param) -> Any:
-    """One step."""
+    """One step of a recurrent layer."""
     return _reads(op, x, [weight], [weight, *others], _tensors(state))
 
 
@@ -35,8 +35,10 @@ def _tensors(state: Any) -> list[Value]:
 
 
 def _reads(op: Operator, x: Value, first: list[Param], weights: list[Param], states: list[Value]) -> Any:
-    """What comes out is of a fixed size and needs all that is left of ``x``: weights ``first`` ``[rows, features]``
-    lose columns with it."""
+    """Labels of the outputs. They do not shrink, and need all that is left of ``x``.
+
+    The weights ``first`` (``[rows, features]``) lose columns with the channels of ``x``.
+    """
     src = op.channels(x, -1)
     weights = [w for w in weights if w is not None]
     if src is None or not all(isinstance(w, Param) for w in weights):

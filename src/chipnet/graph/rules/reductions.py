@@ -22,7 +22,7 @@ _SHIFTS = frozenset(["logsumexp"])
 
 
 def results(op: Operator, x: Labels) -> Any:
-    """The current operator's outputs: values labelled as ``x``, and the places of those where it gives them too."""
+    """Labels of all outputs: ``x`` for values, and places of it for indices."""
     name, outputs = op.name, op.outputs
     if not isinstance(outputs, (tuple, list)):
         return op.places(x) if name in ("argmax", "argmin", "argsort") else x
@@ -36,7 +36,8 @@ def results(op: Operator, x: Labels) -> Any:
     )
 )
 def reduce(op: Operator, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """A reduction over axes without channels keeps channels apart; a sum over channels reads all of them."""
+    """A reduction over axes without channels takes every channel by itself. A sum over channels reads all of them;
+    other reductions over channels pin them."""
     x = op.labelled(x)
     name, dims, shape = op.name, axes_of(len(x.shape), dim), op.shape
     over = [d for d in dims if d in x.varying]
@@ -54,8 +55,11 @@ def reduce(op: Operator, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -
 
 
 def _rescales(op: Operator, x: Labels) -> bool:
-    """Does a mean over all that ``x`` varies along only divide, after an ``eps`` of its module's was added, and has
-    that a weight to multiply by? Then surgery makes up for fewer channels."""
+    """Can surgery make up for fewer channels in a mean over all of them?
+
+    It can where the mean only divides, after the module's ``eps`` was added, and the module has a weight to
+    multiply by.
+    """
     module = op.owner
     names = [n for n in ("weight", "gamma") if module is not None and n in parameters_of(module)]
     if (
@@ -76,19 +80,19 @@ def _rescales(op: Operator, x: Labels) -> bool:
 
 @rule(*aten("max min"))
 def extremum(op: Operator, x: Value, dim: Any = None, *args: Any) -> Any:
-    """Of everything, over one axis (with places), or of two tensors."""
+    """Of all elements, over one axis (with indices), or of two tensors."""
     return add(op, x, dim) if isinstance(dim, Value) else reduce(op, x, dim)
 
 
 @rule(*aten("kthvalue"))
 def kth_value(op: Operator, x: Value, k: int, dim: int = -1, *args: Any) -> Any:
-    """One of the values along an axis, by rank."""
+    """One of the values along an axis, chosen by rank."""
     return reduce(op, x, dim)
 
 
 @rule(*aten("quantile nanquantile"))
 def quantile(op: Operator, x: Value, q: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """A value along an axis, by rank; several ranks lie along a new first axis."""
+    """A value along an axis, chosen by rank. Several ranks lie along a new first axis."""
     x, shape = op.labelled(x), op.shape
     dims = axes_of(len(x.shape), dim)
     if any(d in x.varying for d in dims) or not op.is_constant(q):
@@ -102,7 +106,7 @@ def quantile(op: Operator, x: Value, q: Any, dim: Any = None, *args: Any, **kwar
 
 @rule(*aten("linalg_vector_norm norm linalg_norm frobenius_norm"))
 def norm_of(op: Operator, x: Value, order: Any = 2, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """A norm is a sum of powers: zeros add nothing to it (those of order 0 and below, and infinity, are kept)."""
+    """A norm is a sum of powers: zeros add nothing. For orders up to 0 and infinity, channels are pinned."""
     name = op.name
     if name == "frobenius_norm":
         order, dim = 2, order
@@ -115,7 +119,8 @@ def norm_of(op: Operator, x: Value, order: Any = 2, dim: Any = None, *args: Any,
 
 @rule(*aten("cosine_similarity"))
 def cosine(op: Operator, a: Value, b: Value, dim: int = 1, *args: Any) -> Labels:
-    """A product, summed, over two norms: zeros add nothing to any. Over space it is zero where either side is."""
+    """A sum of products over two norms: zeros add nothing to any of them. Over space it is zero where either side
+    is."""
     shape = torch.broadcast_shapes(a.shape, b.shape)
     dim %= len(shape)
     either = op.map([a, b], "or", shape)
@@ -138,11 +143,11 @@ def distance(op: Operator, a: Value, b: Value, order: Any = 2) -> Labels:
 
 @rule(*aten("pairwise_distance"))
 def pairwise_distance(op: Operator, a: Value, b: Value, *args: Any) -> Labels:
-    """Every channel adds an ``eps``, also where both sides are zero: their number shows."""
+    """Every channel adds an ``eps``, even where both sides are zero. So their number shows, and they are pinned."""
     return op.barrier([a, b], "adds an eps for every channel")
 
 
 @rule(*aten("var std var_mean std_mean"))
 def variance(op: Operator, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """Over space every channel by itself; over channels the mean knows how many there are."""
+    """Over space every channel has its own. Over channels the mean depends on how many there are."""
     return reduce(op, x, dim)

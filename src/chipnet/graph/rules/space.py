@@ -1,4 +1,4 @@
-"""Operators over space: every channel by itself."""
+"""Operators over space. They compute every channel by itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from chipnet.graph.standard import STANDARD_POOL
 
 @rule(*aten("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d"))
 def pool(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
-    """Every channel by itself; these operators refuse tensors without channels."""
+    """Pooling. These operators refuse tensors without channels."""
     out = adaptive(op, x)
     assert isinstance(out, Labels)
     if out.varying:
@@ -36,7 +36,7 @@ def pool(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
     )
 )
 def adaptive(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Any:
-    """Every channel by itself."""
+    """Pooling to a given size."""
     x = op.labelled(x)
     over = int(re.findall(r"([123])d", op.name)[-1])  # the last axes
     if any(a >= len(x.shape) - over for a in x.varying):
@@ -47,20 +47,20 @@ def adaptive(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Any:
 
 @rule(*aten("max_pool2d_with_indices max_pool3d_with_indices max_pool1d_with_indices"))
 def pool_with_places(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Any:
-    """Every channel by itself; the places belong to channels as the values do."""
+    """Pooling with indices, which belong to channels as the values do."""
     return adaptive(op, x)
 
 
 @rule(*aten("max_unpool2d max_unpool3d"))
 def unpool(op: Operator, x: Value, places: Value, *args: Any) -> Labels:
-    """Values go back to their places: those of another tensor, whose channels are the same."""
+    """Values go back to the places that another tensor gives. Both have the same channels."""
     out = adaptive(op, x)
     return op.map([Labels(out.core, op.shape), Labels(op.labelled(places).core, op.shape)], "and")
 
 
 @rule(*aten("grid_sampler grid_sampler_2d grid_sampler_3d"))
 def grid_sampler(op: Operator, x: Value, grid: Value, *args: Any) -> Labels:
-    """Every channel by itself, at places that another tensor gives, whole."""
+    """Samples at places that another tensor gives. That one is pinned."""
     x = op.labelled(x)
     if any(a != 1 for a in x.varying):
         return op.barrier([x, grid], "samples over channels")
@@ -69,13 +69,13 @@ def grid_sampler(op: Operator, x: Value, grid: Value, *args: Any) -> Labels:
 
 @rule(*aten("affine_grid_generator"))
 def affine_grid(op: Operator, theta: Value, *args: Any) -> Labels:
-    """The grid of a sampler: its size is not that of any channels."""
+    """The grid for a sampler. Its sizes are not those of channels."""
     return op.barrier([theta], "the grid of a sampler")
 
 
 @rule("torchvision::roi_align", "torchvision::roi_pool")
 def regions(op: Operator, x: Value, boxes: Value, *args: Any) -> Any:
-    """Every channel by itself, in boxes that another tensor gives, whole."""
+    """Pooling in boxes that another tensor gives. That one is pinned."""
     x = op.labelled(x)
     if any(a != 1 for a in x.varying):
         return op.barrier([x, boxes], "pools over channels")
@@ -85,7 +85,7 @@ def regions(op: Operator, x: Value, boxes: Value, *args: Any) -> Any:
 
 @rule(*aten("im2col"))
 def im2col(op: Operator, x: Value, kernel: list[int], *args: Any) -> Labels:
-    """Every channel becomes as many as a window has places."""
+    """Every channel becomes as many channels as a window has places."""
     x, axis = op.labelled(x), len(op.shape) - 2
     if any(a != axis for a in x.varying):
         return op.barrier([x], "windows over channels")
@@ -95,7 +95,7 @@ def im2col(op: Operator, x: Value, kernel: list[int], *args: Any) -> Labels:
 
 @rule(*aten("col2im"))
 def col2im(op: Operator, x: Value, size: Any, kernel: list[int], *args: Any) -> Labels:
-    """As many channels as a window has places become one: they remain or go together."""
+    """As many channels as a window has places become one channel. They remain or go together."""
     x, axis = op.labelled(x), len(op.shape) - 3
     if any(a != axis for a in x.varying):
         return op.barrier([x], "windows over channels")
@@ -115,7 +115,7 @@ def col2im(op: Operator, x: Value, size: Any, kernel: list[int], *args: Any) -> 
     )
 )
 def upsample(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
-    """Every channel by itself; refuses tensors without channels."""
+    """Interpolation. These operators refuse tensors without channels."""
     out = adaptive(op, x)
     assert isinstance(out, Labels)
     if out.varying in ([1], []):  # several channels, or one
@@ -128,14 +128,17 @@ def upsample(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
     *aten("replication_pad1d replication_pad2d replication_pad3d _pad_circular"),
 )
 def pad_with_neighbours(op: Operator, x: Value, widths: list[int]) -> Labels:
-    """Padding of space changes no channel."""
+    """Padding of space with values of the same channel."""
     return pad(op, x, widths, "neighbours")
 
 
 @rule(*aten("pad constant_pad_nd"))
 def pad(op: Operator, x: Value, widths: list[int], mode: Any = "constant", value: Any = None) -> Labels:
-    """Padding of space changes no channel (a value other than 0 makes dead channels live); padding of channels
-    adds zero ones, as many as the user's code says."""
+    """Padding with a number.
+
+    In space, a number other than 0 makes all channels non-zero. Along channels it adds channels, as many as the
+    user's code says.
+    """
     x = op.labelled(x)
     fill = value if isinstance(mode, str) else mode
     pairs = {len(x.shape) - 1 - i // 2: (widths[i], widths[i + 1]) for i in range(0, len(widths), 2)}
