@@ -83,7 +83,7 @@ class Inputs:
         return self.mapped(one)
 
     def twice(self) -> Inputs:
-        """The same arguments with two images in place of one: batch norms need more than one value in train mode."""
+        """The same arguments with two images where there is one: batch norms need several values in train mode."""
 
         def one(x: Any) -> Any:
             single = isinstance(x, Tensor) and x.dim() > 1 and x.shape[0] == 1
