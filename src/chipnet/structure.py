@@ -28,7 +28,7 @@ from chipnet.graph.facts import Pin, Realisation, Tie
 from chipnet.program.ready import untouched
 from chipnet.surgery.plan import Plan
 from chipnet.surgery.planning import make_plan
-from chipnet.timing.tables import measured
+from chipnet.timing.tables import with_latency
 from chipnet.trials import Trials
 
 
@@ -209,7 +209,7 @@ class Structure:
     def time(self, model: nn.Module) -> None:
         """Measure the layers of ``model`` on its device, so that budgets may name latency. Does so once."""
         if LATENCY not in self.cost.kinds:
-            self.analysis = self.analysis.with_cost(measured(model, self.analysis))
+            self.analysis = self.analysis.with_cost(with_latency(model, self.analysis))
 
     def smallest(self) -> dict[str, int]:
         """The smallest cost of each kind that a connected network has, each by itself."""

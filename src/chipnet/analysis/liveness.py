@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from chipnet.analysis.formula import FALSE, TRUE, Formulas
 from chipnet.graph.channels import ChannelGraph
 from chipnet.graph.facts import Barrier, Host, Map, Mix, Norm, Pin, Slots, Source, Tie
+from chipnet.graph.groups import small_groups
 
 Ids = NDArray[np.int64]
 
@@ -135,7 +136,7 @@ class Liveness:
                         met = np.repeat(met.reshape(fact.groups, -1).all(1), len(dst) // fact.groups)
                     if read.any():
                         use(fact.src, met, met)
-                elif fact.groups > 1 and len(fact.src) // fact.groups < fact.groups:
+                elif small_groups(fact.groups, len(fact.src)):
                     by_group = met.reshape(fact.groups, -1).all(1)
                     zero = (clear[dst] & (not fact.bias)).reshape(fact.groups, -1).all(1)
                     per = len(fact.src) // fact.groups

@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from chipnet.graph.attributes import claim
 from chipnet.graph.facts import Host, Layer, Map, Mix, Norm, Number, Pin, PinCode, Resize, Slots, is_within
+from chipnet.graph.groups import small_groups
 from chipnet.graph.labels import Made, Param, Value
 from chipnet.graph.operator import Operator
 from chipnet.graph.standard import STANDARD_MIX, STANDARD_NORM
@@ -79,13 +80,13 @@ def _grouped(op: Operator, src: Slots, dst: Slots, groups: int) -> Slots:
         return src
     src_g, dst_g = src.reshape(groups, -1), dst.reshape(groups, -1)
     per_in, per_out = src_g.shape[1], dst_g.shape[1]
-    if groups > per_in:  # many small groups: a group lives or dies whole
+    if small_groups(groups, len(src)):
         for i, o in zip(src_g, dst_g, strict=True):
             op.draft.tie_all(np.concatenate([i, o]))
         if per_in > 1 or per_out > 1:
             op.note_tie(dst)
         return np.full(per_in, op.draft.constant, dtype=np.int64)
-    for column in [*src_g.T, *dst_g.T]:  # few wide groups: the same positions remain in each
+    for column in [*src_g.T, *dst_g.T]:  # the same positions remain in each group
         op.draft.tie_all(column)
     op.note_tie(src)
     op.note_tie(dst)

@@ -26,6 +26,7 @@ from chipnet._util.torch_private import (
 from chipnet.errors import PlanError
 from chipnet.gates.hooks import strip_gates
 from chipnet.graph.facts import Frozen
+from chipnet.graph.groups import small_groups
 from chipnet.graph.rules import LAYERS
 from chipnet.graph.standard import STANDARD_MIX
 from chipnet.program.inputs import Inputs, device_of
@@ -363,7 +364,7 @@ def fit_attributes(module: nn.Module) -> None:
         first, second = module.in_channels, module.out_channels
         if not isinstance(module, ConvTransposeNd):
             first, second = second, first
-        if module.groups > max(1, module.in_channels // module.groups):  # groups are removed whole
+        if small_groups(module.groups, module.in_channels):
             module.groups = max(1, weight.shape[0] // (first // module.groups))
         first, second = weight.shape[0], weight.shape[1] * module.groups
         if not isinstance(module, ConvTransposeNd):

@@ -36,14 +36,14 @@ def measuring(model: nn.Module, analysis: Analysis, budget: Budget) -> Solver:
 
     Args:
         model: the dense network, with or without gates.
-        analysis: of it, with the costs of `chipnet.timing.tables.measured`.
+        analysis: of it, with the costs of `chipnet.timing.tables.with_latency`.
         budget: the latency that is wanted.
     """
     value = dict(budget.targets)[LATENCY]
     target = float(value) if isinstance(value, Fraction) else value
 
     def measure(mask: Tensor, count: int) -> Landing:
-        return measured(model, analysis, mask, target, count)
+        return _measured(model, analysis, mask, target, count)
 
     def solver(limits: Mapping[str, int], ranking: Ranking) -> Solution:
         return land(limits, target, lambda tighter: best_mask(analysis, tighter, ranking), measure)
@@ -103,7 +103,7 @@ def land(
     )
 
 
-def measured(model: nn.Module, analysis: Analysis, mask: Tensor, target: int | float, count: int) -> Landing:
+def _measured(model: nn.Module, analysis: Analysis, mask: Tensor, target: int | float, count: int) -> Landing:
     """What the compact network of ``mask`` takes, measured in turns with the dense one.
 
     Args:

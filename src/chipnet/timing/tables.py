@@ -4,11 +4,11 @@ While masks are sought, the time of a network is modelled as
 
     time(gates) = a + b volume + c (sum over layers of table(rows, columns))
 
-Tables are measured once per device, versions and number of threads, and kept in a file. Between measured widths
-they are interpolated, so the time is differentiable in soft gates; they never fall with width, so more open gates
-never cost less, which the solver needs. ``a`` and ``b`` stand for all that is no layer (norms, activations, calls),
-``c`` is 1 unless layers run faster inside of the network than by themselves. They are such that the model is right
-for the dense network and for the smallest one, both measured.
+Tables are measured once for each device, version and number of threads, and kept in a file. Between the widths that
+were measured they are interpolated, so the time is differentiable in soft gates. They never fall as widths grow, so
+more open gates never cost less, which the solver needs. ``a`` and ``b`` stand for all that is no layer (norms,
+activations, calls). ``c`` is 1 unless layers run faster inside of the network than by themselves. All three are set
+so that the model is right for the dense network and for the smallest one, which are both measured.
 
 A model is not a measurement: `chipnet.timing.landing` measures compact networks. Limits are whole nanoseconds.
 """
@@ -40,6 +40,7 @@ from chipnet.analysis.kinds import KINDS, LATENCY
 from chipnet.budget.solver import smallest_mask
 from chipnet.errors import PlanError
 from chipnet.gates.hooks import strip_gates
+from chipnet.graph.groups import small_groups
 from chipnet.program.inputs import Inputs, device_of
 from chipnet.program.ready import copied
 from chipnet.surgery.apply import compact, fit_attributes
@@ -47,12 +48,12 @@ from chipnet.surgery.planning import make_plan
 from chipnet.timing.clock import device_name, interleaved, side_by_side, sync_of
 
 _STEPS = (0.125, 0.25, 0.5, 0.75, 1.0)
-"""Widths at which a layer is measured, as parts of its whole width."""
+"""Widths at which a layer is measured, as parts of its full width."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Nanoseconds ``[rows, columns]`` of one layer at a grid of widths; at width 0 it is removed and takes none."""
+    """Nanoseconds ``[rows, columns]`` of one layer at a grid of widths. At width 0 it is removed and takes none."""
 
     rows: tuple[int, ...]
     columns: tuple[int, ...]
@@ -60,11 +61,11 @@ class Table:
 
 
 class LatencyModel:
-    """Nanoseconds of one forward as a function of counts of channels that exist. See this file's head.
+    """Nanoseconds of one forward, given how many channels exist; the formula is at the head of this file.
 
     Args:
-        calls: per layer the indices of its counts: is it alive, rows, columns.
-        tables: one per layer.
+        calls: for each layer the indices of its counts: is it alive, rows, columns.
+        tables: one for each layer.
         rest: ``a``, ``b`` and ``c``.
     """
 
@@ -83,15 +84,17 @@ class LatencyModel:
             v = torch.cat([v, v[-1:].expand(size - len(v), -1)])
             self.table[k] = torch.cat([v, v[:, -1:].expand(-1, size - v.shape[1])], 1)
         self.rest = rest
+        self._on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     def __call__(self, counts: Tensor, volume: Tensor) -> Tensor:
         """``[...]`` for counts ``[..., K]`` and volume ``[...]``."""
-        if self.calls.device != counts.device:
-            for name in ("calls", "grids", "table"):
-                setattr(self, name, getattr(self, name).to(counts.device))
-        alive, *widths = (counts.index_select(-1, index) for index in self.calls)
-        (i, t), (j, u) = (_cell(w, grid) for w, grid in zip(widths, self.grids.to(counts.dtype), strict=True))
-        table, layer = self.table.to(counts.dtype), torch.arange(len(self.table), device=counts.device)
+        if counts.device not in self._on:
+            own = (self.calls, self.grids, self.table)
+            self._on[counts.device] = tuple(t.to(counts.device) for t in own)  # type: ignore[assignment]
+        calls, grids, table = self._on[counts.device]
+        alive, *widths = (counts.index_select(-1, index) for index in calls)
+        (i, t), (j, u) = (_cell(w, grid) for w, grid in zip(widths, grids.to(counts.dtype), strict=True))
+        table, layer = table.to(counts.dtype), torch.arange(len(table), device=counts.device)
         low = torch.lerp(table[layer, i, j], table[layer, i, j + 1], u)
         high = torch.lerp(table[layer, i + 1, j], table[layer, i + 1, j + 1], u)
         a, b, c = self.rest
@@ -99,13 +102,14 @@ class LatencyModel:
 
 
 def _padded(grid: Sequence[int], size: int) -> list[float]:
+    """A grid of ``size`` points: the widths, and more beyond the last, which nothing reaches."""
     return [*map(float, grid), *(float(grid[-1] + k) for k in range(1, size - len(grid) + 1))]
 
 
 def _cell(x: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Where ``x`` ``[..., L]`` lies in ``grid`` ``[L, G]``: the interval, and how far into it in [0, 1].
+    """Where ``x`` ``[..., L]`` lies in ``grid`` ``[L, G]``: the interval, and how far into it, from 0 to 1.
 
-    A point of the grid belongs to the interval below it: the slope there is what a channel less would save.
+    A point of the grid belongs to the interval below it: the slope there is what one channel less would save.
     """
     i = (x.detach().unsqueeze(-1) > grid[:, 1:-1]).sum(-1)
     layer = torch.arange(len(grid), device=grid.device)
@@ -116,8 +120,13 @@ def _cell(x: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
 # -- measuring --------------------------------------------------------------------------------------------
 
 
-def measured(model: nn.Module, analysis: Analysis) -> CostModel:
-    """The costs of a network with its latency, in nanoseconds, on the device that it is on."""
+def with_latency(model: nn.Module, analysis: Analysis) -> CostModel:
+    """The costs of a network and its latency, in nanoseconds, on the device that it is on.
+
+    Args:
+        model: the dense network, with or without gates.
+        analysis: of it.
+    """
     network = strip_gates(copied(model)).eval()
     device = device_of(network)
     cost = analysis.cost
@@ -175,12 +184,13 @@ def _input_shapes(network: nn.Module, inputs: Inputs) -> dict[str, list[tuple[in
 
 
 def _simple(module: nn.Module) -> bool:
+    """Is it a layer with a weight of its own, not one that is computed?"""
     layer = isinstance(module, (ConvNd, nn.Linear))
     return layer and parameters_of(module).get("weight") is not None
 
 
 class _Cache:
-    """Tables by what the layer is; in one file per device, versions, number of threads and dtype."""
+    """Tables of layers, by what the layer is, in a file for each device, version and number of threads."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -192,9 +202,8 @@ class _Cache:
         self.new = False
 
     def __enter__(self) -> _Cache:
-        with contextlib.suppress(
-            OSError, ValueError, TypeError
-        ):  # no file yet, or a damaged one: measure anew
+        unread = (OSError, ValueError, TypeError)  # no file yet, or a damaged one: measure anew
+        with contextlib.suppress(*unread):
             self.tables = dict(json.loads(self.path.read_text()))
         return self
 
@@ -211,13 +220,13 @@ class _Cache:
         try:
             return _usable(decode(Table, self.tables.get(key), "a table"))
         except DamagedError:  # or not there: measure anew
-            measured = measure_layer(module, shape)
-            self.tables[key], self.new = asdict(measured), True
-            return measured
+            table = measure_layer(module, shape)
+            self.tables[key], self.new = asdict(table), True
+            return table
 
 
 def _usable(table: Table) -> Table:
-    """A table that was read, if its times are for its widths and never fall as widths grow.
+    """The table itself, if its times are for its widths and never fall as widths grow.
 
     Raises:
         DamagedError: they are not.
@@ -232,18 +241,22 @@ def _usable(table: Table) -> Table:
 
 
 def measure_layer(module: nn.Module, shape: tuple[int, ...]) -> Table:
-    """Time a convolution or linear layer at a grid of widths, on inputs of ``shape`` as wide as it then reads.
+    """Time a convolution or linear layer at a grid of widths.
 
     The shortest of a few times counts: it is the one that nothing else disturbed.
+
+    Args:
+        module: the layer at its full width.
+        shape: of its input; the number of channels follows the width.
     """
     rows_axis = 1 if isinstance(module, ConvTransposeNd) else 0
     weight = module.weight
     assert isinstance(weight, Tensor)
     full_rows, full_columns = weight.shape[rows_axis], weight.shape[1 - rows_axis]
     groups = getattr(module, "groups", 1)
-    many = groups > full_columns  # small groups live or die whole, so each reads as many as ever
-    step = full_rows // groups if many else groups
-    rows, columns = _grid(full_rows, step), [full_columns] if many else _grid(full_columns, 1)
+    small = small_groups(groups, groups * full_columns)  # each group that stays reads as many as before
+    step = full_rows // groups if small else groups
+    rows, columns = _grid(full_rows, step), [full_columns] if small else _grid(full_columns, 1)
     if rows_axis == 1 and groups > 1:  # rare; groups of a transposed convolution stay
         rows, columns = [full_rows], [full_columns]
     grid = np.array([[_shortest(_slim(module, rows_axis, r, c), shape) for c in columns] for r in rows])
@@ -264,6 +277,7 @@ def _shortest(layer: Any, shape: tuple[int, ...]) -> float:
 
 
 def _grid(full: int, step: int) -> list[int]:
+    """Multiples of ``step`` up to ``full``, close to the parts of it in `_STEPS`."""
     return sorted({step, *(max(step, round(full * f / step) * step) for f in _STEPS)})
 
 

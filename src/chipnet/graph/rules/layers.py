@@ -10,6 +10,7 @@ import numpy as np
 from chipnet._util.torch_private import ConvNd
 from chipnet.graph.attributes import claim, pin_literal
 from chipnet.graph.facts import Map, Number, PinCode, Slots
+from chipnet.graph.groups import small_groups
 from chipnet.graph.labels import Labels, Param, Value, along
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.table import aten, rule
@@ -22,8 +23,7 @@ LAYERS = frozenset(
 
 def _firsts(slots: Slots, groups: int) -> Slots:
     """The first slot of every group; none where few wide groups all remain."""
-    per = len(slots) // groups
-    return slots.reshape(groups, per)[:, 0] if groups > per else slots[:0]
+    return slots.reshape(groups, -1)[:, 0] if small_groups(groups, len(slots)) else slots[:0]
 
 
 def _convolution(
