@@ -30,6 +30,7 @@ from torch import nn
 
 import chipnet
 from chipnet.analysis.kinds import KINDS
+from chipnet.lab import checkpoint
 from chipnet.lab.cli.show import summary
 from chipnet.lab.cli.sweep import table
 from chipnet.lab.config import read_config, request_from
@@ -262,18 +263,18 @@ def readers(folder: Path) -> dict[str, tuple[Callable[[random.Random], bytes], C
     hub = json.loads((folder / "hub" / "config.json").read_text())
     network = get_model("resnet8", 10, 1)
     weights = (run / "dense.safetensors").read_bytes()
-    checkpoint = folder / "stopped"
-    checkpoint.mkdir()
-    checkpoint.write(checkpoint, {"state": {"phase": "prune"}, "network": network.state_dict()})
-    stopped = (checkpoint / "checkpoint.pt").read_bytes()
+    stopped = folder / "stopped"
+    stopped.mkdir()
+    checkpoint.write(stopped, {"state": {"phase": "prune"}, "network": network.state_dict()})
+    saved = (stopped / "checkpoint.pt").read_bytes()
 
     def read_hub(path: Path) -> None:
         shutil.copyfile(path, folder / "hub" / "config.json")
         from_pretrained(folder / "hub")
 
     def read_checkpoint(path: Path) -> None:
-        shutil.copyfile(path, checkpoint / "checkpoint.pt")
-        checkpoint.read(checkpoint)
+        shutil.copyfile(path, stopped / "checkpoint.pt")
+        checkpoint.read(stopped)
 
     layer, cache = nn.Linear(3, 2), _Cache(torch.device("cpu"))
     cache.table(layer, (1, 3))
@@ -295,7 +296,7 @@ def readers(folder: Path) -> dict[str, tuple[Callable[[random.Random], bytes], C
         "from_pretrained": (lambda c: json_file(hub, c), read_hub),
         "load_weights": (lambda c: damaged(weights, c), lambda p: load_weights(network, p)),
         "latency tables": (lambda c: json_file(tables, c), read_table),
-        "checkpoint": (lambda c: damaged(stopped, c), read_checkpoint),
+        "checkpoint": (lambda c: damaged(saved, c), read_checkpoint),
         "Run.open": (lambda c: json_file(result, c), read_result),
         "Run.metrics": (lambda c: table_file(rows, c), read_metrics),
         "Plan.load": (lambda c: json_file(c.choice(records), c), load_plan),
