@@ -55,7 +55,7 @@ class Pruner:
 
     Raises:
         BudgetError: no connected network meets the budget (with the smallest cost that can be reached). With a
-            latency budget also later, when final masks are measured and none that was built is fast enough.
+            latency budget also later, when final masks are measured and no network is fast enough.
         CaptureError: the model cannot be captured or has nothing to prune.
         ConfigError: unknown method or setting, no steps, or an option that is no number or pattern where one is
             needed.
@@ -244,11 +244,11 @@ class Pruner:
 
     @plainly
     def harden(self, mask: Tensor | None = None, *, early: bool = False) -> Plan:
-        """The plan of the hard masks. The model and its copies go on computing with them until ``detach()``.
+        """The plan of the hard mask. The model and its copies go on computing with that mask until ``detach()``.
 
         Args:
-            mask: Boolean ``[gates]``; None: the masks that the method gives now.
-            early: hardening before the last step is meant, so it needs no warning.
+            mask: Boolean ``[gates]``; None: the mask that the scores of now give.
+            early: do not warn where this is before the last step.
 
         Raises:
             PlanError: a mask of another length or with other values than 0 and 1.
@@ -283,8 +283,11 @@ class Pruner:
 
     @plainly
     def _fix(self, mask: Tensor | None) -> Tensor:
-        """Compute with a mask as its compact network does: an open gate that the input does not reach, such as
-        that of a residual stream behind a dead branch, is shut, where a norm would emit a constant."""
+        """Compute with a mask as its compact network does.
+
+        An open gate that the input does not reach, such as that of a stream behind a dead branch, is shut: its norm
+        would emit a constant.
+        """
         mask = read_mask(self.method.mask() if mask is None else mask, self.structure.gates)
         self._values.fix(self.structure.analysis.open(mask)[self._gated])
         return mask
@@ -313,8 +316,9 @@ class Pruner:
 
     @plainly
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict()`` of a pruner of the same model, budget, method and steps; the seed may be
-        another.
+        """Continue from the ``state_dict()`` of a pruner of the same model, budget, method and steps.
+
+        The seed may be another one.
 
         Raises:
             ConfigError: it is the state of another pruner, or damaged. Nothing has changed then.
@@ -361,7 +365,7 @@ class Pruner:
         return [p for name, p in self.model.named_parameters() if name not in self._infinite]
 
     def _notice(self) -> None:
-        """Say what was not finite, of steps whose flags have arrived.
+        """Warn of gradients that were not finite, in steps whose flags have arrived.
 
         Raises:
             ChipNetError: weights or statistics are not.
@@ -379,7 +383,7 @@ class Pruner:
 
 
 def _differentiable(loss: Tensor) -> Tensor:
-    """The same scalar; one that depends on nothing learnt as a leaf of its own."""
+    """The same scalar, as a leaf of its own where it depends on nothing that is learnt."""
     return loss if loss.requires_grad or not torch.is_grad_enabled() else loss.detach().requires_grad_()
 
 

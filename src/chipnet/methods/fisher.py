@@ -18,14 +18,14 @@ from chipnet.methods.scores import price
 class Fisher(Averaging):
     """Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018 (arXiv:1801.05787).
 
-    The rise of the loss if a gate were shut, to second order, with the Fisher information in place of the
-    Hessian: the sum over images n of (dL_n/dz)^2 / 2. dL_n/dz is the sum of activation times gradient over the
-    positions of the gate's channels; channels that share a gate are added *before* squaring and the result is
-    divided by what a channel costs (Liu et al., Group Fisher Pruning, ICML 2021, arXiv:2108.00708), here in the
-    budget's own kinds. Averaged over batches; a shut gate gets nothing and does not return.
+    A score is the rise of the loss if the gate were shut, to second order, with the Fisher information in place of
+    the Hessian: the sum over images n of (dL_n/dz)^2 / 2. Here dL_n/dz is the sum of activation times gradient over
+    the positions of the gate's channels. Channels that share a gate are added *before* they are squared, and the
+    result is divided by what a channel costs in the budget's kinds (Liu et al., Group Fisher Pruning, ICML 2021,
+    arXiv:2108.00708). Scores are averaged over batches. A shut gate has a score of zero and does not return.
 
-    Unlike `Taylor`, whose gradient is a batch's mean, images cannot cancel. The price is a pass over the gated
-    activations in training.
+    Images cannot cancel each other, as they can in `Taylor`, which squares the mean gradient of a batch. For that,
+    training takes one more pass over the gated activations.
     """
 
     name = "fisher"

@@ -9,10 +9,10 @@ from chipnet.methods.scores import by_gate, per_site
 
 
 class Magnitude(Gradual):
-    """Size of the affine weights a gate multiplies, relative to its site's mean.
+    """A score is the size of the weights that a gate multiplies, relative to the mean of its site.
 
-    For norms the scale |gamma| (Liu et al. 2017, Network Slimming, without its L1 term); for convolutions and
-    linear layers the L1 norm of the filter (Li et al. 2017, Pruning Filters for Efficient ConvNets,
+    The size is |gamma| for the scale of a norm (Liu et al. 2017, Network Slimming, without its L1 term), and the L1
+    norm of the filter for convolutions and linear layers (Li et al. 2017, Pruning Filters for Efficient ConvNets,
     arXiv:1608.08710).
     """
 

@@ -17,9 +17,9 @@ from chipnet.methods.schedules import Continuation
 class ChipNetPaper(Method):
     """Tiwari et al., ChipNet, ICLR 2021 (arXiv 2102.07156), with its published settings.
 
-    psi starts uniform in [0, 0.01]; the forward multiplies by z; the loss adds 10 crispness and 30 budget terms
-    (45 where less than a tenth may remain); Adam moves psi. The published 28,000 steps at learning rate 1e-3 let
-    psi travel 28; shorter runs get the rate that allows the same travel.
+    psi starts uniformly in [0, 0.01]. The forward multiplies channels by z. The loss has 10 times the crispness and
+    30 times the budget loss (45 times, where less than a tenth may remain), and Adam moves psi. In the published
+    28,000 steps at a learning rate of 1e-3 psi can travel 28; shorter runs get the rate that allows the same.
     """
 
     name = "chipnet-paper"

@@ -12,7 +12,7 @@ from chipnet.methods.gradual import Gradual
 
 
 class Random(Gradual):
-    """A random order, the same from beginning to end: what any method must beat."""
+    """Keeps channels in a random order, the same from beginning to end. Any method must beat it."""
 
     name = "random"
 

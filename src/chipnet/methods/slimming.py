@@ -14,15 +14,15 @@ from chipnet.methods.scores import by_gate
 class Slimming(Gradual):
     """Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017 (arXiv:1708.06519).
 
-    An L1 penalty on the norms' scales, l1 * sum |gamma|, while the network trains; then one global threshold on
-    |gamma|: layers are not normalised against each other. A gate without a norm (a bare convolution, where the
-    paper has nothing to say) takes part with the size of its filter relative to its layer's mean.
+    The loss has an L1 penalty on the scales of norms, l1 * sum |gamma|. A score is |gamma|, and all layers share
+    one threshold. The paper says nothing about a gate without a norm (of a bare convolution): its score is the size
+    of the filter relative to the mean of its layer.
 
     The published l1 of 1e-4 acts for some 125,000 steps. In fewer steps it moves nothing, and the same total pull
-    would drown the task's gradient: l1 grows with the square root of what is missing.
+    would drown the task's gradient. So l1 grows with the square root of 125,000 / steps.
 
-    In our frame the cut is gradual and every site has a floor, so that methods differ in their scores alone. As
-    published it comes once, at the end, without a floor: ``"slimming:refreshes=0,freeze=1,floor=0"``.
+    Here the cut is gradual and every site has a floor, so that methods differ in their scores alone. As published
+    there is one cut, at the end, without a floor: ``"slimming:refreshes=0,freeze=1,floor=0"``.
     """
 
     name = "slimming"

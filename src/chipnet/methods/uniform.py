@@ -9,7 +9,7 @@ from chipnet.methods.gradual import Gradual
 
 
 class Uniform(Gradual):
-    """The same fraction of every site, the first channels: width scaling, as by hand."""
+    """Keeps the first channels of every site, the same fraction everywhere: width scaling, as by hand."""
 
     name = "uniform"
 

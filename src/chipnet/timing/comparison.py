@@ -68,15 +68,19 @@ WHY = {
     "width": "widths that are not a multiple of 8",
     "small": "smaller layers use the machine less well",
 }
-"""Why a layer takes more of its time than it has of its multiply-accumulates, in the order of the questions."""
+"""Why a layer keeps more of its time than of its multiply-accumulates; the first that holds is the reason."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One module in both networks, and why its time did not fall with the multiply-accumulates.
+    """One module in both networks, and why its time did not fall with the multiply-accumulates (MACs).
 
-    ``excess`` is the time that is left beyond ``first.seconds`` times the part of the multiply-accumulates that is
-    left (of the module; of the whole network where the module has none).
+    Attributes:
+        name: of the module.
+        first, second: the module in each network, where it is there.
+        excess: the second time in seconds, less the first time multiplied by the fraction of MACs that is left (of
+            the module, or of the network where the module has none).
+        why: a key of `WHY`, for widths with the widths; empty where the excess is not above zero.
     """
 
     name: str
@@ -99,6 +103,7 @@ def reason(machine: Machine, part: Part) -> str:
 def _rows(
     first: Mapping[str, Part], second: Mapping[str, Part], overall: float, machine: Machine
 ) -> tuple[Row, ...]:
+    """Every module of both networks; ``overall``: the fraction of the network's MACs that is left."""
     rows = []
     for name in dict.fromkeys([*first, *second]):
         a, b = first.get(name), second.get(name)
@@ -117,7 +122,7 @@ class Comparison:
     """Two networks on one machine.
 
     Attributes:
-        names: of the two networks; the first is what the second is measured against.
+        names: of the two networks; the second is compared with the first.
         batch, threads, device, dtype, versions: under what conditions.
         timings: runtime -> name -> `Timing`.
         skipped: runtime -> why it could not be measured.
