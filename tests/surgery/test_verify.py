@@ -164,3 +164,32 @@ def test_whole_numbers_alone_are_compared():
 
 def test_outputs_that_never_have_numbers_do_not_keep_channels():
     assert Structure(Net(lambda y: (y, y * INF)), X).gates == 6
+
+
+class Constant(nn.Module):
+    """An output of constants, nearly; ``cast``: whatever the inputs are, the end is computed in float32."""
+
+    def __init__(self, cast):
+        super().__init__()
+        self.first, self.last, self.cast = nn.Linear(3, 4), nn.Linear(4, 2), cast
+        nn.init.normal_(self.last.weight, std=1e-6)
+        nn.init.ones_(self.last.bias)
+
+    def forward(self, x):
+        x = self.last(self.first(x))
+        return x.float() if self.cast else x
+
+
+@pytest.mark.parametrize("cast", [False, True])
+def test_an_error_that_hardly_shows_is_seen_where_rounding_does_not_explain_it(cast):
+    net, x = Constant(cast), torch.randn(5, 3)
+    structure = Structure(net, x)
+    mask = torch.tensor([True, True, True, False])
+    plan = structure.plan(mask)
+    small = compact(net, plan)
+    assert agree(net, small, plan, structure.analysis.inputs)
+    with torch.no_grad():
+        small.last.weight.mul_(1.5)
+    difference, scale = verify_compact(net, small, plan, x)
+    assert 1e-9 < difference / scale < 1e-5
+    assert agree(net, small, plan, structure.analysis.inputs) == cast

@@ -51,24 +51,25 @@ class Operator(Call):
         """The slots of a parameter that is used as data, along ``axis``."""
         return self.draft.data_slots(name, axis, size, self.place)
 
-    def moved(self, full: Tensor) -> Labels:
+    def moved(self, full: Tensor, fixed: Set[int] = frozenset()) -> Labels:
         """Labels that came out of an operator that moves data, at the tensor's own shape.
 
         Where they vary along several axes, slots are tied so that what is left of the tensor is a dense box.
+        ``fixed``: axes whose length is a literal.
         """
         out = Labels(shrink(full), tuple(full.shape))
         if len(out.varying) > 1:
-            self._box(out)
+            self._box(out, fixed)
         return out
 
-    def _box(self, x: Labels) -> None:
+    def _box(self, x: Labels, fixed: Set[int]) -> None:
         """Tie labels that share an index along one of the axes along which labels vary.
 
-        The axis is taken that leaves the most classes.
+        The axis is taken that leaves the most classes; one whose length is no literal, if there is such.
         """
         core = self.draft.classes(x.core.numpy())
         found = []
-        for axis in x.varying:
+        for axis in [a for a in x.varying if a not in fixed] or x.varying:
             rows = np.moveaxis(core, axis, 0).reshape(core.shape[axis], -1)
             trial = Classes()
             _, ids = np.unique(rows, return_inverse=True)

@@ -57,16 +57,18 @@ def move(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
     literal = op.name in _LITERAL
     if literal and op.is_literal:
         pin_literal(op, x, "is reshaped to sizes that do not follow its width")
-    out = op.moved(op.node.target(x.full().contiguous(), *args, **kwargs))  # type: ignore[operator]
-    if literal:
-        op.risk(x.slots())
-        skip = 1 if op.name == "unflatten" else 0
-        before = args[0] % len(x.shape) if skip else 0
-        after = len(x.shape) - 1 - before if skip else 0
-        sizes = op.sizes(out.shape[before : len(out.shape) - after], skip)
-        for axis, number in enumerate(sizes, before):
-            if axis in out.varying:
-                claim(op, number, out.along(axis))
+    full = op.node.target(x.full().contiguous(), *args, **kwargs)  # type: ignore[operator]
+    if not literal:
+        return op.moved(full)
+    op.risk(x.slots())
+    skip = 1 if op.name == "unflatten" else 0
+    before = args[0] % len(x.shape) if skip else 0
+    after = len(x.shape) - 1 - before if skip else 0
+    sizes = dict(enumerate(op.sizes(tuple(full.shape[before : full.dim() - after]), skip), before))
+    out = op.moved(full, {axis for axis, number in sizes.items() if type(number) is int})
+    for axis, number in sizes.items():
+        if axis in out.varying:
+            claim(op, number, out.along(axis))
     return out
 
 
