@@ -34,7 +34,7 @@ def failing(rule, name, seed, kinds):
     return wrapped
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_networks_stay_exact_when_rules_fail_at_random(seed, monkeypatch):
     monkeypatch.setattr(harness, "RULES_MAY_FAIL", True)
     for name, rule in list(RULES.items()):
@@ -43,8 +43,11 @@ def test_networks_stay_exact_when_rules_fail_at_random(seed, monkeypatch):
         check(random_recipe(random.Random(100 * seed + i).randint))
 
 
-@pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("name", ["conv2d", "batch_norm", "relu", "mean", "linear", "max_pool2d", "add"])
+@pytest.mark.parametrize(
+    ("name", "late"),
+    [(n, True) for n in ("conv2d", "batch_norm", "mean", "linear", "max_pool2d")]
+    + [("relu", False), ("add", False)],
+)
 def test_a_rule_that_fails_says_which_and_where_and_all_else_is_pruned(name, late, monkeypatch):
     class Net(nn.Module):
         def __init__(self):
@@ -85,7 +88,7 @@ def library():
         yield lib
 
 
-@pytest.mark.parametrize("name", ["mul", "relu", "conv2d", "cat_"])
+@pytest.mark.parametrize("name", ["mul", "cat_"])
 def test_an_operator_of_another_namespace_is_not_atens(name, library):
     """``chipnet_test::mul`` adds one: nobody said that it multiplies."""
     library.define(f"{name}(Tensor x, Tensor y) -> Tensor")
@@ -130,8 +133,7 @@ SCALARS = {
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])
-@pytest.mark.parametrize("name", SCALARS)
-def test_functions_of_a_single_number_are_constants(name, shape):
+def test_functions_of_a_single_number_are_constants(shape):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -139,8 +141,11 @@ def test_functions_of_a_single_number_are_constants(name, shape):
             self.s = nn.Parameter(torch.full(shape, 0.7))
 
         def forward(self, x):
-            s = SCALARS[name](self.s)
-            return self.fc((self.b(self.a(x) * s) / (s + 2)).mean((2, 3))) * s
+            x = self.a(x)
+            for f in SCALARS.values():
+                x = x * f(self.s)
+            s = SCALARS["exp"](self.s)
+            return self.fc((self.b(x) / (s + 2)).mean((2, 3))) * s
 
     model, x = randomised(Net()), torch.randn(2, 3, 5, 5, dtype=torch.float64)
     s = Structure(model, x)
