@@ -18,6 +18,7 @@ import chipnet
 from chipnet import BudgetError, CaptureError, ChipNetError, ConfigError, LoadError, PlanError
 from chipnet._util.lock import only_writer
 from chipnet.errors import Mistakes
+from chipnet.graph import rules
 from chipnet.lab.config import read_config, request_from
 from chipnet.lab.data import Batches, TensorImages, load_data
 from chipnet.lab.models import get_model, load_weights
@@ -281,6 +282,10 @@ CASES = [
     ("an ignore that is no pattern", pruner(ignore=5), ConfigError,
      "ignore takes patterns and classes of modules, not 5: 'layer1.*'"),
     ("widths in halves", pruner(round_to=2.5), ConfigError, "round_to must be a whole number, got 2.5"),
+    ("a rule for what is no operator", lambda: rules.rule("mul"), ConfigError,
+     "is no operator: a rule is for one such as torch.ops.mylib.scale"),
+    ("a second rule for an operator", lambda: rules.rule(torch.ops.aten.add), ConfigError,
+     "the operator aten.add has a rule already"),
     ("a network that cannot be copied", lambda: chipnet.Structure(locked(), torch.zeros(1, 3)), CaptureError,
      "'0.lock' (of type lock)"),
     ("a network without memory", lambda: chipnet.Pruner(nn.Linear(3, 2, device="meta"), torch.zeros(1, 3),

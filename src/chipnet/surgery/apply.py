@@ -29,7 +29,7 @@ from chipnet.errors import PlanError
 from chipnet.gates.hooks import strip_gates
 from chipnet.graph.facts import Frozen
 from chipnet.graph.groups import small_groups
-from chipnet.graph.rules import LAYERS
+from chipnet.graph.rules.layers import LAYERS
 from chipnet.graph.standard import STANDARD_MIX
 from chipnet.program.inputs import Inputs, device_of
 from chipnet.program.ready import copied

@@ -4,9 +4,10 @@ An operator without a rule is not an error, nor is a rule that fails: its inputs
 the user's line as the reason.
 """
 
+from chipnet.graph.facts import PinCode
 from chipnet.graph.labels import Labels, Param, along, uniform
 from chipnet.graph.operator import Operator
-from chipnet.graph.rules import (
+from chipnet.graph.rules import (  # noqa: F401
     attention,
     axes,
     contractions,
@@ -20,32 +21,19 @@ from chipnet.graph.rules import (
     reductions,
     space,
 )
-from chipnet.graph.rules.layers import LAYERS
 from chipnet.graph.rules.table import rule, rule_of
 from chipnet.graph.weights import mix, norm, own
 
 __all__ = [
-    "LAYERS",
     "Labels",
     "Operator",
     "Param",
+    "PinCode",
     "along",
-    "attention",
-    "axes",
-    "contractions",
-    "elementwise",
-    "indexing",
-    "layers",
     "mix",
-    "movement",
     "norm",
-    "norms",
     "own",
-    "quantised",
-    "recurrent",
-    "reductions",
     "rule",
     "rule_of",
-    "space",
     "uniform",
 ]
