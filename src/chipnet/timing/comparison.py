@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -235,16 +235,13 @@ def compare(
         machine = Machine.measured(device)
     macs = {n: sum(p.macs for p in f.values()) for n, f in found.items()}
     leaves = [x for x in tree_leaves((given.args, given.kwargs)) if isinstance(x, Tensor)]
-    versions = {"torch": torch.__version__}
-    if "onnxruntime" in timings:
-        versions["onnxruntime"] = optional_import("onnxruntime", needed_for="", install="").__version__
     return Comparison(
         names=(first, second),
         batch=leaves[0].shape[0] if leaves and leaves[0].dim() else 1,
         threads=used,
         device=device_name(device),
         dtype=str(next((p.dtype for p in copies[first].parameters()), torch.float32)).removeprefix("torch."),
-        versions=versions,
+        versions=_versions(timings),
         timings=timings,
         skipped=skipped,
         ratios=ratios,
@@ -286,6 +283,14 @@ def _in_runtimes(
         ratio = Timing.ratio(samples[first], samples[second])
         ratios[runtime] = (ratio.median, ratio.low, ratio.high)
     return timings, ratios, skipped
+
+
+def _versions(runtimes: Iterable[str]) -> dict[str, str]:
+    """Of PyTorch, and of onnxruntime where it was used."""
+    found = {"torch": str(torch.__version__)}
+    if "onnxruntime" in runtimes:
+        found["onnxruntime"] = optional_import("onnxruntime", needed_for="", install="").__version__
+    return found
 
 
 def _failure(runtime: str, error: Exception) -> str:
