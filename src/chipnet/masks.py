@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from chipnet._util.files import write_json
+from chipnet._util.text import few
 from chipnet.analysis.vectors import read_mask
 from chipnet.budget.budget import Budget
 from chipnet.errors import BudgetError, LoadError, PlanError
@@ -99,8 +100,8 @@ class Masks:
         here, there = f"this {structure.analysis.name}", f"the masks (of a {self.network})"
         if not sites.keys() & self.widths.keys():
             raise PlanError(
-                f"nothing of {there} matches {here}: they have {_some(list(self.widths))}, it has "
-                f"{_some(list(sites))}. Give the architecture that the masks were learnt on."
+                f"nothing of {there} matches {here}: they have {few(list(self.widths), 4)}, it has "
+                f"{few(list(sites), 4)}. Give the architecture that the masks were learnt on."
             )
         wrong = [f"{n}: not gated in {here}" for n in self.widths if n not in sites]
         wrong += [
@@ -118,7 +119,7 @@ class Masks:
                 wrong.append(f"{name}: shut channels are kept whole in {here} ({site.reason})")
             gates, vote = torch.from_numpy(site.gates[gated]), torch.from_numpy(opened[gated]).long()
             if bool(((votes[gates] >= 0) & (votes[gates] != vote)).any()) or _differ(gates, vote):
-                tied = _some(list(structure.analysis.tied_to(site)) or [name])
+                tied = few(list(structure.analysis.tied_to(site)) or [name], 4)
                 wrong.append(f"{name}: shares gates with {tied} in {here}, and was masked otherwise")
             votes[gates] = vote
         if wrong:
@@ -167,7 +168,7 @@ class Masks:
                 "Give the masks.json of a run, or what Masks.save wrote."
             )
         if wrong := _damage(data):
-            raise LoadError(f"the masks in {path} are damaged: {_some(wrong)}")
+            raise LoadError(f"the masks in {path} are damaged: {few(wrong, 4)}")
         masks = cls(
             widths={n: site["channels"] for n, site in data["sites"].items()},
             kept={n: tuple(site["kept"]) for n, site in data["sites"].items()},
@@ -227,7 +228,3 @@ def _differ(gates: Tensor, vote: Tensor) -> bool:
     order = torch.argsort(gates, stable=True)
     gates, vote = gates[order], vote[order]
     return bool(((gates.diff() == 0) & (vote.diff() != 0)).any())
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

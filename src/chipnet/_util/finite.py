@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.text import few
 from chipnet._util.torch_private import NormBase
 from chipnet.errors import ChipNetError
 
@@ -61,9 +62,8 @@ def check_finite(
         known = found.keys() - learnt - statistics - nan
     wrong = [f"{n}: {k:,} of {named[n].numel():,} numbers" for n, k in found.items() if n not in known]
     if wrong:
-        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise kind(
-            f"{when}weights of this {type(model).__name__} are NaN or infinite: {'; '.join(wrong[:3])}{more}. "
+            f"{when}weights of this {type(model).__name__} are NaN or infinite: {few(wrong, 3, '; ', '; and ')}. "
             "Training has diverged, or they were not loaded: go back to weights that are finite, look for NaN in "
             "the data, skip optimiser steps whose loss is not finite, and try a lower learning rate or clipped "
             "gradients."

@@ -6,7 +6,6 @@ met (`chipnet.budget.solver`).
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 import re
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from chipnet._util.text import did_you_mean
 from chipnet.analysis.kinds import KIND
 from chipnet.errors import BudgetError
 
@@ -226,9 +226,8 @@ def _pairs(spec: Mapping[str, Any] | str | Iterable[str], problems: list[str]) -
 
 
 def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(name.strip().lower(), [*KIND, *_ALIASES], n=1)
-    guess = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown kind {name.strip()!r}; {guess}the kinds are {', '.join(KIND)}"
+    guess = did_you_mean(name.strip().lower(), [*KIND, *_ALIASES])
+    return f"unknown kind {name.strip()!r}; {guess and guess + ' '}the kinds are {', '.join(KIND)}"
 
 
 def _value(written_kind: str, kind: str, raw: Any) -> Fraction | int:

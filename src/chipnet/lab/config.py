@@ -8,7 +8,6 @@ device can be used is `chipnet.lab.job`'s question.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import itertools
 import math
@@ -25,6 +24,7 @@ from typing import Any, ClassVar, Literal
 
 from chipnet._util.files import write_atomically
 from chipnet._util.sizes import too_large
+from chipnet._util.text import did_you_mean
 from chipnet.errors import ConfigError, Problems
 
 CONFIG = "config.yaml"
@@ -645,8 +645,7 @@ def _unknown(name: str, prefix: str, known: list[str]) -> str:
     if name in elsewhere:
         where = "outside of recipe" if prefix else "inside of recipe"
         return f"there is no option '{prefix}{name}'; it belongs {where}"
-    close = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.5)
-    meant = f"did you mean '{prefix}{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
+    meant = did_you_mean(name.replace("-", "_"), known, 0.5, prefix) or f"known: {', '.join(sorted(known))}"
     return f"there is no option '{prefix}{name}'; {meant}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import warnings
 from abc import ABC, abstractmethod
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from chipnet._util.distributed import Group
+from chipnet._util.text import did_you_mean
 from chipnet.analysis.analysis import Analysis
 from chipnet.budget.ranking import Ranking, best_mask
 from chipnet.errors import ChipNetError, ConfigError
@@ -97,8 +97,7 @@ class Method(ABC):
         known, problems = cls.settings(), []
         for option, value in options.items():
             if option not in known:
-                close = difflib.get_close_matches(option, known, n=1)
-                meant = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known) or 'none'}"
+                meant = did_you_mean(option, known) or f"it has {', '.join(known) or 'none'}"
                 problems.append(f"{cls.name} has no setting {option!r}; {meant}")
                 continue
             low, high = cls._range(option)

@@ -14,6 +14,7 @@ from torch import nn
 
 from chipnet._util.files import write_json
 from chipnet._util.schema import decode, require
+from chipnet._util.text import few
 from chipnet.analysis.cost import Cost
 from chipnet.budget.budget import Budget
 from chipnet.budget.landing import Landing
@@ -168,7 +169,7 @@ class Plan:
             now, was = self.compact[k], self.dense[k]
             rows.append(f"{k:8} {now:>6,} of {was:>6,} {100 * now / max(was, 1):7.2f} %")
         for s in self.sites:
-            tied = f", tied to {_few(s.tied_to)}{s.ties and f' ({s.ties})'}" if s.tied_to else ""
+            tied = f", tied to {few(s.tied_to)}{s.ties and f' ({s.ties})'}" if s.tied_to else ""
             whole = "" if s.reason.startswith("follows") or s.kept < s.channels else "kept whole: "
             why = f", {whole}{s.reason}" if s.reason else ""
             rows.append(f"{s.name}: {s.kept} of {s.channels}{tied}{why}")
@@ -301,10 +302,9 @@ class Plan:
         used: tuple[Any, ...] = (*self.stand_ins, *self.remaps, *self.sizes, *self.scales, *self.frozen)
         wrong += [f"{n}: no such module" for n in {*(u.module for u in used), *self.shut} if n not in modules]
         if wrong:
-            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise PlanError(
                 f"this plan was made for another network than {type(model).__name__}: "
-                f"{'; '.join(wrong[:5])}{more}. Give the dense network it was made for."
+                f"{few(wrong, 5, '; ')}. Give the dense network it was made for."
             )
 
 
@@ -314,7 +314,3 @@ def _ascending(index: tuple[int, ...], size: int, where: str) -> None:
     require(
         inside and all(a < b for a, b in pairwise(index)), where, f"has indices that are not those of {size}"
     )
-
-
-def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from chipnet._util.files import write_atomically
 from chipnet._util.modes import plainly
+from chipnet._util.text import few
 from chipnet._util.version import __version__
 from chipnet.errors import LoadError, PlanError
 from chipnet.surgery.apply import apply_plan
@@ -79,7 +80,7 @@ def save(model: nn.Module, plan: Plan, path: str | os.PathLike[str]) -> None:
     ]
     if wrong:
         raise PlanError(
-            f"this {type(model).__name__} was not made with this plan: {_some(wrong)}. "
+            f"this {type(model).__name__} was not made with this plan: {few(wrong, 5, '; ')}. "
             "Give what chipnet.compact(model, plan) returned."
         )
     text = json.dumps(plan.to_json(), separators=(",", ":"))
@@ -172,7 +173,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     other = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if other:
         raise PlanError(
-            f"the state of this {type(model).__name__} is not all tensors: {_some(other)}. Only tensors can "
+            f"the state of this {type(model).__name__} is not all tensors: {few(other, 5, '; ')}. Only tensors can "
             "be stored without pickle; keep the rest elsewhere."
         )
     # Clones, because safetensors refuses tensors that share memory, as tied ones do.
@@ -280,7 +281,9 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
         if n in mine and _family(t.dtype) != _family(mine[n].dtype)
     ]
     if wrong:
-        raise LoadError(f"the weights in {path} do not fit their own plan: {_some(wrong)}. Save it again.")
+        raise LoadError(
+            f"the weights in {path} do not fit their own plan: {few(wrong, 5, '; ')}. Save it again."
+        )
     # The file's dtypes win: a network saved in bfloat16 is not silently widened. Changed through .data,
     # because load_state_dict(assign=True) would untie tied parameters.
     with torch.no_grad():
@@ -293,8 +296,3 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
 def _family(dtype: torch.dtype) -> tuple[bool, bool, bool]:
     """Within a family, the file's dtype is taken."""
     return dtype.is_floating_point, dtype.is_complex, dtype == torch.bool
-
-
-def _some(problems: list[str]) -> str:
-    more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-    return "; ".join(problems[:5]) + more

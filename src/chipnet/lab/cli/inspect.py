@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
 import typer
 from rich.table import Table
 
 from chipnet._util.sizes import MOST
+from chipnet._util.text import few
 from chipnet.errors import ConfigError
 from chipnet.lab.cli.console import Console
 from chipnet.lab.cli.errors import refusals
@@ -61,7 +62,7 @@ def inspect(
         sites.add_row(site["name"], site["status"], f"{site['channels']:,}", f"{site['gates']:,}", _why(site))
     console.print(sites)
     if report["untraced"]:
-        names = _few(report["untraced"])
+        names = few(report["untraced"])
         console.print(f"Read by no forward that could be traced, kept as they are: {names}")
     for note in report["notes"]:
         console.tell(f"Note: {note}.")
@@ -79,13 +80,8 @@ def _why(site: Mapping[str, Any]) -> str:
         by = "; ".join(
             dict.fromkeys(f"{t['reason']} in '{t['module']}' ({t['line']})" for t in site["ties"][:2])
         )
-        tied = f"with {_few(site['tied_to'])}" + (f": {by}" if by else "")
+        tied = f"with {few(site['tied_to'])}" + (f": {by}" if by else "")
     return "; ".join(text for text in (tied, site["reason"]) if text)
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 @app.command(cls=Command)

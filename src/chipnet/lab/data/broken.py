@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chipnet._util.text import few
 from chipnet.errors import ConfigError
 from chipnet.lab.data.folders import FolderImages, SampleImages
 from chipnet.lab.data.shards import Shards
@@ -62,9 +63,8 @@ def without_broken(
 def _said(problems: Sequence[tuple[str, str]]) -> str:
     """What is broken, or nothing."""
     broken = [f"{place} ({why})" for place, why in problems if why]
-    more = f"; and {len(broken) - _LISTED:,} more" if len(broken) > _LISTED else ""
-    some = "; ".join(broken[:_LISTED])
-    return f"{len(broken):,} of {len(problems):,} image files cannot be read: {some}{more}" if broken else ""
+    some = few(broken, _LISTED, "; ", "; and ")
+    return f"{len(broken):,} of {len(problems):,} image files cannot be read: {some}" if broken else ""
 
 
 def _problems(images: Any) -> list[tuple[str, str]]:

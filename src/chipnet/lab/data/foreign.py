@@ -5,7 +5,6 @@ This file turns each into a `Source`; what is wrong with them is said here, befo
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from chipnet._util.imports import optional_import
+from chipnet._util.text import close_names
 from chipnet.errors import ConfigError
 from chipnet.lab.data.folders import SampleImages
 from chipnet.lab.data.sources import Source, folder
@@ -24,8 +24,7 @@ def torchvision_set(name: str, data_dir: str | Path | None) -> Source:
     """A classification data set of `torchvision.datasets`, as it lies on disk."""
     datasets = optional_import("torchvision.datasets", needed_for=f"tv/{name}", install="torchvision")
     if name not in datasets.__all__ or not inspect.isclass(getattr(datasets, name)):
-        close = difflib.get_close_matches(name, datasets.__all__, n=3, cutoff=0.4)
-        meant = f"Close names: {', '.join(close)}." if close else "See torchvision.datasets."
+        meant = close_names(name, datasets.__all__, 0.4) or "See torchvision.datasets."
         raise ConfigError(f"torchvision has no data set {name!r}. {meant}")
     root = folder(data_dir, f"tv/{name}", f"the folder that torchvision.datasets.{name} takes as its root")
     reader = getattr(datasets, name)

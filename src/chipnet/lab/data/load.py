@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from chipnet._util.imports import accepted, call_user, import_callable
 from chipnet._util.random import Apart
+from chipnet._util.text import close_names
 from chipnet.errors import ConfigError
 from chipnet.lab.data import sources
 from chipnet.lab.data.broken import check_files, without_broken
@@ -381,11 +381,10 @@ def load_data(
     if name.startswith("tv/"):
         return _split(name, torchvision_set(name[3:], data_dir), seed, validation, limit, limit_test, reading)
     if key not in list_data():
-        close = difflib.get_close_matches(key, list_data(), n=3)
+        close = close_names(key, list_data())
         raise ConfigError(
-            f"There is no data set {name!r}. "
-            + (f"Close names: {', '.join(close)}. " if close else "")
-            + f"Known: {', '.join(list_data())}; module:callable, for example mypackage.data:load, gives "
+            f"There is no data set {name!r}. {close and close + ' '}"
+            f"Known: {', '.join(list_data())}; module:callable, for example mypackage.data:load, gives "
             f"your own."
         )
     if image_size is not None and key not in _DECODED:

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import difflib
 import hashlib
 import io
 import json
@@ -43,6 +42,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from chipnet._util.files import write_atomically, write_json
 from chipnet._util.imports import REFERENCE, import_callable
 from chipnet._util.lock import claimed
+from chipnet._util.text import did_you_mean
 from chipnet.analysis.kinds import KINDS, LATENCY
 from chipnet.budget.budget import Budget
 from chipnet.budget.landing import Landing
@@ -158,8 +158,7 @@ def grid_from(found: Mapping[str, Any], name: str, out: str | Path) -> Grid:
     axes: dict[str, Any] = {}
     known = [f.name for f in dataclasses.fields(Grid)]
     for key in (str(k) for k in found if k not in known):
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        meant = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+        meant = did_you_mean(key, known, 0.5) or f"known: {', '.join(known)}"
         problems.append(f"there is no key '{key}'; {meant}")
     for axis, kind in (("models", str), ("data", str), ("budgets", str), ("methods", str), ("seeds", int)):
         values = found.get(axis, [0] if axis == "seeds" else None)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from chipnet._util.files import write_atomically
+from chipnet._util.text import few
 from chipnet.analysis.kinds import KINDS
 from chipnet.budget.budget import shown
 from chipnet.budget.landing import Landing
@@ -287,9 +288,7 @@ def _channels(run: Run) -> list[_Section]:
             Cell(str(s.kept), s.kept),
             Cell(str(s.channels), s.channels),
             Cell(_percent(s.kept / max(s.channels, 1), 0), s.kept / max(s.channels, 1)),
-            Cell(
-                ", ".join(s.tied_to[:3]) + (f" and {len(s.tied_to) - 3} more" if len(s.tied_to) > 3 else "")
-            ),
+            Cell(few(s.tied_to)),
         ]
         for s in sites
     ]
