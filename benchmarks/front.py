@@ -21,7 +21,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from chipnet._util.files import write_atomically
-from chipnet.lab.runs.grid import read_results
+from chipnet.lab.runs.rows import read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "docs" / "results" / "extreme-budgets-small.csv"

@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 
 from chipnet._util.files import write_atomically
-from chipnet.lab.runs.grid import read_results
+from chipnet.lab.runs.rows import read_results
 from chipnet.lab.runs.tables import Rows, standings, tables
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

@@ -19,20 +19,12 @@ from chipnet.lab import cli
 from chipnet.lab import train as loop
 from chipnet.lab.data import list_data, load_data
 from chipnet.lab.models import get_model
+from chipnet.lab.runs import bench as runner
 from chipnet.lab.runs import grid as grids
 from chipnet.lab.runs import tables as result_tables
-from chipnet.lab.runs.grid import (
-    COLUMNS,
-    Run,
-    bench,
-    claimed,
-    grid_from,
-    preflight,
-    read_grid,
-    request_of,
-    runs_of,
-    smoke,
-)
+from chipnet.lab.runs.bench import bench, claimed, preflight, request_of
+from chipnet.lab.runs.grid import Run, grid_from, read_grid, runs_of, smoke
+from chipnet.lab.runs.rows import COLUMNS, status
 from chipnet.lab.runs.tables import standings, tables, write_plots, write_tables
 from chipnet.methods import METHODS, Gradual
 
@@ -382,8 +374,8 @@ def test_runs_on_other_files_are_not_taken_for_this_grids(tmp_path):
 def test_a_data_set_that_is_known_by_name_may_move(tmp_path):
     """Every job of a cluster may have its own copy."""
     grid = made(tmp_path, data=["mnist"])
-    tmp_path.joinpath("settings.json").write_text(json.dumps(grids._settings(grid, {"": "/a"})))
-    assert grids._settings(grid, {"": "/b"})["data_dir"] == {}
+    tmp_path.joinpath("settings.json").write_text(json.dumps(runner._settings(grid, {"": "/a"})))
+    assert runner._settings(grid, {"": "/b"})["data_dir"] == {}
 
 
 def test_nothing_is_checked_that_will_not_run(tmp_path):
@@ -590,7 +582,7 @@ def test_a_grid_that_is_stopped_goes_on_in_the_middle_of_a_run(tmp_path):
 
     with pytest.raises(KeyboardInterrupt, match=r"(?s)stopped in .*random.*The same command goes on"):
         bench(grid, {}, stop=stop)
-    assert [grids.status(grid, r) for r in runs_of(grid)] == ["done", "open"]
+    assert [status(grid, r) for r in runs_of(grid)] == ["done", "open"]
     assert (grid.out / runs_of(grid)[1].folder / "checkpoint.pt").exists()
     rows = bench(grid, {})
     assert [{**r, "seconds": 0} for r in rows] == [{**r, "seconds": 0} for r in whole]
@@ -600,7 +592,7 @@ PROCESS = """
 import json, sys
 sys.path[:0] = {path!r}
 import test_bench
-from chipnet.lab.runs.grid import bench
+from chipnet.lab.runs.bench import bench
 from pathlib import Path
 told = []
 grid = test_bench.made(Path({out!r}), methods={methods!r})
@@ -687,9 +679,10 @@ def test_a_run_that_somebody_else_is_at_is_left_to_them(tmp_path):
 
 def test_a_grid_of_rivals_stops_between_two_of_them(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        grids, "import_callable", lambda text: lambda job, watcher: asked.append(job) or 1 / 0
-    )
+    for module in (grids, runner):  # one reads the name, the other calls it
+        monkeypatch.setattr(
+            module, "import_callable", lambda text: lambda job, watcher: asked.append(job) or 1 / 0
+        )
     grid = made(tmp_path, methods=["somebody.else:rival", "somebody.else:other"])
     bench(dataclasses.replace(grid, methods=("uniform",)), {})  # the dense network
     with pytest.raises(KeyboardInterrupt, match="1 of 3 runs are not finished"):

@@ -41,8 +41,10 @@ def bench(
     console = Console()
     with refusals():
         from chipnet.lab.job import torchruns, use_threads
+        from chipnet.lab.runs import bench as runner
         from chipnet.lab.runs import grid as grids
         from chipnet.lab.runs import tables
+        from chipnet.lab.runs.rows import status
 
         if torchruns() > 1:
             raise ConfigError(
@@ -55,16 +57,16 @@ def bench(
         use_threads(threads)
         if dry_run:
             for run in grids.runs_of(grid):
-                print(f"{grids.status(grid, run)}\t{run.folder}")
+                print(f"{status(grid, run)}\t{run.folder}")
             return
-        grids.preflight(grid, names, retry)
+        runner.preflight(grid, names, retry)
     with failures(), stop_signals() as stop, Bars(console, quiet=True) as bars:
 
         def told(number: int, total: int, run: grids.Run, text: str) -> None:
             console.tell(f"{number}/{total} {run.folder}: {text}")
 
         command = shlex.join(["chipnet", *sys.argv[1:]])
-        rows = grids.bench(grid, names, command=command, retry=retry, watcher=bars, stop=stop, told=told)
+        rows = runner.bench(grid, names, command=command, retry=retry, watcher=bars, stop=stop, told=told)
         console.tell(f"\n{tables.write_tables(grid, rows).read_text()}")
         with claimed(grid.out) as mine:
             text = f"another process draws the plots in {grid.out / 'plots'}"
