@@ -603,7 +603,9 @@ print(json.dumps(told))
 
 def two_processes(out, methods, retry=False):
     """What each of two was told of the runs of one grid: [(folder, text)]."""
-    text = PROCESS.format(path=[str(ROOT / "tests")], out=str(out), methods=methods, retry=retry)
+    text = PROCESS.format(
+        path=[str(ROOT / "tests"), str(ROOT / "tests" / "lab")], out=str(out), methods=methods, retry=retry
+    )
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -779,7 +781,7 @@ class Backwards(Gradual):
     """The last channels of every site."""
 
     def scores(self):
-        return torch.arange(self.structure.gates, dtype=torch.float32)
+        return torch.arange(self.analysis.gates, dtype=torch.float32)
 
 
 def test_a_damaged_checkpoint_does_not_end_a_run(tmp_path):
