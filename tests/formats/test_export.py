@@ -14,10 +14,10 @@ from torch import nn
 import chipnet
 from chipnet import ConfigError, ExportError
 from chipnet.formats import export
-from chipnet.graph.walk import canonical_names
 from chipnet.lab.models import get_model
 from chipnet.lab.runs.folder import Run
 from chipnet.program.inputs import Inputs
+from chipnet.program.names import canonical_names
 
 HERE = ["onnx", "torch-export", "torchscript"]
 

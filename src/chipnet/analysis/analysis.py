@@ -26,8 +26,9 @@ from chipnet.analysis.options import Options
 from chipnet.analysis.vectors import read_mask
 from chipnet.graph.channels import ChannelGraph
 from chipnet.graph.facts import Mix, Norm, Pin, PinCode, Place, Slots
-from chipnet.graph.walk import canonical_names, trace
+from chipnet.graph.walk import trace
 from chipnet.program.inputs import Inputs, device_of
+from chipnet.program.names import canonical_names
 from chipnet.program.ready import copied
 
 

@@ -14,7 +14,8 @@ from chipnet._util.torch_private import parameters_of
 from chipnet.analysis.formula import FALSE, TRUE, Program
 from chipnet.analysis.kinds.base import Term
 from chipnet.analysis.liveness import Liveness
-from chipnet.graph.facts import Layer, Slots, is_within
+from chipnet.graph.facts import Layer, Slots
+from chipnet.program.names import is_within
 
 
 class ExistingChannels:

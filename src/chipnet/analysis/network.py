@@ -10,10 +10,10 @@ from torch import nn
 
 from chipnet.analysis.options import Options
 from chipnet.errors import CaptureError
-from chipnet.graph.walk import canonical_names
 from chipnet.program.capture import Captured, capture
 from chipnet.program.counting import counted
 from chipnet.program.inputs import Inputs
+from chipnet.program.names import canonical_names
 from chipnet.program.ready import check, ready
 from chipnet.program.watch import Received, values_in_training
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from chipnet._util.sizes import too_large
 from chipnet.errors import CaptureError, ConfigError
-from chipnet.graph.facts import Realisation, is_within
+from chipnet.graph.facts import Realisation
+from chipnet.program.names import is_within
 
 Pattern = str | type[nn.Module]
 Patterns = Pattern | Iterable[Pattern]

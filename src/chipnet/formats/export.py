@@ -23,8 +23,8 @@ from chipnet._util.files import replacing
 from chipnet._util.imports import optional_import
 from chipnet._util.torch_private import ConvNd, ConvTransposeNd, calls_around, tree_leaves, tree_map
 from chipnet.errors import ChipNetError, ConfigError, ExportError
-from chipnet.graph.walk import canonical_names
 from chipnet.program.inputs import Inputs
+from chipnet.program.names import canonical_names
 from chipnet.program.outputs import tensors
 from chipnet.program.ready import copied
 from chipnet.surgery.verify import compared

@@ -19,16 +19,6 @@ Slots = NDArray[np.int64]
 Realisation = Literal["plain", "indexed"]
 
 
-def is_within(name: str, module: str) -> bool:
-    """Is a module, parameter or buffer ``name`` the module itself, or in it?
-
-    Example:
-        >>> is_within("conv1.weight", "conv1"), is_within("conv10.weight", "conv1"), is_within("conv1", "")
-        (True, False, True)
-    """
-    return not module or name == module or name.startswith(f"{module}.")
-
-
 # -- where and why ------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Place:

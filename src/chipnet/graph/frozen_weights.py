@@ -15,12 +15,12 @@ from torch.fx import Node
 from chipnet._util.torch_private import ConvNd, ConvTransposeNd
 from chipnet.graph.call import Forward
 from chipnet.graph.computed_weights import made_weights, writing
-from chipnet.graph.facts import Frozen, is_within
+from chipnet.graph.facts import Frozen
 from chipnet.graph.labels import Param
 from chipnet.graph.rules.layers import LAYERS
 from chipnet.graph.rules.quantised import FAKE_QUANTISED
 from chipnet.program.capture import Captured, written_by
-from chipnet.program.names import operator_name, shape_of
+from chipnet.program.names import is_within, operator_name, shape_of
 from chipnet.program.removal import removable
 
 Weights = Mapping[tuple[Node, Node], Param]

@@ -29,7 +29,7 @@ from chipnet.graph.rules.ask import apply
 from chipnet.graph.unread import unread
 from chipnet.program.capture import Captured, base_of, is_view, written_by
 from chipnet.program.methods_read import fused
-from chipnet.program.names import Modules
+from chipnet.program.names import Modules, canonical_names
 from chipnet.program.watch import Attribute, Received, attributes_in, made_by
 
 
@@ -260,15 +260,3 @@ def _gated(op: Operator, x: Labels) -> Labels:
     host = Host(op.module, op.module, None, output=axis - len(x.shape))
     op.emit(Norm(dst, src, host, module=op.module))
     return along(dst, axis, x.shape)
-
-
-def canonical_names(model: nn.Module) -> dict[str, str]:
-    """Every name of a parameter or buffer -> the one name ``named_parameters`` gives it."""
-    first: dict[int, str] = {}
-    names = {}
-    for name, tensor in [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]:
-        names[name] = first.setdefault(id(tensor), name)
-    return names

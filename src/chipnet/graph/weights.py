@@ -11,11 +11,12 @@ import torch
 from torch.fx import Node
 
 from chipnet.graph.attributes import claim
-from chipnet.graph.facts import Host, Layer, Map, Mix, Norm, Number, Pin, PinCode, Resize, Slots, is_within
+from chipnet.graph.facts import Host, Layer, Map, Mix, Norm, Number, Pin, PinCode, Resize, Slots
 from chipnet.graph.groups import small_groups
 from chipnet.graph.labels import Made, Param, Value
 from chipnet.graph.operator import Operator
 from chipnet.graph.standard import STANDARD_MIX, STANDARD_NORM
+from chipnet.program.names import is_within
 
 COMPUTED = "a weight that is computed: what is left of it need not be what it would be made of less"
 FRESH = frozenset(f"{new}{kind}" for new in ("", "new_") for kind in ("zeros", "ones", "full", "empty"))

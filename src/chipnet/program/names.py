@@ -1,4 +1,4 @@
-"""Which operator, module, line and shape has a node?"""
+"""Which operator, module, line and shape has a node, and what are modules and parameters called?"""
 
 from __future__ import annotations
 
@@ -51,6 +51,28 @@ def line_of(node: Node) -> str:
     found = re.findall(r'File "([^"]+)", line (\d+)', trace_of(node))
     outside = [f for f in found if "/torch/nn/" not in f[0].replace("\\", "/")] or found
     return f"{outside[-1][0].rsplit('/', 1)[-1]}:{outside[-1][1]}" if outside else ""
+
+
+def is_within(name: str, module: str) -> bool:
+    """Is a module, parameter or buffer ``name`` the module itself, or in it?
+
+    Example:
+        >>> is_within("conv1.weight", "conv1"), is_within("conv10.weight", "conv1"), is_within("conv1", "")
+        (True, False, True)
+    """
+    return not module or name == module or name.startswith(f"{module}.")
+
+
+def canonical_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter or buffer -> the one name ``named_parameters`` gives it."""
+    first: dict[int, str] = {}
+    names = {}
+    for name, tensor in [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]:
+        names[name] = first.setdefault(id(tensor), name)
+    return names
 
 
 class Modules(Mapping[str, nn.Module]):
