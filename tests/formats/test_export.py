@@ -14,6 +14,8 @@ from torch import nn
 import chipnet
 from chipnet import ConfigError, ExportError
 from chipnet.formats import export
+from chipnet.formats.fold import fold_norms
+from chipnet.formats.runtimes.base import Format
 from chipnet.lab.models import get_model
 from chipnet.lab.runs.folder import Run
 from chipnet.program.inputs import Inputs
@@ -49,7 +51,7 @@ class Net(nn.Module):
 
 def folded(network, *inputs):
     program = torch.export.export(network, inputs)
-    return export.fold_norms(network, program)
+    return fold_norms(network, program)
 
 
 def test_norms_fold_where_that_is_exact_and_only_there():
@@ -159,7 +161,7 @@ def test_a_mismatch_is_an_error_and_leaves_the_folder_as_it_was(tmp_path, monkey
         run = right.load(file)
         return lambda inputs: [y + 0.01 for y in run(inputs)]
 
-    monkeypatch.setitem(export.FORMATS, "torch-export", export.Format(right.suffix, right.write, load))
+    monkeypatch.setitem(export.FORMATS, "torch-export", Format(right.suffix, right.write, load))
     with pytest.raises(ExportError, match=r"outputs differ by 0\.01"):
         chipnet.export(Net(), path, torch.randn(2, 3, 6, 6))
     assert path.read_text() == "older"

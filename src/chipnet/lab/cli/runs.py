@@ -14,6 +14,7 @@ from rich.table import Table
 
 from chipnet._util.text import printable, shell_command
 from chipnet.errors import LoadError, one_line
+from chipnet.formats.runtimes import NAMES
 from chipnet.lab.cli.console import Console
 from chipnet.lab.cli.errors import refusals
 from chipnet.lab.cli.inspect import TRUST
@@ -33,7 +34,7 @@ _THREADS = "CPU threads [default: PyTorch's]"
 @app.command(cls=Command, short_help="Write a run's network for another runtime, and check it.")
 def export(
     run: Annotated[str, typer.Argument(help=_RUN)],
-    format: Annotated[str, typer.Option(help="onnx, torch-export, torchscript or executorch")] = "onnx",
+    format: Annotated[str, typer.Option(help=" or ".join(", ".join(NAMES).rsplit(", ", 1)))] = "onnx",
     output: Annotated[
         str | None, typer.Option(help="the file [default: model.SUFFIX in the run folder]")
     ] = None,
