@@ -149,15 +149,14 @@ class Structure:
 
         ``status`` is ``free`` (gates of its own), ``tied`` (gates shared with the sites ``tied_to``, by the
         operators in ``ties``), ``covered`` (a gate further down its channel-wise chain acts for it) or ``kept``
-        (whole, for ``reason``; where an operator is the cause, ``pin`` has it, its module and its line). A site
-        of which only some channels are kept has its gates and a reason too. ``notes``: numbers that may count its
-        channels and will not follow, since only methods beside forward read them.
+        (whole, for ``reason``, which is of the kind ``code``; where an operator is the cause, ``pin`` has it, its
+        module and its line). A site of which only some channels are kept has its gates and a reason too. ``notes``:
+        numbers that may count its channels and will not follow, since only methods beside forward read them.
         """
         rows = []
         for site in self.sites:
             others = self.analysis.tied_to(site)
-            covered = site.reason.startswith("follows")
-            status = ("tied" if others else "free") if site.free else ("covered" if covered else "kept")
+            status = ("tied" if others else "free") if site.free else ("covered" if site.covered else "kept")
             rows.append(
                 {
                     "name": site.name,
@@ -167,6 +166,7 @@ class Structure:
                     "tied_to": list(others),
                     "ties": [_where(pin) for pin in site.ties] if others else [],
                     "reason": site.reason,
+                    "code": site.why.code.value if site.why is not None else "",
                     "pin": _where(site.pin) if site.pin is not None else None,
                     "notes": self._notes(site),
                 }

@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,43 @@ from chipnet.graph.facts import Barrier, Host, Map, Mix, Norm, Pin, Slots, Sourc
 from chipnet.graph.groups import small_groups
 
 Ids = NDArray[np.int64]
+
+
+class Ungated(Enum):
+    """Why channels of a site have no gate of their own."""
+
+    COVERED = "covered"
+    """A gate further down their channel-wise chain acts for them."""
+    PINNED = "pinned"
+    """They are kept whole; a pin says why."""
+    NOT_ZERO = "not zero"
+    """What reads them cannot drop them where they are zero."""
+    BREAKS = "breaks"
+    """A pruned copy did not run, or computed something else."""
+    ONE_STAYS = "one stays"
+    """Without any channel the forward breaks."""
+
+
+_TEXTS = {
+    Ungated.COVERED: "follows the gates further down its chain",
+    Ungated.NOT_ZERO: "a zero here is not zero where it is read",
+    Ungated.ONE_STAYS: "one channel stays: without any, the forward breaks",
+}
+COVERED = _TEXTS[Ungated.COVERED]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why some or all channels of a site are not gated, as it holds for most of them."""
+
+    code: Ungated
+    pin: Pin | None = None
+    """Operator, module and line, where the channels are kept whole."""
+    said: str = ""
+    """What went wrong with a pruned copy."""
+
+    def __str__(self) -> str:
+        return self.said or (str(self.pin) if self.pin is not None else _TEXTS[self.code])
 
 
 @dataclass(frozen=True)
@@ -53,12 +91,25 @@ class Site:
     gates: Ids
     slots: Slots
     tied: bool
-    reason: str
-    """Empty where every channel is gated; else why some or all are not."""
-    pin: Pin | None = None
-    """Operator, module and line of the reason, where it is that the channels are kept whole."""
+    why: Reason | None
+    """None where every channel is gated; else why some or all are not."""
     ties: tuple[Tie, ...] = ()
     """The operators that tie its channels to those of other sites."""
+
+    @property
+    def reason(self) -> str:
+        """`why` as text; empty where every channel is gated."""
+        return "" if self.why is None else str(self.why)
+
+    @property
+    def pin(self) -> Pin | None:
+        """What keeps most of the ungated channels whole."""
+        return None if self.why is None else self.why.pin
+
+    @property
+    def covered(self) -> bool:
+        """Do gates further down the chain act for it?"""
+        return self.why is not None and self.why.code is Ungated.COVERED
 
     @property
     def channels(self) -> int:
@@ -68,6 +119,10 @@ class Site:
     def free(self) -> int:
         """How many gates act here."""
         return len(np.unique(self.gates[self.gates >= 0]))
+
+
+_Call = tuple[int, NDArray[np.bool_], NDArray[np.bool_]]
+"""A fact, which of its channels a zero lets every reader drop, and for which a gate further down acts."""
 
 
 class Liveness:
@@ -101,12 +156,13 @@ class Liveness:
         self.exists = self._classes()
 
     # -- where gates go -----------------------------------------------------------------------------------
-    def _place_gates(self, refused: Callable[[Host], str], anchored: Collection[str]) -> list[Site]:
+    def _wanted(self, refused: Callable[[Host], str]) -> dict[str, list[_Call]]:
+        """Weights of layers that gates may multiply, each with its calls, from the outputs back."""
         g, n = self.graph, self.graph.slots
         uses = np.zeros(n, dtype=np.int64)
         covered = np.ones(n, dtype=bool)  # every use meets a gate further down its channel-wise chain
         clear = np.ones(n, dtype=bool)  # a zero here lets every reader drop the channel
-        wanted: dict[str, list[tuple[int, NDArray[np.bool_], NDArray[np.bool_]]]] = defaultdict(list)
+        wanted: dict[str, list[_Call]] = defaultdict(list)
 
         def use(slots: Slots, is_covered: Any, is_clear: Any) -> None:
             np.logical_and.at(covered, slots, is_covered)
@@ -144,13 +200,17 @@ class Liveness:
                 else:
                     use(fact.src, False, True)
 
+        return wanted
+
+    def _place_gates(self, refused: Callable[[Host], str], anchored: Collection[str]) -> list[Site]:
+        g = self.graph
         tied_by: dict[int, list[Tie]] = defaultdict(list)
         for slot, tie in g.ties:
             tied_by[int(self.root[slot])].append(tie)
         sites: list[Site] = []
         self._site_of: dict[str, int] = {}
         keys: dict[object, int] = {}
-        for weight, calls in reversed(list(wanted.items())):
+        for weight, calls in reversed(list(self._wanted(refused).items())):
             fact = g.facts[calls[-1][0]]
             assert isinstance(fact, (Mix, Norm)) and fact.host is not None
             is_clear = np.logical_and.reduce([c for _, c, _ in calls])
@@ -163,7 +223,7 @@ class Liveness:
             for k in np.flatnonzero(on):
                 root = int(self.root[fact.dst[k]])
                 gates[k] = keys.setdefault(root if self._share else (weight, root), len(keys))
-            reason = "" if on.all() else self._why(fact, is_clear, is_covered, is_pinned, refused(fact.host))
+            why = None if on.all() else self._why(fact, is_clear, is_covered, is_pinned, refused(fact.host))
             ties = dict.fromkeys(p for r in np.unique(self.root[fact.dst]).tolist() for p in tied_by[r])
             self._site_of[weight] = len(sites)
             sites.append(
@@ -173,8 +233,7 @@ class Liveness:
                     gates=gates,
                     slots=fact.dst,
                     tied=False,
-                    reason=reason,
-                    pin=next((p for p in self._pins(fact.dst[is_pinned])[:1] if str(p) == reason), None),
+                    why=why,
                     ties=tuple(ties),
                 )
             )
@@ -195,18 +254,18 @@ class Liveness:
         covered: NDArray[np.bool_],
         pinned: NDArray[np.bool_],
         refused: str,
-    ) -> str:
+    ) -> Reason:
         if refused:
-            return refused
+            return Reason(Ungated.BREAKS, said=refused)
         others = ~pinned & ~covered & ~clear
         most = max(pinned.sum(), (covered & ~pinned).sum(), others.sum())
         if most == 0:
-            return "one channel stays: without any, the forward breaks"
+            return Reason(Ungated.ONE_STAYS)
         if most == others.sum():  # what holds for most channels
-            return "a zero here is not zero where it is read"
+            return Reason(Ungated.NOT_ZERO)
         if most == pinned.sum():
-            return str(self._pins(fact.dst[pinned])[0])
-        return "follows the gates further down its chain"
+            return Reason(Ungated.PINNED, self._pins(fact.dst[pinned])[0])
+        return Reason(Ungated.COVERED)
 
     # -- formulas -----------------------------------------------------------------------------------------
     def _forward(self) -> None:

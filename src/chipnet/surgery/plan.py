@@ -16,6 +16,7 @@ from chipnet._util.files import write_json
 from chipnet._util.schema import decode, require
 from chipnet._util.text import few
 from chipnet.analysis.cost import Cost
+from chipnet.analysis.liveness import COVERED
 from chipnet.budget.budget import Budget
 from chipnet.budget.landing import Landing
 from chipnet.errors import LoadError, PlanError
@@ -37,6 +38,11 @@ class SitePlan:
     tied_to: tuple[str, ...]
     ties: str
     reason: str
+
+    @property
+    def covered(self) -> bool:
+        """Do gates further down the chain act for it?"""
+        return self.reason == COVERED
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,7 @@ class Plan:
             rows.append(f"{k:8} {now:>6,} of {was:>6,} {100 * now / max(was, 1):7.2f} %")
         for s in self.sites:
             tied = f", tied to {few(s.tied_to)}{s.ties and f' ({s.ties})'}" if s.tied_to else ""
-            whole = "" if s.reason.startswith("follows") or s.kept < s.channels else "kept whole: "
+            whole = "" if s.covered or s.kept < s.channels else "kept whole: "
             why = f", {whole}{s.reason}" if s.reason else ""
             rows.append(f"{s.name}: {s.kept} of {s.channels}{tied}{why}")
         rows += [f"{d.module}: removed ({d.kind})" for d in self.stand_ins]

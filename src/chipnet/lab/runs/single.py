@@ -280,7 +280,7 @@ def _whole(run: Run) -> Section:
     plan = run.plan()
     reasons: dict[str, list[str]] = defaultdict(list)
     for s in plan.sites:
-        if s.reason and not s.reason.startswith("follows") and s.kept == s.channels:
+        if s.reason and not s.covered and s.kept == s.channels:
             reasons[s.reason].append(s.name)
     rows = [
         [Cell(why), Cell(str(len(names)), len(names)), Cell(", ".join(names))]
