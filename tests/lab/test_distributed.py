@@ -41,7 +41,7 @@ ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}",
+    "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("src", "tests", "tests/lab")),
 }
 
 
