@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -19,10 +18,11 @@ from chipnet._util.text import close_names
 from chipnet.errors import ConfigError
 from chipnet.lab.data import sources
 from chipnet.lab.data.broken import check_files, without_broken
-from chipnet.lab.data.folders import VARIATIONS, FolderBatches, FolderImages, folder_transform
+from chipnet.lab.data.folders import FolderBatches, FolderImages, folder_transform
 from chipnet.lab.data.foreign import from_mapping, hugging_face, torchvision_set
 from chipnet.lab.data.images import Augment, Batches, TensorImages, channel_statistics
 from chipnet.lab.data.loaders import LoaderBatches, LoaderImages, Loaders, read_loaders
+from chipnet.lab.data.reading import Reading, check_options
 from chipnet.lab.data.shards import web_dataset
 from chipnet.lab.data.sources import Images, Source
 from chipnet.lab.data.split import stratified_choice
@@ -48,52 +48,6 @@ _ALIASES = {
 _DECODED = ("image-folder", "hf", "wds")
 _SUMMED = ("cifar10", "cifar100", "svhn")
 """Data sets whose official files have checksums."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How images are read, where the data set does not say: the options of `load_data` of these names."""
-
-    image_size: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    augment: str | None = None
-    skip_broken: bool = False
-
-    def statistics(
-        self, channels: int, usual: tuple[tuple[float, ...], tuple[float, ...]]
-    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation of each channel: what was asked for, or the usual ones.
-
-        Raises:
-            ConfigError: not one number, and not one a channel.
-        """
-        found = []
-        for name, asked, other in zip(("mean", "std"), (self.mean, self.std), usual, strict=True):
-            values = other if asked is None else asked * channels if len(asked) == 1 else asked
-            if len(values) != channels:
-                raise ConfigError(
-                    f"{name} has {len(values)} numbers, and the images have {channels} channels: give {channels}, "
-                    "or one for all."
-                )
-            found.append(values)
-        return found[0], found[1]
-
-    def varied(self, name: str, own: Augment | None) -> Augment | None:
-        """How images in memory are varied.
-
-        Raises:
-            ConfigError: TrivialAugment, which takes images one by one.
-        """
-        if self.augment is None or own is None:
-            return own
-        if self.augment == "trivial":
-            raise ConfigError(
-                f"augment trivial is for image files that are decoded while training; {name} is in memory. Give "
-                "crop-flip, crop, flip or none."
-            )
-        pad = own.pad if "crop" in self.augment else 0
-        return Augment(pad, "flip" in self.augment) if self.augment != "none" else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -368,7 +322,7 @@ def load_data(
         >>> len(load_data("digits", limit=100).train)
         100
     """
-    _check_options(seed, validation, limit, limit_test, image_size, mean, std, augment)
+    check_options(seed, validation, limit, limit_test, image_size, mean, std, augment)
     reading = Reading(image_size, mean, std, augment, skip_broken)
     asked = name.strip().lower().replace("_", "-")
     key = _ALIASES.get(asked, asked)
@@ -400,40 +354,6 @@ def load_data(
     else:
         source = _SOURCES[key](data_dir)
     return _split(key, source, seed, validation, limit, limit_test, reading)
-
-
-def _check_options(
-    seed: int,
-    validation: float,
-    limit: int | None,
-    limit_test: int | None,
-    image_size: int | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    augment: str | None,
-) -> None:
-    problems = []
-    if seed < 0:
-        problems.append(f"seed must be at least 0, not {seed}")
-    if not 0 < validation < 1:
-        problems.append(f"validation is a fraction between 0 and 1 (0.1 holds out a tenth), not {validation}")
-    for option, value, least in (
-        ("limit", limit, 2),
-        ("limit_test", limit_test, 1),
-        ("image_size", image_size, 1),
-    ):
-        if value is not None and value < least:
-            problems.append(f"{option} must be at least {least}, not {value}")
-    if mean is not None and not all(map(math.isfinite, mean)):
-        problems.append(f"mean must be finite, not {mean}")
-    if std is not None and not all(0 < v < math.inf for v in std):
-        problems.append(f"std must be above 0 and finite, not {std}")
-    if mean and 1 < max(mean) < math.inf:
-        problems.append(f"mean is of images in 0 to 1, not {mean}: divide levels from 0 to 255 by 255")
-    if augment not in (None, *VARIATIONS):
-        problems.append(f"augment must be one of {', '.join(VARIATIONS)}, not {augment!r}")
-    if problems:
-        raise ConfigError("; ".join(problems) + ".")
 
 
 def _split(
@@ -485,12 +405,7 @@ def _split(
 
 
 def _finish(
-    name: str,
-    source: Source,
-    train: Images,
-    held_out: Images,
-    test: Images,
-    reading: Reading,
+    name: str, source: Source, train: Images, held_out: Images, test: Images, reading: Reading
 ) -> Data:
     if name == "tiny-imagenet":
         # Decoded after the split and the limits, so that only the images in use are read.

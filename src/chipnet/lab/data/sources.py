@@ -321,19 +321,22 @@ def image_folder(data_dir: str | Path | None) -> Source:
             problems.append(f"{root / part} has no class folders")
     if problems:
         raise ConfigError("image-folder: " + "; ".join(problems) + f". It needs {wanted}.")
-    train = _files(found[first])
-    if len(parts) == 1:
+    return _folder_source(root, {part: _files(found[part]) for part in parts}, tuple(names))
+
+
+def _folder_source(root: Path, images: Mapping[str, FolderImages], names: tuple[str, ...]) -> Source:
+    """Which images of an image folder train, validate and test."""
+    train, *others = images.values()
+    if not others:
         chosen, rest = stratified_choice(train.labels, round(_TEST_PART * len(train)), _TEST_SEED)
         note = f"{root} has neither val nor test: {len(chosen):,} of its {len(train):,} images, always the same, "
         return Source(
-            train.subset(rest), train.subset(chosen), tuple(names), None, notes=(note + "are the test set",)
+            train.subset(rest), train.subset(chosen), names, None, notes=(note + "are the test set",)
         )
-    if len(parts) == 2:
-        return Source(
-            train, _files(found[parts[1]]), tuple(names), None, notes=(f"{parts[1]}/ is the test set",)
-        )
+    if len(others) == 1:
+        return Source(train, others[0], names, None, notes=(f"{list(images)[1]}/ is the test set",))
     notes = ("val/ chooses epochs (validation), and test/ is the test set",)
-    return Source(train, _files(found["test"]), tuple(names), None, _files(found["val"]), notes)
+    return Source(train, images["test"], names, None, images["val"], notes)
 
 
 def decode(images: FolderImages, size: int) -> TensorImages:
