@@ -12,7 +12,6 @@ from torch import nn
 
 import chipnet
 from chipnet import BudgetError, CaptureError, ChipNetError, ConfigError
-from chipnet.analysis import cost
 from chipnet.lab import phases
 from chipnet.lab import steps as step_module
 from chipnet.lab import train as loop
@@ -33,6 +32,7 @@ from chipnet.lab.train import (
     run,
     train_step,
 )
+from chipnet.program import counting
 from chipnet.surgery.optimizer import cut_state, set_state
 from chipnet.surgery.storage import save_weights
 
@@ -725,12 +725,12 @@ def test_the_best_epoch_is_chosen_on_validation_images(request_for, monkeypatch)
 
 
 def test_wrong_counts_are_an_error(request_for, monkeypatch):
-    class Lying(cost.FlopCounterMode):
+    class Lying(counting.FlopCounterMode):
         def get_total_flops(self):
             return super().get_total_flops() + 2
 
     job = prepare(request_for())
-    monkeypatch.setattr(cost, "FlopCounterMode", Lying)
+    monkeypatch.setattr(counting, "FlopCounterMode", Lying)
     with pytest.raises(
         ChipNetError, match=r"does not cost what the plan says: macs: planned [\d,]+, counted"
     ):
