@@ -314,7 +314,7 @@ def test_methods_see_the_same_images_in_the_same_order(finished, monkeypatch):
         orders.append(labels.tolist())
         return real(fabric, model, optimizer, images, labels, *args, **kwargs)
 
-    monkeypatch.setattr(loop, "train_step", spy)
+    monkeypatch.setattr("chipnet.lab.loop.train_step", spy)
     for row in rows[1:3]:
         run = next(r for r in runs_of(grid) if r.folder == row["folder"])
         loop.run(loop.prepare(dataclasses.replace(request_of(grid, run, {}, ""), out=grid.out / "again")))

@@ -53,7 +53,7 @@ def no_training(monkeypatch):
     def train(*args, **kwargs):
         raise AssertionError("training has started")
 
-    monkeypatch.setattr(loop, "train_step", train)
+    monkeypatch.setattr("chipnet.lab.loop.train_step", train)
 
 
 def prune(out, *arguments, **changes):
@@ -380,7 +380,7 @@ def test_a_stopped_run_says_how_far_it_came_and_how_to_go_on(tmp_path, monkeypat
             os.kill(os.getpid(), number)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "train_step", stopped)
+    monkeypatch.setattr("chipnet.lab.loop.train_step", stopped)
     before = signal.getsignal(number)
     done = prune(out)
     assert done.exit_code == 130
@@ -408,7 +408,7 @@ def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("not at once")
 
-    monkeypatch.setattr(loop, "train_step", stopped)
+    monkeypatch.setattr("chipnet.lab.loop.train_step", stopped)
     done = prune(tmp_path)
     assert (done.exit_code, "stopped in phase train, 0 of 1 epochs" in done.stderr) == (130, True)
 
@@ -435,7 +435,7 @@ def test_a_broken_run_is_one_line_too(tmp_path, monkeypatch, error):
     def broken(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(loop, "train_step", broken)
+    monkeypatch.setattr("chipnet.lab.loop.train_step", broken)
     done = prune(tmp_path)
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1] == f"error: {error}"
@@ -666,7 +666,7 @@ def test_too_little_memory_is_one_line(tmp_path, monkeypatch, error):
     done = chipnet_("inspect", "a:b")
     assert (done.exit_code, done.stderr.startswith(said), done.stderr.count("\n")) == (2, True, 1)
     monkeypatch.undo()
-    monkeypatch.setattr(loop, "train_step", full)
+    monkeypatch.setattr("chipnet.lab.loop.train_step", full)
     done = prune(tmp_path / "run")
     assert (done.exit_code, said in done.stderr) == (1, True)
 

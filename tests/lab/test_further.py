@@ -97,9 +97,9 @@ def test_a_stopped_run_goes_on_from_elsewhere(first, tmp_path, monkeypatch):
     monkeypatch.chdir(first.parent)
     options = {"--model": "./first", "--budget": "macs=0.25"}
     assert prune(tmp_path / "whole", *SHORT, **options).exit_code == 0
-    monkeypatch.setattr(loop, "train_step", stopped)
+    monkeypatch.setattr("chipnet.lab.loop.train_step", stopped)
     assert prune(tmp_path / "run", *SHORT, "--checkpoint-steps", "1", **options).exit_code == 130
-    monkeypatch.setattr(loop, "train_step", real)
+    monkeypatch.setattr("chipnet.lab.loop.train_step", real)
     monkeypatch.chdir(tmp_path)
     assert chipnet_("prune", "--resume", tmp_path / "run", "--quiet").exit_code == 0
     one, two = (Run.open(tmp_path / name) for name in ("whole", "run"))

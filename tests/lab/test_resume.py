@@ -90,7 +90,7 @@ def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(request_for
 
 def test_what_gradients_are_typical_survives_a_stop(request_for, tmp_path, monkeypatch):  # noqa: F811
     """With a clip that is at work in most steps, and once more without its state."""
-    monkeypatch.setattr(loop, "SpikeClip", lambda factor: SpikeClip(1.01, memory=0.5))
+    monkeypatch.setattr("chipnet.lab.loop.SpikeClip", lambda factor: SpikeClip(1.01, memory=0.5))
     run(prepare(request_for(out=tmp_path / "whole")))
     stopped_run(request_for)
     run(prepare(request_for(), resume=True))

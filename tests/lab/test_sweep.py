@@ -48,7 +48,9 @@ def test_a_run_a_budget_after_one_dense_training(tmp_path, monkeypatch):
     assert "│ dense  │" in done.stdout and "│ 0.5    │" in done.stdout and "│ 0.25   │" in done.stdout
 
     # The same command again trains nothing; with one budget more it trains that one; with others it is refused.
-    monkeypatch.setattr(loop, "train_step", lambda *a, **k: (_ for _ in ()).throw(AssertionError("trained")))
+    monkeypatch.setattr(
+        "chipnet.lab.loop.train_step", lambda *a, **k: (_ for _ in ()).throw(AssertionError("trained"))
+    )
     again = prune(tmp_path, *SHORT, **budget)
     assert again.exit_code == 0 and "│ 0.25   │" in again.stdout
     other = prune(tmp_path, *SHORT, "--seed", "3", **budget)
@@ -64,7 +66,7 @@ def test_a_sweep_that_was_stopped_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "train_step", stopped)
+    monkeypatch.setattr("chipnet.lab.loop.train_step", stopped)
     given = {"--budget": "macs=0.5,0.25"}
     done = prune(tmp_path, *SHORT, "--checkpoint-steps", "1", **given)
     assert done.exit_code == 130

@@ -16,13 +16,13 @@ from chipnet.lab import phases
 from chipnet.lab import steps as step_module
 from chipnet.lab import train as loop
 from chipnet.lab.data import load_data
+from chipnet.lab.loop import Loop
 from chipnet.lab.metrics import LOSSES
 from chipnet.lab.models import get_model, load_weights
 from chipnet.lab.train import (
     Objective,
     Recipe,
     Request,
-    Run,
     Silent,
     SpikeClip,
     evaluate,
@@ -363,7 +363,7 @@ def test_the_teacher_is_the_dense_network_as_it_was_trained(request_for, monkeyp
             found[options["pruner"] is None] = objective.teacher(torch.ones(2, 1, 8, 8))
         return real(fabric, model, optimizer, images, labels, objective, **options)
 
-    monkeypatch.setattr(loop, "train_step", spy)
+    monkeypatch.setattr("chipnet.lab.loop.train_step", spy)
     job = prepare(request_for(recipe=dataclasses.replace(TINY, distill=0.5)))
     run(job)
     dense = TinyNet(10, 1).eval()
@@ -626,7 +626,9 @@ def test_a_run_survives_a_batch_that_would_undo_it(fabric):
 
 def test_the_papers_method_clips_nothing(request_for):
     for method, clips in (("chipnet-paper", False), ("chipnet", True)):
-        current = Run(prepare(request_for(method=method, overwrite=True)), Silent(), lambda: False)
+        current = Loop(
+            prepare(request_for(method=method, overwrite=True)), phases.PHASES, Silent(), lambda: False
+        )
         current.enter()
         assert (current.spikes is not None) == clips
 
@@ -759,7 +761,7 @@ def test_ctrl_c_at_once_leaves_the_last_saved_state(request_for, monkeypatch, at
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "train_step", stopped)
+    monkeypatch.setattr("chipnet.lab.loop.train_step", stopped)
     job = prepare(request_for())
     with pytest.raises(loop.Interrupted, match=f"stopped in phase {phase} epochs done") as caught:
         run(job)
@@ -774,7 +776,7 @@ def test_ctrl_c_at_once_leaves_the_last_saved_state(request_for, monkeypatch, at
         small = chipnet.load(lambda: TinyNet(10, 1), job.out / "model.safetensors")
         evaluate(small, job.data.loader("test", 32))
     # What was stopped is not replaced by accident, but may be, from its own dense weights too.
-    monkeypatch.setattr(loop, "train_step", real)
+    monkeypatch.setattr("chipnet.lab.loop.train_step", real)
     with pytest.raises(
         ConfigError, match=r"holds a run that was stopped\. Continue it with: chipnet prune --re"
     ):

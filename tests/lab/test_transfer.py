@@ -18,7 +18,9 @@ from chipnet.lab import cli
 from chipnet.lab import train as loop
 from chipnet.lab.config import read_config, request_from
 from chipnet.lab.data import load_data
+from chipnet.lab.loop import Loop
 from chipnet.lab.models import get_model
+from chipnet.lab.phases import PHASES
 from chipnet.lab.runs.transfer import recipe_of
 from chipnet.surgery.storage import save_weights
 
@@ -248,8 +250,7 @@ def test_transfer_may_start_from_dense_weights_of_the_target(finished, tmp_path,
     seen = []
     real = loop.train_step
     monkeypatch.setattr(
-        loop,
-        "train_step",
+        "chipnet.lab.loop.train_step",
         lambda f, m, *a, **k: seen.append(m.fc.bias.detach().clone()) or real(f, m, *a, **k),
     )
     done = transfer(finished / "masks.json", tmp_path / "out", "--epochs", "1", "--model", "test_train:tiny_net",
@@ -312,7 +313,7 @@ def test_on_the_data_of_the_run_the_recipe_is_the_run_s(own_way, asked, tmp_path
     assert asked[0].recipe == dataclasses.replace(own, **changes)
     assert asked[0].data.counts()["train"] == changes.get("limit", 300)
     assert f"{sum(asked[0].recipe.epochs)} epochs by the run's own recipe" in done.stdout
-    current = loop.Run(asked[0], loop.Silent(), lambda: False)
+    current = Loop(asked[0], PHASES, loop.Silent(), lambda: False)
     assert current.recipe.finetune == (5 if options[:1] == ("--epochs",) else 9)
     current.metrics.close()
 

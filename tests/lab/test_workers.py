@@ -136,7 +136,7 @@ def test_a_hidden_worker_that_ends_by_the_signal_is_no_failure(tmp_path, monkeyp
     def ended(*args, **kwargs):
         raise error("DataLoader worker (pid 3) is killed by signal: Terminated.")
 
-    monkeypatch.setattr(loop, "train_step", ended)
+    monkeypatch.setattr("chipnet.lab.loop.train_step", ended)
     asked = loop.Request(
         "test_train:tiny_net", "digits", "macs=0.5", tmp_path / "run", TINY, accelerator="cpu"
     )

@@ -79,6 +79,11 @@ class Job:
         """Cost of the dense network, which budgets are counted from: where there was an earlier run, of its."""
         return (self.start.whole if self.start else self.structure).cost.dense
 
+    @property
+    def paper(self) -> bool:
+        """Do the paper's optimisers and schedules train it? Masks that are given are trained as all others' are."""
+        return self.mask is None and read_method(self.request.method)[0].name == "chipnet-paper"
+
     def parts(self, costs: Mapping[str, float]) -> dict[str, float]:
         """Costs as parts of the network that is pruned, as parts of the dense one."""
         now, dense = self.structure.cost.dense, self.dense

@@ -2,14 +2,13 @@
 
 A phase has an optimiser, a schedule and perhaps a pruner; it scores every epoch, and its end leaves files and
 the network of the next phase. It is built from the run's state alone, fresh or read from a checkpoint; how it
-is stepped and saved is `chipnet.lab.train`'s business.
+is stepped and saved is `chipnet.lab.loop`'s business.
 """
 
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,59 +19,14 @@ from chipnet._util.distributed import same_buffers
 from chipnet.analysis.kinds import KINDS
 from chipnet.lab import sanity
 from chipnet.lab.config import Recipe
+from chipnet.lab.job import Job
+from chipnet.lab.loop import Loop, Phase
+from chipnet.lab.runs.record import DENSE, MASKS, MODEL, PLAN
 from chipnet.lab.steps import evaluate, recalibrate
-from chipnet.methods import read_method
 from chipnet.methods.schedules import Constant, Cosine, OneCycle, Schedule, Steps
 from chipnet.program.counting import counting
 from chipnet.surgery.optimizer import cut_state, set_state
 from chipnet.surgery.storage import save_weights
-
-if TYPE_CHECKING:
-    from chipnet.lab.train import Run
-
-from chipnet.lab.runs.record import DENSE, MASKS, MODEL, PLAN
-
-
-class Phase(ABC):
-    """One phase of a run.
-
-    Attributes:
-        name: of the phase, and of the time that it takes.
-        epochs: how many.
-        network: what is trained.
-        optimizer: of the network's parameters.
-        pruner: of the network, while there is one.
-    """
-
-    name: ClassVar[str]
-    epochs: int
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    pruner: Pruner | None = None
-    schedule: Schedule
-    first: int = 0
-    """Steps of the schedule that an earlier phase has taken."""
-    total: int
-    """Steps of the whole schedule."""
-
-    @abstractmethod
-    def __init__(self, run: Run) -> None:
-        """From the run's network, plan and carried optimiser state."""
-
-    def rate(self, step: int) -> float:
-        """Learning rate of the phase's step `step`, from 0."""
-        return self.schedule(min((self.first + step) / max(self.total, 1), 1.0))
-
-    def begin(self, run: Run) -> None:  # noqa: B027 (most phases have nothing to do here)
-        """Once, before the first step; not where a run continues."""
-
-    @abstractmethod
-    def score(self, run: Run) -> dict[str, Any]:
-        """Columns of metrics.csv after an epoch."""
-
-    @abstractmethod
-    def finish(self, run: Run) -> str:
-        """After the last epoch: leave files and the next network; the name of the next phase."""
 
 
 def optimizer_of(network: nn.Module, lr: float, recipe: Recipe) -> torch.optim.Optimizer:
@@ -101,36 +55,36 @@ class Train(Phase):
 
     name = "train"
 
-    def __init__(self, run: Run) -> None:
-        recipe = run.recipe
-        self.epochs, self.network = recipe.train, run.network
-        self.optimizer = optimizer_of(run.network, recipe.train_lr, recipe)
+    def __init__(self, loop: Loop) -> None:
+        recipe = loop.recipe
+        self.epochs, self.network = recipe.train, loop.network
+        self.optimizer = optimizer_of(loop.network, recipe.train_lr, recipe)
         self.schedule = schedule(recipe, recipe.train_lr)
-        self.total = recipe.train * len(run.train)
+        self.total = recipe.train * len(loop.train)
 
-    def score(self, run: Run) -> dict[str, Any]:
-        accuracy = evaluate(self.network, run.watched(run.validation), run.fabric)
-        run.state.text = f"validation {accuracy:.2f} %"
-        return {"validation_accuracy": accuracy, **run.job.dense.to_json()}
+    def score(self, loop: Loop) -> dict[str, Any]:
+        accuracy = evaluate(self.network, loop.watched(loop.validation), loop.fabric)
+        loop.state.text = f"validation {accuracy:.2f} %"
+        return {"validation_accuracy": accuracy, **loop.job.dense.to_json()}
 
-    def finish(self, run: Run) -> str:
-        start, known = run.job.start, run.state.known
-        whole = start.dense.to(run.fabric.device) if start else self.network
-        run.save(DENSE, "dense weights", lambda path: save_weights(whole, path))
-        run.charge("train")
-        dense = known["dense"] = evaluate(whole, run.test, run.fabric)
+    def finish(self, loop: Loop) -> str:
+        start, known = loop.job.start, loop.state.known
+        whole = start.dense.to(loop.fabric.device) if start else self.network
+        loop.save(DENSE, "dense weights", lambda path: save_weights(whole, path))
+        loop.charge("train")
+        dense = known["dense"] = evaluate(whole, loop.test, loop.fabric)
         if start is not None:
-            dense = known["start"] = evaluate(self.network, run.test, run.fabric)
+            dense = known["start"] = evaluate(self.network, loop.test, loop.fabric)
             if start.run.result["dense"]["accuracy"] is None:  # it was never trained
                 known["dense"] = None
-        if start is not None or run.job.request.weights is not None:
-            held = evaluate(self.network, run.validation, run.fabric)
-            run.say(
+        if start is not None or loop.job.request.weights is not None:
+            held = evaluate(self.network, loop.validation, loop.fabric)
+            loop.say(
                 f"before pruning: {dense:.2f} % on the test images, {held:.2f} % on the validation images"
             )
-            data = run.job.data
-            run.warn(sanity.guessing(dense, data.num_classes, data.mean, data.std))
-        run.charge("evaluate")
+            data = loop.job.data
+            loop.warn(sanity.guessing(dense, data.num_classes, data.mean, data.std))
+        loop.charge("evaluate")
         return "prune"
 
 
@@ -139,11 +93,11 @@ class Prune(Phase):
 
     name = "prune"
 
-    def __init__(self, run: Run) -> None:
-        recipe, job = run.recipe, run.job
-        self.epochs, self.network = recipe.prune, run.network
-        steps = recipe.prune * len(run.train)
-        self.paper = paper(run)
+    def __init__(self, loop: Loop) -> None:
+        recipe, job = loop.recipe, loop.job
+        self.epochs, self.network = recipe.prune, loop.network
+        steps = recipe.prune * len(loop.train)
+        self.paper = loop.job.paper
         if self.paper:
             self.optimizer = torch.optim.AdamW(
                 self.network.parameters(), lr=recipe.adamw_lr, weight_decay=recipe.adamw_weight_decay
@@ -151,7 +105,7 @@ class Prune(Phase):
             self.schedule, self.total = Constant(recipe.adamw_lr), steps
         else:
             self.optimizer = optimizer_of(self.network, recipe.prune_lr, recipe)
-            self.schedule, self.total = schedule(recipe, recipe.prune_lr), cycle(run)
+            self.schedule, self.total = schedule(recipe, recipe.prune_lr), cycle(loop)
         self.pruner = Pruner(
             self.network,
             job.structure,
@@ -161,41 +115,41 @@ class Prune(Phase):
             seed=job.request.seed,
         )
 
-    def score(self, run: Run) -> dict[str, Any]:
+    def score(self, loop: Loop) -> dict[str, Any]:
         assert self.pruner is not None
-        soft = evaluate(self.network, run.watched(run.validation), run.fabric)
+        soft = evaluate(self.network, loop.watched(loop.validation), loop.fabric)
         with self.pruner.hardened() as mask:
-            hard = evaluate(self.network, run.watched(run.validation), run.fabric)
-        best = run.state.best
+            hard = evaluate(self.network, loop.watched(loop.validation), loop.fabric)
+        best = loop.state.best
         if self.paper and (best is None or hard >= best["accuracy"]):
             both = {"network": self.network.state_dict(), "pruner": self.pruner.state_dict()}
-            best = run.state.best = {"accuracy": hard, **copy.deepcopy(both)}
-        run.state.text = f"validation with hard masks {best['accuracy'] if best else hard:.2f} %"
+            best = loop.state.best = {"accuracy": hard, **copy.deepcopy(both)}
+        loop.state.text = f"validation with hard masks {best['accuracy'] if best else hard:.2f} %"
         return {
             "validation_accuracy": soft,
             "hard_validation_accuracy": hard,
-            **{f"soft_{k}": v for k, v in run.job.parts(self.pruner.soft_cost()).items()},
+            **{f"soft_{k}": v for k, v in loop.job.parts(self.pruner.soft_cost()).items()},
             **self.pruner.structure.cost.exact(mask).to_json(),
             "gates": " ".join(map(str, self.pruner.histogram())),
         }
 
-    def finish(self, run: Run) -> str:
+    def finish(self, loop: Loop) -> str:
         assert self.pruner is not None
-        if run.state.best is not None:
-            self.network.load_state_dict(run.state.best["network"])
-            self.pruner.load_state_dict(run.state.best["pruner"])
-        known = run.state.known
+        if loop.state.best is not None:
+            self.network.load_state_dict(loop.state.best["network"])
+            self.pruner.load_state_dict(loop.state.best["pruner"])
+        known = loop.state.known
         # Soft and hard on the same weights: their difference is what hardening alone costs.
-        known["soft"] = evaluate(self.network, run.test, run.fabric)
+        known["soft"] = evaluate(self.network, loop.test, loop.fabric)
         fractions = self.pruner.soft_cost()
         plan = self.pruner.harden(early=True)  # the best epoch of the paper's need not be the last
-        known["hard"] = evaluate(self.network, run.test, run.fabric)
+        known["hard"] = evaluate(self.network, loop.test, loop.fabric)
         known["soft_cost"] = {k: round(fractions[k] * plan.dense[k], 2) for k in KINDS}
         self.pruner.detach()
-        run.charge("prune")
+        loop.charge("prune")
         if not self.paper:
-            run.carried = cut_state(self.optimizer, self.network, plan)
-        return compacted(run, self.network, plan)
+            loop.carried = cut_state(self.optimizer, self.network, plan)
+        return compacted(loop, self.network, plan)
 
 
 class Transfer(Phase):
@@ -203,40 +157,40 @@ class Transfer(Phase):
 
     name = "prune"
 
-    def __init__(self, run: Run) -> None:
-        self.epochs, self.network, self.total = 0, run.network, 0
-        self.optimizer = optimizer_of(run.network, run.recipe.prune_lr, run.recipe)  # nobody steps it
+    def __init__(self, loop: Loop) -> None:
+        self.epochs, self.network, self.total = 0, loop.network, 0
+        self.optimizer = optimizer_of(loop.network, loop.recipe.prune_lr, loop.recipe)  # nobody steps it
 
-    def score(self, run: Run) -> dict[str, Any]:
+    def score(self, loop: Loop) -> dict[str, Any]:
         raise AssertionError("masks that are given are not learnt")
 
-    def finish(self, run: Run) -> str:
-        job, known = run.job, run.state.known
+    def finish(self, loop: Loop) -> str:
+        job, known = loop.job, loop.state.known
         assert job.mask is not None
         plan = job.structure.plan(job.mask, job.budget)
-        hard = evaluate(chipnet.compact(self.network, plan), run.test, run.fabric)
+        hard = evaluate(chipnet.compact(self.network, plan), loop.test, loop.fabric)
         known |= {"soft": hard, "hard": hard, "soft_cost": {k: float(plan.compact[k]) for k in KINDS}}
-        run.charge("prune")
-        return compacted(run, self.network, plan)
+        loop.charge("prune")
+        return compacted(loop, self.network, plan)
 
 
-def compacted(run: Run, network: nn.Module, plan: Plan) -> str:
+def compacted(loop: Loop, network: nn.Module, plan: Plan) -> str:
     """Cut the network, prove it, write down what is left; the next phase has it."""
     small = chipnet.compact(network, plan)
-    example = run.job.example.to(run.fabric.device)
-    run.state.known["verify"] = list(chipnet.verify_compact(network, small, plan, (example,)))
-    whole = run.job.start.whole if run.job.start else run.job.structure
-    shipped = run.job.shipped(plan)
-    run.save(PLAN, "the plan", shipped.save)
+    example = loop.job.example.to(loop.fabric.device)
+    loop.state.known["verify"] = list(chipnet.verify_compact(network, small, plan, (example,)))
+    whole = loop.job.start.whole if loop.job.start else loop.job.structure
+    shipped = loop.job.shipped(plan)
+    loop.save(PLAN, "the plan", shipped.save)
     masks = Masks.of(whole, torch.tensor(shipped.mask), shipped.budget)
-    run.save(MASKS, "the masks", masks.save)
-    run.save(MODEL, "compact network, not fine-tuned", lambda path: chipnet.save(small, shipped, path))
-    if run.recipe.recalibrate:
-        run.train.set_epoch(run.state.passes)
-        recalibrate(small, run.train)
+    loop.save(MASKS, "the masks", masks.save)
+    loop.save(MODEL, "compact network, not fine-tuned", lambda path: chipnet.save(small, shipped, path))
+    if loop.recipe.recalibrate:
+        loop.train.set_epoch(loop.state.passes)
+        recalibrate(small, loop.train)
         same_buffers(small)
-    run.network, run.plan = small, plan
-    run.charge("compact")
+    loop.network, loop.plan = small, plan
+    loop.charge("compact")
     return "finetune"
 
 
@@ -245,69 +199,70 @@ class Finetune(Phase):
 
     name = "finetune"
 
-    def __init__(self, run: Run) -> None:
-        recipe = run.recipe
-        self.epochs, self.network = recipe.finetune, run.network
+    def __init__(self, loop: Loop) -> None:
+        recipe = loop.recipe
+        self.epochs, self.network = recipe.finetune, loop.network
         self.optimizer = optimizer_of(self.network, recipe.prune_lr, recipe)
         self.schedule = schedule(recipe, recipe.prune_lr)
-        if paper(run) or run.job.mask is not None:
-            self.total = recipe.finetune * len(run.train)
+        if loop.job.paper or loop.job.mask is not None:
+            self.total = recipe.finetune * len(loop.train)
         else:
-            self.first, self.total = recipe.prune * len(run.train), cycle(run)
-        set_state(self.optimizer, self.network, run.carried)
+            self.first, self.total = recipe.prune * len(loop.train), cycle(loop)
+        set_state(self.optimizer, self.network, loop.carried)
 
-    def begin(self, run: Run) -> None:
+    def begin(self, loop: Loop) -> None:
         if self.epochs:
-            accuracy = evaluate(self.network, run.validation, run.fabric)
-            self._keep(run, accuracy)
-            assert run.plan is not None
-            if run.metrics is not None:
-                costs = run.plan.compact.to_json()
-                run.metrics.epoch(phase=self.name, epoch=0, validation_accuracy=accuracy, **costs)
+            accuracy = evaluate(self.network, loop.validation, loop.fabric)
+            self._keep(loop, accuracy)
+            assert loop.plan is not None
+            if loop.metrics is not None:
+                costs = loop.plan.compact.to_json()
+                loop.metrics.epoch(phase=self.name, epoch=0, validation_accuracy=accuracy, **costs)
 
-    def score(self, run: Run) -> dict[str, Any]:
-        accuracy = evaluate(self.network, run.watched(run.validation), run.fabric)
-        best = run.state.best
-        assert best is not None and run.plan is not None
+    def score(self, loop: Loop) -> dict[str, Any]:
+        accuracy = evaluate(self.network, loop.watched(loop.validation), loop.fabric)
+        best = loop.state.best
+        assert best is not None and loop.plan is not None
         if accuracy >= best["accuracy"]:  # of equals the later one, which a falling rate has settled more
-            best = self._keep(run, accuracy)
-            epochs = f"fine-tuned {run.state.epoch + 1} epochs, validation {accuracy:.2f} %"
-            self._save(run, f"compact network, {epochs}")
-        run.state.text = f"best validation {best['accuracy']:.2f} %"
-        return {"validation_accuracy": accuracy, **run.plan.compact.to_json()}
+            best = self._keep(loop, accuracy)
+            epochs = f"fine-tuned {loop.state.epoch + 1} epochs, validation {accuracy:.2f} %"
+            self._save(loop, f"compact network, {epochs}")
+        loop.state.text = f"best validation {best['accuracy']:.2f} %"
+        return {"validation_accuracy": accuracy, **loop.plan.compact.to_json()}
 
-    def finish(self, run: Run) -> str:
-        assert run.plan is not None
-        if best := run.state.best:
+    def finish(self, loop: Loop) -> str:
+        assert loop.plan is not None
+        if best := loop.state.best:
             self.network.load_state_dict(best["network"])
-            self._save(run, f"compact network, best fine-tuned epoch, {run.state.text}")
-        run.charge("finetune")
-        run.state.known["compact"] = evaluate(self.network, run.test, run.fabric)
-        run.charge("evaluate")
-        check_counts(self.network, run.job.example.to(run.fabric.device), run.plan)
+            self._save(loop, f"compact network, best fine-tuned epoch, {loop.state.text}")
+        loop.charge("finetune")
+        loop.state.known["compact"] = evaluate(self.network, loop.test, loop.fabric)
+        loop.charge("evaluate")
+        check_counts(self.network, loop.job.example.to(loop.fabric.device), loop.plan)
         return "done"
 
-    def _keep(self, run: Run, accuracy: float) -> dict[str, Any]:
-        run.state.best = {"accuracy": accuracy, "network": copy.deepcopy(self.network.state_dict())}
-        return run.state.best
+    def _keep(self, loop: Loop, accuracy: float) -> dict[str, Any]:
+        loop.state.best = {"accuracy": accuracy, "network": copy.deepcopy(self.network.state_dict())}
+        return loop.state.best
 
-    def _save(self, run: Run, what: str) -> None:
-        assert run.plan is not None
-        shipped = run.job.shipped(run.plan)
-        run.save(MODEL, what, lambda path: chipnet.save(self.network, shipped, path))
-
-
-def paper(run: Run) -> bool:
-    """Do the paper's optimisers and schedules train it? Masks that are given are trained as all others' are."""
-    return run.job.mask is None and read_method(run.job.request.method)[0].name == "chipnet-paper"
+    def _save(self, loop: Loop, what: str) -> None:
+        assert loop.plan is not None
+        shipped = loop.job.shipped(loop.plan)
+        loop.save(MODEL, what, lambda path: chipnet.save(self.network, shipped, path))
 
 
 PHASES: dict[str, type[Phase]] = {phase.name: phase for phase in (Train, Prune, Finetune)}
+"""In their order."""
 
 
-def cycle(run: Run) -> int:
+def phases_of(job: Job) -> dict[str, type[Phase]]:
+    """The phases of a run; masks that are given take the place of pruning."""
+    return PHASES if job.mask is None else PHASES | {Transfer.name: Transfer}
+
+
+def cycle(loop: Loop) -> int:
     """Steps of the one schedule that runs through pruning and fine-tuning."""
-    return (run.recipe.prune + run.recipe.finetune) * len(run.train)
+    return (loop.recipe.prune + loop.recipe.finetune) * len(loop.train)
 
 
 def check_counts(small: nn.Module, example: Tensor, plan: Plan) -> None:

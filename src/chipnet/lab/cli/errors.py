@@ -17,6 +17,7 @@ import typer
 
 from chipnet._util.text import printable
 from chipnet.errors import ChipNetError, ConfigError, Mistakes, one_line
+from chipnet.lab.cli.root import app
 
 
 def first() -> bool:
@@ -38,8 +39,6 @@ def say(error: BaseException, flags: Mapping[str, str] | None = None) -> None:
 
 def every_flag() -> dict[str, str]:
     """Option -> flag, of the options of all commands whose names are no words of their own."""
-    from chipnet.lab.cli import app
-
     commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
     options = (p for command in commands for p in command.params if p.opts[0].startswith("--"))
     return {
