@@ -44,7 +44,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
-        "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}",
+        "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("src", "tests", "tests/lab")),
     }
     command = [sys.executable, "-m", "chipnet.lab.cli", "prune", "--quiet", *arguments]
     return subprocess.Popen(
