@@ -1,7 +1,7 @@
 """Budget-aware structured pruning: a trained network and a budget in, a smaller exact network out.
 
-The public page. Everything else lives in private modules and in ``chipnet.lab.models``, ``chipnet.lab.data``,
-``chipnet.methods``, ``chipnet.methods.projections``, ``chipnet.methods.losses`` and ``chipnet.methods.schedules``.
+The public page. ``chipnet.methods``, ``chipnet.timing``, ``chipnet.graph.rules``, ``chipnet.integrations`` and
+``chipnet.lab`` are public too, as far as the API page lists them.
 
 Names are imported when they are first used: the command line says its first line before PyTorch is there.
 """

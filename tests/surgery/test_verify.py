@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from chipnet import PlanError, Structure, compact, verify_compact
 from chipnet.program.inputs import Inputs
+from chipnet.surgery import apply
 from chipnet.surgery.apply import agree
 from chipnet.surgery.verify import compare
 
@@ -164,6 +165,15 @@ def test_whole_numbers_alone_are_compared():
 
 def test_outputs_that_never_have_numbers_do_not_keep_channels():
     assert Structure(Net(lambda y: (y, y * INF)), X).gates == 6
+
+
+def test_a_wrong_output_is_told_though_another_has_no_numbers(monkeypatch):
+    model = Net(lambda y: (y, y * NAN))
+    plan = Structure(model, X).plan(MASK)
+    cut = apply._cut
+    monkeypatch.setattr(apply, "_cut", lambda small, plan: [cut(small, plan), scrambled(small)])
+    with pytest.raises(PlanError, match="does not compute what the masked one does: outputs differ by"):
+        compact(model, plan)
 
 
 class Constant(nn.Module):

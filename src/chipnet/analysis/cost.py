@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from chipnet.analysis.counts import ExistingChannels
 from chipnet.analysis.kinds import KIND, KINDS
+from chipnet.analysis.kinds.base import Call
 from chipnet.analysis.vectors import read_mask
 
 Measured = Callable[[Tensor, Tensor], Tensor]
@@ -114,8 +115,8 @@ class CostModel:
         self.dense = _cost(dense)
 
     @property
-    def calls(self) -> list[tuple[Any, int, int, int]]:
-        """Every call of a layer, with the indices of its counts: does it run, rows, columns."""
+    def calls(self) -> Sequence[Call]:
+        """Every call of a layer, with the indices of its counts."""
         return self._counts.calls
 
     def counting(self, more: Iterable[str]) -> CostModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from chipnet._util.torch_private import parameters_of
 from chipnet.analysis.formula import FALSE, TRUE, Program
-from chipnet.analysis.kinds.base import Term
+from chipnet.analysis.kinds.base import Call, Term
 from chipnet.analysis.liveness import Liveness
 from chipnet.graph.facts import Layer, Slots
 from chipnet.program.names import is_within
@@ -34,11 +34,7 @@ class ExistingChannels:
         self._alive_of = {name: liveness.alive(facts) for name, facts in self.graph.owners.items()}
         # Surgery replaces a module when all of its calls are dead; what is no module runs on.
         self._module_of = {fact: name for name, facts in self.graph.owners.items() for fact in facts}
-        self.calls: list[tuple[Layer, int, int, int]] = []
-        """Every call of a layer, with the indices of its counts: does it run, rows, columns."""
-        for layer in self.graph.layers:
-            works, _ = self.runs(layer)
-            self.calls.append((layer, works, self.count(layer.rows), self.count(layer.cols)))
+        self.calls: Sequence[Call] = [self._call(layer) for layer in self.graph.layers]
         for product in self.graph.products:
             self.count(product.slots)
 
@@ -46,12 +42,12 @@ class ExistingChannels:
         """Index of the number of these slots that exist."""
         return self._key(Counter(self.live.present(slots).tolist()))
 
-    def runs(self, layer: Layer) -> tuple[int, int]:
-        """Indices of whether a call runs: is what it writes needed, and is there anything to read?"""
-        if layer.fact not in self._module_of:
-            return 0, 0
-        reads = self.live.formulas.any(self.live.present(layer.cols).tolist())
-        return self._one(self._alive_of[self._module_of[layer.fact]]), self._one(reads)
+    def _call(self, layer: Layer) -> Call:
+        works = reads = 0  # what is no module always runs
+        if layer.fact in self._module_of:
+            anything = self.live.formulas.any(self.live.present(layer.cols).tolist())
+            works, reads = self._one(self._alive_of[self._module_of[layer.fact]]), self._one(anything)
+        return Call(layer, works, reads, self.count(layer.rows), self.count(layer.cols))
 
     def parameters(self) -> Iterator[Term]:
         """Elements of every parameter. A frozen layer has its computed weight and its bias, whatever the weight was

@@ -134,12 +134,12 @@ def with_latency(model: nn.Module, analysis: Analysis) -> CostModel:
     modules = dict(network.named_modules(remove_duplicate=False))
     calls, tables = [], []
     with _Cache(device) as known, torch.no_grad():
-        for layer, *counts in cost.calls:
-            name = layer.weight.rpartition(".")[0]
+        for call in cost.calls:
+            name = call.layer.weight.rpartition(".")[0]
             module = modules.get(name)
             if module is None or not shapes.get(name) or not _simple(module):
                 continue  # an operator without a module, or a weight that is computed: part of the rest
-            calls.append((counts[0], counts[1], counts[2]))
+            calls.append((call.works, call.rows, call.cols))
             tables.append(known.table(module, shapes[name].pop(0)))
     layers = cost.extended(LATENCY, LatencyModel(calls, tables, (0.0, 0.0, 1.0)))
     rest = _rest(model, analysis.with_cost(layers))

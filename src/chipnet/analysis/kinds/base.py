@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Protocol
 
@@ -16,19 +17,32 @@ Term = tuple[int, tuple[int, ...]]
 """A coefficient, and the counts that it is multiplied by, as indices."""
 
 
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer, with indices of counts.
+
+    ``works`` and ``reads`` count 1 or 0: is what it writes needed, and is there anything to read? ``rows`` and
+    ``cols`` count channels of it that exist.
+    """
+
+    layer: Layer
+    works: int
+    reads: int
+    rows: int
+    cols: int
+
+
 class Counts(Protocol):
     """Numbers of channels that exist, each known by an index; index 0 is the number 1."""
 
     graph: ChannelGraph
     shapes: Mapping[str, tuple[int, ...]]
     """Of every parameter of the dense network."""
+    calls: Sequence[Call]
+    """Of layers, in order."""
 
     def count(self, slots: Slots) -> int:
         """How many of these slots exist, each as often as it stands there."""
-        ...
-
-    def runs(self, layer: Layer) -> tuple[int, int]:
-        """Does this call of a layer run: is what it writes needed, and is there anything to read? 1 or 0."""
         ...
 
     def parameters(self) -> Iterable[Term]:

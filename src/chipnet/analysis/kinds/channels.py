@@ -16,8 +16,8 @@ class Channels(Kind):
         yield self._terms(counts)
 
     def _terms(self, counts: Counts) -> Iterator[Term]:
-        for layer in {layer.weight: layer for layer in counts.graph.layers}.values():
-            yield 1, (*counts.runs(layer), counts.count(layer.rows))
+        for call in {call.layer.weight: call for call in counts.calls}.values():
+            yield 1, (call.works, call.reads, call.rows)
 
     def dense(self, counts: Counts) -> int:
         return sum({layer.weight: len(layer.rows) for layer in counts.graph.layers}.values())

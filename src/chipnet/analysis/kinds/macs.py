@@ -18,10 +18,9 @@ class Macs(Kind):
         yield self._terms(counts)
 
     def _terms(self, counts: Counts) -> Iterator[Term]:
-        for layer in counts.graph.layers:
-            if layer.macs_per:
-                works, _ = counts.runs(layer)
-                yield layer.macs_per, (works, counts.count(layer.rows), counts.count(layer.cols))
+        for call in counts.calls:
+            if call.layer.macs_per:
+                yield call.layer.macs_per, (call.works, call.rows, call.cols)
         for product in counts.graph.products:
             yield product.macs_per, (counts.count(product.slots),)
         yield counts.graph.fixed_macs, ()

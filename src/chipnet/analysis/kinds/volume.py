@@ -10,7 +10,7 @@ class Volume(Kind):
     about = "output elements of every call of a convolution or linear layer, for the example inputs"
 
     def parts(self, counts: Counts) -> Iterable[Iterable[Term]]:
-        yield [(layer.area, (*counts.runs(layer), counts.count(layer.rows))) for layer in counts.graph.layers]
+        yield [(call.layer.area, (call.works, call.reads, call.rows)) for call in counts.calls]
 
     def dense(self, counts: Counts) -> int:
         return sum(layer.area * len(layer.rows) for layer in counts.graph.layers)
