@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -1243,3 +1244,19 @@ TOYS: dict[str, Toy] = {
     "functional": FUNCTIONAL,
     "no_norm": NO_NORM,
 }
+
+
+ANSWERS = [
+    pytest.param(name, answer, realisation, id=f"{name}-{i}-{realisation}")
+    for name, toy in TOYS.items()
+    for i, answer in enumerate(toy.answers)
+    for realisation in answer.realisations
+]
+"""Every hand-worked answer, in every realisation that it holds for: name, answer, realisation."""
+
+OPTIONS = [
+    pytest.param(r, share, id=f"{r}-{'shared' if share else 'unshared'}")
+    for r in ("plain", "indexed")
+    for share in (True, False)
+]
+"""Realisations, with gates shared and not."""

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from toys import (
+    ANSWERS,
+    OPTIONS,
     TOYS,
     Answer,
     assert_same_outputs,
@@ -20,18 +22,6 @@ from toys import (
 from chipnet import Cost, Structure, compact, masked
 from chipnet.analysis.kinds import KINDS
 from chipnet.program.counting import counting
-
-ANSWERS = [
-    pytest.param(name, answer, realisation, id=f"{name}-{i}-{realisation}")
-    for name, toy in TOYS.items()
-    for i, answer in enumerate(toy.answers)
-    for realisation in answer.realisations
-]
-OPTIONS = [
-    pytest.param(r, share, id=f"{r}-{'shared' if share else 'unshared'}")
-    for r in ("plain", "indexed")
-    for share in (True, False)
-]
 
 
 @pytest.mark.parametrize(("name", "answer", "realisation"), ANSWERS)

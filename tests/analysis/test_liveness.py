@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from toys import (
+    ANSWERS,
+    OPTIONS,
     RESIDUAL,
     TOYS,
     TWO_OUTPUTS,
@@ -17,18 +19,6 @@ from toys import (
 )
 
 from chipnet import PlanError, compact
-
-ANSWERS = [
-    pytest.param(name, answer, realisation, id=f"{name}-{i}-{realisation}")
-    for name, toy in TOYS.items()
-    for i, answer in enumerate(toy.answers)
-    for realisation in answer.realisations
-]
-OPTIONS = [
-    pytest.param(r, share, id=f"{r}-{'shared' if share else 'unshared'}")
-    for r in ("plain", "indexed")
-    for share in (True, False)
-]
 
 
 @pytest.mark.parametrize("name", TOYS)

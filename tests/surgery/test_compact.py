@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from toys import (
+    ANSWERS,
     RESIDUAL,
     TOYS,
     Answer,
@@ -22,13 +23,6 @@ from toys import (
 )
 
 from chipnet import PlanError, Structure, compact, masked, verify_compact
-
-ANSWERS = [
-    pytest.param(name, answer, realisation, id=f"{name}-{i}-{realisation}")
-    for name, toy in TOYS.items()
-    for i, answer in enumerate(toy.answers)
-    for realisation in answer.realisations
-]
 
 
 def prepared(name: str, answer: Answer, realisation: str):

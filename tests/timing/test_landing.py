@@ -5,28 +5,13 @@ import json
 import pytest
 import torch
 from test_cli import own_networks, prune  # noqa: F401
+from timed import X, net, own_cache  # noqa: F401 (a fixture)
 from torch import nn
 
 import chipnet
 from chipnet import BudgetError, Plan
 from chipnet.budget.landing import Landing
-from chipnet.timing import clock
 from chipnet.timing.landing import land
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(clock, "SECONDS", 0.15)
-
-
-def net(width=48):
-    layers = [nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-    layers += [nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5)).eval()
-
-
-X = torch.randn(1, 3, 20, 20)
 
 
 def test_neither_luck_nor_a_busy_machine_makes_a_network_look_faster():

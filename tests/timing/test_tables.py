@@ -4,27 +4,12 @@ import json
 
 import pytest
 import torch
+from timed import X, net, own_cache  # noqa: F401 (a fixture)
 from torch import nn
 
 from chipnet import BudgetError, Structure
-from chipnet.timing import clock, tables
+from chipnet.timing import tables
 from chipnet.timing.tables import LatencyModel, Table, measure_layer
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(clock, "SECONDS", 0.15)
-
-
-def net(width=48):
-    layers = [nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-    layers += [nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5)).eval()
-
-
-X = torch.randn(1, 3, 20, 20)
-
 
 HALF = Table((0, 2, 4), (0, 3), ((0, 0), (0, 60), (0, 100)))
 """Rows 0, 2, 4 and columns 0, 3: 60 for half of the rows, 100 for all."""
