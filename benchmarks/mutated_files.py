@@ -33,7 +33,8 @@ from chipnet.analysis.kinds import KINDS
 from chipnet.lab import checkpoint
 from chipnet.lab.cli.show import summary
 from chipnet.lab.cli.sweep import table
-from chipnet.lab.config import read_config, request_from
+from chipnet.lab.config_file import read_config
+from chipnet.lab.layers import request_from
 from chipnet.lab.models import get_model, load_weights
 from chipnet.lab.runs.folder import Run, from_pretrained
 from chipnet.lab.runs.report import report

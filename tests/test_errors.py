@@ -19,8 +19,9 @@ from chipnet import BudgetError, CaptureError, ChipNetError, ConfigError, LoadEr
 from chipnet._util.lock import only_writer
 from chipnet.errors import Mistakes
 from chipnet.graph import rules
-from chipnet.lab.config import read_config, request_from
+from chipnet.lab.config_file import read_config
 from chipnet.lab.data import Batches, TensorImages, load_data
+from chipnet.lab.layers import request_from
 from chipnet.lab.models import get_model, load_weights
 from chipnet.lab.runs.folder import Run, refuse_code
 from chipnet.lab.train import Recipe, Request, evaluate, prepare

@@ -8,19 +8,9 @@ import pytest
 import yaml
 
 from chipnet import ConfigError
-from chipnet.lab.config import (
-    Recipe,
-    Request,
-    checked,
-    options,
-    plain,
-    read_config,
-    recipe_for,
-    request_from,
-    started_by,
-    unused,
-    write_config,
-)
+from chipnet.lab.config import Recipe, Request, options, recipe_for
+from chipnet.lab.config_file import read_config, started_by, write_config
+from chipnet.lab.layers import checked, plain, request_from, unused
 
 
 def test_every_option_has_a_help_text_and_a_type_that_values_are_checked_against():

@@ -16,8 +16,9 @@ import chipnet
 from chipnet import LoadError, Masks, PlanError, Structure
 from chipnet.lab import cli
 from chipnet.lab import train as loop
-from chipnet.lab.config import read_config, request_from
+from chipnet.lab.config_file import read_config
 from chipnet.lab.data import load_data
+from chipnet.lab.layers import request_from
 from chipnet.lab.loop import Loop
 from chipnet.lab.models import get_model
 from chipnet.lab.phases import PHASES

@@ -1,31 +1,24 @@
-"""A run's options: what there is, with defaults and types, and how they are read and written.
+"""A run's options: what there is, with defaults and types, and what every run must say.
 
 `Request` and its `Recipe` are the only list of options: flags of `chipnet prune`, keys of a YAML file and
-config.yaml of a run are all made from their fields. This file reads values; whether a network, a folder or a
-device can be used is `chipnet.lab.job`'s question.
+config.yaml of a run are all made from their fields. `chipnet.lab.layers` reads values; whether a network, a
+folder or a device can be used is `chipnet.lab.job`'s question.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import math
-import numbers
 import os
 import shlex
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from chipnet._util.files import write_atomically
 from chipnet._util.sizes import too_large
-from chipnet._util.text import did_you_mean
-from chipnet.errors import ConfigError, Problems
+from chipnet.errors import ConfigError
 
 CONFIG = "config.yaml"
 """The resolved options of a run, in its folder."""
@@ -366,13 +359,6 @@ class Request:
     command: str = field(default_factory=lambda: shlex.join(["chipnet", *sys.argv[1:]]))
 
 
-def data_options(values: Mapping[str, Any] | Request) -> dict[str, Any]:
-    """What of the options `chipnet.lab.data.load_data` takes, of a request or of its config.yaml."""
-    if isinstance(values, Request):
-        return {name: getattr(values, name) for name in DATA}
-    return _fitted(Request, {name: values[name] for name in DATA if name in values}, "", [])
-
-
 BEFORE = {"clip_spikes": 0.0}
 """Fields of recipes that runs of earlier versions were made without, and what they did instead."""
 NOT_OPTIONS = {"recipe", "command"}
@@ -387,65 +373,6 @@ def options(cls: type) -> dict[str, tuple[Any, str, Any]]:
         for f in dataclasses.fields(cls)
         if f.name not in NOT_OPTIONS
     }
-
-
-# -- from and to plain values -----------------------------------------------------------------------------
-
-
-def request_from(*layers: Mapping[str, Any], source: str = "the config") -> Request:
-    """A request from plain values, as YAML has them; later layers win.
-
-    Args:
-        layers: option -> value, with `recipe` a mapping of its own, and `quick: true` for `recipe_for`'s short
-            one. What no layer has is the default: for the recipe, the data set's.
-        source: what to call the layers in errors.
-
-    Raises:
-        ConfigError: keys that do not exist (with the one that was probably meant) and values of a wrong type,
-            all of them.
-
-    Example:
-        >>> request_from({"data": "digits", "recipe": {"prune": 3}}, {"seed": 4}).recipe.epochs
-        (20, 3, 10)
-        >>> request_from({"sede": 4})
-        Traceback (most recent call last):
-        ...
-        chipnet.errors.ConfigError: cannot use the config:
-          - there is no option 'sede'; did you mean 'seed'?
-    """
-    problems = Problems()
-    request = read_layers([(source, layer) for layer in layers], problems)
-    problems.tell()
-    return request
-
-
-def read_layers(layers: Iterable[tuple[str, Mapping[str, Any]]], problems: Problems) -> Request:
-    """As `request_from`, for layers with what to call each in errors (nothing: flags, whose errors speak for
-    themselves). Mistakes are added to ``problems``, and the request goes without them."""
-    values: dict[str, Any] = {}
-    recipes: list[dict[str, Any]] = []
-    quick = False
-    for source, layer in layers:
-        wrong: list[str] = []
-        top = {k: v for k, v in layer.items() if k not in ("recipe", "quick", "command")}
-        values |= _fitted(Request, top, "", wrong, extra=("recipe", "quick"))
-        recipe = layer.get("recipe") or {}
-        if isinstance(recipe, Mapping):
-            recipes.append(_fitted(Recipe, recipe, "recipe." if source else "", wrong))
-        else:
-            wrong.append(f"recipe must be a mapping of options, not {_shown(recipe)}")
-        quick = quick if layer.get("quick") is None else bool(layer["quick"])
-        if wrong and source:
-            told = "\n".join(f"  - {w}" for w in wrong)
-            problems.found.append(ConfigError(f"cannot use {source}:\n{told}"))
-        else:
-            for text in wrong:
-                problems.add(text)
-    made = recipe_for(values.get("data", ""), quick)
-    for changes in recipes:
-        with problems.collected():
-            made = made.changed(changes)
-    return Request(**values, recipe=made)
 
 
 SAID = ("model", "data", "budget", "out")
@@ -475,232 +402,3 @@ def check_said(request: Request) -> None:
         raise ConfigError(
             f"{some} {'are' if len(missing) > 1 else 'is'} missing. For example: chipnet prune {flags}"
         )
-
-
-def checked(request: Request) -> Request:
-    """A request made in Python, whose values are as those of a file: only such can be written to config.yaml.
-
-    Raises:
-        ConfigError: values of a wrong type, all of them.
-    """
-    problems: list[str] = []
-    values = {name: getattr(request, name) for name in options(Request)}
-    fitted = _fitted(Request, values, "", problems)
-    if problems:
-        raise ConfigError("; ".join(problems) + ".")
-    return dataclasses.replace(request, **fitted)
-
-
-def plain(request: Request) -> dict[str, Any]:
-    """The inverse of `request_from`: values that YAML and JSON have."""
-
-    def values(of: Any) -> dict[str, Any]:
-        found = {name: getattr(of, name) for name in options(type(of))}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
-
-    top = values(request) | {"budget": _budget(request.budget), "out": os.fspath(request.out)}
-    del top["overwrite"]  # a repeated run must not replace its original
-    return top | {"recipe": values(request.recipe) if request.recipe else {}}
-
-
-def _budget(budget: Any) -> str:
-    from chipnet.budget.budget import Budget
-
-    return str(Budget.parse(budget))
-
-
-def write_config(path: str | os.PathLike[str], request: Request) -> None:
-    """Write the options of a run as YAML, all or nothing, and the command that started it."""
-    import yaml
-
-    values = plain(request) | {"command": request.command}
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    write_atomically(path, text.encode())
-
-
-def started_by(out: Path) -> str | None:
-    """The command that started the run in a folder, where its config.yaml has one."""
-    path = out / CONFIG
-    command = read_config(path).get("command") if path.is_file() else None
-    return command if isinstance(command, str) else None
-
-
-def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A layer for `request_from` from a YAML file, such as a run's config.yaml.
-
-    Raises:
-        ConfigError: the file is missing, is no YAML, gives a key twice, or holds no mapping.
-    """
-    import yaml
-
-    path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_LONGEST + 1)
-        if len(content) > _LONGEST:
-            raise ValueError(f"it is longer than {_LONGEST:,} bytes, which no options are")
-        values = yaml.load(content.decode(), _loader())
-    except FileNotFoundError:
-        raise ConfigError(f"there is no config file {path}.") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date that is none
-        raise ConfigError(
-            f"cannot read the config file {path}: {_cut(' '.join(str(error).split()))}"
-        ) from error
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"the config file {path} holds a {type(values).__name__}, not options such as 'seed: 1'."
-        )
-    return values
-
-
-_LONGEST, _DEEPEST, _LARGEST = 10**6, 50, 10**4
-"""Bytes of a config file; how deep it is nested; its values, those that aliases stand for counted each time."""
-
-
-@functools.cache
-def _loader() -> Any:
-    """YAML's safe loader for files of options: a key that is given twice in one mapping is an error (YAML drops the
-    first), and so are aliases in what they stand for, and what is nested deeper or larger than options are."""
-    import yaml
-
-    def refuse(problem: str, node: Any) -> None:
-        raise yaml.constructor.ConstructorError(problem=f"{problem} (line {node.start_mark.line + 1})")
-
-    def check(node: Any, sizes: dict[int, int]) -> int:
-        """How many values a node stands for."""
-        if isinstance(node, yaml.ScalarNode) or node is None:
-            return 1
-        if (known := sizes.get(id(node))) is not None:  # an alias is the node itself
-            return known
-        size = 1
-        lines: dict[Any, int] = {}
-        for child in node.value:
-            key, value = child if isinstance(node, yaml.MappingNode) else (None, child)
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                name, line = (key.tag, key.value), key.start_mark.line + 1
-                if name in lines:
-                    raise yaml.constructor.ConstructorError(
-                        problem=f"the key {key.value!r} is in line {lines[name]} and again in line {line}: keep one"
-                    )
-                lines[name] = line
-            size += check(key, sizes) + check(value, sizes)
-            if size > _LARGEST:
-                refuse(f"with its aliases it stands for more than {_LARGEST:,} values", node)
-        sizes[id(node)] = size
-        return size
-
-    class Loader(yaml.SafeLoader):
-        depth = 0
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            alias = self.check_event(yaml.AliasEvent)
-            event = self.peek_event()
-            if alias and event.anchor in self.anchors and not hasattr(self.anchors[event.anchor], "whole"):
-                refuse(f"the alias *{event.anchor} is inside of what it stands for", event)
-            if self.depth > _DEEPEST:
-                refuse(f"it is nested deeper than {_DEEPEST} levels", event)
-            self.depth += 1
-            node = super().compose_node(parent, index)
-            self.depth -= 1
-            node.whole = True
-            return node
-
-        def get_single_node(self) -> Any:
-            node = super().get_single_node()
-            check(node, {})  # as written: << is resolved later, and its keys may be given again
-            return node
-
-    return Loader
-
-
-def unused(out: str | os.PathLike[str]) -> Path:
-    """The first of OUT, OUT-2, OUT-3, ... that does not exist: a repeated run replaces nothing."""
-    path = Path(os.path.expanduser(out))
-    names = itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in itertools.count(2)))
-    return next(p for p in names if not os.path.lexists(p))  # of a name that cannot be, `prepare` tells
-
-
-def _fitted(
-    cls: type, values: Mapping[Any, Any], prefix: str, problems: list[str], extra: Iterable[str] = ()
-) -> dict[str, Any]:
-    known = options(cls)
-    fitted = {}
-    for name, value in values.items():
-        if name not in known:
-            problems.append(_unknown(str(name), prefix, [*known, *extra]))
-            continue
-        try:
-            fitted[name] = _fit(value, known[name][0])
-        except ValueError as error:
-            problems.append(f"{prefix}{name} must be {error}, not {_shown(value)}")
-            continue
-        if said := too_large(name, fitted[name]):
-            problems.append(f"{prefix}{said}")
-            del fitted[name]
-    return fitted
-
-
-def _unknown(name: str, prefix: str, known: list[str]) -> str:
-    elsewhere = list(options(Request if prefix else Recipe))
-    if name in elsewhere:
-        where = "outside of recipe" if prefix else "inside of recipe"
-        return f"there is no option '{prefix}{name}'; it belongs {where}"
-    meant = did_you_mean(name.replace("-", "_"), known, 0.5, prefix) or f"known: {', '.join(sorted(known))}"
-    return f"there is no option '{prefix}{name}'; {meant}"
-
-
-def _fit(value: Any, wanted: Any) -> Any:
-    """`value` as the type `wanted`; ValueError with what would do."""
-    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
-    if wanted is Any:
-        return value
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise ValueError(" or ".join(map(repr, arguments)))
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        return _fit(value, arguments[0])
-    if origin is tuple and arguments[0] is float:
-        values = value if isinstance(value, (list, tuple)) else (value,)
-        try:
-            return tuple(_fit(v, float) for v in values)
-        except ValueError:
-            raise ValueError("a number, or one for each channel") from None
-    if origin is tuple:
-        if isinstance(value, str):
-            return (value,)
-        if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
-            return tuple(value)
-        raise ValueError("a text or a list of texts")
-    if wanted is bool and not isinstance(value, bool):
-        raise ValueError("true or false")
-    if wanted is int:
-        if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-            return int(value)  # NumPy's are none that YAML can write
-        raise ValueError("a whole number")
-    if wanted is float:
-        try:
-            if not isinstance(value, bool):
-                return float(value)  # YAML reads 1e-3 as a text
-        except (TypeError, ValueError, OverflowError):
-            pass
-        raise ValueError("a number")
-    if wanted is str:
-        if isinstance(value, (str, os.PathLike)):
-            return os.fspath(value)
-        raise ValueError("a text")
-    return value
-
-
-def _shown(value: Any) -> str:
-    """A value for people, of a length that they read."""
-    try:
-        return _cut(repr(value))
-    except ValueError:  # an integer of thousands of digits
-        return "a number of many digits"
-
-
-def _cut(text: str, most: int = 200) -> str:
-    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from chipnet.budget.budget import Budget
 from chipnet.errors import BudgetError, ConfigError, PlanError
-from chipnet.lab.config import CONFIG, read_config
+from chipnet.lab.config import CONFIG
+from chipnet.lab.config_file import read_config
 from chipnet.lab.models.registry import is_known
 from chipnet.lab.runs.folder import Run
 from chipnet.lab.runs.record import DENSE, RESULT

@@ -32,15 +32,14 @@ from chipnet.lab.config import (
     Recipe,
     Request,
     check_said,
-    checked,
-    data_options,
     options,
     recipe_for,
-    started_by,
 )
+from chipnet.lab.config_file import started_by
 from chipnet.lab.data import Data, LoaderImages, load_data
 from chipnet.lab.data.images import count_batches
 from chipnet.lab.further import Start, run_named
+from chipnet.lab.layers import checked, data_options
 from chipnet.lab.models import get_model, load_weights
 from chipnet.lab.models.weights import find_weights
 from chipnet.lab.runs.folder import Run

@@ -42,7 +42,8 @@ from chipnet import Budget, ChipNetError
 from chipnet._util.files import write_atomically, write_json
 from chipnet._util.lock import only_writer
 from chipnet.lab import checkpoint, sanity
-from chipnet.lab.config import CONFIG, EPOCHS, write_config
+from chipnet.lab.config import CONFIG, EPOCHS
+from chipnet.lab.config_file import write_config
 from chipnet.lab.further import row
 from chipnet.lab.job import Job, Recipe, Request, check_unused, example_images, prepare, recipe_for
 from chipnet.lab.loop import Loop, State

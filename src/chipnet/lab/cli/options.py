@@ -17,6 +17,8 @@ from chipnet._util.sizes import wrong
 from chipnet.errors import ConfigError, Problems
 from chipnet.lab import config as settings
 from chipnet.lab.cli.errors import refusals
+from chipnet.lab.config_file import read_config
+from chipnet.lab.layers import read_layers, request_from, unused
 from chipnet.lab.runs.record import finished
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -134,10 +136,10 @@ def read(options: Mapping[str, Any], problems: Problems) -> settings.Request:
     layers: list[tuple[str, Mapping[str, Any]]] = [("", {**given, "recipe": recipe, "quick": quick})]
     if config is not None:
         with problems.collected():
-            layers.insert(0, (config, settings.read_config(config)))
-    request = settings.read_layers(layers, problems)
+            layers.insert(0, (config, read_config(config)))
+    request = read_layers(layers, problems)
     if config is not None and request.out and "out" not in given and not request.overwrite:
-        request = dataclasses.replace(request, out=settings.unused(request.out))
+        request = dataclasses.replace(request, out=unused(request.out))
     return request
 
 
@@ -187,7 +189,7 @@ def continued(resume: str, options: Mapping[str, Any]) -> tuple[settings.Request
     if not os.path.isfile(path):
         raise ConfigError(f"there is no run in {out}: it has no {settings.CONFIG}.")
     result = finished(out)
-    return settings.request_from(settings.read_config(path), {"out": str(out)}, source=str(path)), result
+    return request_from(read_config(path), {"out": str(out)}, source=str(path)), result
 
 
 def told(request: settings.Request) -> str:

@@ -17,6 +17,8 @@ from chipnet.lab.cli.console import Console
 from chipnet.lab.cli.errors import failures, first, refusals, stop_signals
 from chipnet.lab.cli.runs import report_after
 from chipnet.lab.cli.show import Bars, said
+from chipnet.lab.config_file import read_config
+from chipnet.lab.layers import plain, request_from
 from chipnet.lab.runs.record import DENSE, finished
 
 
@@ -108,8 +110,8 @@ def _finished(folder: Path, asked: config.Request) -> dict[str, Any] | None:
     path = folder / config.CONFIG
     if asked.overwrite or not path.is_file():
         return None
-    there = config.plain(config.request_from(config.read_config(path), source=str(path)))
-    here = config.plain(asked)
+    there = plain(request_from(read_config(path), source=str(path)))
+    here = plain(asked)
     other = [name for name in here if here[name] != there.get(name) and name not in ("out", "recipe")]
     other += [
         f"recipe.{n}" for n, v in here["recipe"].items() if v != there["recipe"].get(n) and n != "train"

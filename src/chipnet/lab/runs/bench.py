@@ -151,8 +151,8 @@ def preflight(grid: Grid, data_dirs: Mapping[str, str], retry: bool = False) -> 
     import torch
 
     from chipnet.lab import job
-    from chipnet.lab.config import data_options
     from chipnet.lab.data import load_data
+    from chipnet.lab.layers import data_options
     from chipnet.lab.models import get_model
 
     _settings(grid, data_dirs)

@@ -28,8 +28,9 @@ from chipnet._util.imports import IMPORTED
 from chipnet._util.schema import DamagedError, decode
 from chipnet.errors import ConfigError, LoadError
 from chipnet.lab.config import CONFIG as OPTIONS
-from chipnet.lab.config import data_options, read_config
+from chipnet.lab.config_file import read_config
 from chipnet.lab.data import Data, LoaderImages, load_data
+from chipnet.lab.layers import data_options
 from chipnet.lab.models import get_model, load_weights
 from chipnet.lab.runs.record import (
     DENSE,

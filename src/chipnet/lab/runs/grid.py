@@ -113,7 +113,7 @@ def read_grid(path: str | Path, out: str | Path | None = None) -> Grid:
         ConfigError: all that is wrong: keys that do not exist, with the one that was probably meant; values of
             another kind; methods and budgets that cannot be read.
     """
-    from chipnet.lab.config import read_config
+    from chipnet.lab.config_file import read_config
 
     path = Path(path)
     found = read_config(path)
@@ -270,7 +270,7 @@ def is_rival(text: str) -> bool:
 
 def asked(grid: Grid, data: str) -> Request:
     """What all runs on a data set have in common."""
-    from chipnet.lab.config import request_from
+    from chipnet.lab.layers import request_from
 
     options = {k: v for k, v in grid.request.items() if k not in FIXED}
     return request_from({**options, "data": data, "recipe": grid.recipe}, source="the request and the recipe")
