@@ -57,10 +57,10 @@ def record():
         (("keep", "a.weight", "x"), [0], "has the key 'x', which is no whole number"),
         (("keep", "no.weight"), {"0": [0]}, "is no tensor of the network"),
         (("zero", "norm.weight"), [0, [True]], "is True, and must be a whole number"),
-        (("stand_ins", 0, 1), "gone", "must be one of constant, dead, norm, pool"),
-        (("stand_ins", 0, 2), -1, "has -1 channels"),
-        (("stand_ins", 0), ["a"], "must be a list of 3 values"),
-        (("sites", 0, 1), 10**9, "keeps 1000000000 of"),
+        (("stand_ins", 0, "kind"), "gone", "must be one of constant, dead, norm, pool"),
+        (("stand_ins", 0, "channels"), -1, "has -1 channels"),
+        (("stand_ins", 0), ["a"], "must be a record of module, kind, channels"),
+        (("sites", 0, "kept"), 10**9, "keeps 1000000000 of"),
         (("dense", "macs"), 0.5, r"dense\.macs is 0\.5, and must be a whole number"),
         (("dense",), {"macs": 3}, "dense lacks channels, volume, params"),
         (("mask",), "012", "mask must be a text of 0 and 1"),
@@ -91,9 +91,12 @@ def test_deep_and_long_json_is_refused(tmp_path):
 
 def test_stand_ins_that_do_not_fit_are_refused(record):
     net = mutated_files.Net()
-    for index, value, said in ((2, 3, "nothing of 3 channels can stand in"), (0, "no", "no: no such module")):
+    for name, value, said in (
+        ("channels", 3, "nothing of 3 channels can stand in"),
+        ("module", "no", "no: no such module"),
+    ):
         data = json.loads(json.dumps(record))
-        data["stand_ins"][0][index] = value
+        data["stand_ins"][0][name] = value
         with pytest.raises(chipnet.PlanError, match=said):
             chipnet.compact(net, Plan.from_json(data), verify=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,9 +110,62 @@ def test_a_mask_of_the_wrong_length_is_refused():
         s.plan(torch.ones(17, dtype=torch.bool))
 
 
-@pytest.mark.parametrize("version", [0, VERSION + 1, None, "one"])
+class GRN(nn.Module):
+    """Scales channels by their norm as a part of the mean norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(torch.ones(1, 6, 1, 1)) for _ in range(2))
+        self.eps = 1e-2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = x.norm(p=2, dim=(2, 3), keepdim=True)
+        scale = size / (size.mean(dim=1, keepdim=True) + self.eps)
+        return self.weight * (x * scale) + self.bias + x
+
+
+class EveryRecord(nn.Module):
+    """What a plan of it holds: a frozen weight, sizes, a scale, stand-ins, index maps, a module's output that is
+    shut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 6, 1))
+        self.sigmoid, self.b, self.grn = nn.Sigmoid(), nn.Conv2d(6, 6, 1), GRN()
+        self.c, self.dead, self.d = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 4, 1), nn.Conv2d(4, 6, 1)
+        self.split, self.fc = [2, 4], nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.c(self.grn(self.b(self.sigmoid(self.a(x)))))
+        left, right = (x + self.d(self.dead(x).relu())).split(self.split, 1)
+        return self.fc(torch.cat([left.relu(), right], 1).mean((2, 3)))
+
+
+RECORDS = ("stand_ins", "remaps", "sites", "sizes", "scales", "frozen")
+
+
+def test_records_are_written_by_the_names_of_their_fields_and_read_from_the_lists_of_version_3(tmp_path):
+    old = json.loads((Path(__file__).parent / "plan_version_3.json").read_text())
+    plan = Plan.from_json(old)
+    new = plan.to_json()
+    for name in RECORDS:
+        assert [list(record.values()) for record in new[name]] == old[name] != []
+        fields = [f.name for f in dataclasses.fields(getattr(plan, name)[0])]
+        assert all(list(record) == fields for record in new[name])
+    assert {**new, **{name: old[name] for name in RECORDS}, "version": 3} == old
+    assert Plan.from_json(json.loads(json.dumps(new))) == plan
+    torch.manual_seed(0)
+    small = compact(
+        randomised(EveryRecord()), plan, torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    )  # it compares
+    assert (small.a.out_channels, small.b.out_channels, small.split) == (3, 4, [1, 2])
+
+
+@pytest.mark.parametrize("version", [0, 2, VERSION + 1, None, "one"])
 def test_an_unknown_version_is_refused(chain_plan, version):
-    with pytest.raises(LoadError, match=f"plan version {version!r} is unknown.*reads version {VERSION}"):
+    with pytest.raises(
+        LoadError, match=f"plan version {version!r} is unknown.*reads versions 3 and {VERSION}"
+    ):
         Plan.from_json({**chain_plan.to_json(), "version": version})
 
 

@@ -1,4 +1,4 @@
-"""JSON values to typed ones: the annotations of a dataclass are the schema of its record."""
+"""Typed values to JSON and back: the annotations of a dataclass are the schema of its record."""
 
 from __future__ import annotations
 
@@ -17,10 +17,26 @@ class DamagedError(ValueError):
     """A value is not what its type says: where, and what it is."""
 
 
+def encode(value: Any) -> Any:
+    """``value`` as JSON values, which `decode` reads. The record of a dataclass is a mapping by its fields' names.
+
+    Example:
+        >>> encode({0: (1, 2)})
+        {'0': [1, 2]}
+    """
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return [encode(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): encode(v) for k, v in value.items()}
+    return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+
+
 def decode(kind: Any, value: Any, where: str) -> Any:
     """``value``, read from JSON, as ``kind``: ``int``, ``float`` (finite), ``bool``, ``str``, ``None``, literals,
-    unions, tuples, mappings, and dataclasses, whose records are lists in the order of the fields or mappings by
-    their names. Of a `TypedDict`, keys that it does not name are kept as they are.
+    unions, tuples, mappings, and dataclasses, whose records are mappings by the names of the fields, as `encode`
+    writes them, or lists in their order. Of a `TypedDict`, keys that it does not name are kept as they are.
 
     Raises:
         DamagedError: it is something else.
@@ -95,7 +111,9 @@ def _record(kind: Any, value: Any, where: str) -> Any:
         require(not odd, where, f"has {_short(odd)}, which nobody knows")
         return kind(**{k: decode(hints[k], v, f"{where}.{k}") for k, v in value.items()})
     if not isinstance(value, list) or len(value) != len(fields):
-        raise DamagedError(f"{where} is {_short(value)}, and must be a list of {len(fields)} values")
+        raise DamagedError(
+            f"{where} is {_short(value)}, and must be a record of {', '.join(f.name for f in fields)}"
+        )
     return kind(*(decode(hints[f.name], v, f"{where}.{f.name}") for f, v in zip(fields, value, strict=True)))
 
 

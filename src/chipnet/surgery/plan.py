@@ -13,7 +13,7 @@ from typing import Any, Literal, get_type_hints
 from torch import nn
 
 from chipnet._util.files import write_json
-from chipnet._util.schema import decode, require
+from chipnet._util.schema import decode, encode, require
 from chipnet._util.text import few
 from chipnet.analysis.cost import Cost
 from chipnet.analysis.liveness import COVERED
@@ -24,7 +24,8 @@ from chipnet.graph.facts import Frozen
 from chipnet.program.inputs import Inputs
 from chipnet.program.outputs import Outputs
 
-VERSION = 3
+VERSION = 4
+"""What is written. Version 3, which had records as lists, is read too."""
 
 
 @dataclass(frozen=True)
@@ -184,27 +185,16 @@ class Plan:
         return "\n".join(rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
-            "version": VERSION,
-            "realisation": self.realisation,
-            "budget": self.budget,
+        """Plain JSON values: records by the names of their fields."""
+        apart = {
             "dense": self.dense.to_json(),
             "compact": self.compact.to_json(),
-            "shapes": {n: list(s) for n, s in self.shapes.items()},
-            "keep": {n: {str(a): list(i) for a, i in axes.items()} for n, axes in self.keep.items()},
-            "zero": {n: [a, list(i)] for n, (a, i) in self.zero.items()},
-            "shut": {n: [a, list(i)] for n, (a, i) in self.shut.items()},
-            "stand_ins": [[d.module, d.kind, d.channels] for d in self.stand_ins],
-            "remaps": [[r.module, r.side, r.axis, list(r.index)] for r in self.remaps],
-            "sites": [[s.name, s.kept, s.channels, list(s.tied_to), s.ties, s.reason] for s in self.sites],
-            "sizes": [[s.module, s.name, s.index, s.value, s.was] for s in self.sizes],
-            "scales": [[s.module, s.name, s.factor] for s in self.scales],
-            "frozen": [[f.module, list(f.shape), f.axis, f.same] for f in self.frozen],
-            **({"latency": dict(self.latency)} if self.latency is not None else {}),
-            **({"outputs": outputs} if (outputs := self.outputs and self.outputs.to_json()) else {}),
+            "outputs": self.outputs and self.outputs.to_json(),
+            "inputs": None,
             "mask": "".join("1" if m else "0" for m in self.mask),
         }
+        values = {n: apart[n] if n in apart else encode(v) for n, v in vars(self).items()}
+        return {"version": VERSION, **{n: v for n, v in values.items() if v is not None}}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
@@ -214,9 +204,9 @@ class Plan:
             LoadError: an unknown version, or not a plan.
         """
         version = data.get("version") if isinstance(data, Mapping) else None
-        if version != VERSION:
+        if version not in (3, VERSION):
             raise LoadError(
-                f"plan version {version!r} is unknown: this chipnet reads version {VERSION}. "
+                f"plan version {version!r} is unknown: this chipnet reads versions 3 and {VERSION}. "
                 "Load it with the chipnet that wrote it."
             )
         hints = get_type_hints(cls)
