@@ -6,11 +6,10 @@ import contextlib
 import dataclasses
 import math
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from chipnet._util.files import write_atomically
 from chipnet._util.imports import optional_import
 from chipnet._util.lock import RUN, only_writer
 from chipnet._util.random import seed_everything
-from chipnet._util.sizes import check_size, wrong
+from chipnet._util.sizes import wrong
 from chipnet._util.text import shell_command
 from chipnet.errors import Problems
 from chipnet.lab import checkpoint
@@ -38,6 +37,7 @@ from chipnet.lab.config import (
 from chipnet.lab.config_file import started_by
 from chipnet.lab.data import Data, LoaderImages, load_data
 from chipnet.lab.data.images import count_batches
+from chipnet.lab.devices import check_device, launched, use_threads
 from chipnet.lab.further import Start, run_named
 from chipnet.lab.layers import checked, data_options
 from chipnet.lab.models import get_model, load_weights
@@ -49,9 +49,6 @@ from chipnet.methods import read_method
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
-
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 
 
 @dataclass(frozen=True)
@@ -135,102 +132,54 @@ def read_job(request: Request, resume: bool = False, problems: Problems | None =
         recipe = check(request)
     if request.out:
         with problems.collected("out"):
-            out = _run_folder(os.fspath(request.out))
-            if (out / RUN).exists():
-                with only_writer(out):  # while another process is, this says so before anything is loaded
-                    pass
-            if not resume:
-                check_unused(out, request.overwrite)
+            out = _free_folder(request, resume)
     if problems.found:  # what else is wrong, on this process alone
         _parts(request, recipe, problems)
     problems.tell()
-    budget, folder = Budget.parse(request.budget), run_named(request.model)
-    run = Run.open(folder, request.trust) if folder else None
-    threads = use_threads(request.threads)
-    if request.precision == "32":
-        request = dataclasses.replace(request, precision="32-true")
-    fabric = _fabric(request)
+    request = dataclasses.replace(request, threads=use_threads(request.threads))
+    fabric = launched(request)
     out = fabric.broadcast(out)  # where the first process found a name that was free
-    processes, local = fabric.world_size, getattr(fabric.strategy, "num_processes", 1)
+    processes = fabric.world_size
     if recipe.batch_size < 2 * processes:
         raise ConfigError(
             f"a batch of {recipe.batch_size} is too small for {processes} processes. Give --batch-size "
             f"{2 * processes} or more."
         )
-    data, network = _parts(request, recipe, problems, fabric.global_rank, processes)
+    data, network, run = _parts(request, recipe, problems, fabric.global_rank, processes)
     problems.tell()
     assert data is not None and network is not None
-    asked, recipe = recipe, fitted(recipe, data, processes, request)
     if request.weights is not None:
         load_weights(network, request.weights)
     if request.sync_batch_norm:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     example = example_images(data)
-    structure = Structure(
-        network,
-        example,
-        realisation=request.realisation,
-        ignore=request.ignore,
-        only=request.only,
-        outputs=request.outputs,
-        min_channels=request.min_channels,
-        round_to=request.round_to,
-    )
-    if "latency" in budget.kinds:
+    structure = _structure(request, network, example)
+    if "latency" in Budget.parse(request.budget).kinds:
         if processes > 1:
             raise ConfigError(
                 "a latency budget is measured, and no two processes measure the same: prune on one device "
                 "(--devices 1), or by macs."
             )
         structure.time(network)
-    mask = start = None
-    if run is not None:
-        start = Start.of(run, example)
-        budget = start.budget(budget, structure)
-        structure.check(budget)
-        start.check(structure, network, budget)
-    elif request.masks is None:
-        structure.check(budget)
-    else:
-        mask = Masks.load(request.masks).transfer(structure)
+    start = Start.of(run, example) if run else None
+    budget, mask = _goal(request, structure, network, start)
     _check_logits(network, example, request.model, data.num_classes)
-    for note in (*data.notes, data.normalisation()):
-        log.info("%s", note)
-    if recipe != asked:
-        log.info(
-            "recipe for these images: batches of %d, epochs %s, peak rates %.3g in training and %.3g in pruning; "
-            "what is given (--epochs, --batch-size, --lr) stays as it is",
-            recipe.batch_size,
-            ", ".join(f"{n} {e}" for n, e in zip(EPOCHS, recipe.epochs, strict=True)),
-            recipe.train_lr,
-            recipe.prune_lr,
-        )
-    # What was left to this machine is written out, so that config.yaml repeats the run on another one.
-    request = dataclasses.replace(
-        request,
-        recipe=recipe,
-        out=out,
-        threads=threads,
-        accelerator=fabric.device.type,
-        devices=local,
-        num_nodes=processes // local,
-        budget=str(Budget.parse(request.budget)),
-    )
-    if run is not None:
-        request = dataclasses.replace(request, model=str(run.folder))  # from wherever it goes on
-        if not isinstance(data.train, LoaderImages):
-            request = dataclasses.replace(request, mean=data.mean, std=data.std)
-    if resume and (command := started_by(out)) is not None:
-        request = dataclasses.replace(request, command=command)
-    return Job(request, recipe, budget, data, network, example, structure, fabric, out, resume, mask, start)
+    asked, recipe = recipe, _fitted(recipe, request, data, processes)
+    _tell(data, asked, recipe)
+    job = Job(request, recipe, budget, data, network, example, structure, fabric, out, resume, mask, start)
+    return dataclasses.replace(job, request=_written_out(job))
 
 
 def _parts(
     request: Request, recipe: Recipe, problems: Problems, rank: int = 0, processes: int = 1
-) -> tuple[Data | None, nn.Module | None]:
-    """Data and network, as far as they can be had."""
-    data = network = None
+) -> tuple[Data | None, nn.Module | None, Run | None]:
+    """Data, network and the run that it is of, as far as they can be had."""
+    data = network = run = None
     seed = request.seed if 0 <= request.seed < 2**63 else 0
+    folder = run_named(request.model)
+    if folder:
+        with problems.collected("model"):
+            run = Run.open(folder, request.trust)
     if request.data:
         with problems.collected("data"):
             data = load_data(
@@ -245,26 +194,86 @@ def _parts(
             )
             if not request.skip_broken:
                 data.check_files()
-            if (folder := run_named(request.model)) and request.mean is request.std is None:
-                data = Run.open(folder).seen(data)
-            _check_batch(data, fitted(recipe, data, processes, request).batch_size, processes)
-    if request.model:
-        seed_everything(seed)
-        with problems.collected("model"):
-            if folder := run_named(request.model):
-                network = _compact_of(Run.open(folder, request.trust), data)
-            else:
-                network = get_model(
-                    request.model, *((data.num_classes, data.in_channels) if data is not None else ())
-                )
-    return data, network
+            if run and request.mean is request.std is None:
+                data = run.seen(data)
+            _check_batch(data, _fitted(recipe, request, data, processes).batch_size, processes)
+    seed_everything(seed)
+    with problems.collected("model"):
+        if run:
+            if data is not None:
+                run.check_images(data)
+            network = run.compact().train()
+        elif request.model and not folder:
+            network = get_model(
+                request.model, *((data.num_classes, data.in_channels) if data is not None else ())
+            )
+    return data, network, run
 
 
-def _compact_of(run: Run, data: Data | None) -> nn.Module:
-    """The compact network of a run, for the data of another."""
-    if data is not None:
-        run.check_images(data)
-    return run.compact().train()
+def _structure(request: Request, network: nn.Module, example: Tensor) -> Structure:
+    return Structure(
+        network,
+        example,
+        realisation=request.realisation,
+        ignore=request.ignore,
+        only=request.only,
+        outputs=request.outputs,
+        min_channels=request.min_channels,
+        round_to=request.round_to,
+    )
+
+
+def _goal(
+    request: Request, structure: Structure, network: nn.Module, start: Start | None
+) -> tuple[Budget, Tensor | None]:
+    """The budget, which can be met, and the masks that are given in its place."""
+    budget = Budget.parse(request.budget)
+    if request.masks is not None:
+        return budget, Masks.load(request.masks).transfer(structure)
+    if start:
+        budget = start.budget(budget, structure)
+    structure.check(budget)
+    if start:
+        start.check(structure, network, budget)
+    return budget, None
+
+
+def _tell(data: Data, asked: Recipe, recipe: Recipe) -> None:
+    """What has been decided for the user."""
+    for note in (*data.notes, data.normalisation()):
+        log.info("%s", note)
+    if recipe != asked:
+        log.info(
+            "recipe for these images: batches of %d, epochs %s, peak rates %.3g in training and %.3g in pruning; "
+            "what is given (--epochs, --batch-size, --lr) stays as it is",
+            recipe.batch_size,
+            ", ".join(f"{n} {e}" for n, e in zip(EPOCHS, recipe.epochs, strict=True)),
+            recipe.train_lr,
+            recipe.prune_lr,
+        )
+
+
+def _written_out(job: Job) -> Request:
+    """A job's request with what was left to this machine, so that config.yaml repeats the run on another one."""
+    request, fabric, data = job.request, job.fabric, job.data
+    devices = getattr(fabric.strategy, "num_processes", 1)
+    values: dict[str, Any] = {
+        "recipe": job.recipe,
+        "out": job.out,
+        "accelerator": fabric.device.type,
+        "devices": devices,
+        "num_nodes": fabric.world_size // devices,
+        "budget": str(Budget.parse(request.budget)),
+    }
+    if request.precision == "32":
+        values["precision"] = "32-true"
+    if job.start is not None:
+        values["model"] = str(job.start.run.folder)  # from wherever it goes on
+        if not isinstance(data.train, LoaderImages):
+            values |= {"mean": data.mean, "std": data.std}
+    if job.resume and (command := started_by(job.out)) is not None:
+        values["command"] = command
+    return dataclasses.replace(request, **values)
 
 
 def check(request: Request) -> Recipe:
@@ -312,17 +321,9 @@ def check(request: Request) -> Recipe:
                 needed_for="tensorboard: true (--tensorboard)",
                 install="tensorboard",
             )
-    _check_device(request, problems)
+    check_device(request, problems)
     problems.tell()
     return recipe
-
-
-def use_threads(threads: int | None) -> int:
-    """Set the CPU threads, where a number is given; how many there are."""
-    if threads is not None:
-        check_size("threads", threads)
-        torch.set_num_threads(threads)
-    return torch.get_num_threads()
 
 
 def example_images(data: Data) -> Tensor:
@@ -331,11 +332,10 @@ def example_images(data: Data) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def fitted(recipe: Recipe, data: Data, processes: int, request: Request) -> Recipe:
+def _fitted(recipe: Recipe, request: Request, data: Data, processes: int) -> Recipe:
     """The recipe with what it only suggests fitted to the data."""
     images = data.train
-    # Masks take a whole network apart.
-    trained = request.masks is None and bool(request.weights or run_named(request.model))
+    trained = recipe.train == 0 and request.masks is None  # masks take a whole network apart
     if isinstance(images, LoaderImages):
         steps = images.steps or 1
         return recipe.fitted(images.batch_size * processes, lambda size: steps, trained)
@@ -369,6 +369,17 @@ def _run_folder(out: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # too long or closed; a NUL in it; ~nobody
         raise _unwritable(out, error) from error
     return path
+
+
+def _free_folder(request: Request, resume: bool) -> Path:
+    """The run folder, which nobody is writing to; what is in it may be replaced."""
+    out = _run_folder(os.fspath(request.out))
+    if (out / RUN).exists():
+        with only_writer(out):  # while another process is, this says so before anything is loaded
+            pass
+    if not resume:
+        check_unused(out, request.overwrite)
+    return out
 
 
 def check_unused(out: Path, overwrite: bool, resume: bool = False) -> None:
@@ -424,38 +435,6 @@ def _unwritable(out: str, error: Exception) -> ConfigError:
     return ConfigError(f"cannot write to the output folder {name} ({why}). Give another --out.")
 
 
-def _check_device(request: Request, problems: Problems) -> None:
-    accelerator, precision = request.accelerator, request.precision
-    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if precision not in (*PRECISIONS, "32"):
-        problems.add(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}", "precision")
-    if request.strategy not in STRATEGIES:
-        problems.add(
-            f"unknown strategy {request.strategy!r}; known: {', '.join(STRATEGIES)}. Strategies that cut up "
-            "parameters leave no whole channels to prune.",
-            "strategy",
-        )
-    if request.devices < -1 or request.devices == 0:
-        problems.add(f"devices must be at least 1, or -1 for all GPUs, not {request.devices}")
-    if accelerator != "auto" and accelerator not in has:
-        problems.add(f"unknown accelerator {accelerator!r}; known: auto, {', '.join(has)}", "accelerator")
-        return
-    if accelerator != "auto" and not has[accelerator]:
-        problems.add(f"PyTorch finds no {accelerator.upper()} device here. Use --accelerator cpu.")
-        return
-    cuda = accelerator in ("auto", "cuda") and has["cuda"]
-    if precision == "16-mixed" and not cuda:
-        problems.add("the precision 16-mixed needs a CUDA device; on a CPU use 32-true or bf16-mixed.")
-    if request.sync_batch_norm and not cuda:
-        problems.add("sync_batch_norm needs CUDA devices: PyTorch has none for the CPU. Leave it out.")
-    if request.devices == -1 and not cuda:
-        problems.add("devices -1 takes all GPUs, and there is none. Give the number of processes.")
-    if cuda and request.devices > torch.cuda.device_count():
-        problems.add(
-            f"devices is {request.devices}, and there are {torch.cuda.device_count()} CUDA devices here."
-        )
-
-
 def _check_logits(network: nn.Module, example: Tensor, name: str, classes: int) -> None:
     was = network.training
     with torch.no_grad():
@@ -468,33 +447,3 @@ def _check_logits(network: nn.Module, example: Tensor, name: str, classes: int) 
             f"for {list(example.shape)} images {name} returns {got}; this loop needs logits {list(wanted)}. "
             "Give the network an argument num_classes, or train in a loop of your own."
         )
-
-
-def torchruns() -> int:
-    """How many processes torchrun has started, this one among them; 0: it has not started this one."""
-    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
-
-
-def _fabric(request: Request) -> Fabric:
-    """Devices and processes, launched: from here on, every process runs what follows."""
-    from lightning.fabric import Fabric  # takes seconds to import, so not before it is needed
-
-    accelerator = request.accelerator
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    devices, nodes = request.devices, request.num_nodes
-    if processes := torchruns():
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = processes // devices
-    fabric = Fabric(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=nodes,
-        strategy=request.strategy,
-        precision=request.precision,  # type: ignore[arg-type]
-    )
-    with warnings.catch_warnings():
-        # Lightning's advice for notebooks and clusters, and PyTorch's about its own defaults.
-        warnings.simplefilter("ignore")
-        fabric.launch()
-    return fabric

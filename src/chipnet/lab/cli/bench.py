@@ -40,7 +40,7 @@ def bench(
     """
     console = Console()
     with refusals():
-        from chipnet.lab.job import torchruns, use_threads
+        from chipnet.lab.devices import torchruns, use_threads
         from chipnet.lab.runs import bench as runner
         from chipnet.lab.runs import grid as grids
         from chipnet.lab.runs import tables

@@ -11,9 +11,9 @@ from chipnet import __version__
 from chipnet.budget.budget import several
 from chipnet.errors import Problems
 from chipnet.lab.cli.console import Console
-from chipnet.lab.cli.errors import failures, first, refusals, stop_signals
+from chipnet.lab.cli.errors import first, refusals
 from chipnet.lab.cli.options import Grouped, continued, flags, flags_of, read, told
-from chipnet.lab.cli.show import Bars, dry, said, show_result, summary
+from chipnet.lab.cli.show import carried_out, dry, said, summary
 from chipnet.lab.cli.sweep import sweep
 
 app = typer.Typer()
@@ -74,24 +74,19 @@ def prune(
             budgets = several(request.budget)
         # Importing PyTorch takes seconds: the first line comes before.
         console.tell(f"chipnet {__version__}{told(request)}")
-        from chipnet.lab import train
         from chipnet.lab.job import read_job
+        from chipnet.lab.train import prepare
         from chipnet.methods import read_method
 
         if options["method"]:  # of a run with masks it is only a name, but one that is typed is meant
             with problems.collected("method"):
                 read_method(options["method"])
-        if dry_run:
+        if dry_run or not budgets:
             asked = dataclasses.replace(request, budget=next(iter(budgets.values()), request.budget))
-            job = read_job(asked, resume is not None, problems)
-        elif not budgets:
-            job = train.prepare(request, resume=resume is not None, problems=problems)
+            job = (read_job if dry_run else prepare)(asked, resume=resume is not None, problems=problems)
     if dry_run:
         console.tell("\n".join(dry(job)))
-        return
-    if budgets:
+    elif budgets:
         sweep(console, request, budgets, problems, flags_of(options))
-        return
-    with said(console), failures(), stop_signals() as stop, Bars(console) as bars:
-        result = train.run(job, bars, stop)
-    show_result(console, result, job.out)
+    else:
+        carried_out(console, job)

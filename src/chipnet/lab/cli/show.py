@@ -16,7 +16,7 @@ from chipnet.analysis.kinds import LATENCY
 from chipnet.budget.budget import shown
 from chipnet.lab.cli import runs
 from chipnet.lab.cli.console import Console, Text
-from chipnet.lab.cli.errors import first
+from chipnet.lab.cli.errors import failures, first, stop_signals
 from chipnet.lab.config import EPOCHS
 from chipnet.lab.runs.record import FILES, MODEL
 
@@ -107,6 +107,15 @@ class Bars:
     def _line(self, text: str) -> None:
         if not self.console.is_terminal and not self.quiet:
             self.console.tell(text)
+
+
+def carried_out(console: Console, job: Job) -> None:
+    """Do the run, and show what it came to."""
+    from chipnet.lab.train import run
+
+    with said(console), failures(), stop_signals() as stop, Bars(console) as bars:
+        result = run(job, bars, stop)
+    show_result(console, result, job.out)
 
 
 def show_result(console: Console, result: Mapping[str, Any], out: Path) -> None:

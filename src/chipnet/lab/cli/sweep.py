@@ -64,8 +64,8 @@ def _requests(
 ) -> list[config.Request]:
     """The request of every run, whose every budget can be met."""
     from chipnet.budget.budget import Budget
-    from chipnet.lab.further import run_named
-    from chipnet.lab.job import read_job, torchruns
+    from chipnet.lab.devices import torchruns
+    from chipnet.lab.job import read_job
 
     if request.devices != 1 or request.num_nodes != 1 or torchruns() > 1:
         problems.add("several in one command are for one process: give one, or --devices 1.", "budget")
@@ -91,7 +91,7 @@ def _requests(
             job.structure.check(job.start.budget(budget, job.structure) if job.start else budget)
     problems.tell()
     weights = job.request.weights
-    if weights is None and run_named(job.request.model) is None:
+    if weights is None and job.start is None:
         weights = str(folders[name] / DENSE)
     asked = {
         n: dataclasses.replace(job.request, budget=budgets[n], out=folders[n], weights=weights)

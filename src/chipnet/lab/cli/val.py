@@ -43,7 +43,7 @@ def val(
     with refusals({"data_dir": "--data-dir"}):
         import torch
 
-        from chipnet.lab.job import use_threads
+        from chipnet.lab.devices import use_threads
         from chipnet.lab.val import measure, networks_of
 
         use_threads(threads)
