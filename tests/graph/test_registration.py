@@ -110,6 +110,28 @@ def test_operators_are_told_apart_by_namespace_and_named_in_three_ways(own_rules
     assert rules.rule_of(torch.ops.aten.mul) is min
 
 
+def test_a_rule_is_of_the_operator_not_of_its_name(own_rules):
+    def defined():
+        return torch.library.custom_op("chipnet_again::f", mutates_args=())(same)
+
+    def same(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    rules.rule("chipnet_again::f")(max)
+    with pytest.raises(ConfigError, match="has a rule already"):
+        rules.rule("chipnet_again::f")
+    first = defined()  # the rule has waited for it
+    assert rules.rule_of(torch.ops.chipnet_again.f.default) is rules.rule_of(first) is max
+    with pytest.raises(ConfigError, match="has a rule already"):
+        rules.rule("chipnet_again::f")
+    assert torch.ops.chipnet_again.f in RULES
+    assert "chipnet_again::f" not in RULES
+    again = defined()
+    assert rules.rule_of(again) is None
+    rules.rule(again)(min)
+    assert rules.rule_of("chipnet_again::f") is min
+
+
 @pytest.mark.parametrize(
     ("operators", "said"),
     [

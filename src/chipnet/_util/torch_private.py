@@ -40,6 +40,18 @@ def schema_of(target: Any) -> torch.FunctionSchema | None:
     return getattr(target, "_schema", None)
 
 
+def operator_of(target: Any) -> OpOverloadPacket | HigherOrderOperator | None:
+    """The operator of an overload, of what ``torch.library.custom_op`` made, or itself; None of what is none.
+
+    Example:
+        >>> operator_of(torch.ops.aten.add_.Tensor), operator_of(torch.add)
+        (<OpOverloadPacket(op='aten.add_')>, None)
+    """
+    target = target._opoverload if isinstance(target, CustomOpDef) else target
+    target = target.overloadpacket if isinstance(target, OpOverload) else target
+    return target if isinstance(target, (OpOverloadPacket, HigherOrderOperator)) else None
+
+
 def qualified_name(operator: Any) -> str | None:
     """``namespace::name`` of an operator; None where it is none. The names are in no public attribute.
 
@@ -47,13 +59,10 @@ def qualified_name(operator: Any) -> str | None:
         >>> qualified_name(torch.ops.aten.add), qualified_name(torch.ops.aten.add_.Tensor)
         ('aten::add', 'aten::add_')
     """
-    if isinstance(operator, OpOverload):
-        return str(operator._schema.name)
+    operator = operator_of(operator)
     if isinstance(operator, OpOverloadPacket):
         return str(operator._qualified_op_name)
-    if isinstance(operator, CustomOpDef):
-        return str(operator._qualname)
-    return f"higher_order::{operator.name()}" if isinstance(operator, HigherOrderOperator) else None
+    return f"higher_order::{operator.name()}" if operator is not None else None
 
 
 # -- nodes: torch.export documents what it keeps in `meta`, but not the keys --------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import getitem
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from chipnet.graph.facts import PinCode
 from chipnet.graph.labels import values_in
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.elementwise import pointwise
-from chipnet.graph.rules.table import RULES
+from chipnet.graph.rules.table import RULES, key_of
 
 
 def apply(op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -27,10 +28,10 @@ def apply(op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _apply(op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if op.name == "getitem":
+    if op.node.target is getitem:
         return args[0][args[1]]
-    if op.name in RULES:
-        return RULES[op.name](op, *args, **kwargs)
+    if (key := key_of(op.node.target)) in RULES:
+        return RULES[key](op, *args, **kwargs)
     inputs = values_in(args, kwargs)
     if inputs and isinstance(op.node.target, OpOverload) and _is_pointwise(op.node.target):
         return pointwise(op, *args, **kwargs)

@@ -8,14 +8,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from chipnet._util.torch_private import OpOverloadPacket, qualified_name
+from chipnet._util.torch_private import OpOverloadPacket, operator_of, qualified_name
 from chipnet.errors import ConfigError
 from chipnet.program.names import short_name
 
 Rule = Callable[..., Any]
 R = TypeVar("R", bound=Rule)
-RULES: dict[str, Rule] = {}
-"""Operator, as `short_name` writes it, to its rule."""
+RULES: dict[Any, Rule] = {}
+"""Operator, as `key_of` gives it, to its rule."""
 
 
 def rule(*operators: Any, replace: bool = False) -> Callable[[R], R]:
@@ -28,7 +28,7 @@ def rule(*operators: Any, replace: bool = False) -> Callable[[R], R]:
     Args:
         operators: each as ``torch.ops`` gives it (``torch.ops.mylib.scale``), as ``torch.library.custom_op`` made
             it, or by its name, ``"mylib::scale"``, where it may not be there yet. A rule is for all overloads; one
-            for ATen's ``add`` is for ``add_`` too.
+            for ATen's ``add`` is for ``add_`` too. An operator that is defined anew is another one.
         replace: put the rule in the place of the one that an operator has.
 
     Raises:
@@ -44,17 +44,17 @@ def rule(*operators: Any, replace: bool = False) -> Callable[[R], R]:
         >>> rule_of(scale) is scale_rule
         True
     """
-    names = [_name(operator) for operator in operators]
-    if not names:
+    keys = [_known(operator) for operator in operators]
+    if not keys:
         raise ConfigError("rule() needs an operator: @rule(torch.ops.mylib.scale)")
-    for name, operator in zip(names, operators, strict=True):
-        if not replace and (name in RULES or names.count(name) > 1):
+    for key, operator in zip(keys, operators, strict=True):
+        if not replace and (key in RULES or keys.count(key) > 1):
             raise ConfigError(
                 f"the operator {operator} has a rule already. To put another in its place: rule(..., replace=True)"
             )
 
     def register(function: R) -> R:
-        RULES.update(dict.fromkeys(names, function))
+        RULES.update(dict.fromkeys(keys, function))
         return function
 
     return register
@@ -66,7 +66,7 @@ def rule_of(operator: Any) -> Rule | None:
     Raises:
         ConfigError: what is given is no operator.
     """
-    return RULES.get(_name(operator))
+    return RULES.get(_known(operator))
 
 
 def aten(names: str) -> list[OpOverloadPacket]:
@@ -79,11 +79,26 @@ def aten(names: str) -> list[OpOverloadPacket]:
     return [getattr(torch.ops.aten, name) for name in names.split() if hasattr(torch.ops.aten, name)]
 
 
-def _name(operator: Any) -> str:
-    named = isinstance(operator, str) and re.fullmatch(r"\w+::\w+", operator)
-    name = operator if named else qualified_name(operator)
-    if name is None:
+def key_of(operator: Any) -> Any:
+    """What the table knows an operator by: the object of ``torch.ops`` that has all overloads, for ``add_`` that of
+    ``add``; the name of one that is not there yet; None of what is no operator."""
+    if isinstance(operator, str) and re.fullmatch(r"\w+::\w+", operator):
+        named = operator.split("::")
+        operator = getattr(getattr(torch.ops, named[0]), named[1], operator)
+        if isinstance(operator, str):
+            return operator
+    key, name = operator_of(operator), qualified_name(operator)
+    if name is not None and name.startswith("aten::"):
+        key = getattr(torch.ops.aten, short_name(name), key)
+    if name in RULES:  # registered before the operator was there
+        RULES.setdefault(key, RULES.pop(name))
+    return key
+
+
+def _known(operator: Any) -> Any:
+    key = key_of(operator)
+    if key is None:
         raise ConfigError(
             f"{operator!r} is no operator: a rule is for one such as torch.ops.mylib.scale or 'mylib::scale'"
         )
-    return short_name(name)
+    return key
