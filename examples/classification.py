@@ -10,7 +10,8 @@ from torch import nn
 import chipnet
 from chipnet.lab.data import load_data
 from chipnet.lab.models import get_model
-from chipnet.lab.train import cut_state, evaluate, set_state
+from chipnet.lab.train import evaluate
+from chipnet.surgery.optimizer import cut_state, set_state
 
 
 def main(epochs: int = 6, limit: int | None = None) -> nn.Module:

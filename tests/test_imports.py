@@ -1,6 +1,8 @@
 """Imports go down only: types and imports inside functions too."""
 
 import ast
+import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,3 +81,39 @@ def test_no_circle_of_files() -> None:
         assert free, f"a circle among {sorted(edges)}"
         for m in free:
             del edges[m]
+
+
+def public() -> set[str]:
+    """Dotted names on the API page; of a module without ``members`` all that have no underscore."""
+    page = (ROOT.parents[1] / "docs" / "api.md").read_text()
+    found = set()
+    for module, options in re.findall(r"^::: (chipnet\S*)\n((?: .*\n)*)", page, re.MULTILINE):
+        members = re.search(r"members:\s*(?:\[(.*)\]|((?:- \w+\s*)+))", options)
+        if members is not None:
+            found |= {f"{module}.{name}" for name in re.findall(r"\w+", members[1] or members[2])}
+        elif module[module.rfind(".") + 1].islower():
+            names = vars(importlib.import_module(module))
+            found |= {f"{module}.{name}" for name in names if not name.startswith("_")}
+    return found
+
+
+def test_the_laboratory_uses_the_public_page_only() -> None:
+    """What our own loop needs, a loop of yours needs too. (``errors`` and ``_util`` know nothing of pruning.)"""
+    known = public() | {"chipnet.__version__"}
+    assert {"chipnet.Pruner", "chipnet.methods.losses.distillation"} <= known
+    private = []
+    for path in (ROOT / "lab").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom) and node.module != "__future__":
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                names = [f"{node.value.id}.{node.attr}"] if node.value.id == "chipnet" else []
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names if alias.name != "chipnet"]
+            private += [
+                f"{path.relative_to(ROOT)}: {name}"
+                for name in names
+                if re.match(r"chipnet\.(?!(lab|_util|errors)\b)", name) and name not in known
+            ]
+    assert private == []

@@ -1,7 +1,6 @@
 """Budget-aware structured pruning: a trained network and a budget in, a smaller exact network out.
 
-The public page. ``chipnet.methods``, ``chipnet.timing``, ``chipnet.graph.rules``, ``chipnet.integrations`` and
-``chipnet.lab`` are public too, as far as the API page lists them.
+The public page. What else the API page (docs/api.md) lists of the modules inside is public too.
 
 Names are imported when they are first used: the command line says its first line before PyTorch is there.
 """

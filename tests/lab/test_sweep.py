@@ -7,9 +7,9 @@ from test_cli import chipnet_, no_training, own_networks, prune  # noqa: F401
 
 import chipnet
 from chipnet import BudgetError
-from chipnet.budget.budget import several
 from chipnet.lab import phases
 from chipnet.lab import train as loop
+from chipnet.lab.cli.sweep import several
 from chipnet.lab.runs.folder import Run
 
 SHORT = ("--limit", "160", "--limit-test", "60", "--threads", "1")

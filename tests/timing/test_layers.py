@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 def test_parts_count_what_pytorch_counts():
     network, x = get_model("mobilenetv2-cifar", 10, 3).eval(), torch.randn(2, 3, 16, 16)
     with torch.no_grad():
-        found = parts(network, Inputs.of(x), lambda: None, passes=1)
+        found = parts(network, x, passes=1)
         with FlopCounterMode(display=False) as counter:
             network(x)
     assert sum(p.macs for p in found.values()) == counter.get_total_flops() // 2

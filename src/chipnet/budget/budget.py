@@ -165,43 +165,6 @@ class Budget:
         return f"Budget.parse({str(self)!r})"
 
 
-def several(spec: Any) -> dict[str, str]:
-    """Budgets of a text in which one kind has several values: value -> budget. Empty where none has.
-
-    Raises:
-        BudgetError: several kinds have several values, or a value is given twice.
-
-    >>> several("macs=0.5,0.25, params=2M")
-    {'0.5': 'macs=0.5,params=2M', '0.25': 'macs=0.25,params=2M'}
-    >>> several(["macs=0.5", "params=2M"])
-    {}
-    """
-    if not isinstance(spec, str) and not (
-        isinstance(spec, (list, tuple)) and all(isinstance(text, str) for text in spec)
-    ):
-        return {}
-    text = spec if isinstance(spec, str) else ",".join(spec)
-    values: dict[str, list[str]] = {}
-    kind = ""
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = part.partition("=")
-        kind = name.strip() if equals else kind
-        values.setdefault(kind, []).append((value if equals else part).strip())
-    repeated = [kind for kind, listed in values.items() if kind and len(listed) > 1]
-    if not repeated or "" in values:
-        return {}  # of a value without a kind, `Budget.parse` tells
-    if len(repeated) > 1:
-        raise BudgetError(
-            f"several values of {' and of '.join(repeated)}: one kind can have several, for one run each; the "
-            "others hold for all of these."
-        )
-    found = values[repeated[0]]
-    if len(set(found)) < len(found):
-        raise BudgetError(f"{repeated[0]}={','.join(found)} has a value twice; keep one")
-    others = [f"{kind}={listed[0]}" for kind, listed in values.items() if kind != repeated[0]]
-    return {value: ",".join([f"{repeated[0]}={value}", *others]) for value in found}
-
-
 def _pairs(spec: Mapping[str, Any] | str | Iterable[str], problems: list[str]) -> list[tuple[str, Any]]:
     """Split a spec into (kind as written, value as written)."""
     if isinstance(spec, Mapping):
@@ -324,19 +287,3 @@ def _text(value: Fraction | int, kind: str) -> str:
         digits += 1
     scaled = str(value * 10**digits).rjust(digits + 1, "0")
     return f"{scaled[:-digits]}.{scaled[-digits:]}" if digits else f"{scaled}.0"
-
-
-def shown(targets: Mapping[str, float | int]) -> str:
-    """Targets as people read them, from what result.json holds of a budget.
-
-    Example:
-        >>> shown({"macs": 0.25, "params": 2000000, "latency": 3500000})
-        'macs 0.25, params 2,000,000, latency 3.5 ms'
-    """
-
-    def one(kind: str, value: float | int) -> str:
-        if isinstance(value, float):
-            return f"{kind} {value:.4g}"
-        return f"{kind} {KIND[kind].show(value)}"
-
-    return ", ".join(one(kind, value) for kind, value in targets.items())

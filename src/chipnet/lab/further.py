@@ -7,7 +7,6 @@ that reads run folders has to know that there were two steps.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -18,17 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chipnet.budget.budget import Budget
+from chipnet import Budget, Masks, Plan, Structure, compact
 from chipnet.errors import BudgetError, ConfigError, PlanError
 from chipnet.lab.config import CONFIG
 from chipnet.lab.config_file import read_config
 from chipnet.lab.models.registry import is_known
 from chipnet.lab.runs.folder import Run
 from chipnet.lab.runs.record import DENSE, RESULT
-from chipnet.masks import Masks
-from chipnet.structure import Structure
-from chipnet.surgery.apply import apply_plan, compact
-from chipnet.surgery.plan import Plan
 
 
 def run_named(model: str) -> Path | None:
@@ -132,8 +127,7 @@ class Start:
             return str(error)
         if both.compact != plan.compact:
             return f"it would cost {plan.compact}, and as one step {both.compact}"
-        again = copy.deepcopy(self.dense)
-        apply_plan(again, both)
+        again = compact(self.dense, both, verify=False)
         here, there = ({name: tuple(t.shape) for name, t in m.state_dict().items()} for m in (small, again))
         for name in {*here, *there}:
             if here.get(name) != there.get(name):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from chipnet.budget.budget import Budget
+from chipnet import Budget
 from chipnet.errors import ConfigError, Problems
 from chipnet.lab.config import DATA, Recipe, Request, options, recipe_for
 from chipnet.lab.fit import fitted, shown

@@ -22,12 +22,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from chipnet import ChipNetError, Plan, Pruner
+from chipnet import ChipNetError, Plan, Pruner, compact, detach
 from chipnet._util.distributed import gathered, same_buffers, sums
 from chipnet._util.random import generators, seed_everything, set_generators
 from chipnet._util.text import shell_command
 from chipnet.analysis.kinds import KINDS
-from chipnet.gates.hooks import strip_gates
 from chipnet.lab import checkpoint, sanity
 from chipnet.lab.data.images import stream_seed
 from chipnet.lab.job import Job
@@ -38,8 +37,6 @@ from chipnet.lab.steps import Batch, Objective, SpikeClip, share, train_step
 from chipnet.lab.watcher import Interrupted, Watcher
 from chipnet.methods import read_method
 from chipnet.methods.schedules import Schedule
-from chipnet.surgery.apply import apply_plan
-from chipnet.surgery.optimizer import States
 
 LOG_EVERY = 25
 """Steps between two lines of metrics.jsonl, and between two looks at the losses where a look stops the device."""
@@ -150,7 +147,7 @@ class Loop:
         self.spikes = SpikeClip(factor) if factor and not job.paper else None
         self.state, self.network = State(), job.network
         self.plan: Plan | None = None
-        self.carried: States = {}
+        self.carried: dict[str, dict[str, Any]] = {}
         self.checkpoint = checkpoint.read(job.out) if job.resume else None
         position = self.checkpoint["metrics"] if self.checkpoint else None
         board = job.request.tensorboard
@@ -195,8 +192,7 @@ class Loop:
             self.state = State(**saved["state"])
             if saved["plan"] is not None:
                 self.plan = Plan.from_json(saved["plan"])
-                self.network = copy.deepcopy(self.network)
-                apply_plan(self.network, self.plan)
+                self.network = compact(self.network, self.plan, verify=False)
             self.network.load_state_dict(saved["network"])
         self.network.to(self.fabric.device)
         if self.job.request.channels_last:
@@ -250,7 +246,7 @@ class Loop:
         if not weight or self.state.phase == "train":
             return plain
         teacher = copy.deepcopy(job.start.dense if job.start else job.network)
-        strip_gates(teacher)
+        detach(teacher)
         self.fabric.barrier()  # the first process has written the file by now
         load_weights(teacher, dense)
         teacher.to(self.fabric.device).eval()

@@ -16,7 +16,6 @@ from chipnet._util.distributed import sums, world
 from chipnet._util.torch_private import BatchNorm
 from chipnet.lab.metrics import LOSSES
 from chipnet.methods.losses import distillation
-from chipnet.program.inputs import device_of
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -242,6 +241,11 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(was)
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network computes: the device of its first parameter; the CPU where it has none."""
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
 def share(images: Tensor, size: int | None) -> float:

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chipnet import load
 from chipnet.errors import ChipNetError, ConfigError
 from chipnet.lab.data import Data, load_data
 from chipnet.lab.models import get_model
 from chipnet.lab.runs.folder import Run
 from chipnet.lab.runs.record import RESULT
-from chipnet.program.inputs import device_of
-from chipnet.surgery.storage import load
+from chipnet.lab.steps import device_of
 
 
 @torch.no_grad()

@@ -2,5 +2,6 @@
 
 from chipnet.timing.clock import Timing, interleaved
 from chipnet.timing.comparison import RUNTIMES, Comparison, compare
+from chipnet.timing.layers import Part, parts
 
-__all__ = ["RUNTIMES", "Comparison", "Timing", "compare", "interleaved"]
+__all__ = ["RUNTIMES", "Comparison", "Part", "Timing", "compare", "interleaved", "parts"]

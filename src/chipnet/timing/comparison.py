@@ -231,7 +231,7 @@ def compare(
     device = device_of(copies[first])
     with threads_set_to(threads) as used:
         timings, ratios, skipped = _in_runtimes(copies, given, used, runtimes, seconds, rounds)
-        found = {n: parts(m, given, sync_of(device)) for n, m in copies.items()}
+        found = {n: parts(m, given) for n, m in copies.items()}
         machine = Machine.measured(device)
     macs = {n: sum(p.macs for p in f.values()) for n, f in found.items()}
     leaves = [x for x in tree_leaves((given.args, given.kwargs)) if isinstance(x, Tensor)]

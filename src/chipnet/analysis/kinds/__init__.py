@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from chipnet.analysis.kinds.base import KINDS, Kind
 
 LATENCY = "latency"
+"""The name of the kind that is measured."""
 
 
 def _found() -> Mapping[str, Kind]:

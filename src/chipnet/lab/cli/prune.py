@@ -8,13 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from chipnet import __version__
-from chipnet.budget.budget import several
 from chipnet.errors import Problems
 from chipnet.lab.cli.console import Console
 from chipnet.lab.cli.errors import first, refusals
 from chipnet.lab.cli.options import Grouped, continued, flags, flags_of, read, told
 from chipnet.lab.cli.show import carried_out, dry, said, summary
-from chipnet.lab.cli.sweep import sweep
+from chipnet.lab.cli.sweep import several, sweep
 
 app = typer.Typer()
 

@@ -57,8 +57,8 @@ def export(
     A mismatch is an error and leaves no file. Budget, costs, accuracy, labels and preprocessing travel in the file.
     """
     with refusals():
+        from chipnet import export as write
         from chipnet.formats.export import FORMATS
-        from chipnet.formats.export import export as write
         from chipnet.lab.runs.folder import Run
 
         source = Run.open(run, trust)
@@ -167,8 +167,8 @@ def list_runs(
         **{k: lambda run, k=k: run.left(k) for k in ("params", "macs", "volume", "channels")},  # type: ignore[misc]
     }
     with refusals():
-        from chipnet.budget.budget import shown
         from chipnet.lab.runs.folder import find_runs, percent
+        from chipnet.lab.runs.record import budget_text
 
         if sort not in keys:
             raise _config_error(f"--sort {sort!r}: give one of {', '.join(keys)}.")
@@ -189,7 +189,7 @@ def list_runs(
             r["model"],
             r["data"],
             r["method"],
-            shown(r["budget"]),
+            budget_text(r["budget"]),
             *(percent(r[s]["accuracy"], "") for s in ("dense", "compact")),
             *(f"{100 * run.left(k):.2f} %" for k in ("params", "macs")),
             r["environment"]["date"][:10],

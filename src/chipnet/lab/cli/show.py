@@ -13,12 +13,11 @@ from rich.progress import BarColumn, Progress, TaskID
 from rich.table import Column, Table
 
 from chipnet.analysis.kinds import LATENCY
-from chipnet.budget.budget import shown
 from chipnet.lab.cli import runs
 from chipnet.lab.cli.console import Console, Text
 from chipnet.lab.cli.errors import failures, first, stop_signals
 from chipnet.lab.config import EPOCHS
-from chipnet.lab.runs.record import FILES, MODEL
+from chipnet.lab.runs.record import FILES, MODEL, budget_text
 
 if TYPE_CHECKING:
     from chipnet.lab.job import Job
@@ -193,7 +192,7 @@ def summary(result: Mapping[str, Any]) -> Table:
     """The table at the end of a run, from what result.json holds."""
     from chipnet.lab.runs.folder import percent
 
-    budget = shown(result["budget"])
+    budget = budget_text(result["budget"])
     table = Table(
         title=f"{result['model']} on {result['data']}, {result['method']}, budget {budget}",
         caption=f"start: the network of {result['start']['run']}" if "start" in result else None,

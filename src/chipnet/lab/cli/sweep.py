@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from chipnet.errors import ConfigError, Problems
+from chipnet.errors import BudgetError, ConfigError, Problems
 from chipnet.lab import config
 from chipnet.lab.cli.console import Console
 from chipnet.lab.cli.errors import failures, first, refusals, stop_signals
@@ -20,6 +20,43 @@ from chipnet.lab.cli.show import Bars, said
 from chipnet.lab.config_file import read_config
 from chipnet.lab.layers import plain, request_from
 from chipnet.lab.runs.record import DENSE, finished
+
+
+def several(spec: Any) -> dict[str, str]:
+    """Budgets of a text in which one kind has several values: value -> budget. Empty where none has.
+
+    Raises:
+        BudgetError: several kinds have several values, or a value is given twice.
+
+    >>> several("macs=0.5,0.25, params=2M")
+    {'0.5': 'macs=0.5,params=2M', '0.25': 'macs=0.25,params=2M'}
+    >>> several(["macs=0.5", "params=2M"])
+    {}
+    """
+    if not isinstance(spec, str) and not (
+        isinstance(spec, (list, tuple)) and all(isinstance(text, str) for text in spec)
+    ):
+        return {}
+    text = spec if isinstance(spec, str) else ",".join(spec)
+    values: dict[str, list[str]] = {}
+    kind = ""
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = part.partition("=")
+        kind = name.strip() if equals else kind
+        values.setdefault(kind, []).append((value if equals else part).strip())
+    repeated = [kind for kind, listed in values.items() if kind and len(listed) > 1]
+    if not repeated or "" in values:
+        return {}  # of a value without a kind, `Budget.parse` tells
+    if len(repeated) > 1:
+        raise BudgetError(
+            f"several values of {' and of '.join(repeated)}: one kind can have several, for one run each; the "
+            "others hold for all of these."
+        )
+    found = values[repeated[0]]
+    if len(set(found)) < len(found):
+        raise BudgetError(f"{repeated[0]}={','.join(found)} has a value twice; keep one")
+    others = [f"{kind}={listed[0]}" for kind, listed in values.items() if kind != repeated[0]]
+    return {value: ",".join([f"{repeated[0]}={value}", *others]) for value in found}
 
 
 def sweep(
@@ -63,7 +100,7 @@ def _requests(
     request: config.Request, budgets: Mapping[str, str], problems: Problems
 ) -> list[config.Request]:
     """The request of every run, whose every budget can be met."""
-    from chipnet.budget.budget import Budget
+    from chipnet import Budget
     from chipnet.lab.devices import torchruns
     from chipnet.lab.job import read_job
 

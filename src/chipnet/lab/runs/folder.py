@@ -23,6 +23,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
+from chipnet import Masks, Plan, load
 from chipnet._util.files import write_atomically, write_json
 from chipnet._util.imports import IMPORTED
 from chipnet._util.schema import DamagedError, decode
@@ -43,9 +44,6 @@ from chipnet.lab.runs.record import (
     read_metrics,
     read_result,
 )
-from chipnet.masks import Masks
-from chipnet.surgery.plan import Plan
-from chipnet.surgery.storage import load
 
 CONFIG = "config.json"
 """Of a folder in the style of the Hugging Face Hub; see `Run.save_pretrained`."""

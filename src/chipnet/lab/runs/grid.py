@@ -25,9 +25,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from chipnet import Budget
 from chipnet._util.imports import REFERENCE, import_callable
 from chipnet._util.text import did_you_mean
-from chipnet.budget.budget import Budget
 from chipnet.errors import ChipNetError, ConfigError
 
 if TYPE_CHECKING:
@@ -258,14 +258,16 @@ def is_rival(text: str) -> bool:
     Raises:
         ConfigError: it looks like one, and there is nothing of that name, or a class that is no method.
     """
-    from chipnet.methods import METHODS, is_method
+    from chipnet.methods import METHODS, Method
 
     if REFERENCE.fullmatch(text) is None or text.partition(":")[0] in METHODS:
         return False
     found = import_callable(text)
-    if isinstance(found, type) and not is_method(found):
+    if not isinstance(found, type):
+        return True
+    if not issubclass(found, Method):
         raise ConfigError(f"{text} is a class, and no method: extend chipnet.methods.Method or Gradual")
-    return not is_method(found)
+    return False
 
 
 def asked(grid: Grid, data: str) -> Request:

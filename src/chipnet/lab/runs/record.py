@@ -18,7 +18,7 @@ from typing import Any, TypedDict
 from chipnet._util.schema import DamagedError, decode, require
 from chipnet._util.sizes import MOST, MOST_OF
 from chipnet._util.text import shell_command
-from chipnet.analysis.kinds import KINDS, LATENCY
+from chipnet.analysis.kinds import KIND, KINDS, LATENCY
 from chipnet.budget.landing import Landing
 from chipnet.errors import LoadError
 from chipnet.lab.config import CONFIG
@@ -244,3 +244,17 @@ def described(folder: Path, result: Mapping[str, Any], name: str) -> Path:
             + (", or read the network by itself with chipnet.load." if name.startswith("model") else ".")
         )
     return path
+
+
+def budget_text(targets: Mapping[str, float | int]) -> str:
+    """A result's budget, as people read it.
+
+    Example:
+        >>> budget_text({"macs": 0.25, "params": 2000000, "latency": 3500000})
+        'macs 0.25, params 2,000,000, latency 3.5 ms'
+    """
+
+    def one(kind: str, value: float | int) -> str:
+        return f"{kind} {value:.4g}" if isinstance(value, float) else f"{kind} {KIND[kind].show(value)}"
+
+    return ", ".join(one(kind, value) for kind, value in targets.items())

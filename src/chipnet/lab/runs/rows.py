@@ -9,9 +9,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from chipnet import Budget
 from chipnet._util.files import write_atomically
 from chipnet.analysis.kinds import KINDS, LATENCY
-from chipnet.budget.budget import Budget
 from chipnet.budget.landing import Landing
 from chipnet.errors import LoadError
 from chipnet.lab.runs.grid import Grid, Run, is_rival, runs_of

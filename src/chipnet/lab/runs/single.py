@@ -11,15 +11,14 @@ from torch import nn
 
 from chipnet._util.text import few
 from chipnet.analysis.kinds import KINDS
-from chipnet.budget.budget import shown
 from chipnet.budget.landing import Landing
 from chipnet.errors import ChipNetError, LoadError
 from chipnet.lab.runs import charts as draw
 from chipnet.lab.runs.folder import Run, percent
 from chipnet.lab.runs.page import NAMES, STATES, Cell, Section, Table, Tile, chart, counted, share
+from chipnet.lab.runs.record import budget_text
 from chipnet.lab.sanity import LOST_POINTS
-from chipnet.program.inputs import Inputs
-from chipnet.timing.layers import Part, parts
+from chipnet.timing import Part, parts
 
 
 def single(run: Run) -> dict[str, Any]:
@@ -64,7 +63,7 @@ def single(run: Run) -> dict[str, Any]:
     sections = [_states(result), _progress(run, kinds), *_channels(run), _whole(run), _conditions(run)]
     return {
         "title": f"{result['model']} on {result['data']}: {run.name}",
-        "lead": f"{_how(result)} a budget of {shown(result['budget'])}, seed {result['seed']}, "
+        "lead": f"{_how(result)} a budget of {budget_text(result['budget'])}, seed {result['seed']}, "
         f"realisation {result['realisation']}.",
         "tiles": tiles,
         "warnings": result.get("warnings", []),
@@ -216,8 +215,7 @@ def _channels(run: Run) -> list[Section]:
 
 @torch.no_grad()
 def _saved(run: Run, dense: nn.Module, small: nn.Module) -> Section:
-    x = Inputs.of(run.noise(1))
-    before, after = (parts(network, x, lambda: None, passes=7) for network in (dense, small))
+    before, after = (parts(network, run.noise(1), passes=7) for network in (dense, small))
     params = [
         {n: sum(p.numel() for p in m.parameters()) for n, m in net.named_modules()} for net in (dense, small)
     ]

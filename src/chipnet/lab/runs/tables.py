@@ -10,14 +10,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from chipnet import Budget, Masks
 from chipnet._util.files import replacing, write_atomically
 from chipnet.analysis.kinds import KINDS
-from chipnet.budget.budget import Budget
 from chipnet.errors import ConfigError
 from chipnet.lab.runs.grid import DENSE, Grid
 from chipnet.lab.runs.record import MASKS, read_metrics
 from chipnet.lab.runs.rows import RECOVERY
-from chipnet.masks import Masks
 
 TABLES = "tables.md"
 _STAGES = {

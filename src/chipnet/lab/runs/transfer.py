@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chipnet.budget.budget import Budget
+from chipnet import Budget, Masks
 from chipnet.errors import BudgetError, ConfigError, LoadError
 from chipnet.lab.config import BEFORE, CONFIG, Recipe, Request, recipe_for
 from chipnet.lab.config_file import read_config
 from chipnet.lab.layers import data_options, request_from
 from chipnet.lab.runs.folder import refuse_code
 from chipnet.lab.runs.record import MASKS, described, finished
-from chipnet.masks import Masks
 
 if TYPE_CHECKING:
     from chipnet.lab.job import Job
