@@ -23,7 +23,7 @@ from chipnet.lab.runs import bench as runner
 from chipnet.lab.runs import grid as grids
 from chipnet.lab.runs import tables as result_tables
 from chipnet.lab.runs.bench import bench, claimed, preflight, request_of
-from chipnet.lab.runs.grid import Run, grid_from, read_grid, runs_of, smoke
+from chipnet.lab.runs.grid import GridRun, grid_from, read_grid, runs_of, smoke
 from chipnet.lab.runs.rows import COLUMNS, status
 from chipnet.lab.runs.tables import standings, tables, write_plots, write_tables
 from chipnet.methods import METHODS, Gradual
@@ -265,7 +265,7 @@ def test_what_each_run_is_given():
     dense, learnt = requests["mnist", "dense"], requests["mnist", "random"]
     moved, scratch = requests["mnist", "transfer(random, digits)"], requests["mnist", "scratch(random)"]
     assert (dense.masks, dense.weights) == (
-        "out/" + Run(*("test_train:tiny_net", "mnist", "", "dense", 0)).folder + "/whole.json",
+        "out/" + GridRun(*("test_train:tiny_net", "mnist", "", "dense", 0)).folder + "/whole.json",
         None,
     )
     assert sum(dense.recipe.epochs) == 2  # as many as the recipe trains

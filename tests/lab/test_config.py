@@ -10,7 +10,7 @@ import yaml
 from chipnet import ConfigError
 from chipnet.lab.config import Recipe, Request, options, recipe_for
 from chipnet.lab.config_file import read_config, started_by, write_config
-from chipnet.lab.layers import checked, plain, request_from, unused
+from chipnet.lab.layers import plain, request_from, typed, unused
 
 
 def test_every_option_has_a_help_text_and_a_type_that_values_are_checked_against():
@@ -101,11 +101,11 @@ def test_values_of_python_become_those_of_a_file(tmp_path):
         only="c",
         validation=np.float64(0.2),
     )
-    write_config(tmp_path / "c.yaml", checked(asked))
+    write_config(tmp_path / "c.yaml", typed(asked))
     made = request_from(read_config(tmp_path / "c.yaml"))
     assert (made.seed, made.data_dir, made.ignore, made.only) == (3, str(tmp_path), ("a", "b"), ("c",))
     with pytest.raises(ConfigError, match=r"^seed must be a whole number, not 'a'; compile must be true or"):
-        checked(Request(seed="a", compile="no"))
+        typed(Request(seed="a", compile="no"))
 
 
 def test_all_mistakes_are_named_at_once():

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from chipnet import ChipNetError, ConfigError
 from chipnet.lab import train as loop
 from chipnet.lab.data import LoaderBatches, LoaderImages, Loaders, load_data
-from chipnet.lab.data.loaders import checked, read_loaders
+from chipnet.lab.data.loaders import read_batch, read_loaders
 from chipnet.lab.train import Recipe, Request, prepare, run
 
 RECIPE = Recipe(1, 1, 1, batch_size=16, train_lr=0.05, prune_lr=0.05)
@@ -171,7 +171,7 @@ def test_a_stream_that_ends_before_its_steps():
 
 
 def test_numbers_are_taken_as_they_come():
-    x, y = checked((np.zeros((2, 1, 6, 6)), np.array([0, 2], np.int32)), "here")
+    x, y = read_batch((np.zeros((2, 1, 6, 6)), np.array([0, 2], np.int32)), "here")
     assert (x.dtype, y.dtype, y.tolist()) == (torch.float32, torch.int64, [0, 2])
     GIVEN["loaders"] = [[(x, y)] * 4, [(x, y)]]
     sys.modules["test_loaders"].GIVEN["loaders"] = GIVEN["loaders"]

@@ -135,7 +135,7 @@ class Start:
         return ""
 
 
-def row(start: Start, accuracy: float, costs: Mapping[str, int]) -> dict[str, Any]:
+def start_row(start: Start, accuracy: float, costs: Mapping[str, int]) -> dict[str, Any]:
     """What result.json says of where a run began."""
     result = start.run.result
     return {

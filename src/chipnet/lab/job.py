@@ -39,7 +39,7 @@ from chipnet.lab.data import Data, LoaderImages, load_data
 from chipnet.lab.data.images import count_batches
 from chipnet.lab.devices import check_device, launched, use_threads
 from chipnet.lab.further import Start, run_named
-from chipnet.lab.layers import checked, data_options
+from chipnet.lab.layers import data_options, typed
 from chipnet.lab.models import get_model, load_weights
 from chipnet.lab.models.weights import find_weights
 from chipnet.lab.runs.folder import Run
@@ -125,11 +125,11 @@ def prepare(request: Request, resume: bool = False, problems: Problems | None = 
 
 def read_job(request: Request, resume: bool = False, problems: Problems | None = None) -> Job:
     """As `prepare`, but for the folder, which is not made."""
-    request = checked(request)
+    request = typed(request)
     problems = problems or Problems()
     recipe = request.recipe or recipe_for(request.data)
     with problems.collected():
-        recipe = check(request)
+        recipe = check_request(request)
     if request.out:
         with problems.collected("out"):
             out = _free_folder(request, resume)
@@ -276,7 +276,7 @@ def _written_out(job: Job) -> Request:
     return dataclasses.replace(request, **values)
 
 
-def check(request: Request) -> Recipe:
+def check_request(request: Request) -> Recipe:
     """What can be said of a request before anything is loaded; its recipe.
 
     Raises:

@@ -78,7 +78,7 @@ def data_options(values: Mapping[str, Any] | Request) -> dict[str, Any]:
     return fitted(Request, {name: values[name] for name in DATA if name in values}, "", [])
 
 
-def checked(request: Request) -> Request:
+def typed(request: Request) -> Request:
     """A request made in Python, whose values are as those of a file: only such can be written to config.yaml.
 
     Raises:

@@ -33,7 +33,7 @@ from chipnet.lab.job import Job
 from chipnet.lab.metrics import LOSSES, Metrics
 from chipnet.lab.models import load_weights
 from chipnet.lab.runs.record import DENSE
-from chipnet.lab.steps import Batch, Objective, SpikeClip, share, train_step
+from chipnet.lab.steps import Batch, Objective, SpikeClip, part_of, train_step
 from chipnet.lab.watcher import Interrupted, Watcher
 from chipnet.methods import read_method
 from chipnet.methods.schedules import Schedule
@@ -315,7 +315,7 @@ class Loop:
             labels,
             self.objective,
             pruner=self.phase.pruner,
-            weight=share(images, self.train.size(self.state.step)),
+            weight=part_of(images, self.train.size(self.state.step)),
             accumulate=self.recipe.accumulate,
             clip=self.recipe.clip,
             spikes=self.spikes,

@@ -248,6 +248,6 @@ def device_of(network: nn.Module) -> torch.device:
     return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
-def share(images: Tensor, size: int | None) -> float:
+def part_of(images: Tensor, size: int | None) -> float:
     """`weight` of `train_step` for this process's part of a batch of `size` images."""
     return world() * len(images) / size if size else 1.0

@@ -44,12 +44,11 @@ from chipnet._util.lock import only_writer
 from chipnet.lab import checkpoint, sanity
 from chipnet.lab.config import CONFIG, EPOCHS
 from chipnet.lab.config_file import write_config
-from chipnet.lab.further import row
+from chipnet.lab.further import start_row
 from chipnet.lab.job import Job, Recipe, Request, check_unused, example_images, prepare, recipe_for
 from chipnet.lab.loop import Loop, State
 from chipnet.lab.phases import phases_of
-from chipnet.lab.runs.record import MASKS, MODEL, PLAN, REPORT, RESULT, SPLIT
-from chipnet.lab.runs.record import sums as file_sums
+from chipnet.lab.runs.record import MASKS, MODEL, PLAN, REPORT, RESULT, SPLIT, file_sums
 from chipnet.lab.steps import Objective, SpikeClip, evaluate, recalibrate, train_step
 from chipnet.lab.watcher import Interrupted, Silent, Watcher
 from chipnet.surgery.optimizer import cut_state, set_state
@@ -176,7 +175,7 @@ def _result(loop: Loop) -> dict[str, Any]:
     return {
         **facts(job),
         "dense": {"accuracy": known["dense"], **job.dense.to_json()},
-        **({"start": row(job.start, known["start"], plan.dense.to_json())} if job.start else {}),
+        **({"start": start_row(job.start, known["start"], plan.dense.to_json())} if job.start else {}),
         "soft": {"accuracy": known["soft"], **known["soft_cost"]},
         "hard": {"accuracy": known["hard"], **plan.compact.to_json()},
         "compact": {"accuracy": known["compact"], **plan.compact.to_json()},

@@ -62,7 +62,7 @@ def bench(
         runner.preflight(grid, names, retry)
     with failures(), stop_signals() as stop, Bars(console, quiet=True) as bars:
 
-        def told(number: int, total: int, run: grids.Run, text: str) -> None:
+        def told(number: int, total: int, run: grids.GridRun, text: str) -> None:
             console.tell(f"{number}/{total} {run.folder}: {text}")
 
         command = shlex.join(["chipnet", *sys.argv[1:]])

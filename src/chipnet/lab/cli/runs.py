@@ -31,8 +31,8 @@ _DATA_DIR = "folder of the run's data set, if it has moved"
 _THREADS = "CPU threads [default: PyTorch's]"
 
 
-@app.command(cls=Command, short_help="Write a run's network for another runtime, and check it.")
-def export(
+@app.command("export", cls=Command, short_help="Write a run's network for another runtime, and check it.")
+def export_run(
     run: Annotated[str, typer.Argument(help=_RUN)],
     format: Annotated[str, typer.Option(help=" or ".join(", ".join(NAMES).rsplit(", ", 1)))] = "onnx",
     output: Annotated[
@@ -57,7 +57,7 @@ def export(
     A mismatch is an error and leaves no file. Budget, costs, accuracy, labels and preprocessing travel in the file.
     """
     with refusals():
-        from chipnet import export as write
+        from chipnet import export
         from chipnet.formats.export import FORMATS
         from chipnet.lab.runs.folder import Run
 
@@ -65,7 +65,7 @@ def export(
         if format not in FORMATS:
             raise _config_error(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
         name = "dense" if dense else "model"
-        done = write(
+        done = export(
             source.dense() if dense else source.compact(),
             Path(output).expanduser() if output else source.folder / f"{name}{FORMATS[format].suffix}",
             source.images(static_batch or images, data_dir),

@@ -163,7 +163,7 @@ class LoaderBatches:
             number += 1
             if number <= start:
                 continue
-            x, y = checked(batch, f"{images.name}, batch {number}", images.shape, images.classes)
+            x, y = read_batch(batch, f"{images.name}, batch {number}", images.shape, images.classes)
             yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
 
@@ -201,7 +201,7 @@ def owners(loader: Any) -> list[Any]:
     return list({id(part): part for part in found if part is not None}.values())
 
 
-def checked(
+def read_batch(
     batch: Any, where: str, shape: tuple[int, ...] | None = None, classes: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """(float32 [B, C, H, W], int64 [B]) of a batch.
@@ -300,7 +300,7 @@ def read_loaders(
             first = following(opened(loader, where, 0, 0), where)
         if first is None:
             raise ConfigError(f"{where} is empty.")
-        images, _ = checked(first, f"{where}, batch 1", shape)
+        images, _ = read_batch(first, f"{where}, batch 1", shape)
         shape = (images.shape[1], images.shape[2], images.shape[3])
         parts[part] = LoaderImages(loader, where, shape, len(images))
     train = parts["train"]

@@ -25,7 +25,7 @@ from chipnet._util.imports import import_callable
 from chipnet._util.lock import claimed
 from chipnet.errors import ConfigError, LoadError
 from chipnet.lab import checkpoint
-from chipnet.lab.runs.grid import DENSE, Grid, Run, asked, is_rival, noting, recipe_of, runs_of
+from chipnet.lab.runs.grid import DENSE, Grid, GridRun, asked, is_rival, noting, recipe_of, runs_of
 from chipnet.lab.runs.record import MASKS, MODEL, RESULT
 from chipnet.lab.runs.rows import ERROR, row, status, write_results
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 SETTINGS = "settings.json"
 
 
-def request_of(grid: Grid, run: Run, data_dirs: Mapping[str, str], command: str) -> Request:
+def request_of(grid: Grid, run: GridRun, data_dirs: Mapping[str, str], command: str) -> Request:
     """The request of one run; those that it needs have been made."""
     recipe = recipe_of(grid, run.data)
     masks = weights = None
@@ -75,7 +75,7 @@ def bench(
     retry: bool = False,
     watcher: Watcher | None = None,
     stop: Callable[[], bool] = lambda: False,
-    told: Callable[[int, int, Run, str], None] = lambda number, total, run, text: None,
+    told: Callable[[int, int, GridRun, str], None] = lambda number, total, run, text: None,
 ) -> list[dict[str, Any]]:
     """Run what is not done yet and nobody else is at; returns the rows of results.csv, once all runs are finished.
 
@@ -99,7 +99,7 @@ def bench(
     write_json(grid.out / SETTINGS, settings)
     began = time.time()
 
-    def finished(run: Run) -> str:
+    def finished(run: GridRun) -> str:
         """How a run ended, or "": it is open, or failed before and is to be run again."""
         was = status(grid, run)
         if was == "failed" and retry:
@@ -189,7 +189,7 @@ def preflight(grid: Grid, data_dirs: Mapping[str, str], retry: bool = False) -> 
     )
     for seed in seeds:
         with noting(problems):
-            job.check(dataclasses.replace(every, seed=seed))
+            job.check_request(dataclasses.replace(every, seed=seed))
     for name in dict.fromkeys(run.model for run in runs):
         with noting(problems):
             network(name)
@@ -252,7 +252,7 @@ def _settings(grid: Grid, data_dirs: Mapping[str, str]) -> dict[str, Any]:
 
 def _one(
     grid: Grid,
-    run: Run,
+    run: GridRun,
     data_dirs: Mapping[str, str],
     command: str,
     watcher: Watcher | None,
@@ -283,7 +283,7 @@ def _one(
     return f"done: {done['final']:.2f} % in {done['seconds']:.0f} s"
 
 
-def _rivals(grid: Grid, run: Run, job: Job, watcher: Watcher | None) -> None:
+def _rivals(grid: Grid, run: GridRun, job: Job, watcher: Watcher | None) -> None:
     """A rival's run; what is known without it is added to its result.
 
     Raises:

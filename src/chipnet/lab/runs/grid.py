@@ -69,7 +69,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Run:
+class GridRun:
     """One cell of the grid. ``source``: the run whose masks it is given."""
 
     model: str
@@ -77,7 +77,7 @@ class Run:
     budget: str
     method: str
     seed: int
-    source: Run | None = None
+    source: GridRun | None = None
 
     @property
     def folder(self) -> str:
@@ -90,9 +90,9 @@ class Run:
         return f"{name.encode()[:_LONGEST].decode(errors='ignore')}-{number}"
 
     @property
-    def dense(self) -> Run:
+    def dense(self) -> GridRun:
         """The run that trains its dense network."""
-        return Run(self.model, self.data, "", DENSE, self.seed)
+        return GridRun(self.model, self.data, "", DENSE, self.seed)
 
     @property
     def anew(self) -> bool:
@@ -100,7 +100,7 @@ class Run:
         return self.method == DENSE or self.method.startswith("scratch(")
 
     @property
-    def needs(self) -> tuple[Run, ...]:
+    def needs(self) -> tuple[GridRun, ...]:
         """The runs that come before it: their results are its input."""
         found = (self.dense if self.method != DENSE else None, self.source)
         return tuple(run for run in found if run is not None)
@@ -190,8 +190,8 @@ def _values(found: Mapping[str, Any], out: str | Path, problems: list[str]) -> G
     return Grid(**axes, **parts, out=Path(where).expanduser(), about=str(found.get("about", "")).strip())
 
 
-def _check_folders(runs: Sequence[Run], name: str) -> None:
-    folders: dict[str, Run] = {}
+def _check_folders(runs: Sequence[GridRun], name: str) -> None:
+    folders: dict[str, GridRun] = {}
     for run in runs:
         if (other := folders.setdefault(run.folder.lower(), run)) != run:
             raise ConfigError(
@@ -315,12 +315,12 @@ def data_dir(text: str, data: Sequence[str]) -> tuple[str, str]:
     return name, folder
 
 
-def runs_of(grid: Grid) -> list[Run]:
+def runs_of(grid: Grid) -> list[GridRun]:
     """Every run, in an order in which each comes after those that it needs. Seeds are the outermost loop: after the
     first, all of the grid has been seen once."""
-    found: dict[Run, None] = {}
+    found: dict[GridRun, None] = {}
 
-    def add(run: Run) -> None:
+    def add(run: GridRun) -> None:
         for needed in reversed(run.needs):
             add(needed)
         found.setdefault(run)
@@ -333,7 +333,7 @@ def runs_of(grid: Grid) -> list[Run]:
                     for kind, text, method, source in entries:
                         if source == data:
                             continue  # nothing to carry: the method's own run on this data set is that
-                        run = Run(model, data, budget, text, seed)
-                        learnt = Run(model, source or data, budget, method, seed)
+                        run = GridRun(model, data, budget, text, seed)
+                        learnt = GridRun(model, source or data, budget, method, seed)
                         add(run if kind in ("prune", "rival") else dataclasses.replace(run, source=learnt))
     return list(found)

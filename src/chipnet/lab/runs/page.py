@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from chipnet._util.imports import optional_import
 from chipnet.analysis.kinds import KINDS
 
 STATES = ("dense", "soft", "hard", "compact")
@@ -55,8 +56,7 @@ class Tile:
 
 
 def page(**content: Any) -> str:
-    import jinja2
-
+    jinja2 = optional_import("jinja2", needed_for="A report", install="chipnet[report]")
     template = (
         importlib.resources.files("chipnet.lab.runs").joinpath("report.html").read_text(encoding="utf-8")
     )

@@ -29,7 +29,7 @@ CSV, JSONL, REPORT = "metrics.csv", "metrics.jsonl", "report.html"
 FILES = (RESULT, PLAN, MASKS, MODEL, DENSE, CSV, JSONL, SPLIT, CONFIG, REPORT)
 """What a finished run leaves in its folder."""
 SUMMED = (PLAN, MASKS, MODEL, DENSE)
-"""The files that a result describes: `sums` of them are in it."""
+"""The files that a result describes: `file_sums` of them are in it."""
 
 
 class _State(TypedDict):
@@ -216,7 +216,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return read_result(folder) if os.path.lexists(folder / RESULT) else None
 
 
-def sums(folder: Path) -> dict[str, str]:
+def file_sums(folder: Path) -> dict[str, str]:
     """SHA-256 of the files that a result describes, by name."""
     return {name: checksum(folder / name) for name in SUMMED if (folder / name).is_file()}
 

@@ -14,7 +14,7 @@ from chipnet._util.files import write_atomically
 from chipnet.analysis.kinds import KINDS, LATENCY
 from chipnet.budget.landing import Landing
 from chipnet.errors import LoadError
-from chipnet.lab.runs.grid import Grid, Run, is_rival, runs_of
+from chipnet.lab.runs.grid import Grid, GridRun, is_rival, runs_of
 from chipnet.lab.runs.record import RESULT, read_json, read_metrics
 
 RESULTS, ERROR = "results.csv", "error.json"
@@ -29,7 +29,7 @@ of each cost as a fraction (of time, as measured, where that is the budget), the
 budget (masks of another data set may be), validation accuracies after so many epochs of fine-tuning."""
 
 
-def status(grid: Grid, run: Run) -> str:
+def status(grid: Grid, run: GridRun) -> str:
     """``done``, ``failed`` or ``open``."""
     folder = grid.out / run.folder
     return "done" if (folder / RESULT).exists() else "failed" if (folder / ERROR).exists() else "open"
@@ -65,7 +65,7 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
         ]
 
 
-def row(grid: Grid, run: Run) -> dict[str, Any]:
+def row(grid: Grid, run: GridRun) -> dict[str, Any]:
     """One row of results.csv, from the run's folder."""
     folder = grid.out / run.folder
     values: dict[str, Any] = {c: "" for c in COLUMNS}
