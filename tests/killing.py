@@ -38,6 +38,14 @@ def fingerprint(out: Path) -> dict[str, Any]:
     return found
 
 
+_PROGRAM = """
+import gc, chipnet.lab.train, torch._dynamo
+gc.freeze()  # what is imported is no garbage, and takes long to look through
+from chipnet.lab.cli import main
+main()
+"""
+
+
 def start(*arguments: str) -> subprocess.Popen[str]:
     """`chipnet prune ARGUMENTS` in a process of its own, on one thread."""
     environment = {
@@ -46,7 +54,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
         "MKL_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("src", "tests", "tests/lab")),
     }
-    command = [sys.executable, "-m", "chipnet.lab.cli", "prune", "--quiet", *arguments]
+    command = [sys.executable, "-c", _PROGRAM, "prune", "--quiet", *arguments]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

@@ -3,15 +3,19 @@
     python -m torch.distributed.run --standalone --nproc-per-node 2 tests/ranks.py FOLDER
 
 Leaves FOLDER/MODEL-RANK-PHASE.pt (state of the network, masks and plan at the end of every phase), a run folder
-FOLDER/MODEL, and FOLDER/loop-RANK.pt.
+FOLDER/MODEL, and FOLDER/loop-RANK.pt. FOLDER/killed is what a kill of both in soft pruning would have left of one
+run, gone on with.
 """
 
+import gc
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
 
 import torch
+import torch._dynamo  # a capture imports it
 import torch.distributed as dist
 import torch.nn.functional as F
 from test_train import tiny_net
@@ -19,7 +23,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 import chipnet
-from chipnet.lab import cli, phases
+from chipnet.lab import checkpoint, cli, phases
+from chipnet.lab.cli import runs
 from chipnet.lab.data import TensorImages, load_data
 from chipnet.methods import METHODS
 
@@ -52,10 +57,14 @@ DIGITS = (
 )
 RUNS = {
     "conv_net": (*DIGITS, *COMMON),
-    "tiny_net": (*DIGITS, *COMMON),
-    "dropping": ("--data", "ranks:loaders", "--epochs", "1,3,1", "--batch-size", "16", *COMMON),
-}
+    "dropping": (
+        "--data", "ranks:loaders", "--epochs", "1,3,1", "--batch-size", "16", "--checkpoint-steps", "6", *COMMON
+    ),
+}  # fmt: skip
 """Model -> how `chipnet prune` is called for it."""
+KILLED = ("dropping", "prune", 6)
+"""The folder of this run is copied as it is in this phase at this step: an epoch's last one, since when every
+process has seen other images."""
 
 
 def conv_net(num_classes, in_channels):
@@ -110,6 +119,20 @@ def note(phase_class, place):
     phase_class.finish = noting
 
 
+def copy_as_killed(folder):
+    """A kill leaves what is on the disk: the folder is copied right after the checkpoint."""
+    write, copy = checkpoint.write, folder / "killed"
+
+    def writing(out, state):
+        write(out, state)
+        at = out.name, state["state"]["phase"], state["state"]["step"]
+        if at == KILLED and not copy.exists():
+            shutil.copytree(out, copy)
+
+    checkpoint.write = writing
+    return copy
+
+
 def own_loop(method, rank=0, world=1):
     """Forty images a step, the method's masks and what it learnt, at the end and early: with
     DistributedDataParallel, or alone."""
@@ -136,15 +159,19 @@ def own_loop(method, rank=0, world=1):
 
 def main():
     torch.set_num_threads(1)
+    runs.report_after = lambda folder: None
     (folder,) = sys.argv[1:]
     rank = int(os.environ["RANK"])
-    current = [""]
+    current, copy = [""], copy_as_killed(Path(folder))
     for phase_class in phases.PHASES.values():
         note(phase_class, lambda: f"{folder}/{current[0]}-{rank}")
     for name, arguments in RUNS.items():
+        gc.freeze()  # what is imported is no garbage, and takes long to look through
         current[0] = name
         out = str(Path(folder) / name)
         cli.app(["prune", "--model", f"ranks:{name}", "--out", out, *arguments], standalone_mode=False)
+    current[0] = copy.name
+    cli.app(["prune", "--quiet", "--resume", str(copy)], standalone_mode=False)
     loops = {method: own_loop(method, rank, 2) for method in METHODS}
     torch.save(loops, f"{folder}/loop-{rank}.pt")
     dist.destroy_process_group()

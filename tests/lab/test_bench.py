@@ -589,22 +589,27 @@ def test_a_grid_that_is_stopped_goes_on_in_the_middle_of_a_run(tmp_path):
 
 
 PROCESS = """
-import json, sys
+import gc, json, sys, torch._dynamo
 sys.path[:0] = {path!r}
 import test_bench
 from chipnet.lab.runs.bench import bench
 from pathlib import Path
+gc.freeze()
 told = []
 grid = test_bench.made(Path({out!r}), methods={methods!r})
-bench(grid, {{}}, retry={retry}, told=lambda *a: told.append((a[2].folder, a[3])))
+bench(grid, {{}}, retry=True, told=lambda *a: told.append((a[2].folder, a[3])))
 print(json.dumps(told))
 """
 
 
-def two_processes(out, methods, retry=False):
-    """What each of two was told of the runs of one grid: [(folder, text)]."""
+def test_processes_share_the_runs_of_a_grid_and_run_what_failed_again_once(tmp_path):
+    methods, out = ["random", "uniform", "scratch(random)"], tmp_path / "shared"
+    runs = runs_of(made(out, methods=methods))
+    for run in runs[1:3]:
+        (out / run.folder).mkdir(parents=True)
+        (out / run.folder / "error.json").write_text('{"error": "a disk was full"}')
     text = PROCESS.format(
-        path=[str(ROOT / "tests"), str(ROOT / "tests" / "lab")], out=str(out), methods=methods, retry=retry
+        path=[str(ROOT / "tests"), str(ROOT / "tests" / "lab")], out=str(out), methods=methods
     )
     processes = [
         subprocess.Popen(
@@ -614,32 +619,15 @@ def two_processes(out, methods, retry=False):
     ]
     done = [p.communicate(timeout=300) for p in processes]
     assert [p.returncode for p in processes] == [0, 0], done[0][1] + done[1][1]
-    return [json.loads(out.splitlines()[-1]) for out, _ in done]
-
-
-def test_processes_share_the_runs_of_a_grid(tmp_path):
-    methods = ["random", "uniform", "magnitude", "scratch(random)"]
-    told = two_processes(tmp_path / "shared", methods)
-    ran = [{folder for folder, text in one if text.startswith("done:")} for one in told]
-    assert not ran[0] & ran[1]  # no run was made twice
-    assert ran[0] | ran[1] == {r.folder for r in runs_of(made(tmp_path / "shared", methods=methods))}
+    told = [json.loads(out.splitlines()[-1]) for out, _ in done]
+    ran = [[folder for folder, text in one if text.startswith("done:")] for one in told]
+    assert sorted(ran[0] + ran[1]) == sorted(r.folder for r in runs)  # no run was made twice
     assert ran[0] and ran[1]  # and both took some
+    assert not list(out.glob("*/error.json"))
     alone = bench(made(tmp_path / "alone", methods=methods), {})
-    with open(tmp_path / "shared" / "results.csv", newline="") as file:
+    with open(out / "results.csv", newline="") as file:
         together = {r["folder"]: r["final"] for r in csv.DictReader(file)}
     assert together == {r["folder"]: f"{r['final']:.6g}" for r in alone}
-
-
-def test_processes_run_what_failed_again_once(tmp_path):
-    methods = ["random", "uniform", "magnitude"]
-    dense, *others = runs_of(made(tmp_path, methods=methods))
-    for run in others:
-        (tmp_path / run.folder).mkdir()
-        (tmp_path / run.folder / "error.json").write_text('{"error": "a disk was full"}')
-    told = two_processes(tmp_path, methods, retry=True)
-    ran = [folder for one in told for folder, text in one if text.startswith("done:")]
-    assert sorted(ran) == sorted(r.folder for r in [dense, *others])
-    assert not list(tmp_path.glob("*/error.json"))
 
 
 def test_under_torchrun_it_says_how_processes_share_a_grid(tmp_path, monkeypatch):

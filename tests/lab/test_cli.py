@@ -66,6 +66,7 @@ def prune(out, *arguments, **changes):
 # -- runs -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("reports")
 def test_prune_leaves_a_run_folder_and_prints_a_table(tmp_path):
     out = tmp_path / "new" / "run"
     done = prune(out, "--budget", "params=2k", "--seed", "7", "--threads", "1", "--recalibrate")
@@ -124,7 +125,7 @@ def test_the_table_says_of_times_what_was_measured(asked, limits, met):
 
 
 def test_the_demo_of_the_readme_runs_with_its_flags(tmp_path):
-    done = prune(tmp_path, "--quick", **{"--model": "resnet8", "--budget": "macs=0.25", "--epochs": "2,2,1"})
+    done = prune(tmp_path, "--quick", **{"--model": "resnet8", "--budget": "macs=0.25", "--epochs": "1"})
     assert done.exit_code == 0, done.output
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["compact"]["macs"] <= 0.25 * result["dense"]["macs"]
@@ -185,8 +186,8 @@ def test_all_mistakes_in_options_are_told_at_once(tmp_path, no_training):
 
 def test_a_line_comes_before_pytorch(tmp_path):
     code = (
-        "import builtins, sys\n"
-        "def say(*a, **k): assert 'torch' not in sys.modules; print(*a)\n"
+        "import os, sys\n"
+        "def say(*a, **k): print(*a, flush=True); os._exit('torch' in sys.modules)\n"
         "from rich.console import Console; Console.print = lambda self, *a, **k: say(*a)\n"
         "from chipnet.lab.cli import main\n"
         "sys.argv = ['chipnet', *sys.argv[1:]]\n"
@@ -198,7 +199,7 @@ def test_a_line_comes_before_pytorch(tmp_path):
         [sys.executable, "-c", code, "prune", *given], env=environment, capture_output=True, text=True
     )
     assert done.stdout.startswith(f"chipnet {chipnet.__version__}: a, budget macs=0.5, into {tmp_path}")
-    assert done.returncode == 2
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_run_is_repeated_from_its_config_and_flags_win(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from test_cli import chipnet_, own_networks, prune  # noqa: F401
 import chipnet
 from chipnet.lab.further import run_named
 from chipnet.lab.runs.folder import Run
+from chipnet.lab.train import Request, prepare
 
 SHORT = ("--limit", "160", "--limit-test", "60", "--threads", "1", "--quiet")
 
@@ -23,14 +24,20 @@ def first(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("budget", ["macs=0.25", "params=0.1", "macs=60_000"])
+@pytest.mark.parametrize("budget", ["params=0.1", "macs=60_000"])
 def test_budgets_are_of_the_dense_network_that_the_first_run_began_with(first, tmp_path, budget):
-    done = prune(tmp_path / "second", *SHORT, **{"--model": first, "--budget": budget})
+    job = prepare(Request(str(first), "digits", budget, tmp_path / "second", accelerator="cpu"))
+    dense = Run.open(first).result["dense"]
+    assert job.structure.cost.dense["params"] < dense["params"]
+    assert job.budget.targets == tuple(chipnet.Budget.parse(budget).limits(dense).items())
+
+
+def test_what_is_pruned_further_is_a_run_of_the_first_network(first, tmp_path):
+    done = prune(tmp_path / "second", *SHORT, **{"--model": first, "--budget": "macs=0.25"})
     assert done.exit_code == 0, done.output
     one, two = Run.open(first), Run.open(tmp_path / "second")
-    kind, value = next(iter(two.result["budget"].items()))
-    dense = one.result["dense"]
-    most = value if isinstance(value, int) else int(value * dense[kind])
+    kind, dense = "macs", one.result["dense"]
+    most = int(0.25 * dense[kind])
     assert {k: two.result["dense"][k] for k in ("params", "macs", "volume", "channels")} == {
         k: dense[k] for k in ("params", "macs", "volume", "channels")
     }
@@ -79,6 +86,7 @@ def test_a_third_run_a_transfer_and_an_export_of_what_was_pruned_twice(first, tm
     assert chipnet_("export", third, "--format", "torch-export").exit_code == 0
     report = json.loads(chipnet_("inspect", third, "--json").stdout)
     assert report["cost"]["macs"] == result["compact"]["macs"]
+    assert chipnet_("report", third).exit_code == 0
     page = (third / "report.html").read_text()
     assert f"start: the compact network of {second.resolve()}, which was pruned further." in page
 

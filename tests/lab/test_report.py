@@ -198,6 +198,7 @@ def test_masks_become_crisp_and_that_is_recorded(run_folder):
     assert pruner.histogram(4) == [0, 0, 0, 20]  # methods that learn no values: those of the forward
 
 
+@pytest.mark.usefixtures("reports")
 def test_the_command_writes_and_a_broken_report_harms_no_run(folders, tmp_path, monkeypatch, capsys):
     done = chipnet_("report", *folders, "--output", tmp_path / "page.html")
     assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "page.html"))

@@ -9,6 +9,7 @@ import chipnet
 from chipnet import BudgetError
 from chipnet.lab import phases
 from chipnet.lab import train as loop
+from chipnet.lab.cli import runs
 from chipnet.lab.cli.sweep import several
 from chipnet.lab.runs.folder import Run
 
@@ -35,9 +36,12 @@ def test_a_run_a_budget_after_one_dense_training(tmp_path, monkeypatch):
     monkeypatch.setattr(
         phases.Train, "finish", lambda self, run: trained.append(self.epochs) or finish(self, run)
     )
+    reports = []
+    monkeypatch.setattr(runs, "report_after", reports.append)
     budget = {"--budget": "macs=0.5,0.25"}
     done = prune(tmp_path, *SHORT, **budget)
     assert done.exit_code == 0, done.output
+    assert reports == [tmp_path / "0.5", tmp_path / "0.25"]
     one, two = (Run.open(tmp_path / name) for name in ("0.5", "0.25"))
     assert trained == [1, 0]
     assert one.result["budget"] == {"macs": 0.5} and two.result["budget"] == {"macs": 0.25}

@@ -13,9 +13,9 @@ from rich.table import Table
 
 from chipnet.errors import BudgetError, ConfigError, Problems
 from chipnet.lab import config
+from chipnet.lab.cli import runs
 from chipnet.lab.cli.console import Console
 from chipnet.lab.cli.errors import failures, first, refusals, stop_signals
-from chipnet.lab.cli.runs import report_after
 from chipnet.lab.cli.show import Bars, said
 from chipnet.lab.config_file import read_config
 from chipnet.lab.layers import plain, request_from
@@ -89,7 +89,7 @@ def sweep(
             with said(console), failures(more), stop_signals() as stop, Bars(console) as bars:
                 done = train.run(job, bars, stop)
             if first():
-                report_after(folder)
+                runs.report_after(folder)
         results[name] = done
     console.print(table(results))
     folders = shlex.join(str(r.out) for r in requests)
