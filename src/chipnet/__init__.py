@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from chipnet.gates.hooks import detach
     from chipnet.masks import Masks
     from chipnet.pruner import Pruner
+    from chipnet.repair.refit import refit
     from chipnet.structure import Structure
     from chipnet.surgery.apply import compact, masked, verify_compact
     from chipnet.surgery.plan import Plan
     from chipnet.surgery.storage import load, save
+    from chipnet.widths.shrink import shrink, shrink_family
 
 __all__ = [
     "Budget",
@@ -51,7 +53,10 @@ __all__ = [
     "export",
     "load",
     "masked",
+    "refit",
     "save",
+    "shrink",
+    "shrink_family",
     "verify_compact",
 ]
 
@@ -74,7 +79,9 @@ _MODULES = {
     "masks": ["Masks"],
     "surgery.plan": ["Plan"],
     "pruner": ["Pruner"],
+    "repair.refit": ["refit"],
     "structure": ["Structure"],
+    "widths.shrink": ["shrink", "shrink_family"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

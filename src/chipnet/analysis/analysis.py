@@ -192,6 +192,14 @@ class Analysis:
         return self._evaluate("exists", lambda: [exists[r] for r in sorted(exists)], mask)
 
     @torch.no_grad()
+    def present(self, masks: Tensor) -> Tensor:
+        """Per slot: does it exist physically? Boolean ``[..., slots]``."""
+        classes = self.existing(masks) > 0.5
+        exists = classes.new_zeros(*classes.shape[:-1], self.graph.slots)
+        exists[..., sorted(self.liveness.exists)] = classes
+        return exists[..., torch.from_numpy(np.asarray(self.liveness.root))]
+
+    @torch.no_grad()
     def widths(self, masks: Tensor) -> Tensor:
         """Per site: how many of its channels exist physically? ``[..., sites]``."""
         masks = read_mask(masks, self.gates, batch=True)

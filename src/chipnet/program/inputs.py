@@ -91,6 +91,18 @@ class Inputs:
 
         return self.mapped(one)
 
+    @property
+    def size(self) -> int | None:
+        """How many images a call has: the length of all of its tensors; None where they do not agree."""
+        sizes = {t.shape[0] if t.dim() else 0 for t in self.tensors()}
+        return sizes.pop() if len(sizes) == 1 and 0 not in sizes else None
+
+    def part(self, images: slice) -> Inputs:
+        """The same call of some of its images; as it is, where tensors do not agree how many there are."""
+        if self.size is None:
+            return self
+        return self.mapped(lambda x: x[images] if isinstance(x, Tensor) else x)
+
     def mapped(self, one: Any) -> Inputs:
         """The same arguments with ``one(x)`` in place of every leaf ``x``."""
         args, kwargs = tree_map(one, (self.args, self.kwargs))

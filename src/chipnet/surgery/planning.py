@@ -27,7 +27,7 @@ def make_plan(analysis: Analysis, mask: Tensor, budget: Budget | None = None) ->
     cost = analysis.priced(budget.kinds if budget is not None else ()).cost
     if not analysis.connected(mask):
         raise PlanError("under this mask the input does not reach every output: open more gates")
-    present = _present(analysis, mask)
+    present = analysis.present(mask).numpy()
     opened = _opened(analysis, mask)
     keep = _kept_indices(analysis, present)
     zero, shut, moved = _closed(analysis, opened, present)
@@ -50,14 +50,6 @@ def make_plan(analysis: Analysis, mask: Tensor, budget: Budget | None = None) ->
         outputs=analysis.inputs.outputs,
         inputs=analysis.inputs,
     )
-
-
-def _present(analysis: Analysis, mask: Tensor) -> NDArray[np.bool_]:
-    """Of every slot: does it exist?"""
-    live = analysis.liveness
-    exists = np.zeros(analysis.graph.slots, dtype=bool)
-    exists[sorted(live.exists)] = analysis.existing(mask).numpy() > 0.5
-    return exists[live.root]
 
 
 def _opened(analysis: Analysis, mask: Tensor) -> list[NDArray[np.bool_]]:

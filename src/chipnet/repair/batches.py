@@ -1,0 +1,93 @@
+"""Unlabelled inputs, as users have them: a tensor, a loader, any iterable of what the network takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from chipnet.errors import ConfigError
+from chipnet.program.inputs import Inputs, device_of
+
+BATCH = 64
+"""Images of a tensor that a forward takes at once; loaders have batches of their own."""
+
+
+def read_batches(model: nn.Module, inputs: Any, example: Inputs | None, images: int) -> list[Inputs]:
+    """The first ``images`` of some inputs, as calls of the network; two at least, where there are two images.
+
+    Args:
+        model: what is called.
+        inputs: a tensor of images; a tuple of forward's arguments or a mapping of its keyword arguments, for one
+            call; or an iterable of such batches. Of a batch with more than the network takes (images with labels,
+            as loaders give them), the first parts are taken.
+        example: how the network is called, where that is known.
+        images: how many to read, at most.
+
+    Raises:
+        ConfigError: there are none, or they are nothing that the network takes.
+    """
+    if images < 1:
+        raise ConfigError(f"images={images}: give at least one")
+    found, left = [], images
+    for batch in _batches(inputs, images):
+        call = _call(model, batch, example).part(slice(left))
+        found.append(call)
+        left -= call.size or 1
+        if left <= 0:
+            break
+    if not found:
+        raise ConfigError(
+            "the inputs are empty: give images, a loader, or any iterable of what the network takes"
+        )
+    if len(found) == 1 and (size := found[0].size or 1) > 1:
+        found = [found[0].part(slice(size // 2)), found[0].part(slice(size // 2, None))]
+    device = device_of(model)
+    return [call.to(device) for call in found]
+
+
+def _batches(inputs: Any, images: int) -> Iterator[Any]:
+    if isinstance(inputs, Tensor):
+        if not inputs.dim():
+            raise ConfigError("inputs is a number: give a tensor of images, with one axis for the images")
+        some = inputs[:images]
+        yield from some.split(max(1, min(BATCH, len(some) // 2))) if len(some) else ()
+    elif isinstance(inputs, (tuple, Mapping, Inputs)):
+        yield inputs
+    elif isinstance(inputs, Iterable):
+        yield from inputs
+    else:
+        raise ConfigError(
+            "inputs must be a tensor, a loader, or an iterable of what the network takes, not "
+            f"{type(inputs).__name__}"
+        )
+
+
+def _call(model: nn.Module, batch: Any, example: Inputs | None) -> Inputs:
+    """One batch as a call of the network."""
+    if isinstance(batch, (tuple, list)):
+        batch = tuple(batch)[: len(example.args) or 1 if example is not None else _positional(model)]
+    elif isinstance(batch, Mapping) and example is not None and example.kwargs.keys() <= batch.keys():
+        batch = {name: batch[name] for name in example.kwargs}
+    if not isinstance(batch, (Tensor, tuple, Mapping, Inputs)):
+        raise ConfigError(
+            f"a batch of the inputs is {type(batch).__name__}: it must be a tensor, a tuple of forward's arguments "
+            "or a mapping of its keyword arguments"
+        )
+    call = Inputs.of(batch, example.outputs if example is not None else None)
+    for given, shown in zip(call.args, example.args if example is not None else (), strict=False):
+        if isinstance(given, Tensor) and isinstance(shown, Tensor) and given.dim() != shown.dim():
+            raise ConfigError(
+                f"a batch of the inputs has shape {tuple(given.shape)}; the network takes {shown.dim()} axes, as "
+                f"in {tuple(shown.shape)}. A data set of single images is given as DataLoader(data, batch_size=64)."
+            )
+    return call
+
+
+def _positional(model: nn.Module) -> int:
+    """How many arguments forward needs."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return max(1, sum(p.kind in kinds and p.default is p.empty for p in parameters))

@@ -1,0 +1,163 @@
+"""Which layers and batch norms run in a forward, in which order, on what, and what becomes of what they give?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from chipnet._util.torch_private import tree_leaves
+from chipnet.graph.rules.layers import LAYERS
+from chipnet.program.inputs import Inputs
+from chipnet.repair.layers import Layer, bound
+
+_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_ADD = frozenset(("add", "__add__", "__radd__", "__iadd__", "iadd", "add_"))
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a layer, or of a batch norm with running statistics in eval mode.
+
+    Attributes:
+        name: of the layer's weight, or of the norm's running mean, as the model has it.
+        layer: how the weight is used; None for a norm.
+        given: the call's arguments by name.
+        output: what it gave.
+        bias: the name of the layer's bias, or None.
+        source: of a norm, the layer whose output it reads.
+        readers: how many operators that give tensors have read the output.
+        norm: the first batch norm that read the output.
+        other: what the output, or the norm's, was added to.
+    """
+
+    name: str
+    layer: Layer | None
+    given: Mapping[str, Any]
+    output: Tensor
+    bias: str | None = None
+    source: Call | None = None
+    readers: int = 0
+    norm: Call | None = None
+    other: Tensor | None = None
+
+    @property
+    def normed(self) -> bool:
+        """Does only a batch norm read the output?"""
+        return self.norm is not None and self.readers == 1
+
+    @property
+    def added(self) -> bool:
+        """Does the output, or what a norm makes of it, go into a sum and nowhere else?"""
+        return self.other is not None and (self.norm or self).readers == 1 and self.readers == 1
+
+
+class _Enough(BaseException):
+    """All that was wanted has been seen. No forward is meant to catch it."""
+
+
+class Watch(TorchFunctionMode):
+    """While it is on, calls of layers whose weight is a parameter, and of batch norms, are seen.
+
+    Args:
+        model: whose layers they are.
+        wanted: names of those that are kept in ``calls``, with what becomes of their outputs; None: all.
+        each: is handed every call instead; nothing is kept.
+        done: may the forward end?
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        wanted: Collection[str] | None = None,
+        each: Callable[[Call], None] | None = None,
+        done: Callable[[], bool] = lambda: False,
+    ) -> None:
+        super().__init__()
+        self.names = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
+        self.wanted, self.each, self.done = wanted, each, done
+        self.calls: list[Call] = []
+        self.giver: dict[int, Call] = {}
+        """Who gave a tensor; a call holds its output, so no other tensor gets the same id."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.giver and getattr(func, "__name__", "") in _ADD:
+            self._add(*args[:2])
+        out = func(*args, **kwargs)
+        if self.giver and any(isinstance(t, Tensor) for t in tree_leaves(out)):
+            for leaf in tree_leaves((args, kwargs)):
+                if id(leaf) in self.giver:
+                    self.giver[id(leaf)].readers += 1
+        call = self._call(func, args, kwargs, out)
+        if call is not None and self.each is not None:
+            self.each(call)
+        elif call is not None and (
+            self.wanted is None or call.name in self.wanted or call.source is not None
+        ):
+            self.giver[id(out)] = call
+            if self.wanted is None or call.name in self.wanted:
+                self.calls.append(call)
+        if self.done():
+            raise _Enough
+        return out
+
+    def _call(self, func: Any, args: Any, kwargs: Any, out: Any) -> Call | None:
+        operator = getattr(func, "__name__", "")
+        if func is nn.functional.batch_norm:
+            given = {**dict(zip(_NORM, args, strict=False)), **kwargs}
+            name, source = self.names.get(id(given["running_mean"])), self.giver.get(id(given["input"]))
+            if name is None or given.get("training"):
+                return None
+            call = Call(name, None, given, out, source=source)
+            if source is not None and source.norm is None:
+                source.norm = call
+            return call
+        if operator not in LAYERS:
+            return None
+        given = bound(operator, args, kwargs)
+        name = self.names.get(id(given["weight"]))
+        if name is None:
+            return None
+        return Call(name, Layer.of(operator, given), given, out, self.names.get(id(given.get("bias"))))
+
+    def _add(self, a: Any, b: Any = None) -> None:
+        for mine, other in ((a, b), (b, a)):
+            call = self.giver.get(id(mine))
+            if call is not None and isinstance(other, Tensor) and other.shape == mine.shape:
+                (call.source or call).other = other.clone()  # the sum may be written over it
+
+
+@torch.no_grad()
+def calls(model: nn.Module, inputs: Inputs) -> list[Call]:
+    """All calls of one forward, in their order."""
+    with Watch(model) as watch:
+        inputs(model)
+    return watch.calls
+
+
+@torch.no_grad()
+def calls_of(model: nn.Module, inputs: Inputs, name: str, count: int, added: bool = False) -> list[Call]:
+    """The first ``count`` calls of one layer or norm; the forward ends with the last, or once it is ``added``."""
+    watch = Watch(model, {name}, done=lambda: _complete(watch.calls, count, added))
+    try:
+        with watch:
+            inputs(model)
+    except _Enough:
+        pass
+    return watch.calls
+
+
+def _complete(seen: list[Call], count: int, added: bool) -> bool:
+    return len(seen) >= count and (not added or seen[-1].other is not None)
+
+
+@torch.no_grad()
+def each_call(model: nn.Module, inputs: Inputs, seen: Callable[[Call], None]) -> None:
+    """Hand every call of a forward to ``seen``, as it happens; nothing is kept."""
+    with Watch(model, each=seen):
+        inputs(model)

@@ -1,0 +1,108 @@
+"""What do layers of the dense network read? Means and covariances, from one pass over the images."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from chipnet.program.inputs import Inputs
+from chipnet.repair.layers import Layer
+from chipnet.repair.sums import Sums
+from chipnet.repair.watch import Call, calls, each_call
+
+RIDGE = 1e-2
+"""Added to the diagonal of covariances, in mean variances: inputs that hardly vary call for no large weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reads:
+    """What one ungrouped layer reads, over all images and positions.
+
+    Attributes:
+        layer: how its weight is used.
+        weight: the weight, ``[columns, outputs]`` in float64.
+        mean: ``[columns]``.
+        covariance: ``[columns, columns]``; about zero where there is no place for an offset.
+        place: where an offset goes: the name of the bias, or of the running mean of the batch norm that alone reads
+            the output; None: nowhere.
+        sign: of the offset there.
+    """
+
+    layer: Layer
+    weight: Tensor
+    mean: Tensor
+    covariance: Tensor
+    place: str | None
+    sign: int
+
+    @property
+    def regular(self) -> Tensor:
+        """The covariance with the ridge."""
+        ridge = RIDGE * self.covariance.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
+        return self.covariance + ridge * torch.eye(len(self.covariance)).to(self.covariance)
+
+    @property
+    def variance(self) -> float:
+        """Of all outputs together."""
+        return float(((self.covariance @ self.weight) * self.weight).sum())
+
+    def columns(self, channels: Tensor) -> Tensor:
+        """The columns of the matrix that belong to some channels of the input."""
+        each = self.layer.columns // self.inputs
+        return (channels[:, None] * each + torch.arange(each, device=channels.device)).flatten()
+
+    @property
+    def inputs(self) -> int:
+        """Channels of the input."""
+        return self.layer.shape[0 if self.layer.transposed else 1]
+
+    def narrowed(self, channels: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight ``[columns of the channels, outputs]`` that makes the best of some channels, and the offset
+        ``[outputs]`` that goes with it."""
+        columns = self.columns(channels)
+        left = self.covariance[columns]
+        ridge = self.regular - self.covariance
+        wanted = left @ self.weight + ridge[columns] @ self.weight
+        weight = torch.linalg.solve(self.regular[columns][:, columns], wanted)
+        return weight, self.mean @ self.weight - self.mean[columns] @ weight
+
+
+def read_layers(model: nn.Module, batches: Sequence[Inputs], wanted: Collection[str]) -> dict[str, Reads]:
+    """Of layers by the names of their weights, what they read. Sums are float64: ``8 columns²`` bytes a layer."""
+    sums: dict[str, Sums] = {}
+    shown: dict[str, Call] = {}
+
+    def seen(call: Call) -> None:
+        if call.layer is not None and call.name in wanted:
+            for x, _ in call.layer.pairs(call.given["input"], call.output):
+                mine = Sums.of(x, x[..., :0])
+                sums[call.name] = sums[call.name] + mine if call.name in sums else mine
+
+    for call in calls(model, batches[0]):
+        shown.setdefault(call.name, call)
+    for batch in batches:
+        each_call(model, batch, seen)
+    weights = dict(model.named_parameters())
+    return {name: _read(shown[name], found, weights[name]) for name, found in sums.items()}
+
+
+def _read(call: Call, sums: Sums, weight: Tensor) -> Reads:
+    norm = call.norm if call.normed else None
+    means = sums.centred(call.bias is not None or norm is not None)
+    assert call.layer is not None
+    return Reads(
+        call.layer,
+        call.layer.matrix(weight)[0],
+        means.x[0],
+        means.xx[0],
+        call.bias or (norm.name if norm is not None else None),
+        1 if call.bias is not None else -1,
+    )
+
+
+def usable(call: Call, most: int) -> bool:
+    """May a layer's inputs be summed up: is it ungrouped, with at most ``most`` columns?"""
+    return call.layer is not None and call.layer.groups == 1 and call.layer.columns <= most

@@ -1,0 +1,189 @@
+"""A trained network, unlabelled inputs and a budget in; a smaller network out. Nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chipnet._util.finite import check_finite
+from chipnet._util.modes import plainly
+from chipnet.analysis.kinds import LATENCY
+from chipnet.analysis.options import Patterns
+from chipnet.budget.budget import Budget
+from chipnet.budget.ranking import counting
+from chipnet.errors import ConfigError
+from chipnet.graph.facts import Realisation
+from chipnet.program.inputs import Inputs
+from chipnet.program.ready import copied
+from chipnet.repair.batches import read_batches
+from chipnet.repair.refit import LayerRefit, refit
+from chipnet.structure import Structure
+from chipnet.surgery.apply import compact
+from chipnet.surgery.plan import Plan
+from chipnet.timing.landing import measuring
+from chipnet.widths.curves import Curve, measure_curves
+from chipnet.widths.distance import Distance, between
+from chipnet.widths.knapsack import best_ranking
+
+Progress = Callable[[str, int, int], None]
+"""Is told what is being done, how much of it is done, and of how much."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shrunk:
+    """What `shrink` made. Unpacks as ``model, plan``.
+
+    Attributes:
+        model: the compact network, refitted.
+        plan: what was cut.
+        layers: what the refit did, layer by layer.
+        cut, refitted: squared error of the outputs on the inputs that were measured on, as a part of their square:
+            as cut, and after the refit.
+    """
+
+    model: nn.Module
+    plan: Plan
+    layers: tuple[LayerRefit, ...]
+    cut: float
+    refitted: float
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from (self.model, self.plan)
+
+
+@plainly
+def shrink(
+    model: nn.Module,
+    inputs: Any,
+    budget: Budget | Mapping[str, Any] | str,
+    *,
+    images: int = 512,
+    distance: Distance = "error",
+    example_inputs: Any = None,
+    realisation: Realisation = "plain",
+    ignore: Patterns = (),
+    only: Patterns = (),
+    min_channels: int = 0,
+    round_to: int = 1,
+    outputs: Any = None,
+    progress: Progress | None = None,
+) -> Shrunk:
+    """A smaller network within a budget, without training and without labels.
+
+    1. Curves: each site is narrowed by itself, in the order in which what reads it can do without its channels;
+       those layers are refitted, and the outputs compared with the dense network's.
+    2. Widths: those of least summed loss under the exact costs of the whole network, within the budget.
+    3. The cut: `compact`, verified exact against the masked network.
+    4. The refit: `chipnet.refit`, layer by layer.
+
+    Args:
+        model: a trained network; it is not changed.
+        inputs: unlabelled inputs, as for `chipnet.refit`: a tensor of images, a loader, any iterable of what the
+            network takes.
+        budget: see `chipnet.Budget`.
+        images: how many of the inputs are looked at, at most.
+        distance: between outputs. ``"error"``: squared error, for any task; ``"kl"``: Kullback-Leibler
+            divergence, for logits with classes along axis 1.
+        example_inputs: what costs are counted for; the first of the inputs if it is not given.
+        realisation, ignore, only, min_channels, round_to, outputs: as for `chipnet.Structure`.
+        progress: see `Progress`.
+
+    Raises:
+        CaptureError: nothing can be pruned, or the network cannot be captured.
+        BudgetError: no network meets the budget.
+        ConfigError: there are no inputs, or the network does not take them.
+
+    Example:
+        >>> import chipnet
+        >>> net = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+        >>> small, plan = chipnet.shrink(net, torch.randn(128, 6), "macs=0.25")
+        >>> small[0].out_features
+        8
+    """
+    (only_one,) = shrink_family(
+        model,
+        inputs,
+        [budget],
+        images=images,
+        distance=distance,
+        example_inputs=example_inputs,
+        realisation=realisation,
+        ignore=ignore,
+        only=only,
+        min_channels=min_channels,
+        round_to=round_to,
+        outputs=outputs,
+        progress=progress,
+    )
+    return only_one
+
+
+@plainly
+def shrink_family(
+    model: nn.Module,
+    inputs: Any,
+    budgets: Sequence[Budget | Mapping[str, Any] | str],
+    *,
+    images: int = 512,
+    distance: Distance = "error",
+    example_inputs: Any = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> list[Shrunk]:
+    """Networks for several budgets from one measurement, each within the one before it.
+
+    Args:
+        budgets: from the largest network to the smallest; each network keeps only channels that the one before it
+            keeps.
+        model, inputs, images, distance, example_inputs, progress, options: as for `shrink`.
+
+    Returns:
+        One result for each budget, in their order. Raises as `shrink`.
+    """
+    wanted = [Budget.parse(budget) for budget in budgets]
+    if not wanted:
+        raise ConfigError("budgets: give at least one")
+    tell = progress or (lambda what, done, of: None)
+    check_finite(model)
+    example = None if example_inputs is None else Inputs.of(example_inputs)
+    batches = read_batches(model, inputs, example, images)
+    structure = Structure(model, batches[0].part(slice(1)) if example is None else example, **options)
+    if any(LATENCY in budget.kinds for budget in wanted):
+        structure.time(model)
+    for budget in wanted:
+        structure.check(budget)
+    batches = [replace(batch, outputs=structure.analysis.inputs.outputs) for batch in batches]
+    dense = copied(model).eval()
+    curves = measure_curves(dense, structure.analysis, batches, distance, lambda *n: tell("curves", *n))
+    found: list[Shrunk] = []
+    within = torch.ones(structure.gates, dtype=torch.bool)
+    for budget in wanted:
+        plan = _plan(model, structure, curves, budget, within)
+        within = torch.tensor(plan.mask)
+        small = compact(model, plan)
+        cut = copied(small).eval()
+        layers = refit(model, small, plan, batches, images=images, progress=lambda *n: tell("refit", *n))
+        errors = between(dense, [cut, copied(small).eval()], batches)
+        found.append(Shrunk(small, plan, tuple(layers), *errors))
+    return found
+
+
+def _plan(
+    model: nn.Module, structure: Structure, curves: Sequence[Curve], budget: Budget, within: Tensor
+) -> Plan:
+    """The plan of the widths that lose least, of the gates ``within``."""
+    analysis, limits = structure.analysis, structure.limits(budget)
+    solver = measuring(model, analysis, budget) if LATENCY in budget.kinds else counting(analysis)
+    solution = solver(limits, best_ranking(analysis, curves, limits, within))
+    mask = analysis.canonical(solution.mask & within)
+    if not analysis.connected(mask) or bool((mask == solution.mask).all()):
+        mask = solution.mask
+    plan = structure.plan(mask, budget)
+    same = solution.landing is not None and torch.equal(mask, solution.mask)
+    return (
+        replace(plan, latency=solution.landing.to_json()) if same and solution.landing is not None else plan
+    )
