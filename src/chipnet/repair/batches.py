@@ -56,7 +56,7 @@ def _batches(inputs: Any, images: int) -> Iterator[Any]:
         yield from some.split(max(1, min(BATCH, len(some) // 2))) if len(some) else ()
     elif isinstance(inputs, (tuple, Mapping, Inputs)):
         yield inputs
-    elif isinstance(inputs, Iterable):
+    elif isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__"):
         yield from inputs
     else:
         raise ConfigError(

@@ -121,10 +121,16 @@ def _check(small: nn.Module, plan: Plan) -> None:
 
 
 class Refit:
-    """One refit: two networks in eval mode, side by side."""
+    """One refit: two networks in eval mode, side by side.
 
-    def __init__(self, dense: nn.Module, small: nn.Module, plan: Plan, batches: list[Inputs]) -> None:
+    ``everything``: layers before the first cut too, which read the same in both networks.
+    """
+
+    def __init__(
+        self, dense: nn.Module, small: nn.Module, plan: Plan, batches: list[Inputs], everything: bool = False
+    ) -> None:
         self.dense, self.small, self.plan, self.batches = dense, small, plan, batches
+        self.everything = everything
         self.tensors: dict[str, Tensor] = {**dict(small.named_parameters()), **dict(small.named_buffers())}
         self.seen = calls(small, batches[0])
         self.count = Counter(call.name for call in self.seen)
@@ -132,6 +138,7 @@ class Refit:
         self.same = self.count & Counter(call.name for call in wanted)
         self.added = {c.name for c in self.seen if c.added} & {c.name for c in wanted if c.added}
 
+    @torch.no_grad()
     def run(self, progress: Callable[[int, int], None] | None = None) -> list[LayerRefit]:
         todo = self._todo()
         found = []
@@ -150,7 +157,7 @@ class Refit:
         first = {call.name: call for call in reversed(self.seen)}
         order = list(dict.fromkeys(call.name for call in self.seen))
         cut = [name in self.plan.keep or (first[name].bias or "") in self.plan.keep for name in order]
-        start = cut.index(True) if True in cut else len(order)
+        start = 0 if self.everything else cut.index(True) if True in cut else len(order)
         return [
             first[name]
             for name in order[start:]

@@ -31,7 +31,7 @@ def between(
         for i, other in enumerate(others):
             apart[i] = _plus(apart[i], _apart(wanted, _floats(batch, other), distance))
     size = size.clamp(min=torch.finfo(torch.float64).tiny)
-    return [float(torch.nan_to_num(a / size, nan=float("inf")).sum()) for a in apart]
+    return [float(torch.nan_to_num(a / size, nan=torch.inf, posinf=torch.inf).sum()) for a in apart]
 
 
 def _floats(batch: Inputs, model: nn.Module) -> list[Tensor]:
