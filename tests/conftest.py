@@ -24,3 +24,35 @@ def run_folder(tmp_path_factory):
     asked = Request("resnet8", "digits", "macs=0.25", out, recipe, accelerator="cpu", command="chipnet prune")
     run(prepare(asked))
     return out
+
+
+@pytest.fixture
+def request_for(tmp_path):
+    """Makes requests for short runs of `tiny_net`, with changes."""
+    from tiny import TINY
+
+    from chipnet.lab.train import Request
+
+    def make(**changes):
+        fields = {
+            "model": "tiny:tiny_net",
+            "data": "digits",
+            "budget": "macs=0.5",
+            "out": tmp_path / "run",
+            "recipe": TINY,
+            "accelerator": "cpu",
+            "command": "chipnet prune",
+        }
+        return Request(**{**fields, **changes})
+
+    return make
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """A step of training is an error."""
+
+    def train(*args, **kwargs):
+        raise AssertionError("training has started")
+
+    monkeypatch.setattr("chipnet.lab.loop.train_step", train)

@@ -52,7 +52,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("src", "tests", "tests/lab")),
+        "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("src", "tests")),
     }
     command = [sys.executable, "-c", _PROGRAM, "prune", "--quiet", *arguments]
     return subprocess.Popen(

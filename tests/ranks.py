@@ -18,7 +18,7 @@ import torch
 import torch._dynamo  # a capture imports it
 import torch.distributed as dist
 import torch.nn.functional as F
-from test_train import tiny_net
+from tiny import tiny_net
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from test_imports import FLOORS
+from floors import FLOORS
 
 import chipnet
 from benchmarks import front

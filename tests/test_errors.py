@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import TINY, TinyNet
+from tiny import TINY, TinyNet
 from torch import nn
 
 import chipnet
@@ -31,7 +31,7 @@ DOC = Path(__file__).resolve().parents[1] / "docs" / "errors.md"
 
 
 def run(**changes):
-    fields = {"model": "test_train:tiny_net", "data": "digits", "budget": "macs=0.5", "out": "RUN",
+    fields = {"model": "tiny:tiny_net", "data": "digits", "budget": "macs=0.5", "out": "RUN",
               "recipe": TINY, "accelerator": "cpu"}  # fmt: skip
     return lambda: prepare(Request(**{**fields, **changes}))
 
@@ -170,10 +170,10 @@ CASES = [
     # what is wrong, how, the error, a part of its text
     ("a network that does not exist", run(model="resnet9000"), ConfigError, "There is no network 'resnet9000'"),
     ("a module that does not exist", run(model="nowhere:net"), ConfigError, "there is no module 'nowhere'"),
-    ("a function that the module has not", run(model="test_train:nett"), ConfigError, "'nett'"),
-    ("a network that cannot be captured", run(model="test_train:not_exportable"), CaptureError,
+    ("a function that the module has not", run(model="tiny:nett"), ConfigError, "'nett'"),
+    ("a network that cannot be captured", run(model="tiny:not_exportable"), CaptureError,
      "could not be captured"),
-    ("a network that returns no logits", run(model="test_train:features"), ConfigError, "needs logits [1, 10]"),
+    ("a network that returns no logits", run(model="tiny:features"), ConfigError, "needs logits [1, 10]"),
     ("a data set that does not exist", run(data="digitz"), ConfigError, "Close names: digits"),
     ("a data set without its folder", run(data="cifar10"), ConfigError, "cifar10 needs data_dir"),
     ("a data folder that does not exist", run(data="cifar10", data_dir="/nowhere"), ConfigError, "does not exist"),

@@ -7,33 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from floors import FLOORS
 
 ROOT = Path(__file__).resolve().parents[1] / "src" / "chipnet"
-
-FLOORS = [
-    "errors",
-    "_util",
-    "program",
-    "graph",
-    "analysis",
-    "budget",
-    "gates",
-    "surgery",
-    "repair",
-    "formats",
-    "timing",
-    "trials",
-    "structure",
-    "widths",
-    "masks",
-    "methods",
-    "pruner",
-    "",  # the public page
-    "integrations",
-    "lab",
-    "__main__",
-]
-"""From the ground up; a file imports from its own floor and from those below."""
 
 
 def modules() -> dict[str, Path]:
@@ -119,3 +95,17 @@ def test_the_laboratory_uses_the_public_page_only() -> None:
                 if re.match(r"chipnet\.(?!(lab|_util|errors)\b)", name) and name not in known
             ]
     assert private == []
+
+
+def test_test_files_import_no_test_file() -> None:
+    """What several of them need stands in files of its own, without `test_` in their names."""
+    files, wrong = list(Path(__file__).parent.rglob("*.py")), []
+    tests = {path.stem for path in files if path.stem.startswith("test_")}
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Constant):  # "module:function", as in options
+                names += re.findall(r"\btest_\w+(?=:\w)|^test_\w+$", str(node.value))
+            wrong += [f"{path.name}: {n}" for n in names if n in tests - {path.stem}]
+    assert wrong == []

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from test_cli import chipnet_
+from command import chipnet_
 from torch import nn
 
 import chipnet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch.nn.functional as F
-from test_rules import gains, reasons
+from rule_cases import gains, reasons
 from torch import Tensor, nn
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from test_rules import ALL, NO, Around, Case, gains, in_batches, reasons
+from rule_cases import ALL, NO, Around, Case, gains, in_batches, reasons
 from torch import Tensor, nn
 
 AXES: dict[str, Case] = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from harness import conforms, corner_masks, random_mask, randomised
-from test_rules import Around, gains
+from rule_cases import Around, gains
 from torch import Tensor, nn
 
 from chipnet import Structure

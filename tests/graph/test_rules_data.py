@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from test_rules import Around, gains
+from rule_cases import Around, gains
 from torch import Tensor, nn
 
 Rule = Callable[["Held", Tensor], Tensor]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from test_rules import ALL, NO, Around, gains, in_batches
+from rule_cases import ALL, NO, Around, gains, in_batches
 from torch import Tensor
 
 

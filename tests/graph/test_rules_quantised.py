@@ -10,7 +10,7 @@ import torch
 import torch.ao.quantization as quantization
 import torch.nn.functional as F
 from harness import corner_masks, random_mask
-from test_rules import reasons
+from rule_cases import reasons
 from torch import Tensor, nn
 from toys import counted_macs, counted_params
 

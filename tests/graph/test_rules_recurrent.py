@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_rules import gains
+from rule_cases import gains
 from torch import Tensor, nn
 
 from chipnet import Structure

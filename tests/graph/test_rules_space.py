@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from test_rules import ALL, NO, Around, Case, gains, in_batches, reasons
+from rule_cases import ALL, NO, Around, Case, gains, in_batches, reasons
 from torch import Tensor, nn
 
 ONE = {"a": 11, "b": 5}  # one channel stays: the operator refuses to have none

@@ -33,7 +33,7 @@ CONFIGS = sorted((ROOT / "benchmarks" / "configs").glob("*.yaml"))
 RUNNER = CliRunner()
 
 SMALL = {
-    "models": ["test_train:tiny_net"],
+    "models": ["tiny:tiny_net"],
     "data": ["digits"],
     "budgets": ["macs=0.5"],
     "methods": ["random", "scratch(random)"],
@@ -265,7 +265,7 @@ def test_what_each_run_is_given():
     dense, learnt = requests["mnist", "dense"], requests["mnist", "random"]
     moved, scratch = requests["mnist", "transfer(random, digits)"], requests["mnist", "scratch(random)"]
     assert (dense.masks, dense.weights) == (
-        "out/" + GridRun(*("test_train:tiny_net", "mnist", "", "dense", 0)).folder + "/whole.json",
+        "out/" + GridRun(*("tiny:tiny_net", "mnist", "", "dense", 0)).folder + "/whole.json",
         None,
     )
     assert sum(dense.recipe.epochs) == 2  # as many as the recipe trains
@@ -399,7 +399,7 @@ def some_images(data_dir, seed, limit, limit_test):
 def test_tables_and_plots(finished):
     grid, rows = finished
     text = write_tables(grid, rows).read_text()
-    assert "### test_train:tiny_net on digits; dense" in text
+    assert "### tiny:tiny_net on digits; dense" in text
     assert "| random | 1 |" in text
     assert "| validation after 0 / 1 / 2 / 5 epochs |" in text
     assert "0 of 4 runs failed." in text
@@ -710,7 +710,7 @@ def test_the_command(tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump({**SMALL, "methods": ["uniform"]}))
     listed = RUNNER.invoke(cli.app, ["bench", str(config), "--out", str(tmp_path / "out"), "--dry-run"])
-    assert listed.stdout.splitlines()[0].startswith("open\ttest_train-tiny_net_digits_dense_seed0")
+    assert listed.stdout.splitlines()[0].startswith("open\ttiny-tiny_net_digits_dense_seed0")
     assert not (tmp_path / "out").exists()
     done = RUNNER.invoke(cli.app, ["bench", str(config), "--out", str(tmp_path / "out"), "--smoke"])
     assert done.exit_code == 0, done.output
@@ -872,7 +872,7 @@ def test_tables_in_the_documentation_are_what_their_rows_say(finished, tmp_path,
 
 def test_tasks_made_of_fashion_mnist(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    from test_data import write_idx
+    from data_files import write_idx
 
     from benchmarks import datasets
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from command import chipnet_, prune
+from data_files import write_folders
 from killing import fingerprint
-from test_data import write_folders
-from typer.testing import CliRunner
+from tiny import TinyNet
 
 import chipnet
 from chipnet import ConfigError
@@ -31,37 +32,6 @@ from chipnet.lab.config import Recipe, Request, options
 from chipnet.lab.models import get_model, list_models
 from chipnet.lab.runs.folder import Run
 from chipnet.surgery.storage import save_weights
-
-RUNNER = CliRunner()
-
-
-@pytest.fixture(autouse=True)
-def own_networks(monkeypatch):
-    monkeypatch.syspath_prepend(str(__file__).rpartition("/")[0])
-
-
-def chipnet_(*arguments):
-    """Run `chipnet ...`; a bug shows its own traceback."""
-    result = RUNNER.invoke(cli.app, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-@pytest.fixture
-def no_training(monkeypatch):
-    def train(*args, **kwargs):
-        raise AssertionError("training has started")
-
-    monkeypatch.setattr("chipnet.lab.loop.train_step", train)
-
-
-def prune(out, *arguments, **changes):
-    options = {"--model": "test_train:tiny_net", "--data": "digits", "--budget": "macs=0.5", "--epochs": "1"}
-    options |= {"--accelerator": "cpu", "--out": out, **changes}
-    given = [part for name, value in options.items() if value is not None for part in (name, value)]
-    return chipnet_("prune", *given, *arguments)
-
 
 # -- runs -------------------------------------------------------------------------------------------------
 
@@ -85,7 +55,7 @@ def test_prune_leaves_a_run_folder_and_prints_a_table(tmp_path):
     }
     assert {p.name for p in out.iterdir()} == names
     result = json.loads((out / "result.json").read_text())
-    assert (result["model"], result["data"], result["method"]) == ("test_train:tiny_net", "digits", "chipnet")
+    assert (result["model"], result["data"], result["method"]) == ("tiny:tiny_net", "digits", "chipnet")
     assert (result["seed"], result["budget"]) == (7, {"params": 2000, "macs": 0.5})
     assert result["recipe"]["recalibrate"]
     for name in ("train", "prune", "finetune"):
@@ -139,7 +109,7 @@ def test_the_demo_of_the_readme_runs_with_its_flags(tmp_path):
     [
         (
             ("--budget",),
-            "error: --budget is missing. For example: chipnet prune --model test_train:tiny_net --data digits ",
+            "error: --budget is missing. For example: chipnet prune --model tiny:tiny_net --data digits ",
         ),
         (
             ("--model", "--data"),
@@ -153,14 +123,14 @@ def test_model_data_and_budget_have_no_defaults(tmp_path, no_training, missing, 
     assert (done.exit_code, done.stderr[: len(said)]) == (2, said)
     for name in ("model", "data", "budget", "out"):
         assert f" --{name} " in done.stderr.split("For example: ")[1]
-    (tmp_path / "c.yaml").write_text("model: test_train:tiny_net\ndata: digits\n")
+    (tmp_path / "c.yaml").write_text("model: tiny:tiny_net\ndata: digits\n")
     done = prune(
         tmp_path / "run",
         **dict.fromkeys(("--model", "--data", "--budget")),
         **{"--config": tmp_path / "c.yaml"},
     )
     assert done.stderr.startswith(
-        "error: --budget is missing. For example: chipnet prune --model test_train:tiny_net "
+        "error: --budget is missing. For example: chipnet prune --model tiny:tiny_net "
     )
     assert not (tmp_path / "run").exists()
 
@@ -240,7 +210,7 @@ def test_how_images_are_read_is_asked_for_kept_and_used_again(tmp_path):
         "--workers",
         "0",
     )
-    images = {"--data": "image-folder", "--data-dir": tmp_path / "images", "--model": "test_train:tiny_net"}
+    images = {"--data": "image-folder", "--data-dir": tmp_path / "images", "--model": "tiny:tiny_net"}
     refused = prune(tmp_path / "run", *reading, "--batch-size", "4", **images)
     assert refused.exit_code == 2 and not (tmp_path / "run").exists()
     assert "1 of 24 image files cannot be read" in refused.stderr and "--skip-broken" in refused.stderr
@@ -297,8 +267,8 @@ def test_options_change_the_recipe(tmp_path, monkeypatch, arguments, expected):
     [
         ({"--model": "resnet9000"}, "There is no network 'resnet9000'"),
         ({"--model": "nowhere:net"}, "there is no module 'nowhere'"),
-        ({"--model": "test_train:not_exportable"}, "could not be captured"),
-        ({"--model": "test_train:features"}, "this loop needs logits [1, 10]"),
+        ({"--model": "tiny:not_exportable"}, "could not be captured"),
+        ({"--model": "tiny:features"}, "this loop needs logits [1, 10]"),
         ({"--data": "digitz"}, "There is no data set 'digitz'"),
         ({"--data": "fashion-mnist"}, "fashion-mnist needs --data-dir"),
         ({"--data": "fashion-mnist", "--data-dir": "/nowhere"}, "--data-dir /nowhere does not exist"),
@@ -392,7 +362,7 @@ def test_a_stopped_run_says_how_far_it_came_and_how_to_go_on(tmp_path, monkeypat
     assert f"Continue with: chipnet prune --resume {out}" in done.stderr
     assert signal.getsignal(number) is before
     assert not (out / "result.json").exists()
-    small = chipnet.load(lambda: __import__("test_train").TinyNet(10, 1), out / "model.safetensors")
+    small = chipnet.load(lambda: TinyNet(10, 1), out / "model.safetensors")
     assert small(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
     monkeypatch.setattr(sys, "argv", ["chipnet", "prune", "--resume", "run"])
@@ -604,7 +574,7 @@ def test_a_pipe_gets_a_line_an_epoch_and_no_control_characters(tmp_path):
                 rf"^{phase} {epoch}/2: validation [\d.]+ %, \d:\d\d:\d\d left, loss", done.stdout, re.M
             )
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", done.output)
-    assert "\n    network = chipnet.load(lambda: get_model('test_train:tiny_net', 10, 1), " in done.stdout
+    assert "\n    network = chipnet.load(lambda: get_model('tiny:tiny_net', 10, 1), " in done.stdout
 
 
 @pytest.mark.parametrize(

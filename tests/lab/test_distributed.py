@@ -39,7 +39,7 @@ ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("src", "tests", "tests/lab")),
+    "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("src", "tests")),
 }
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_files import idx_bytes
 from PIL import Image
-from test_data import idx_bytes
-from test_train import TINY, rows
+from tiny import TINY, rows
 
 from chipnet import ConfigError
 from chipnet.lab.data import load_data
@@ -76,7 +76,7 @@ def test_without_a_validation_part_one_is_held_out():
 
 def test_a_whole_run_on_a_mapping(tmp_path):
     request = Request(
-        "test_train:tiny_net", "test_foreign_data:mapping", "macs=0.5", tmp_path / "run",
+        "tiny:tiny_net", "test_foreign_data:mapping", "macs=0.5", tmp_path / "run",
         Recipe(1, 1, 1, batch_size=8, train_lr=0.05, prune_lr=0.05), image_size=8, workers=0, accelerator="cpu",
     )  # fmt: skip
     result = run(prepare(request))
@@ -231,7 +231,7 @@ def test_a_whole_run_on_shards(tmp_path):
     write_shards(tmp_path, "train", 40)
     write_shards(tmp_path, "val", 8)
     request = Request(
-        "test_train:tiny_net", "wds", "macs=0.5", tmp_path / "run", Recipe(1, 1, 1, batch_size=8, limit=32),
+        "tiny:tiny_net", "wds", "macs=0.5", tmp_path / "run", Recipe(1, 1, 1, batch_size=8, limit=32),
         data_dir=str(tmp_path), image_size=8, workers=0, accelerator="cpu",
     )  # fmt: skip
     assert run(prepare(request))["images"] == {"train": 32, "validation": 4, "test": 8}

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from test_cli import chipnet_, own_networks, prune  # noqa: F401
+from command import chipnet_, prune
 
 import chipnet
 from chipnet.lab.further import run_named
@@ -121,7 +121,7 @@ def test_a_stopped_run_goes_on_from_elsewhere(first, tmp_path, monkeypatch):
         ({"--budget": "macs=0.6"}, "is within the budget macs=0.6 already (macs 3"),
         ({"--budget": "macs=0.0001"}, "smallest reachable"),
         ({"--weights": "w.pt"}, "is a run, which has weights of its own: leave out --weights"),
-        ({"--data": "test_foreign_data:nothing"}, "--data"),
+        ({"--data": "tiny:nothing"}, "--data"),
     ],
 )
 def test_refusals(first, tmp_path, changes, text):

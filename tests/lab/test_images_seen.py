@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 import torch
-from test_cli import chipnet_
-from test_data import write_cifar, write_folders
+from command import chipnet_
+from data_files import write_cifar, write_folders
 
 from chipnet.errors import ConfigError
 from chipnet.lab.data import load_data

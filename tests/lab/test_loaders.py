@@ -9,7 +9,7 @@ import killing
 import numpy as np
 import pytest
 import torch
-from test_train import rows
+from tiny import rows
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from chipnet import ChipNetError, ConfigError
@@ -63,8 +63,16 @@ def given():
     return GIVEN["loaders"]
 
 
+def dropping_small(num_classes, in_channels):
+    nn = torch.nn
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 11, 3), nn.BatchNorm2d(11), nn.ReLU(), nn.Dropout(0.3), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(11, num_classes),
+    )  # fmt: skip
+
+
 def request(out, data="test_loaders:shuffled", **changes):
-    return Request("test_resume:dropping_small", data, "macs=0.5", out, **{
+    return Request("test_loaders:dropping_small", data, "macs=0.5", out, **{
         "recipe": RECIPE, "accelerator": "cpu", "checkpoint_steps": 2, **changes})  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import re
 import time
 
 import pytest
-from test_train import TINY, request_for, rows  # noqa: F401 (a fixture)
+from tiny import TINY, rows
 
 from chipnet import ConfigError
 from chipnet.lab.data import Batches
@@ -30,7 +30,7 @@ class Listening(Silent):
 @pytest.mark.parametrize(
     ("method", "parts"), [("chipnet", True), ("chipnet-paper", True), ("magnitude", False)]
 )
-def test_losses_are_split_and_costs_are_shown(request_for, method, parts):  # noqa: F811
+def test_losses_are_split_and_costs_are_shown(request_for, method, parts):
     job, heard = prepare(request_for(method=method)), Listening()
     run(job, heard)
     lines = [json.loads(line) for line in (job.out / JSONL).read_text().splitlines()]
@@ -56,7 +56,7 @@ def test_losses_are_split_and_costs_are_shown(request_for, method, parts):  # no
     assert ("budget" in text) == parts
 
 
-def test_waiting_for_data_is_told(request_for, monkeypatch):  # noqa: F811
+def test_waiting_for_data_is_told(request_for, monkeypatch):
     real = Batches.__iter__
 
     def slow(self):
@@ -90,7 +90,7 @@ def test_what_was_written_after_a_checkpoint_is_cut_off(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # of tensorboard's own imports
-def test_tensorboard(request_for):  # noqa: F811
+def test_tensorboard(request_for):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     job = prepare(request_for(tensorboard=True))
     run(job)
@@ -102,7 +102,7 @@ def test_tensorboard(request_for):  # noqa: F811
     assert [e.step for e in found.Histograms("prune/gates")] == [5, 10]
 
 
-def test_tensorboard_that_is_not_installed_is_named(request_for, monkeypatch):  # noqa: F811
+def test_tensorboard_that_is_not_installed_is_named(request_for, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
@@ -110,6 +110,6 @@ def test_tensorboard_that_is_not_installed_is_named(request_for, monkeypatch):  
         prepare(request_for(tensorboard=True))
 
 
-def test_nothing_is_told_by_default(request_for, capsys):  # noqa: F811
+def test_nothing_is_told_by_default(request_for, capsys):
     run(prepare(request_for(recipe=TINY)))
     assert capsys.readouterr().out == ""

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from test_cli import chipnet_
+from command import chipnet_
 
 import chipnet
 from chipnet.lab.cli import runs

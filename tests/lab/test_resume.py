@@ -7,7 +7,7 @@ import random
 import killing
 import pytest
 import torch
-from test_train import TINY, request_for  # noqa: F401 (a fixture)
+from tiny import TINY
 from typer.testing import CliRunner
 
 from chipnet import ChipNetError, ConfigError, LoadError
@@ -17,7 +17,7 @@ from chipnet.lab.job import check_unused
 from chipnet.lab.train import SpikeClip, prepare, run
 
 ARGUMENTS = (
-    "--model", "test_train:tiny_net", "--data", "digits", "--budget", "macs=0.5", "--epochs", "2,4,10",
+    "--model", "tiny:tiny_net", "--data", "digits", "--budget", "macs=0.5", "--epochs", "2,4,10",
     "--limit", "320", "--limit-test", "60", "--accelerator", "cpu", "--checkpoint-steps", "3", "--quiet",
 )  # fmt: skip
 
@@ -38,7 +38,7 @@ def test_killed_twice_a_run_ends_with_the_same_bits(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("method", "most"), [("chipnet-paper", 6), ("bar", 24), ("random", 24)])
-def test_stopped_at_every_pause_a_run_ends_with_the_same_bits(request_for, tmp_path, method, most):  # noqa: F811
+def test_stopped_at_every_pause_a_run_ends_with_the_same_bits(request_for, tmp_path, method, most):
     run(prepare(request_for(out=tmp_path / "whole", method=method)))
     at = random.Random(1)
     stopped, resume = 0, False
@@ -70,7 +70,7 @@ def stopped_run(make):
         run(prepare(make(checkpoint_steps=2)), stop=stop)
 
 
-def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(request_for, tmp_path):  # noqa: F811
+def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(request_for, tmp_path):
     run(prepare(request_for(out=tmp_path / "whole")))
     stopped_run(request_for)
     out = tmp_path / "run"
@@ -88,7 +88,7 @@ def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(request_for
     assert killing.fingerprint(out) == killing.fingerprint(tmp_path / "whole")
 
 
-def test_what_gradients_are_typical_survives_a_stop(request_for, tmp_path, monkeypatch):  # noqa: F811
+def test_what_gradients_are_typical_survives_a_stop(request_for, tmp_path, monkeypatch):
     """With a clip that is at work in most steps, and once more without its state."""
     monkeypatch.setattr("chipnet.lab.loop.SpikeClip", lambda factor: SpikeClip(1.01, memory=0.5))
     run(prepare(request_for(out=tmp_path / "whole")))
@@ -102,7 +102,7 @@ def test_what_gradients_are_typical_survives_a_stop(request_for, tmp_path, monke
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"not a checkpoint at all"])
-def test_when_no_checkpoint_can_be_read_both_are_named(request_for, tmp_path, content):  # noqa: F811
+def test_when_no_checkpoint_can_be_read_both_are_named(request_for, tmp_path, content):
     stopped_run(request_for)
     out = tmp_path / "run"
     for name in ("checkpoint.pt", "checkpoint-before.pt"):
@@ -172,7 +172,7 @@ def test_a_run_whose_last_rename_was_cut_off_is_not_overwritten(tmp_path):
         check_unused(tmp_path, False)
 
 
-def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(request_for, tmp_path, monkeypatch):  # noqa: F811
+def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(request_for, tmp_path, monkeypatch):
     real, calls = os.fsync, []
 
     def full(descriptor):
@@ -195,7 +195,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(request_for, tm
     assert killing.fingerprint(tmp_path / "run") == killing.fingerprint(tmp_path / "whole")
 
 
-def test_dropout_continues_with_its_random_numbers(request_for, tmp_path):  # noqa: F811
+def test_dropout_continues_with_its_random_numbers(request_for, tmp_path):
     import test_resume
 
     assert test_resume.TINY is TINY
@@ -213,12 +213,4 @@ def dropping(num_classes, in_channels):
     return nn.Sequential(
         nn.Conv2d(in_channels, 11, 3), nn.BatchNorm2d(11), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(),
         nn.Linear(11 * 36, num_classes),
-    )  # fmt: skip
-
-
-def dropping_small(num_classes, in_channels):
-    nn = torch.nn
-    return nn.Sequential(
-        nn.Conv2d(in_channels, 11, 3), nn.BatchNorm2d(11), nn.ReLU(), nn.Dropout(0.3), nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(), nn.Linear(11, num_classes),
     )  # fmt: skip

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from test_cli import chipnet_, no_training  # noqa: F401
+from command import chipnet_
 
 import chipnet
 from chipnet import ConfigError, LoadError

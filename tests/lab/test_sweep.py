@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_cli import chipnet_, no_training, own_networks, prune  # noqa: F401
+from command import chipnet_, prune
 
 import chipnet
 from chipnet import BudgetError
@@ -93,13 +93,13 @@ def test_a_sweep_that_was_stopped_goes_on(tmp_path, monkeypatch):
         ("macs=2,000,000", "error: 2 mistakes"),
     ],
 )
-def test_every_budget_is_checked_before_the_first_run(tmp_path, no_training, budget, text):  # noqa: F811
+def test_every_budget_is_checked_before_the_first_run(tmp_path, no_training, budget, text):
     done = prune(tmp_path / "run", **{"--budget": budget})
     assert (done.exit_code, text in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, no_training):  # noqa: F811
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, no_training):
     done = prune(tmp_path / "run", *SHORT, "--dry-run", **{"--epochs": "2,3,4"})
     assert done.exit_code == 0, done.output
     for text in (
@@ -134,7 +134,7 @@ def test_val_measures_what_the_run_did(tmp_path):
     alone.write_bytes(file.read_bytes())
     bare = chipnet_("val", alone)
     assert (bare.exit_code, "Give the folder of a run, or --model and --data" in bare.stderr) == (2, True)
-    told = chipnet_("val", alone, "--model", "test_train:tiny_net", "--data", "digits", "--json")
+    told = chipnet_("val", alone, "--model", "tiny:tiny_net", "--data", "digits", "--json")
     assert json.loads(told.stdout)["alone.safetensors"]["images"] == 359
 
 

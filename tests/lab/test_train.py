@@ -1,6 +1,5 @@
 """The loop: its parts on toy data, whole runs on a few digits, and what is on disk when one is stopped."""
 
-import csv
 import dataclasses
 import json
 import math
@@ -8,6 +7,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import TINY, TinyNet, rows
 from torch import nn
 
 import chipnet
@@ -22,7 +22,6 @@ from chipnet.lab.models import get_model, load_weights
 from chipnet.lab.train import (
     Objective,
     Recipe,
-    Request,
     Silent,
     SpikeClip,
     evaluate,
@@ -36,73 +35,12 @@ from chipnet.program import counting
 from chipnet.surgery.optimizer import cut_state, set_state
 from chipnet.surgery.storage import save_weights
 
-TINY = Recipe(1, 2, 2, batch_size=32, train_lr=0.05, prune_lr=0.05, limit=160, limit_test=60)
-
-
-def tiny_net(num_classes, in_channels):
-    """conv 11 -> norm -> [conv 13 -> norm -> conv 11 -> norm] + -> fc"""
-    return TinyNet(num_classes, in_channels)
-
-
-def not_exportable(num_classes, in_channels):
-    return Branching()
-
-
-def features(num_classes, in_channels):
-    return nn.Sequential(nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 7, 3))
-
-
-class TinyNet(nn.Module):
-    def __init__(self, num_classes, in_channels):
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(in_channels, 11, 3, padding=1, bias=False), nn.BatchNorm2d(11)
-        self.a, self.norm_a = nn.Conv2d(11, 13, 3, padding=1, bias=False), nn.BatchNorm2d(13)
-        self.b, self.norm_b = nn.Conv2d(13, 11, 3, padding=1, bias=False), nn.BatchNorm2d(11)
-        self.fc = nn.Linear(11, num_classes)
-
-    def forward(self, x):
-        x = torch.relu(self.norm(self.stem(x)))
-        x = torch.relu(x + self.norm_b(self.b(torch.relu(self.norm_a(self.a(x))))))
-        return self.fc(x.mean((2, 3)))
-
-
-class Branching(TinyNet):
-    def __init__(self):
-        super().__init__(10, 1)
-
-    def forward(self, x):
-        return super().forward(x) if x.sum() > 0 else super().forward(-x)
-
-
-@pytest.fixture
-def request_for(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(__file__).rpartition("/")[0])
-
-    def make(**changes):
-        fields = {
-            "model": "test_train:tiny_net",
-            "data": "digits",
-            "budget": "macs=0.5",
-            "out": tmp_path / "run",
-            "recipe": TINY,
-            "accelerator": "cpu",
-            "command": "chipnet prune",
-        }
-        return Request(**{**fields, **changes})
-
-    return make
-
 
 @pytest.fixture(scope="module")
 def fabric():
     from lightning.fabric import Fabric
 
     return Fabric(accelerator="cpu", devices=1)
-
-
-def rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 # -- parts ------------------------------------------------------------------------------------------------
@@ -802,8 +740,8 @@ def test_ctrl_c_at_once_leaves_the_last_saved_state(request_for, monkeypatch, at
         ({"budget": "macs=1.5"}, BudgetError, "above 1"),
         ({"budget": "watts=0.5"}, BudgetError, "unknown kind 'watts'"),
         ({"budget": "macs=0.0001"}, BudgetError, "smallest reachable"),
-        ({"model": "test_train:not_exportable"}, CaptureError, "could not be captured"),
-        ({"model": "test_train:features"}, ConfigError, r"returns a tensor \[1, 7, 4, 4\].*logits \[1, 10\]"),
+        ({"model": "tiny:not_exportable"}, CaptureError, "could not be captured"),
+        ({"model": "tiny:features"}, ConfigError, r"returns a tensor \[1, 7, 4, 4\].*logits \[1, 10\]"),
         ({"weights": "/nowhere.pt"}, ConfigError, "does not exist"),
         ({"recipe": dataclasses.replace(TINY, train=0)}, ConfigError, "nothing to prune"),
         ({"realisation": "sparse"}, ConfigError, "'plain' or 'indexed', not 'sparse'"),

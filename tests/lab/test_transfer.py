@@ -210,7 +210,7 @@ def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "source"
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(__file__).rpartition("/")[0])
-        options = ["--model", "test_train:tiny_net", "--data", "digits", "--budget", "macs=0.5"]
+        options = ["--model", "tiny:tiny_net", "--data", "digits", "--budget", "macs=0.5"]
         done = chipnet_("prune", *options, "--epochs", "1", "--method", "random", "--out", out)
     assert done.exit_code == 0, done.output
     return out
@@ -235,7 +235,7 @@ def test_transfer_trains_the_same_architecture_on_other_data(finished, tmp_path)
     before, after = (Masks.load(run / "masks.json") for run in (finished, tmp_path / "out"))
     assert before.kept == after.kept
     assert result["compact"]["accuracy"] > 60  # of three classes; it has really been trained
-    from test_train import TinyNet, rows
+    from tiny import TinyNet, rows
 
     table = rows(tmp_path / "out" / "metrics.csv")
     assert [(r["phase"], r["epoch"]) for r in table] == [("finetune", str(n)) for n in range(4)]
@@ -244,7 +244,7 @@ def test_transfer_trains_the_same_architecture_on_other_data(finished, tmp_path)
 
 
 def test_transfer_may_start_from_dense_weights_of_the_target(finished, tmp_path, monkeypatch):
-    from test_train import TinyNet
+    from tiny import TinyNet
 
     dense = TinyNet(3, 3)
     save_weights(dense, tmp_path / "w.safetensors")
@@ -254,7 +254,7 @@ def test_transfer_may_start_from_dense_weights_of_the_target(finished, tmp_path,
         "chipnet.lab.loop.train_step",
         lambda f, m, *a, **k: seen.append(m.fc.bias.detach().clone()) or real(f, m, *a, **k),
     )
-    done = transfer(finished / "masks.json", tmp_path / "out", "--epochs", "1", "--model", "test_train:tiny_net",
+    done = transfer(finished / "masks.json", tmp_path / "out", "--epochs", "1", "--model", "tiny:tiny_net",
                     "--weights", tmp_path / "w.safetensors")  # fmt: skip
     assert done.exit_code == 0, done.output
     assert torch.equal(seen[0], dense.fc.bias)
@@ -323,7 +323,7 @@ def test_elsewhere_the_recipe_is_the_data_set_s(own_way, asked, tmp_path):
     source = own_way()
     chipnet_("transfer", "--from", source, "--data", "test_transfer:few_digits", "--out", tmp_path / "a")
     chipnet_("transfer", "--from", source, "--data", "digits", "--quick", "--out", tmp_path / "b")
-    model = ("--model", "test_train:tiny_net")
+    model = ("--model", "tiny:tiny_net")
     chipnet_("transfer", "--from", source / "masks.json", "--data", "digits", *model, "--out", tmp_path / "c")
     usual = loop.recipe_for("digits")
     assert [job.recipe for job in asked] == [

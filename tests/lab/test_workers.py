@@ -99,7 +99,7 @@ def test_workers_end_when_their_parent_says_so(tmp_path, capfd, made, number):
 def test_sigterm_to_all_processes_of_a_run_is_a_clean_stop(tmp_path):
     write_images(tmp_path / "images", 10)
     out, here = tmp_path / "run", os.path.dirname(__file__)
-    given = {"model": "test_train:tiny_net", "data": "image-folder", "data-dir": tmp_path / "images"}
+    given = {"model": "tiny:tiny_net", "data": "image-folder", "data-dir": tmp_path / "images"}
     given |= {"image-size": 8, "budget": "macs=0.5", "epochs": 1000, "workers": 2, "threads": 1, "out": out}
     command = [sys.executable, "-m", "chipnet.lab.cli", "prune", "--accelerator", "cpu", "--quiet"]
     run = subprocess.Popen(
@@ -131,15 +131,13 @@ def test_sigterm_to_all_processes_of_a_run_is_a_clean_stop(tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError, ChipNetError])
 def test_a_hidden_worker_that_ends_by_the_signal_is_no_failure(tmp_path, monkeypatch, error):
-    from test_train import TINY
+    from tiny import TINY
 
     def ended(*args, **kwargs):
         raise error("DataLoader worker (pid 3) is killed by signal: Terminated.")
 
     monkeypatch.setattr("chipnet.lab.loop.train_step", ended)
-    asked = loop.Request(
-        "test_train:tiny_net", "digits", "macs=0.5", tmp_path / "run", TINY, accelerator="cpu"
-    )
+    asked = loop.Request("tiny:tiny_net", "digits", "macs=0.5", tmp_path / "run", TINY, accelerator="cpu")
     with pytest.raises(loop.Interrupted, match="stopped in phase train"):
         loop.run(loop.prepare(asked), stop=lambda: len(list(tmp_path.glob("run/checkpoint.pt"))) > 0)
     with pytest.raises(error, match="worker"):

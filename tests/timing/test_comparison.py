@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_cli import chipnet_
+from command import chipnet_
 from torch import nn
 
 from chipnet import ConfigError

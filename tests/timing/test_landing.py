@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_cli import own_networks, prune  # noqa: F401
+from command import prune
 from timed import X, net, own_cache  # noqa: F401 (a fixture)
 from torch import nn
 
