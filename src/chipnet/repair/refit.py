@@ -242,8 +242,8 @@ def _wanted(mine: Call, theirs: Call, keep: Mapping[int, Sequence[int]]) -> Tens
     if mine.other is not None and theirs.other is not None:
         off = _chosen(theirs.other, axis, rows) - mine.other
         if mine.norm is not None:
-            slope = _slope(mine.norm.given)
-            factor = torch.where(slope == 0, 0, 1 / slope)
+            passed = _slope(mine.norm.given)
+            factor = torch.where(passed == 0, 0, 1 / passed)
             off = off * factor.view(-1, *[1] * len(mine.layer.kernel))
         wanted = wanted + off
     if mine.given.get("bias") is not None and mine.bias is None:  # a bias that nothing can write to

@@ -123,7 +123,7 @@ def _curve(
         order, errors = torch.arange(count), torch.arange(count, -1, -1, dtype=torch.float64)
     gates = gates[order]
     narrow: dict[int, nn.Module] = {}
-    for kept in _halves(count):
+    for kept in _measured(count):
         mask = torch.ones(analysis.gates, dtype=torch.bool)
         mask[gates[kept:]] = False
         if analysis.connected(mask):
@@ -132,9 +132,10 @@ def _curve(
     return Curve(site, gates, _filled(dict(zip(narrow, found, strict=True)), errors.numpy()))
 
 
-def _halves(count: int) -> list[int]:
-    """Half of a site, a quarter, ... one, none."""
-    return sorted({count >> i for i in range(1, count.bit_length() + 1)} | {0}, reverse=True)
+def _measured(count: int) -> list[int]:
+    """Numbers of gates that are measured: two for each halving, down to one and none."""
+    steps = range(1, 2 * count.bit_length() + 1)
+    return sorted({round(count * 2 ** (-i / 2)) for i in steps} - {count} | {0}, reverse=True)
 
 
 def narrowed(model: nn.Module, plan: Plan, reads: Mapping[str, Reads]) -> nn.Module:
