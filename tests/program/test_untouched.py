@@ -214,8 +214,13 @@ class Noisy(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Net, Noisy])
-def test_the_users_random_numbers_are_not_used_up(kind):
+def test_the_users_random_numbers_are_not_used_up(kind, monkeypatch):
     torch.manual_seed(0)
+
+    def seeded(seed):
+        raise AssertionError("an accelerator that is not used is seeded, and not put back")
+
+    monkeypatch.setattr("torch.cuda.manual_seed_all", seeded)
     model, x = kind(), torch.randn(2, 3, 6, 6)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     s = Structure(model, x)

@@ -62,7 +62,8 @@ class Inputs:
         """The model's output. Arguments are copied, since a forward may write to them; random numbers are those of
         ``seed``."""
         args, kwargs = copy.deepcopy((self.args, self.kwargs))
-        with _same_numbers({p.device for p in model.parameters() if p.device.type != "cpu"}, seed):
+        places = {t.device for t in (*model.parameters(), *self.tensors())}
+        with _same_numbers({d for d in places if d.type not in ("cpu", "meta")}, seed):
             return model(*args, **kwargs)
 
     def read(self, model: nn.Module, seed: int = 0) -> list[Tensor]:
@@ -134,7 +135,10 @@ def _same_numbers(devices: set[torch.device], seed: int = 0) -> Iterator[None]:
     with torch.random.fork_rng([d.index or 0 for d in devices], device_type=kind):
         random.seed(seed)
         np.random.seed(seed)
-        torch.manual_seed(seed)
+        if devices:
+            torch.manual_seed(seed)
+        else:  # that one would seed accelerators too, which are not put back, and takes a thousand times as long
+            torch.default_generator.manual_seed(seed)
         try:
             yield
         finally:
