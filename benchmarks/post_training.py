@@ -1,0 +1,193 @@
+"""Pruning without training: what is left of the accuracy of a trained network, method by method.
+
+    python -m benchmarks.post_training --networks resnet20,chain --seeds 20,21,22
+
+Dense networks are trained for 12 epochs on 6,000 images of `benchmarks.datasets:small_pairs` (100 classes, 14×14).
+Every method then has 512 unlabelled training images, and no gradient step. Accuracy is that of all test images.
+
+| method | what |
+|---|---|
+| `shrink` | `chipnet.shrink` with `distance="kl"` |
+| `error` | `chipnet.shrink` as it is by default: squared error of the outputs |
+| `random` | random gates at the same budget, then `chipnet.refit` |
+| `magnitude` | L2 norms of weights, then statistics of batch norms measured anew |
+| `torch_pruning` | Torch-Pruning's `BasePruner`, group norms, then the same statistics |
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import chipnet
+from benchmarks import datasets, networks
+from benchmarks.rivals import costs
+from chipnet.lab.models import get_model
+from chipnet.lab.steps import recalibrate
+from chipnet.methods.schedules import OneCycle
+
+EPOCHS, BATCH, RATE, IMAGES = 12, 64, 0.1, 512
+
+
+class Task:
+    """Images and labels, normalised."""
+
+    def __init__(self, folder: str, seed: int, data: str) -> None:
+        found = getattr(datasets, data)(folder, seed=seed, limit=6000)
+        mean, std = (torch.tensor(x).view(1, -1, 1, 1) for x in (found.mean, found.std))
+        self.classes, self.channels = found.num_classes, found.in_channels
+        self.train, self.test = (
+            ((part.images / 255 - mean) / std, part.labels) for part in (found.train, found.test)
+        )
+
+    @torch.no_grad()
+    def accuracy(self, network: nn.Module) -> float:
+        """In percent, of the test images."""
+        network.eval()
+        right = [
+            (network(x).argmax(1) == y).sum() for x, y in zip(*(t.split(500) for t in self.test), strict=True)
+        ]
+        return 100 * float(sum(right)) / len(self.test[1])
+
+
+def trained(name: str, task: Task, seed: int) -> nn.Module:
+    """A dense network, trained."""
+    torch.manual_seed(seed)
+    build = getattr(networks, name, None) or (lambda **sizes: get_model(name, **sizes))
+    network: nn.Module = build(num_classes=task.classes, in_channels=task.channels)
+    optimizer = torch.optim.SGD(network.parameters(), RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    images, labels = task.train
+    order, rate = torch.Generator().manual_seed(seed), OneCycle(RATE)
+    steps, size = len(images) // BATCH, images.shape[-1]
+    network.train()
+    for step in range(EPOCHS * steps):
+        if step % steps == 0:
+            batches = torch.randperm(len(images), generator=order)[: steps * BATCH].split(BATCH)
+        some = batches[step % steps]
+        top, left = torch.randint(0, 3, (2,), generator=order).tolist()
+        x = F.pad(images[some], (1, 1, 1, 1))[..., top : top + size, left : left + size]
+        optimizer.param_groups[0]["lr"] = rate(step / (EPOCHS * steps))
+        optimizer.zero_grad()
+        F.cross_entropy(network(x), labels[some]).backward()
+        optimizer.step()
+    return network.eval()
+
+
+def _gates(network: nn.Module, images: Tensor, budget: str, method: str, seed: int) -> chipnet.Plan:
+    """The plan of a method's scores on the trained network, as it is."""
+    pruner = chipnet.Pruner(copy.deepcopy(network), images[:1], budget, steps=1, method=method, seed=seed)
+    return pruner.harden(early=True)
+
+
+def _measured(network: nn.Module, images: Tensor) -> nn.Module:
+    recalibrate(network, [(part, torch.zeros(len(part))) for part in images.split(BATCH)])
+    return network
+
+
+def _shrink(network: nn.Module, images: Tensor, budget: str, seed: int) -> nn.Module:
+    return chipnet.shrink(network, images, budget, distance="kl").model
+
+
+def _error(network: nn.Module, images: Tensor, budget: str, seed: int) -> nn.Module:
+    return chipnet.shrink(network, images, budget).model
+
+
+def _random(network: nn.Module, images: Tensor, budget: str, seed: int) -> nn.Module:
+    plan = _gates(network, images, budget, "random", seed)
+    small = chipnet.compact(network, plan)
+    chipnet.refit(network, small, plan, images)
+    return small
+
+
+def _magnitude(network: nn.Module, images: Tensor, budget: str, seed: int) -> nn.Module:
+    return _measured(chipnet.compact(network, _gates(network, images, budget, "magnitude", seed)), images)
+
+
+def _torch_pruning(network: nn.Module, images: Tensor, budget: str, seed: int) -> nn.Module:
+    from benchmarks._torch_pruning import pruned
+
+    def macs(model: nn.Module) -> int:
+        return costs(model, images[:1])["macs"]
+
+    return _measured(pruned(network, (images[:1],), float(budget.partition("=")[2]), macs), images)
+
+
+METHODS: dict[str, Callable[[nn.Module, Tensor, str, int], nn.Module]] = {
+    "shrink": _shrink,
+    "error": _error,
+    "random": _random,
+    "magnitude": _magnitude,
+    "torch_pruning": _torch_pruning,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir", default="/usr/share/datasets/fashion-mnist")
+    parser.add_argument("--data", default="small_pairs", help="a callable of benchmarks.datasets")
+    parser.add_argument("--networks", default="resnet20")
+    parser.add_argument("--budgets", default="macs=0.5,macs=0.25,macs=0.125")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--seeds", default="20,21,22")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", help="a file: one line of JSON for each cell")
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    print(
+        f"{date.today()}, torch {torch.__version__}, {platform.machine()}, {a.threads} thread(s), seeds {a.seeds}"
+    )
+    for name in a.networks.split(","):
+        dense: list[float] = []
+        cells: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        for seed in map(int, a.seeds.split(",")):
+            task = Task(a.data_dir, seed, a.data)
+            network = trained(name, task, seed)
+            dense.append(task.accuracy(network))
+            images = task.train[0][:IMAGES]
+            for budget in a.budgets.split(","):
+                for method in a.methods.split(","):
+                    start = time.perf_counter()
+                    small = METHODS[method](network, images, budget, seed)
+                    seconds, found = time.perf_counter() - start, task.accuracy(small)
+                    cells.setdefault((budget, method), []).append((found, seconds))
+                    row = {
+                        "network": name,
+                        "seed": seed,
+                        "budget": budget,
+                        "method": method,
+                        "dense": dense[-1],
+                    }
+                    if a.out:
+                        with open(a.out, "a") as file:
+                            file.write(json.dumps({**row, "accuracy": found, "seconds": seconds}) + "\n")
+        print(
+            f"\n{name}: dense {_text(dense)}\n\n| budget | method | accuracy | of dense | seconds |\n|---|---|---|---|---|"
+        )
+        for (budget, method), runs in cells.items():
+            parts = [100 * found / was for (found, _), was in zip(runs, dense, strict=True)]
+            took = statistics.mean(s for _, s in runs)
+            print(
+                f"| {budget} | {method} | {_text([f for f, _ in runs])} | {_text(parts)} % | {took:.0f} |",
+                flush=True,
+            )
+
+
+def _text(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+if __name__ == "__main__":
+    main()
