@@ -12,6 +12,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 NAMES = {
+    "_cost": "program.counting",  # scripts that count as PyTorch does import it from there
     "cli": "lab.cli",
     "data": "lab.data",
     "latency": "timing",

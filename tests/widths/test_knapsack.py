@@ -10,7 +10,7 @@ from torch import nn
 from chipnet import Structure
 from chipnet.budget.ranking import best_mask
 from chipnet.widths.curves import Curve, _filled
-from chipnet.widths.knapsack import Knapsack, best_ranking
+from chipnet.widths.knapsack import Knapsack, best_ranking, rankings
 
 
 def _structure(widths=(4, 5, 3), **options) -> Structure:
@@ -118,3 +118,16 @@ def test_losses_between_measured_widths_go_as_the_error_does():
     losses = _filled({2: 0.2, 0: 3.2}, errors)  # log 0.2 to log 3.2 as log 2 to log 16: a third of the way
     np.testing.assert_allclose(losses[1], 0.2 * 16 ** (1 / 3))
     assert np.isinf(_filled({2: 0.2, 1: 0.8}, errors)[0])
+
+
+def test_even_widths_and_such_between():
+    s = _structure((8, 16, 8))
+    curves, limits = _curves(s, 0), s.limits({"macs": 0.3})
+    best, even, between = (
+        [int(best_mask(s.analysis, limits, r)[c.gates].sum()) for c in curves]
+        for r in rankings(s.analysis, curves, limits)
+    )
+    parts = [width / len(c.gates) for c, width in zip(curves, even, strict=True)]
+    assert max(parts) - min(parts) <= 1 / 8
+    assert best != even
+    assert all(min(a, b) - 1 <= m <= max(a, b) + 1 for a, b, m in zip(best, even, between, strict=True))

@@ -142,3 +142,22 @@ def test_distances():
     )
     assert apart == pytest.approx(logits.item(), rel=1e-5)
     assert between(wanted, [nn.Linear(2, 3)], [Inputs.of(x)]) == [float("inf")]
+
+
+def test_the_widths_that_come_nearest_are_taken(monkeypatch):
+    """Rankings from worst to best: the last one wins."""
+    from chipnet.budget.ranking import Ranking
+    from chipnet.widths import shrink
+
+    def three(analysis, curves, limits, within):
+        for part in (1, 4, 16):  # of the first site only so many gates are wanted
+            scores = torch.arange(analysis.gates, 0, -1, dtype=torch.float64)
+            scores[curves[0].gates[part:]] = 0
+            yield Ranking(scores)
+
+    seen = []
+    real = shrink.between
+    monkeypatch.setattr(shrink, "rankings", three)
+    monkeypatch.setattr(shrink, "between", lambda *a, **k: seen.append(real(*a, **k)) or seen[-1])
+    found = chipnet.shrink(_net(), IMAGES, "macs=0.5")
+    assert found.refitted == min(after for _, after in (pair for pair in seen if len(pair) == 2))

@@ -3,7 +3,7 @@ whole network, which depend on all widths together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chipnet.analysis.analysis import Analysis
-from chipnet.budget.ranking import Ranking
+from chipnet.budget.ranking import Ranking, best_mask
 from chipnet.widths.curves import Curve
 
 _CLOSE = 1.01
@@ -121,6 +121,34 @@ class Knapsack:
             else:
                 low = price
         return found, high
+
+
+def rankings(
+    analysis: Analysis,
+    curves: Sequence[Curve],
+    limits: Mapping[str, int],
+    within: Tensor | None = None,
+) -> Iterator[Ranking]:
+    """Rankings to choose from by a measurement: the knapsack's, even widths, and widths halfway between.
+
+    Losses were measured one site at a time. Where many sites narrow together they add up to more, most of all in
+    parallel branches, and even widths may lose less. Arguments are those of `Knapsack`.
+    """
+    best = best_ranking(analysis, curves, limits, within)
+    yield best
+    even = proportional(analysis, curves, [len(curve.gates) for curve in curves])
+    yield even
+    both = [best_mask(analysis, limits, ranking) for ranking in (best, even)]
+    counts = np.array([[max(int(mask[curve.gates].sum()), 0.5) for curve in curves] for mask in both])
+    yield proportional(analysis, curves, np.sqrt(counts[0] * counts[1]).tolist())
+
+
+def proportional(analysis: Analysis, curves: Sequence[Curve], widths: Sequence[float]) -> Ranking:
+    """Gates in an order that keeps the sites' widths in proportion to ``widths``, whatever the budget."""
+    scores = torch.zeros(analysis.gates, dtype=torch.float64)
+    for curve, width in zip(curves, widths, strict=True):
+        scores[curve.gates] = -(torch.arange(len(curve.gates), dtype=torch.float64) + 0.5) / width
+    return Ranking(scores)
 
 
 def best_ranking(

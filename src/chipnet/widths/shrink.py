@@ -14,7 +14,7 @@ from chipnet._util.modes import plainly
 from chipnet.analysis.kinds import LATENCY
 from chipnet.analysis.options import Patterns
 from chipnet.budget.budget import Budget
-from chipnet.budget.ranking import counting
+from chipnet.budget.ranking import Ranking, counting
 from chipnet.errors import ConfigError
 from chipnet.graph.facts import Realisation
 from chipnet.program.inputs import Inputs
@@ -25,9 +25,9 @@ from chipnet.structure import Structure
 from chipnet.surgery.apply import compact
 from chipnet.surgery.plan import Plan
 from chipnet.timing.landing import measuring
-from chipnet.widths.curves import Curve, measure_curves
+from chipnet.widths.curves import measure_curves
 from chipnet.widths.distance import Distance, between
-from chipnet.widths.knapsack import best_ranking
+from chipnet.widths.knapsack import rankings
 
 Progress = Callable[[str, int, int], None]
 """Is told what is being done, how much of it is done, and of how much."""
@@ -76,9 +76,10 @@ def shrink(
 
     1. Curves: each site is narrowed by itself, in the order in which what reads it can do without its channels;
        those layers are refitted, and the outputs compared with the dense network's.
-    2. Widths: those of least summed loss under the exact costs of the whole network, within the budget.
+    2. Widths: those of least summed loss under the exact costs of the whole network, within the budget; even ones;
+       and such between both.
     3. The cut: `compact`, verified exact against the masked network.
-    4. The refit: `chipnet.refit`, layer by layer.
+    4. The refit: `chipnet.refit`, layer by layer. Of the widths those are taken whose outputs are nearest then.
 
     Args:
         model: a trained network; it is not changed.
@@ -162,25 +163,40 @@ def shrink_family(
     found: list[Shrunk] = []
     within = torch.ones(structure.gates, dtype=torch.bool)
     for budget in wanted:
-        plan = _plan(model, structure, curves, budget, within)
-        within = torch.tensor(plan.mask)
-        small = compact(model, plan)
-        cut = copied(small).eval()
-        layers = refit(model, small, plan, batches, images=images, progress=lambda *n: tell("refit", *n))
-        errors = between(dense, [cut, copied(small).eval()], batches)
-        found.append(Shrunk(small, plan, tuple(layers), *errors))
+        tried: dict[tuple[bool, ...], tuple[float, Shrunk]] = {}
+        for ranking in rankings(structure.analysis, curves, structure.limits(budget), within):
+            plan = _plan(model, structure, ranking, budget, within)
+            if plan.mask not in tried:
+                made = _shrunk(model, dense, plan, batches, lambda *n: tell("refit", *n))
+                (loss,) = between(dense, [copied(made.model).eval()], batches, distance)
+                tried[plan.mask] = loss, made
+        found.append(min(tried.values(), key=lambda pair: pair[0])[1])
+        within = torch.tensor(found[-1].plan.mask)
     return found
 
 
-def _plan(
-    model: nn.Module, structure: Structure, curves: Sequence[Curve], budget: Budget, within: Tensor
-) -> Plan:
-    """The plan of the widths that lose least, of the gates ``within``."""
+def _shrunk(
+    model: nn.Module,
+    dense: nn.Module,
+    plan: Plan,
+    batches: Sequence[Inputs],
+    progress: Callable[[int, int], None],
+) -> Shrunk:
+    """The network of a plan, refitted. ``dense``: the model in eval mode."""
+    small = compact(model, plan)
+    cut = copied(small).eval()
+    images = sum(batch.size or 1 for batch in batches)
+    layers = refit(model, small, plan, batches, images=images, progress=progress)
+    return Shrunk(small, plan, tuple(layers), *between(dense, [cut, copied(small).eval()], batches))
+
+
+def _plan(model: nn.Module, structure: Structure, ranking: Ranking, budget: Budget, within: Tensor) -> Plan:
+    """The plan of the gates that rank highest within the budget, of the gates ``within``."""
     analysis, limits = structure.analysis, structure.limits(budget)
     solver = measuring(model, analysis, budget) if LATENCY in budget.kinds else counting(analysis)
-    solution = solver(limits, best_ranking(analysis, curves, limits, within))
+    solution = solver(limits, ranking)
     mask = analysis.canonical(solution.mask & within)
-    if not analysis.connected(mask) or bool((mask == solution.mask).all()):
+    if not analysis.connected(mask):
         mask = solution.mask
     plan = structure.plan(mask, budget)
     same = solution.landing is not None and torch.equal(mask, solution.mask)
