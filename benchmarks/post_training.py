@@ -172,16 +172,16 @@ def main() -> None:
                     if a.out:
                         with open(a.out, "a") as file:
                             file.write(json.dumps({**row, "accuracy": found, "seconds": seconds}) + "\n")
-        print(
-            f"\n{name}: dense {_text(dense)}\n\n| budget | method | accuracy | of dense | seconds |\n|---|---|---|---|---|"
-        )
-        for (budget, method), runs in cells.items():
-            parts = [100 * found / was for (found, _), was in zip(runs, dense, strict=True)]
-            took = statistics.mean(s for _, s in runs)
-            print(
-                f"| {budget} | {method} | {_text([f for f, _ in runs])} | {_text(parts)} % | {took:.0f} |",
-                flush=True,
-            )
+        _table(name, dense, cells)
+
+
+def _table(name: str, dense: list[float], cells: dict[tuple[str, str], list[tuple[float, float]]]) -> None:
+    print(f"\n{name}: dense {_text(dense)}\n")
+    print("| budget | method | accuracy | of dense, % | seconds |\n|---|---|---|---|---|")
+    for (budget, method), runs in cells.items():
+        parts = [100 * found / was for (found, _), was in zip(runs, dense, strict=True)]
+        found, took = _text([f for f, _ in runs]), statistics.mean(s for _, s in runs)
+        print(f"| {budget} | {method} | {found} | {_text(parts)} | {took:.0f} |", flush=True)
 
 
 def _text(values: list[float]) -> str:
