@@ -28,6 +28,11 @@ def test_random_networks_are_pruned_exactly(chunk):
 
 
 ONCE_BROKEN = {
+    "few random numbers, that drop the same under two seeds": Recipe(
+        steps=(("conv", 0, 0, 3, 4), ("pool", 0, 0, 2, 0), ("Attention", 0, 0, 2, 0), ("Dropped", 2, 0, 2, 0)),
+        dims=1,
+        size=4,
+    ),
     "a bias before a norm that nothing reaches": Recipe(
         steps=(("cbr", 0, 0, 3, 0), ("Residual", 0, 0, 2, 4)),
     ),

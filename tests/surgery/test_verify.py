@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from chipnet import PlanError, Structure, compact, verify_compact
 from chipnet.program.inputs import Inputs
 from chipnet.surgery import apply
 from chipnet.surgery.apply import agree
-from chipnet.surgery.verify import compare
+from chipnet.surgery.verify import compare, repeatable
 
 NAN, INF = math.nan, math.inf
 
@@ -203,3 +205,34 @@ def test_an_error_that_hardly_shows_is_seen_where_rounding_does_not_explain_it(c
     difference, scale = verify_compact(net, small, plan, x)
     assert 1e-9 < difference / scale < 1e-5
     assert agree(net, small, plan, structure.analysis.inputs) == cast
+
+
+class Drawing(Net):
+    """Multiplies by ``noise(y)`` in train mode."""
+
+    def __init__(self, noise):
+        super().__init__()
+        self.noise = noise
+
+    def forward(self, x):
+        y = self.net[1](self.net[0](x))
+        return self.net[2](y * self.noise(y) if self.training else y)
+
+
+@pytest.mark.parametrize(
+    ("noise", "random_numbers"),
+    [
+        (torch.ones_like, False),
+        (lambda y: nn.functional.dropout(torch.ones_like(y), 0.0), False),
+        (lambda y: nn.functional.dropout(torch.ones_like(y), 1e-9), True),
+        (lambda y: float(random.random() < 2), True),
+        (lambda y: float(np.random.rand() < 2), True),
+        (lambda y: float(np.random.randn() < 99), True),
+    ],
+)
+def test_random_numbers_are_seen_though_they_change_nothing(noise, random_numbers):
+    """A dropout of few elements may drop the same in two draws; a compact network draws fewer, and others."""
+    model = Drawing(noise)
+    assert Inputs.of(X).draws(model.train()) == random_numbers
+    assert not Inputs.of(X).draws(model.eval())
+    assert repeatable(model, Inputs.of(X)) != random_numbers

@@ -58,17 +58,33 @@ class Inputs:
             f"got {type(example_inputs).__name__}"
         )
 
-    def __call__(self, model: nn.Module, seed: int = 0) -> Any:
-        """The model's output. Arguments are copied, since a forward may write to them; random numbers are those of
-        ``seed``."""
-        args, kwargs = copy.deepcopy((self.args, self.kwargs))
-        places = {t.device for t in (*model.parameters(), *self.tensors())}
-        with _same_numbers({d for d in places if d.type not in ("cpu", "meta")}, seed):
-            return model(*args, **kwargs)
+    def __call__(self, model: nn.Module) -> Any:
+        """The model's output. Arguments are copied, since a forward may write to them; each call draws the same
+        random numbers."""
+        with _same_numbers(self._lent(model)):
+            return self._given_to(model)
 
-    def read(self, model: nn.Module, seed: int = 0) -> list[Tensor]:
+    @torch.no_grad()
+    def draws(self, model: nn.Module) -> bool:
+        """Does a call of the model draw random numbers? Outputs need not show it: two draws may drop the same."""
+        devices = self._lent(model)
+        with _same_numbers(devices):
+            before = _states(devices)
+            self._given_to(model)
+            return _states(devices) != before
+
+    def _given_to(self, model: nn.Module) -> Any:
+        args, kwargs = copy.deepcopy((self.args, self.kwargs))
+        return model(*args, **kwargs)
+
+    def _lent(self, model: nn.Module) -> set[torch.device]:
+        """The devices of a call that have generators of their own."""
+        places = {t.device for t in (*model.parameters(), *self.tensors())}
+        return {d for d in places if d.type not in ("cpu", "meta")}
+
+    def read(self, model: nn.Module) -> list[Tensor]:
         """The tensors of the model's output that matter."""
-        out = self(model, seed)
+        out = self(model)
         return list(tensors(out)) if self.outputs is None else self.outputs(out)
 
     def __iter__(self) -> Iterator[Any]:
@@ -127,23 +143,30 @@ def _shown(x: Any) -> str:
 
 
 @contextlib.contextmanager
-def _same_numbers(devices: set[torch.device], seed: int = 0) -> Iterator[None]:
-    """While the block lasts, Python, NumPy and PyTorch draw the random numbers of ``seed``; afterwards the user's
-    go on."""
+def _same_numbers(devices: set[torch.device]) -> Iterator[None]:
+    """While the block lasts, Python, NumPy and PyTorch draw fixed random numbers; afterwards the user's go on."""
     states = random.getstate(), np.random.get_state()
     kind = next(iter(devices)).type if devices else "cuda"
     with torch.random.fork_rng([d.index or 0 for d in devices], device_type=kind):
-        random.seed(seed)
-        np.random.seed(seed)
+        random.seed(0)
+        np.random.seed(0)
         if devices:
-            torch.manual_seed(seed)
+            torch.manual_seed(0)
         else:  # that one would seed accelerators too, which are not put back, and takes a thousand times as long
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(0)
         try:
             yield
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+def _states(devices: set[torch.device]) -> list[Any]:
+    """Where the generators of Python, NumPy and PyTorch are."""
+    numpy: Any = np.random.get_state()
+    states = [torch.get_rng_state()]
+    states += [torch.get_device_module(d).get_rng_state(d.index or 0) for d in devices]
+    return [random.getstate(), numpy[1].tolist(), numpy[2:], [s.tolist() for s in states]]
 
 
 def device_of(model: nn.Module) -> torch.device:
