@@ -28,7 +28,7 @@ from chipnet.gates.values import GateValues
 from chipnet.graph.facts import Realisation
 from chipnet.methods import Method, read_method, reference
 from chipnet.program.inputs import device_of
-from chipnet.structure import Structure
+from chipnet.structure import Structure, structure_of
 from chipnet.surgery.plan import Plan
 from chipnet.timing.landing import measuring
 
@@ -399,12 +399,4 @@ def _structure(model: nn.Module, given: Any, options: Options) -> Structure:
             f"'{empty}' holds no numbers (it is on the meta device), and masks are learnt by training. Give the "
             "network memory and weights before: model.to_empty(device='cpu'), then load_state_dict"
         )
-    if not isinstance(given, Structure):
-        return Structure(model, given, **vars(options))
-    defaults = vars(Options())
-    if told := [name for name, value in vars(options).items() if value != defaults[name]]:
-        raise ConfigError(
-            f"a Structure is given, and {', '.join(told)} too: give them to Structure(...) instead"
-        )
-    given.fits(model)
-    return given
+    return structure_of(model, given, options)

@@ -294,3 +294,21 @@ def _refuse_gates(model: nn.Module) -> None:
             f"this {type(model).__name__} has a pruner's gates in it: call that pruner's detach() first, or "
             "chipnet.detach(model), where it is a copy or the pruner is out of reach"
         )
+
+
+def structure_of(model: nn.Module, given: Any, options: Options) -> Structure:
+    """The structure that was given for ``model``, or one of the example inputs and options that were.
+
+    Raises:
+        ConfigError: a structure with options that it has already, or that of another network.
+        CaptureError: see `Structure`; or the network has gates already.
+    """
+    if not isinstance(given, Structure):
+        return Structure(model, given, **vars(options))
+    defaults = vars(Options())
+    if told := [name for name, value in vars(options).items() if value != defaults[name]]:
+        raise ConfigError(
+            f"a Structure is given, and {', '.join(told)} too: give them to Structure(...) instead"
+        )
+    given.fits(model)
+    return given

@@ -261,7 +261,7 @@ GOOD = [(X, Y)] * 3
         ((3, GOOD), "the training loader is a int, which no loop can go through"),
         (([], GOOD), "the training loader is empty"),
         ((GOOD, []), "the validation loader is empty"),
-        ((Stream(), GOOD), "batch 1: images must be floating point [B, C, H, W], as the network sees them, not"),
+        ((Stream(), GOOD), "batch 1: its images must be floating point [B, C, H, W], as the network sees them"),
         ((DataLoader(Stream(), 4), GOOD), "is a DataLoader without len(), and the schedules need"),
         ((lambda epoch: GOOD, GOOD), "is a function without len(), and the schedules need"),
         ((lambda epoch: 1 // 0, GOOD), "given: the training loader failed: ZeroDivisionError"),

@@ -99,6 +99,18 @@ def test_options_of_the_structure():
     assert kept["7"] == 24 and all(n % 4 == 0 and n >= 4 for name, n in kept.items() if name != "9")
 
 
+def test_a_structure_may_be_given_in_place_of_examples():
+    net = _net()
+    structure = chipnet.Structure(net, IMAGES[:1], round_to=4)
+    one = chipnet.shrink(net, IMAGES, "macs=0.5", example_inputs=structure)
+    two = chipnet.shrink(net, IMAGES, "macs=0.5", round_to=4)
+    assert one.plan.mask == two.plan.mask and one.refitted == pytest.approx(two.refitted)
+    with pytest.raises(ConfigError, match="a Structure is given, and round_to too"):
+        chipnet.shrink(net, IMAGES, "macs=0.5", example_inputs=structure, round_to=4)
+    with pytest.raises(ConfigError, match="of another network"):
+        chipnet.shrink(nn.Sequential(nn.Linear(4, 2)), IMAGES, "macs=0.5", example_inputs=structure)
+
+
 def test_several_outputs_of_any_shape():
     class Two(nn.Module):
         def __init__(self) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from chipnet._util.sizes import too_large
-from chipnet.errors import ConfigError
+from chipnet.errors import ConfigError, Problems
 
 CONFIG = "config.yaml"
 """The resolved options of a run, in its folder."""
@@ -30,6 +30,13 @@ ADAMW = {"train_lr": 1e-3, "prune_lr": 1e-3, "weight_decay": 0.01}
 """Rates and weight decay of AdamW where nobody gave any: those of `torch.optim.AdamW`."""
 DATA = ("validation", "image_size", "mean", "std", "augment", "skip_broken", "checksum")
 """Options of a request that say how images are read; `chipnet.lab.data.load_data` takes them."""
+READING = ("batch_size", "limit", "limit_test")
+"""Fields of `Recipe` that say how many images are read: those that a run without training has, too."""
+TRAINING = (
+    "method", "masks", "augment", "devices", "num_nodes", "strategy", "precision", "compile", "channels_last",
+    "sync_batch_norm", "checkpoint_seconds", "checkpoint_steps", "tensorboard",
+)  # fmt: skip
+"""Fields of `Request` that a run without training has no use for."""
 PRUNING_STEPS = 300
 """Optimiser steps that soft pruning should have: masks move a little in each, and with fewer they do not settle."""
 EPOCH_STEPS, LEAST_BATCH = 16, 8
@@ -192,6 +199,22 @@ class Recipe:
                     changes[rate] = was * self._scaled(size, optimizer)
         return dataclasses.replace(self, **changes)._suggesting(self._open - given, self._usual)
 
+    def given(self) -> list[str]:
+        """Fields that somebody chose; none of a recipe that was made by hand, of which that cannot be told.
+
+        >>> recipe_for("digits").changed({"prune": 15, "batch_size": 64, "mixup": 0.2}).given()
+        ['prune', 'batch_size', 'mixup']
+        """
+        usual = self._usual
+        if usual is None:
+            return []
+        suggested = {*EPOCHS, "batch_size", *RATES}
+        return [
+            n
+            for n in (f.name for f in dataclasses.fields(self))
+            if (n not in self._open if n in suggested else getattr(self, n) != getattr(usual, n))
+        ]
+
     def _scaled(self, batch_size: int, optimizer: str) -> float:
         """By how much rates change with the batch size, so that the noise of the steps stays: in proportion for
         SGD, by the square root for AdamW (Malladi et al. 2022, arXiv:2205.10287)."""
@@ -320,6 +343,11 @@ class Request:
         "chipnet",
         "chipnet, chipnet-paper, bar, slimming, taylor, fisher, ...; with settings: chipnet:floor=0",
     )
+    no_train: bool = option(
+        False,
+        "without training: widths are measured, and what is left is fitted to the trained network layer by layer",
+    )
+    images: int = option(512, "training images that --no-train looks at")
     masks: str | None = option(
         None, "a file of masks: nothing is pruned, what they leave is trained for all epochs of the recipe"
     )
@@ -402,3 +430,17 @@ def check_said(request: Request) -> None:
         raise ConfigError(
             f"{some} {'are' if len(missing) > 1 else 'is'} missing. For example: chipnet prune {flags}"
         )
+
+
+def check_no_train(request: Request, problems: Problems) -> None:
+    """Refuse, of a run without training, what only training has."""
+    if not request.no_train:
+        if request.images != Request.images:
+            problems.add("--images is for a run without training: leave it out, or add --no-train.")
+        return
+    given = [name for name in TRAINING if getattr(request, name) != getattr(Request, name)]
+    given += [name for name in (request.recipe.given() if request.recipe else ()) if name not in READING]
+    short = dict.fromkeys(EPOCHS, "epochs") | dict.fromkeys(RATES, "lr")
+    flags = dict.fromkeys(f"--{short.get(name, name).replace('_', '-')}" for name in given)
+    if flags:
+        problems.add(f"--no-train trains nothing: leave out {', '.join(flags)}.")

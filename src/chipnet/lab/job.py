@@ -30,6 +30,7 @@ from chipnet.lab.config import (
     LEAST_BATCH,
     Recipe,
     Request,
+    check_no_train,
     check_said,
     options,
     recipe_for,
@@ -37,7 +38,7 @@ from chipnet.lab.config import (
 from chipnet.lab.config_file import started_by
 from chipnet.lab.data import Data, LoaderImages, load_data
 from chipnet.lab.data.images import count_batches
-from chipnet.lab.devices import check_device, launched, use_threads
+from chipnet.lab.devices import check_device, launched, torchruns, use_threads
 from chipnet.lab.further import Start, run_named
 from chipnet.lab.layers import data_options, typed
 from chipnet.lab.models import get_model, load_weights
@@ -165,7 +166,7 @@ def read_job(request: Request, resume: bool = False, problems: Problems | None =
     budget, mask = _goal(request, structure, network, start)
     _check_logits(network, example, request.model, data.num_classes)
     asked, recipe = recipe, _fitted(recipe, request, data, processes)
-    _tell(data, asked, recipe)
+    _tell(data, recipe if request.no_train else asked, recipe)
     job = Job(request, recipe, budget, data, network, example, structure, fabric, out, resume, mask, start)
     return dataclasses.replace(job, request=_written_out(job))
 
@@ -304,11 +305,20 @@ def check_request(request: Request) -> Recipe:
         recipe = recipe.changed({"train": 0})
         with problems.collected("weights"):
             find_weights(request.weights)
+    elif request.no_train:
+        if request.model and ":" not in request.model:  # a callable may return a network that is trained
+            problems.add(
+                f"--no-train cuts a network that is trained already, and {request.model} begins with new weights: "
+                "give --weights FILE, or as --model the folder of a finished run."
+            )
     elif recipe.train == 0 and request.masks is None:
         problems.add(
             "there is nothing to prune: training is given 0 epochs and there are no weights. Give "
             "--weights FILE or at least one epoch of training."
         )
+    check_no_train(request, problems)
+    if request.no_train and torchruns() > 1:
+        problems.add("--no-train is for one process: start it without torchrun.")
     for name in options(Request):
         if said := wrong(name, getattr(request, name)):
             problems.add(f"{said}.")

@@ -11,7 +11,7 @@ from typing import Any
 
 from chipnet import Budget
 from chipnet.errors import ConfigError, Problems
-from chipnet.lab.config import DATA, Recipe, Request, options, recipe_for
+from chipnet.lab.config import DATA, READING, Recipe, Request, options, recipe_for
 from chipnet.lab.fit import fitted, shown
 
 
@@ -100,7 +100,8 @@ def plain(request: Request) -> dict[str, Any]:
 
     top = values(request) | {"budget": str(Budget.parse(request.budget)), "out": os.fspath(request.out)}
     del top["overwrite"]  # a repeated run must not replace its original
-    return top | {"recipe": values(request.recipe) if request.recipe else {}}
+    recipe = values(request.recipe) if request.recipe else {}
+    return top | {"recipe": {n: v for n, v in recipe.items() if n in READING or not request.no_train}}
 
 
 def unused(out: str | os.PathLike[str]) -> Path:

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import chipnet
-from chipnet import ChipNetError, Masks, Plan, Pruner
+from chipnet import ChipNetError, Plan, Pruner
 from chipnet._util.distributed import same_buffers
 from chipnet.analysis.kinds import KINDS
 from chipnet.lab import sanity
 from chipnet.lab.config import Recipe
 from chipnet.lab.job import Job
 from chipnet.lab.loop import Loop, Phase
+from chipnet.lab.outcome import masks_of
 from chipnet.lab.runs.record import DENSE, MASKS, MODEL, PLAN
 from chipnet.lab.steps import evaluate, recalibrate
 from chipnet.methods.schedules import Constant, Cosine, OneCycle, Schedule, Steps
@@ -179,11 +180,9 @@ def compacted(loop: Loop, network: nn.Module, plan: Plan) -> str:
     small = chipnet.compact(network, plan)
     example = loop.job.example.to(loop.fabric.device)
     loop.state.known["verify"] = list(chipnet.verify_compact(network, small, plan, (example,)))
-    whole = loop.job.start.whole if loop.job.start else loop.job.structure
     shipped = loop.job.shipped(plan)
     loop.save(PLAN, "the plan", shipped.save)
-    masks = Masks.of(whole, torch.tensor(shipped.mask), shipped.budget)
-    loop.save(MASKS, "the masks", masks.save)
+    loop.save(MASKS, "the masks", masks_of(loop.job, shipped).save)
     loop.save(MODEL, "compact network, not fine-tuned", lambda path: chipnet.save(small, shipped, path))
     if loop.recipe.recalibrate:
         loop.train.set_epoch(loop.state.passes)

@@ -30,14 +30,16 @@ def short(steps: int) -> str:
     )
 
 
-def lost(dense: float | None, compact: float) -> str:
+def lost(dense: float | None, compact: float, trained: bool = True) -> str:
     """The warning about a compact network that is far below the dense one; empty where it is not."""
     if dense is None or dense - compact <= LOST_POINTS:
         return ""
+    more = "Give pruning and fine-tuning more epochs, or a larger budget."
+    if not trained:
+        more = "Fine-tune it, give a larger budget, or leave out --no-train."
     return (
         f"the compact network is {dense - compact:.1f} points below the dense one ({compact:.2f} %, dense "
-        f"{dense:.2f} %). "
-        "Give pruning and fine-tuning more epochs, or a larger budget."
+        f"{dense:.2f} %). {more}"
     )
 
 

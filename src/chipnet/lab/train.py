@@ -16,7 +16,7 @@ The run folder holds, each file written all or nothing:
 `plan.json`             what was cut (`chipnet.Plan.load`)
 `masks.json`            what was kept, for other networks of this architecture (`chipnet.Masks.load`)
 `model.safetensors`     the compact network (`chipnet.load`); first as cut, then the best fine-tuned
-`metrics.csv`           one row an epoch
+`metrics.csv`           one row an epoch, where anything is trained
 `metrics.jsonl`         one line every few steps
 `checkpoint.pt`         the state, while the run is not finished (`chipnet prune --resume`)
 `result.json`           the final numbers; written last, so it says that a run is complete
@@ -26,35 +26,22 @@ The run folder holds, each file written all or nothing:
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
-import os
-import platform
 from collections.abc import Callable
-from datetime import datetime, timezone
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
-import chipnet
-from chipnet import Budget, ChipNetError
-from chipnet._util.files import write_atomically, write_json
+from chipnet import ChipNetError
 from chipnet._util.lock import only_writer
-from chipnet.lab import checkpoint, sanity
-from chipnet.lab.config import CONFIG, EPOCHS
-from chipnet.lab.config_file import write_config
+from chipnet.lab import sanity
+from chipnet.lab.config import EPOCHS
 from chipnet.lab.further import start_row
-from chipnet.lab.job import Job, Recipe, Request, check_unused, example_images, prepare, recipe_for
+from chipnet.lab.job import Job, Recipe, Request, example_images, prepare, recipe_for
 from chipnet.lab.loop import Loop, State
+from chipnet.lab.outcome import close_folder, facts, open_folder
 from chipnet.lab.phases import phases_of
-from chipnet.lab.runs.record import MASKS, MODEL, PLAN, REPORT, RESULT, SPLIT, file_sums
+from chipnet.lab.shrinking import run_untrained
 from chipnet.lab.steps import Objective, SpikeClip, evaluate, recalibrate, train_step
 from chipnet.lab.watcher import Interrupted, Silent, Watcher
 from chipnet.surgery.optimizer import cut_state, set_state
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
 
 __all__ = [
     "Interrupted",
@@ -79,7 +66,7 @@ __all__ = [
 
 
 def run(job: Job, watcher: Watcher | None = None, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-    """Train what `prepare` has prepared; returns what result.json holds.
+    """Train what `prepare` has prepared, or cut and refit it without training; returns what result.json holds.
 
     Args:
         job: made by `prepare`; its network is trained in place.
@@ -102,17 +89,15 @@ def run(job: Job, watcher: Watcher | None = None, stop: Callable[[], bool] = lam
         >>> run(job)["compact"]["accuracy"]  # doctest: +SKIP
         97.2
     """
+    if job.request.no_train:
+        return run_untrained([job], watcher or Silent(), stop)[0]
     with only_writer(job.out) if job.fabric.is_global_zero else contextlib.nullcontext():
         return _run(job, watcher, stop)
 
 
 def _run(job: Job, watcher: Watcher | None, stop: Callable[[], bool]) -> dict[str, Any]:
     if job.fabric.is_global_zero:
-        check_unused(job.out, job.request.overwrite, job.resume)  # another run may have ended here since
-    if not job.resume and job.fabric.is_global_zero:
-        _clear(job.out)
-        write_config(job.out / CONFIG, job.request)
-        write_atomically(job.out / SPLIT, json.dumps(job.data.split()).encode())
+        open_folder(job)
     current = Loop(job, phases_of(job), watcher or Silent(), stop)
     try:
         current.advance()
@@ -130,37 +115,8 @@ def _run(job: Job, watcher: Watcher | None, stop: Callable[[], bool]) -> dict[st
     result = _result(current)
     current.warn(sanity.lost(result["dense"]["accuracy"], result["compact"]["accuracy"]))
     if job.fabric.is_global_zero:
-        result["files"] = file_sums(job.out)
-        write_json(job.out / RESULT, result)
-        checkpoint.remove(job.out)
+        close_folder(job, result)
     return result
-
-
-def _clear(out: Path) -> None:
-    """Files of an earlier run must not be taken for this one's. Its dense weights stay until ours come."""
-    for name in (RESULT, PLAN, MASKS, SPLIT, MODEL, REPORT):
-        (out / name).unlink(missing_ok=True)
-    checkpoint.remove(out)
-
-
-def facts(job: Job) -> dict[str, Any]:
-    """What result.json says of a run whatever came out of it."""
-    asked = job.request
-    return {
-        "model": job.start.run.result["model"] if job.start else asked.model,
-        "data": asked.data,
-        "input": job.data.to_json() | {"data_dir": asked.data_dir and os.path.abspath(asked.data_dir)},
-        "method": asked.method,
-        "seed": asked.seed,
-        "budget": {k: v if isinstance(v, int) else float(v) for k, v in Budget.parse(asked.budget).targets},
-        "limits": job.structure.limits(job.budget),
-        "realisation": asked.realisation,
-        "images": job.data.counts(),
-        "recipe": dataclasses.asdict(job.recipe),
-        "environment": _environment(job.fabric),
-        "command": asked.command,
-        **({"masks": asked.masks} if asked.masks is not None else {}),
-    }
 
 
 def _result(loop: Loop) -> dict[str, Any]:
@@ -184,19 +140,4 @@ def _result(loop: Loop) -> dict[str, Any]:
         "warnings": sanity.warnings_of(steps, known, weights, masks, job.data),
         "seconds": {k: round(v, 2) for k, v in seconds.items()},
         **({"latency": plan.latency} if plan.latency is not None else {}),
-    }
-
-
-def _environment(fabric: Fabric) -> dict[str, Any]:
-    device = fabric.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "chipnet": chipnet.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "device": f"{device.type}: {name}",
-        "processes": fabric.world_size,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from chipnet._util.finite import check_finite
 from chipnet._util.modes import plainly
 from chipnet.analysis.kinds import LATENCY
-from chipnet.analysis.options import Patterns
+from chipnet.analysis.options import Options, Patterns
 from chipnet.budget.budget import Budget
 from chipnet.budget.ranking import Ranking, counting
 from chipnet.errors import ConfigError
@@ -21,7 +21,7 @@ from chipnet.program.inputs import Inputs
 from chipnet.program.ready import copied
 from chipnet.repair.batches import read_batches
 from chipnet.repair.refit import LayerRefit, refit
-from chipnet.structure import Structure
+from chipnet.structure import Structure, structure_of
 from chipnet.surgery.apply import compact
 from chipnet.surgery.plan import Plan
 from chipnet.timing.landing import measuring
@@ -89,7 +89,8 @@ def shrink(
         images: how many of the inputs are looked at, at most.
         distance: between outputs. ``"error"``: squared error, for any task; ``"kl"``: Kullback-Leibler
             divergence, for logits with classes along axis 1.
-        example_inputs: what costs are counted for; the first of the inputs if it is not given.
+        example_inputs: what costs are counted for, or a `Structure` of the network; the first of the inputs if it
+            is not given.
         realisation, ignore, only, min_channels, round_to, outputs: as for `chipnet.Structure`.
         progress: see `Progress`.
 
@@ -150,9 +151,12 @@ def shrink_family(
         raise ConfigError("budgets: give at least one")
     tell = progress or (lambda what, done, of: None)
     check_finite(model)
-    example = None if example_inputs is None else Inputs.of(example_inputs)
+    given = example_inputs
+    example = (
+        given.analysis.inputs if isinstance(given, Structure) else None if given is None else Inputs.of(given)
+    )
     batches = read_batches(model, inputs, example, images)
-    structure = Structure(model, batches[0].part(slice(1)) if example is None else example, **options)
+    structure = structure_of(model, batches[0].part(slice(1)) if given is None else given, Options(**options))
     if any(LATENCY in budget.kinds for budget in wanted):
         structure.time(model)
     for budget in wanted:

@@ -23,7 +23,7 @@ from chipnet.lab.runs.record import finished
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "What to prune": ("model", "weights", "ignore", "only", "outputs", "realisation", "trust"),
-    "Budget and method": ("budget", "method", "masks", "min_channels", "round_to"),
+    "Budget and method": ("budget", "method", "no_train", "images", "masks", "min_channels", "round_to"),
     "Data": (
         "data", "data_dir", "image_size", "mean", "std", "augment", "skip_broken", "checksum", "limit",
         "limit_test", "validation", "workers",
@@ -93,7 +93,9 @@ def flags(function: Callable[..., None]) -> Callable[..., None]:
 
 def _flag(name: str, kind: Any, text: str) -> inspect.Parameter:
     given: Any = bool if kind is bool else list[str] if kind in (tuple[str, ...], Any) else str
-    option = typer.Option(help=text, show_default=False, metavar=_TEXTS.get(kind, _NAMES.get(name, "TEXT")))
+    metavar = _TEXTS.get(kind, _NAMES.get(name, "TEXT"))
+    both = [f"{flag(name)}/--{name.removeprefix('no_')}"] if name.startswith("no_") else []
+    option = typer.Option(*both, help=text, show_default=False, metavar=metavar)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[given | None, option]
     )
@@ -201,5 +203,6 @@ def told(request: settings.Request) -> str:
     texts = [request.budget] if isinstance(request.budget, str) else request.budget
     budget, out = ", ".join(map(str, texts)), os.fspath(request.out)
     words = [request.model and f": {request.model}", request.data and f" on {request.data}"]
-    words += [budget and f", budget {budget}", out and f", into {shlex.quote(out)}"]
+    words += [budget and f", budget {budget}", ", without training" if request.no_train else ""]
+    words += [out and f", into {shlex.quote(out)}"]
     return "".join(words)

@@ -54,8 +54,11 @@ def prune(
     Several values of one kind, --budget macs=0.5,0.25, are one run each, in OUT/0.5 and OUT/0.25, after one dense
     training.
 
+    With --no-train a trained network (--weights, or a run as --model) is cut and refitted in a minute: no epochs,
+    no learning rate, and labels only for the accuracies that are shown.
+
     In the run folder afterwards: result.json, plan.json, masks.json, model.safetensors, dense.safetensors,
-    metrics.csv, metrics.jsonl, split.json, config.yaml, report.html.
+    metrics.csv and metrics.jsonl of what was trained, split.json, config.yaml, report.html.
     """
     console = Console(quiet=quiet or not first())
     options |= {"config": config, "quick": quick, "epochs": epochs, "lr": lr}

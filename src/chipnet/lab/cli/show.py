@@ -17,7 +17,7 @@ from chipnet.lab.cli import runs
 from chipnet.lab.cli.console import Console, Text
 from chipnet.lab.cli.errors import failures, first, stop_signals
 from chipnet.lab.config import EPOCHS
-from chipnet.lab.runs.record import FILES, MODEL, budget_text
+from chipnet.lab.runs.record import FILES, MODEL, SHRINK, budget_text, output_error, states
 
 if TYPE_CHECKING:
     from chipnet.lab.job import Job
@@ -127,7 +127,9 @@ def show_result(console: Console, result: Mapping[str, Any], out: Path) -> None:
         from chipnet.budget.landing import Landing
 
         console.tell(str(Landing(**result[LATENCY])))
-    lines = [_verified(result), f"In {out}: {', '.join(FILES)}", *how_to_load(result, out)]
+    lines = [output_error(result)] if SHRINK in result else []
+    there = ", ".join(name for name in FILES if (out / name).is_file())
+    lines += [_verified(result), f"In {out}: {there}", *how_to_load(result, out)]
     console.tell("\n".join(lines))
 
 
@@ -138,8 +140,13 @@ def dry(job: Job) -> list[str]:
     free = sum(bool(site.free) for site in structure.sites)
     limits, least = structure.limits(job.budget), structure.smallest()
     counts = ", ".join(f"{name} {count:,}" for name, count in job.data.counts().items() if count is not None)
-    batches = len(job.data.loader("train", recipe.batch_size // job.fabric.world_size, train=True))
-    epochs = [f"{n} {e} (of {e * batches:,} steps)" for n, e in zip(EPOCHS, recipe.epochs, strict=True)]
+    if job.request.no_train:
+        how = [f"without training: curves and a refit, on {job.request.images:,} images"]
+    else:
+        batches = len(job.data.loader("train", recipe.batch_size // job.fabric.world_size, train=True))
+        epochs = [f"{n} {e} (of {e * batches:,} steps)" for n, e in zip(EPOCHS, recipe.epochs, strict=True)]
+        how = [f"method: {job.request.method}"]
+        how += [f"epochs: {', '.join(epochs)}; batches of {recipe.batch_size}"]
     lines = [
         f"images: {counts}",
         f"network: {free} of {len(structure.sites)} sites can be pruned, {structure.gates:,} gates",
@@ -151,8 +158,7 @@ def dry(job: Job) -> list[str]:
     ]
     return [
         *lines,
-        f"method: {job.request.method}",
-        f"epochs: {', '.join(epochs)}; batches of {recipe.batch_size}",
+        *how,
         f"device: {job.fabric.device}, {job.request.threads} CPU thread(s)",
         f"folder: {job.out}",
         "Nothing was trained or written (--dry-run).",
@@ -190,7 +196,7 @@ def how_to_load(result: Mapping[str, Any], out: Path) -> list[str]:
 
 def summary(result: Mapping[str, Any]) -> Table:
     """The table at the end of a run, from what result.json holds."""
-    from chipnet.lab.runs.folder import percent
+    from chipnet.lab.runs.folder import loss_text, percent
 
     budget = budget_text(result["budget"])
     table = Table(
@@ -204,16 +210,16 @@ def summary(result: Mapping[str, Any]) -> Table:
     for name in ("accuracy", "params", "MACs", "volume", "channels", "budget"):
         table.add_column(name, justify="right")
     dense = result["dense"]
-    for row in ("dense", "start", "soft", "hard", "compact"):
-        if row not in result:
-            continue  # only a network that was pruned before has a start
+    for row, called in states(result).items():
         values = result[row]
-        cells = [percent(values["accuracy"])]
+        cells = [
+            percent(values["accuracy"]) + (f"\nloss {loss_text(values['loss'])}" if "loss" in dense else "")
+        ]
         cells += [
             f"{round(values[k]):,}\n{values[k] / max(dense[k], 1):.2%}".replace("%", " %")
             for k in ("params", "macs", "volume", "channels")
         ]
-        table.add_row(row, *cells, _within(result, row))
+        table.add_row(called, *cells, _within(result, row))
     return table
 
 

@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -19,7 +19,10 @@ from chipnet.lab.cli.errors import failures, first, refusals, stop_signals
 from chipnet.lab.cli.show import Bars, said
 from chipnet.lab.config_file import read_config
 from chipnet.lab.layers import plain, request_from
-from chipnet.lab.runs.record import DENSE, finished
+from chipnet.lab.runs.record import DENSE, SHRINK, finished
+
+if TYPE_CHECKING:
+    from chipnet.lab.job import Job
 
 
 def several(spec: Any) -> dict[str, str]:
@@ -66,17 +69,49 @@ def sweep(
     problems: Problems,
     flags: Mapping[str, str],
 ) -> None:
-    """One run for each of ``budgets`` (name of its folder -> budget), in folders below the request's.
+    """One run for each of ``budgets`` (name of its folder -> budget), in folders below the request's."""
+    with said(console), refusals(flags):
+        job, asked = _requests(request, budgets, problems)
+        requests = dict(zip(budgets, asked, strict=True))
+    if request.no_train:
+        results = _family(console, job, requests, flags)
+    else:
+        results = _one_by_one(console, requests, budgets, flags)
+    console.print(table(results))
+    folders = shlex.join(str(r.out) for r in asked)
+    console.tell(f"Runs in {request.out}: {', '.join(results)}. Side by side: chipnet report {folders}")
 
-    The first trains the dense network, unless there are weights; the others begin with what it has trained. The
-    same command again goes on where it stopped.
-    """
-    from chipnet.lab import train
+
+def _family(
+    console: Console, job: Job, requests: Mapping[str, config.Request], flags: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Without training: all from one measurement, each network within the next larger one."""
+    from chipnet.lab.shrinking import family, run_untrained
 
     with said(console), refusals(flags):
-        requests = _requests(request, budgets, problems)
+        done = {name: _finished(Path(asked.out), asked) for name, asked in requests.items()}
+        if all(done.values()):
+            return {name: result for name, result in done.items() if result is not None}
+        jobs = family(job, list(requests.values()))
+    with said(console), failures(), stop_signals() as stop, Bars(console) as bars:
+        found = {one.out: result for one, result in zip(jobs, run_untrained(jobs, bars, stop), strict=True)}
+    for folder in found:
+        runs.report_after(folder)
+    return {name: found[Path(asked.out)] for name, asked in requests.items()}
+
+
+def _one_by_one(
+    console: Console,
+    requests: Mapping[str, config.Request],
+    budgets: Mapping[str, str],
+    flags: Mapping[str, str],
+) -> dict[str, dict[str, Any]]:
+    """The first trains the dense network, unless there are weights; the others begin with what it has trained. The
+    same command again goes on where it stopped."""
+    from chipnet.lab import train
+
     results = {}
-    for number, (name, asked) in enumerate(zip(budgets, requests, strict=True), 1):
+    for number, (name, asked) in enumerate(requests.items(), 1):
         folder = Path(asked.out)
         console.tell(f"{number}/{len(budgets)}: budget {budgets[name]}, into {folder}")
         with said(console), refusals(flags):
@@ -91,15 +126,13 @@ def sweep(
             if first():
                 runs.report_after(folder)
         results[name] = done
-    console.print(table(results))
-    folders = shlex.join(str(r.out) for r in requests)
-    console.tell(f"Runs in {request.out}: {', '.join(results)}. Side by side: chipnet report {folders}")
+    return results
 
 
 def _requests(
     request: config.Request, budgets: Mapping[str, str], problems: Problems
-) -> list[config.Request]:
-    """The request of every run, whose every budget can be met."""
+) -> tuple[Job, list[config.Request]]:
+    """The first run, read and checked, and the request of every run, whose every budget can be met."""
     from chipnet import Budget
     from chipnet.lab.devices import torchruns
     from chipnet.lab.job import read_job
@@ -128,14 +161,14 @@ def _requests(
             job.structure.check(job.start.budget(budget, job.structure) if job.start else budget)
     problems.tell()
     weights = job.request.weights
-    if weights is None and job.start is None:
+    if weights is None and job.start is None and not request.no_train:
         weights = str(folders[name] / DENSE)
     asked = {
         n: dataclasses.replace(job.request, budget=budgets[n], out=folders[n], weights=weights)
         for n in budgets
     }
     asked[name] = dataclasses.replace(asked[name], weights=job.request.weights)
-    return list(asked.values())
+    return job, list(asked.values())
 
 
 def _finished(folder: Path, asked: config.Request) -> dict[str, Any] | None:
@@ -167,12 +200,14 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> Table:
     any_result = next(iter(results.values()))
     title = f"{any_result['model']} on {any_result['data']}, {any_result['method']}"
     rows = Table("budget", title=title, title_justify="left")
-    for name in ("accuracy", "params", "MACs", "volume", "channels"):
+    refitted = ["as cut", "refitted"] if SHRINK in any_result else ["accuracy"]
+    for name in (*refitted, "params", "MACs", "volume", "channels"):
         rows.add_column(name, justify="right")
     dense = any_result["dense"]
     for name, values in {"dense": dense, **{n: r["compact"] for n, r in results.items()}}.items():
         parts = (
             f"{100 * values[k] / max(dense[k], 1):.2f} %" for k in ("params", "macs", "volume", "channels")
         )
-        rows.add_row(name, percent(values["accuracy"]), *parts)
+        cut = [results[name]["hard"]["accuracy"] if name in results else None] * (len(refitted) - 1)
+        rows.add_row(name, *map(percent, [*cut, values["accuracy"]]), *parts)
     return rows

@@ -79,7 +79,7 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
         problems = []
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             problems.append(
-                f"images must be uint8 [N, C, H, W], not {self.images.dtype} {list(self.images.shape)}"
+                f"its images must be uint8 [N, C, H, W], not {self.images.dtype} {list(self.images.shape)}"
             )
         if self.labels.dtype != torch.int64 or self.labels.ndim != 1:
             problems.append(f"labels must be int64 [N], not {self.labels.dtype} {list(self.labels.shape)}")

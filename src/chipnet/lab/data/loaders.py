@@ -228,8 +228,9 @@ def read_batch(
         or not len(images)
     ):
         raise ConfigError(
-            f"{where}: images must be floating point [B, C, H, W], as the network sees them, not {_told(images)}. "
-            "Convert and normalise them in the loader, with torchvision's v2.ToDtype(torch.float32, scale=True)."
+            f"{where}: its images must be floating point [B, C, H, W], as the network sees them, not "
+            f"{_told(images)}. Convert and normalise them in the loader, with torchvision's "
+            "v2.ToDtype(torch.float32, scale=True)."
         )
     if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.is_floating_point():
         raise ConfigError(

@@ -289,13 +289,13 @@ def _rivals(grid: Grid, run: GridRun, job: Job, watcher: Watcher | None) -> None
     Raises:
         LoadError: it left no result, or one that lacks something.
     """
-    from chipnet.lab import train
+    from chipnet.lab.outcome import facts
 
     path = grid.out / run.folder / RESULT
     import_callable(run.method)(job, watcher)
     try:
         result = json.loads(path.read_text())
-        write_json(path, {**train.facts(job), "method": run.method, **result})
+        write_json(path, {**facts(job), "method": run.method, **result})
         if not math.isfinite(row(grid, run)["final"]):
             raise ValueError("its accuracy is not finite")
     except (OSError, ValueError, TypeError, LoadError) as error:

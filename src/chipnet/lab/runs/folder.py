@@ -364,8 +364,13 @@ def percent(accuracy: float | None, sign: str = " %") -> str:
     return "–" if accuracy is None else f"{accuracy:.2f}{sign}"
 
 
+def loss_text(loss: float | None) -> str:
+    """A mean cross-entropy as people read it."""
+    return "–" if loss is None else f"{loss:.3f}"
+
+
 def _costs(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in row.items() if k != "accuracy"}
+    return {k: v for k, v in row.items() if k not in ("accuracy", "loss")}
 
 
 def _readme(name: str, card: Mapping[str, Any]) -> str:

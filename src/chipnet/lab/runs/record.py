@@ -30,9 +30,15 @@ FILES = (RESULT, PLAN, MASKS, MODEL, DENSE, CSV, JSONL, SPLIT, CONFIG, REPORT)
 """What a finished run leaves in its folder."""
 SUMMED = (PLAN, MASKS, MODEL, DENSE)
 """The files that a result describes: `file_sums` of them are in it."""
+SHRINK = "shrink"
+"""The method that a run without training has in its result, and the key of what it did there."""
 
 
-class _State(TypedDict):
+class _Measured(TypedDict, total=False):
+    loss: float | None
+
+
+class _State(_Measured):
     """Accuracy in percent (None: never trained) and costs of a network."""
 
     accuracy: float | None
@@ -77,6 +83,21 @@ class _Start(_State):
     run: str
 
 
+class _Layer(TypedDict):
+    layer: str
+    before: float | None
+    after: float | None
+
+
+class _Shrink(TypedDict):
+    """Errors are squared ones, as parts of what they are errors of; None: not finite."""
+
+    images: int
+    cut: float | None
+    refitted: float | None
+    layers: tuple[_Layer, ...]
+
+
 class _Known(TypedDict):
     """What every result says, a rival's too."""
 
@@ -106,6 +127,7 @@ class Result(_Known, total=False):
     verify: _Verify
     warnings: tuple[str, ...]
     latency: Landing
+    shrink: _Shrink
     files: Mapping[str, str]
     masks: str
 
@@ -169,6 +191,25 @@ def _consistent(data: Mapping[str, Any]) -> None:
         )
         for name in ("mean", "std"):
             require(len(given[name]) == given["in_channels"], f"input.{name}", "is not one number a channel")
+
+
+def states(result: Mapping[str, Any]) -> dict[str, str]:
+    """The networks that a result tells of, and what they are called."""
+    names = {name: name for name in ("dense", "start", "soft", "hard", "compact") if name in result}
+    return names | ({"hard": "as cut", "compact": "refitted"} if SHRINK in result else {})
+
+
+def output_error(result: Mapping[str, Any]) -> str:
+    """What the cut of a run without training did to the outputs, and what the refit left of it, for people.
+
+    >>> output_error({"shrink": {"images": 512, "cut": 0.93, "refitted": None, "layers": []}})
+    'output error: 93 % as cut, not finite after the refit, on 512 training images'
+    """
+    done = result[SHRINK]
+    cut, refitted = (
+        "not finite" if done[name] is None else f"{100 * done[name]:.3g} %" for name in ("cut", "refitted")
+    )
+    return f"output error: {cut} as cut, {refitted} after the refit, on {done['images']:,} training images"
 
 
 def read_metrics(folder: Path) -> list[dict[str, str]]:

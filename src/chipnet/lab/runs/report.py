@@ -126,7 +126,8 @@ def _rows(runs: Sequence[Run], names: Sequence[str], base: Path) -> Table:
             Cell(r["method"]),
             Cell(str(r["seed"]), r["seed"]),
         ]
-        row += [Cell(percent(r[s]["accuracy"], ""), r[s]["accuracy"]) for s in STATES]
+        known = [r[s]["accuracy"] if s in r else None for s in STATES]
+        row += [Cell(percent(accuracy, ""), accuracy) for accuracy in known]
         row += [Cell(share(run.left(k)), run.left(k)) for k in KINDS]
         rows.append(row)
     columns = [("run", False), ("network", False), ("data", False), ("method", False), ("seed", True)]

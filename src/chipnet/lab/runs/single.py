@@ -14,9 +14,9 @@ from chipnet.analysis.kinds import KINDS
 from chipnet.budget.landing import Landing
 from chipnet.errors import ChipNetError, LoadError
 from chipnet.lab.runs import charts as draw
-from chipnet.lab.runs.folder import Run, percent
-from chipnet.lab.runs.page import NAMES, STATES, Cell, Section, Table, Tile, chart, counted, share
-from chipnet.lab.runs.record import budget_text
+from chipnet.lab.runs.folder import Run, loss_text, percent
+from chipnet.lab.runs.page import NAMES, Cell, Section, Table, Tile, chart, counted, share
+from chipnet.lab.runs.record import SHRINK, budget_text, output_error, states
 from chipnet.lab.sanity import LOST_POINTS
 from chipnet.timing import Part, parts
 
@@ -60,7 +60,8 @@ def single(run: Run) -> dict[str, Any]:
     tiles.append(
         Tile("time of the run", _duration(result["seconds"]["total"]), result["environment"]["device"])
     )
-    sections = [_states(result), _progress(run, kinds), *_channels(run), _whole(run), _conditions(run)]
+    how = _refit(result) if SHRINK in result else _progress(run, kinds)
+    sections = [_states(result), how, *_channels(run), _whole(run), _conditions(run)]
     return {
         "title": f"{result['model']} on {result['data']}: {run.name}",
         "lead": f"{_how(result)} a budget of {budget_text(result['budget'])}, seed {result['seed']}, "
@@ -74,6 +75,8 @@ def single(run: Run) -> dict[str, Any]:
 def _how(result: Mapping[str, Any]) -> str:
     if "masks" in result:
         return f"Masks that were given ({result['method']}), beside"
+    if SHRINK in result:
+        return "Cut and refitted, without training, to"
     return f"Pruned with {result['method']} to"
 
 
@@ -85,28 +88,53 @@ def _started(result: Mapping[str, Any]) -> str:
 
 def _states(result: Mapping[str, Any]) -> Section:
     rows = []
-    for state in ("dense", "start", *STATES[1:]):
-        if state not in result:
-            continue  # only a network that was pruned before has a start
+    losses = "loss" in result["dense"]
+    for state, called in states(result).items():
         values = result[state]
-        row = [Cell(state), Cell(percent(values["accuracy"]), values["accuracy"])]
+        row = [Cell(called), Cell(percent(values["accuracy"]), values["accuracy"])]
+        row += [Cell(loss_text(values["loss"]), values["loss"])] if losses else []
         for k in KINDS:
             part = values[k] / max(result["dense"][k], 1)
             row.append(Cell(f"{round(values[k]):,} ({share(part)})", values[k]))
         rows.append(row)
-    columns = [("state", False), ("test accuracy", True), *((NAMES[k], True) for k in KINDS)]
+    columns = [("state", False), ("test accuracy", True), *[("loss", True)] * losses]
+    columns += [(NAMES[k], True) for k in KINDS]
     verify = result["verify"]
+    words = (
+        "soft: with the gates as the method uses them. hard: with the final masks, before the cut and before "
+    )
+    words += "fine-tuning. compact: the network that ships."
+    if SHRINK in result:
+        words = "as cut: before the refit. refitted: the network that ships."
     return Section(
         "The states",
         [
-            "dense: as trained. "
-            + _started(result)
-            + "soft: with the gates as the method uses them. hard: with the final masks, before "
-            "the cut and before fine-tuning. compact: the network that ships.",
+            "dense: as trained. " + _started(result) + words,
             "Masked and compact network computed the same: outputs differ by "
             f"{verify['max_abs_difference']:.1e} at most, at scale {verify['output_scale']:.3g}.",
         ],
         tables=[Table(columns, rows, "Accuracy and cost, and the part of the dense cost")],
+    )
+
+
+def _refit(result: Mapping[str, Any]) -> Section:
+    """What the refit did to each layer."""
+    rows = [
+        [
+            Cell(layer["layer"].removesuffix(".weight")),
+            *(Cell("not finite" if e is None else share(e), e) for e in (layer["before"], layer["after"])),
+        ]
+        for layer in result[SHRINK]["layers"]
+    ]
+    columns = [("layer", False), ("error as cut", True), ("error refitted", True)]
+    return Section(
+        "The refit",
+        [
+            f"In all, {output_error(result)}.",
+            "The error of a layer is the squared difference of its outputs from the dense network's, as a part of "
+            "their variance; the layers before it are refitted already. Layers that are not listed stayed as cut.",
+        ],
+        tables=[Table(columns, rows, "Errors of layers")],
     )
 
 

@@ -91,10 +91,15 @@ def recipe_of(
         if not str(folder).startswith("~"):  # of a relative one, result.json knows where that was
             folder = _result(run).get("input", {}).get("data_dir", folder)
         if identity(str(values.get("data", Request.data)), folder) == identity(data, data_dir):
-            values["recipe"] = BEFORE | dict(values.get("recipe") or {})
+            trained = not values.get("no_train")  # or else it has no recipe to train by
+            values["recipe"] = (BEFORE if trained else {}) | dict(values.get("recipe") or {})
             own = request_from(values, source=str(config))
             assert own.recipe is not None
-            return own.recipe, data_options(own), "the run's own recipe"
+            return (
+                own.recipe,
+                data_options(own),
+                "the run's own recipe" if trained else f"the recipe of {data}",
+            )
     return recipe_for(data, quick), {}, f"the {'quick ' if quick else ''}recipe of {data}"
 
 
