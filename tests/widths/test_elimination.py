@@ -7,6 +7,7 @@ from torch import nn
 from chipnet import Structure
 from chipnet.program.inputs import Inputs
 from chipnet.repair.layers import Layer
+from chipnet.repair.watch import calls
 from chipnet.widths.curves import _gone
 from chipnet.widths.elimination import eliminate
 from chipnet.widths.reads import RIDGE, Reads, read_layers
@@ -102,9 +103,37 @@ def test_layers_that_read_a_stream_are_found():
     }
     up = _gone(s.analysis, sites["up"], layers)
     assert list(up) == ["head.weight"] and up["head.weight"].sum(1).tolist() == [64] * 6
-    reads = read_layers(net.eval(), [Inputs.of(images)], set(layers))
+    seen = {call.name: call for call in calls(net.eval(), Inputs.of(images))}
+    reads = read_layers(net, [Inputs.of(images)], {name: seen[name] for name in layers})
     assert {name: read.layer.columns for name, read in reads.items()} == {
         "branch.weight": 36,
         "up.weight": 16,
         "head.weight": 384,
     }
+
+
+def test_channels_that_vanish_with_any_of_two_gates_go_once():
+    x, weight = _draw(100, 4, 2)
+    gone = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]], dtype=torch.bool)
+    order, errors = eliminate([(_reads(x, weight), gone)], 3)
+    assert sorted(order.tolist()) == [0, 1, 2] and bool((errors[:-1] > errors[1:]).all())
+    both = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1]], dtype=torch.bool)
+    _, errors = eliminate([(_reads(x, weight), both)], 3)
+    assert errors.unique().numel() == 3  # the second of the two costs nothing
+
+
+def test_channels_that_are_never_there_vanish_with_no_gate():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused, self.more, self.used, self.head = (nn.Linear(3, 3) for _ in range(4))
+
+        def forward(self, x):
+            self.more(self.unused(x))
+            return self.head(self.used(x))
+
+    s = Structure(Net(), torch.ones(1, 3))
+    layers = {f"{name}.weight": Layer("linear", (3, 3)) for name in ("more", "head")}
+    for site, gates in zip(s.sites, s.analysis.site_gates, strict=True):
+        if len(gates):
+            assert list(_gone(s.analysis, gates, layers)) == (["head.weight"] if site.name == "used" else [])

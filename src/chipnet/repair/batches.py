@@ -48,6 +48,11 @@ def read_batches(model: nn.Module, inputs: Any, example: Inputs | None, images: 
     return [call.to(device) for call in found]
 
 
+def few(batch: Inputs, example: Inputs | None) -> Inputs:
+    """Of a batch as many images as the example has: enough to see which layers run."""
+    return batch.part(slice((example and example.size) or 1))
+
+
 def _batches(inputs: Any, images: int) -> Iterator[Any]:
     if isinstance(inputs, Tensor):
         if not inputs.dim():

@@ -20,7 +20,7 @@ from chipnet._util.modes import plainly
 from chipnet.errors import PlanError
 from chipnet.program.inputs import Inputs
 from chipnet.program.ready import copied
-from chipnet.repair.batches import read_batches
+from chipnet.repair.batches import few, read_batches
 from chipnet.repair.layers import exact
 from chipnet.repair.sums import Sums, fit
 from chipnet.repair.watch import Call, calls, calls_of
@@ -132,9 +132,10 @@ class Refit:
         self.dense, self.small, self.plan, self.batches = dense, small, plan, batches
         self.everything = everything
         self.tensors: dict[str, Tensor] = {**dict(small.named_parameters()), **dict(small.named_buffers())}
-        self.seen = calls(small, batches[0])
+        shown = few(batches[0], plan.inputs)
+        self.seen = calls(small, shown)
         self.count = Counter(call.name for call in self.seen)
-        wanted = calls(dense, batches[0])
+        wanted = calls(dense, shown)
         self.same = self.count & Counter(call.name for call in wanted)
         self.added = {c.name for c in self.seen if c.added} & {c.name for c in wanted if c.added}
 
@@ -181,7 +182,7 @@ class Refit:
         norm = call.norm if call.normed else None
         halves: list[Sums | None] = [None, None]
         for i, mine, theirs in self._pairs(call):
-            wanted = _wanted(mine, theirs, self.plan.keep.get(call.name, {}))
+            wanted = _wanted(mine, theirs, self.plan.keep.get(call.name, {}), call.bias is not None)
             if wanted.shape != mine.output.shape:
                 return None
             for x, y in layer.pairs(mine.given["input"], wanted):
@@ -232,9 +233,9 @@ def _with_layer(call: Call) -> bool:
     return call.source is not None and call.source.normed
 
 
-def _wanted(mine: Call, theirs: Call, keep: Mapping[int, Sequence[int]]) -> Tensor:
+def _wanted(mine: Call, theirs: Call, keep: Mapping[int, Sequence[int]], biased: bool) -> Tensor:
     """What a layer of the compact network should give: what the dense one gave, of the outputs that are left; and
-    what the sum that it goes into is off by, seen through the norm between them."""
+    what the sum that it goes into is off by, seen through the norm between them. ``biased``: with the bias."""
     assert mine.layer is not None and theirs.layer is not None
     axis = mine.layer.axis(mine.output)
     rows = theirs.layer.kept(keep)
@@ -246,7 +247,7 @@ def _wanted(mine: Call, theirs: Call, keep: Mapping[int, Sequence[int]]) -> Tens
             factor = torch.where(passed == 0, 0, 1 / passed)
             off = off * factor.view(-1, *[1] * len(mine.layer.kernel))
         wanted = wanted + off
-    if mine.given.get("bias") is not None and mine.bias is None:  # a bias that nothing can write to
+    if mine.given.get("bias") is not None and not biased:  # it stays as it is
         wanted = wanted - mine.given["bias"].view(-1, *[1] * len(mine.layer.kernel))
     return wanted
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ class Call:
         source: of a norm, the layer whose output it reads.
         readers: how many operators that give tensors have read the output.
         norm: the first batch norm that read the output.
+        normed: does only a batch norm read the output, and that norm, of layers, only this one?
         other: what the output, or the norm's, was added to.
     """
 
@@ -43,12 +45,8 @@ class Call:
     source: Call | None = None
     readers: int = 0
     norm: Call | None = None
+    normed: bool = False
     other: Tensor | None = None
-
-    @property
-    def normed(self) -> bool:
-        """Does only a batch norm read the output?"""
-        return self.norm is not None and self.readers == 1
 
     @property
     def added(self) -> bool:
@@ -78,39 +76,64 @@ class Watch(TorchFunctionMode):
         done: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
-        self.names = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
+        self.parameters = {id(t): n for n, t in model.named_parameters()}
+        self.buffers = {id(t): n for n, t in model.named_buffers()}
+        self.users = defaultdict[str, set[str]](set)
+        """Of a parameter: names of the weights of layers that use it; an empty one for anything else."""
         self.wanted, self.each, self.done = wanted, each, done
         self.calls: list[Call] = []
-        self.giver: dict[int, Call] = {}
-        """Who gave a tensor; a call holds its output, so no other tensor gets the same id."""
+        self.giver: dict[int, tuple[Call, Tensor, int]] = {}
+        """By the id of a tensor: who gave it, itself (so that no other one gets the same id), and its version."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.giver and getattr(func, "__name__", "") in _ADD:
+        if self.giver and getattr(func, "__name__", "") in _ADD and "alpha" not in kwargs:
             self._add(*args[:2])
         out = func(*args, **kwargs)
         if self.giver and any(isinstance(t, Tensor) for t in tree_leaves(out)):
-            for leaf in tree_leaves((args, kwargs)):
-                if id(leaf) in self.giver:
-                    self.giver[id(leaf)].readers += 1
+            self._read(tree_leaves((args, kwargs)), {id(t) for t in tree_leaves(out)})
         call = self._call(func, args, kwargs, out)
+        self._use(tree_leaves((args, kwargs)), call, any(isinstance(t, Tensor) for t in tree_leaves(out)))
+        kept = call is not None and (self.wanted is None or call.name in self.wanted)
         if call is not None and self.each is not None:
             self.each(call)
-        elif call is not None and (
-            self.wanted is None or call.name in self.wanted or call.source is not None
-        ):
-            self.giver[id(out)] = call
-            if self.wanted is None or call.name in self.wanted:
+        elif call is not None and (kept or call.source is not None):
+            self.giver[id(out)] = call, out, out._version
+            if kept:
                 self.calls.append(call)
         if self.done():
             raise _Enough
+        if call is not None and kept and self.wanted is not None:  # what follows may write over them
+            call.given, call.output = {**call.given, "input": call.given["input"].clone()}, out.clone()
         return out
+
+    def _read(self, leaves: Iterable[Any], given: Collection[int]) -> None:
+        """An operator has read ``leaves``; the tensors ``given`` are what it gives. One that gives what it reads
+        has written to it, or has done nothing."""
+        for leaf in leaves:
+            if id(leaf) in self.giver:
+                call, tensor, version = self.giver[id(leaf)]
+                written = tensor._version != version
+                call.readers += id(leaf) not in given or written
+                if written:
+                    del self.giver[id(leaf)]
+
+    def _use(self, leaves: Iterable[Any], call: Call | None, gives: bool) -> None:
+        """Note who uses parameters."""
+        for leaf in leaves if gives else ():
+            if id(leaf) in self.parameters:
+                name = self.parameters[id(leaf)]
+                layer = call is not None and call.layer is not None and name in (call.name, call.bias)
+                self.users[name].add(call.name if call is not None and layer else "")
+
+    def _giver(self, x: Any) -> Call | None:
+        return self.giver[id(x)][0] if id(x) in self.giver else None
 
     def _call(self, func: Any, args: Any, kwargs: Any, out: Any) -> Call | None:
         operator = getattr(func, "__name__", "")
         if func is nn.functional.batch_norm:
             given = {**dict(zip(_NORM, args, strict=False)), **kwargs}
-            name, source = self.names.get(id(given["running_mean"])), self.giver.get(id(given["input"]))
+            name, source = self.buffers.get(id(given["running_mean"])), self._giver(given["input"])
             if name is None or given.get("training"):
                 return None
             call = Call(name, None, given, out, source=source)
@@ -120,24 +143,38 @@ class Watch(TorchFunctionMode):
         if operator not in LAYERS:
             return None
         given = bound(operator, args, kwargs)
-        name = self.names.get(id(given["weight"]))
+        name = self.parameters.get(id(given["weight"]))
         if name is None:
             return None
-        return Call(name, Layer.of(operator, given), given, out, self.names.get(id(given.get("bias"))))
+        return Call(name, Layer.of(operator, given), given, out, self.parameters.get(id(given.get("bias"))))
 
     def _add(self, a: Any, b: Any = None) -> None:
         for mine, other in ((a, b), (b, a)):
-            call = self.giver.get(id(mine))
+            call = self._giver(mine)
             if call is not None and isinstance(other, Tensor) and other.shape == mine.shape:
                 (call.source or call).other = other.clone()  # the sum may be written over it
 
 
 @torch.no_grad()
 def calls(model: nn.Module, inputs: Inputs) -> list[Call]:
-    """All calls of one forward, in their order."""
+    """All calls of one forward, in their order; of layers only those whose weight nothing else uses, and a bias
+    that others use too is none."""
     with Watch(model) as watch:
         inputs(model)
-    return watch.calls
+    users, norms = watch.users, defaultdict[str, set[str]](set)
+    for call in watch.calls:
+        if call.layer is not None:
+            norm = call.norm.name if call.norm is not None and call.readers == 1 else ""
+            norms[call.name].add(norm)
+            users[norm].add(call.name)
+        elif call.source is None:
+            users[call.name].add(call.name)
+    for call in watch.calls:
+        if call.bias is not None and len(users[call.bias]) > 1:
+            call.bias = None
+        if call.norm is not None:
+            call.normed = norms[call.name] == {call.norm.name} and users[call.norm.name] == {call.name}
+    return [call for call in watch.calls if call.layer is None or users[call.name] == {call.name}]
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from chipnet.analysis.analysis import Analysis
 from chipnet.program.inputs import Inputs
+from chipnet.repair.batches import few
 from chipnet.repair.layers import Layer
 from chipnet.repair.watch import calls
 from chipnet.surgery.apply import compact
@@ -59,16 +60,14 @@ def measure_curves(
         distance: between outputs.
         progress: is called with the number of sites that are done, and of all.
     """
-    seen = {call.name: call for call in calls(model, batches[0])}
     most = int((MEMORY // 8) ** 0.5)
-    layers = {
-        name: call.layer for name, call in seen.items() if call.layer is not None and usable(call, most)
-    }
+    seen = {c.name: c for c in calls(model, few(batches[0], analysis.inputs)) if usable(c, most)}
+    layers = {name: call.layer for name, call in seen.items() if call.layer is not None}
     sites = [i for i, gates in enumerate(analysis.site_gates) if len(gates)]
     gone = {i: _gone(analysis, analysis.site_gates[i], layers) for i in sites}
     curves: list[Curve] = []
     for part in _parts(sites, lambda i: {name: 8 * layers[name].columns ** 2 for name in gone[i]}):
-        reads = read_layers(model, batches, {name for i in part for name in gone[i]})
+        reads = read_layers(model, batches, {name: seen[name] for i in part for name in gone[i]})
         for i in part:
             mine = {name: reads[name] for name in gone[i]}
             curves.append(_curve(model, analysis, i, mine, gone[i], batches, distance))
@@ -80,16 +79,17 @@ def measure_curves(
 def _gone(analysis: Analysis, gates: Tensor, layers: Mapping[str, Layer]) -> dict[str, Tensor]:
     """Of layers that read a site: which of their input channels vanish with each gate, ``[gates, channels]``."""
     found: dict[str, list[Tensor]] = {}
+    whole = analysis.present(torch.ones(analysis.gates, dtype=torch.bool))
     for some in gates.split(64):
         masks = torch.ones(len(some), analysis.gates, dtype=torch.bool)
         masks[torch.arange(len(some)), some] = False
-        present = analysis.present(masks)
+        lost = whole & ~analysis.present(masks)
         for name, layer in layers.items():
             slots = analysis.graph.axes.get(name, {}).get(0 if layer.transposed else 1)
             if slots is not None:
-                found.setdefault(name, []).append(~present[:, torch.from_numpy(slots)])
-    whole = {name: torch.cat(parts) for name, parts in found.items()}
-    return {name: rows for name, rows in whole.items() if bool(rows.any())}
+                found.setdefault(name, []).append(lost[:, torch.from_numpy(slots)])
+    joined = {name: torch.cat(parts) for name, parts in found.items()}
+    return {name: rows for name, rows in joined.items() if bool(rows.any())}
 
 
 def _parts(sites: Sequence[int], needs: Callable[[int], Mapping[str, int]]) -> Iterator[list[int]]:
@@ -141,7 +141,8 @@ def _measured(count: int) -> list[int]:
 def narrowed(model: nn.Module, plan: Plan, reads: Mapping[str, Reads]) -> nn.Module:
     """The compact network, with the layers that read fewer channels refitted to what they read in the dense one."""
     small = compact(model, plan, verify=False).eval()
-    tensors: dict[str, Tensor] = {**dict(small.named_parameters()), **dict(small.named_buffers())}
+    weights = dict(small.named_parameters())
+    tensors: dict[str, Tensor] = {**weights, **dict(small.named_buffers())}
     for name, mine in reads.items():
         keep, layer = plan.keep.get(name, {}), mine.layer
         axis = 0 if layer.transposed else 1
@@ -151,7 +152,7 @@ def narrowed(model: nn.Module, plan: Plan, reads: Mapping[str, Reads]) -> nn.Mod
         rows = layer.kept(keep)
         chosen = torch.arange(len(offset)) if rows is None else torch.tensor(rows, dtype=torch.int64)
         chosen = chosen.to(offset.device)
-        old, place = tensors.get(name), tensors.get(mine.place or "")
+        old, place = weights.get(name), tensors.get(mine.place or "")
         if old is not None and old.numel() == weight[:, chosen].numel():
             there = replace(layer, shape=tuple(old.shape))
             old.copy_(there.weight(weight[None, :, chosen]).to(old))

@@ -27,10 +27,17 @@ class _Reader:
     """
 
     def __init__(self, reads: Reads, gone: Tensor) -> None:
-        self.inverse = torch.linalg.inv(reads.regular)
+        self.reads, self.gone = reads, gone.to(reads.mean.device, copy=True)
+        self.columns = [self._columns(row) for row in self.gone]
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(reads.regular))
         self.weight = reads.weight.clone()
         self.scale = max(reads.variance, torch.finfo(torch.float64).tiny)
-        self.columns = [reads.columns(torch.nonzero(row).flatten().to(reads.mean.device)) for row in gone]
+        self.left = torch.ones(len(self.weight), dtype=torch.bool, device=self.weight.device)
+        self.place = torch.arange(len(self.weight), device=self.weight.device)
+        """Where a column is in ``inverse`` and ``weight``, which get smaller from time to time."""
+
+    def _columns(self, channels: Tensor) -> Tensor:
+        return self.reads.columns(torch.nonzero(channels).flatten())
 
     def errors(self, gates: Sequence[int]) -> Tensor:
         """What each gate's end would cost, as a part of the variance of the outputs: ``[gates]``."""
@@ -39,20 +46,33 @@ class _Reader:
         for size in sizes.unique().tolist():
             if size:
                 mine = torch.nonzero(sizes == size).flatten()
-                columns = torch.stack([self.columns[gates[i]] for i in mine.tolist()])
+                columns = self.place[torch.stack([self.columns[gates[i]] for i in mine.tolist()])]
                 block, weight = self.inverse[columns[:, :, None], columns[:, None, :]], self.weight[columns]
                 out[mine] = ((weight * torch.linalg.solve(block, weight)).sum((1, 2)) / self.scale).cpu()
         return out
 
     def drop(self, gates: Sequence[int]) -> None:
         """Take gates away; the columns that are left make up for theirs."""
-        columns = torch.cat([self.columns[g] for g in gates])
+        channels = self.gone[list(gates)].any(0)
+        columns = self.place[self._columns(channels)]
+        for g in torch.nonzero((self.gone & channels).any(1)).flatten().tolist():  # theirs no more
+            self.gone[g] &= ~channels
+            self.columns[g] = self._columns(self.gone[g])
         if len(columns):
             across = self.inverse[:, columns]
-            both = torch.cat([self.weight[columns], self.inverse[columns]], 1)
-            change = across @ torch.linalg.solve(across[columns], both)
-            self.weight = self.weight - change[:, : self.weight.shape[1]]
-            self.inverse = self.inverse - change[:, self.weight.shape[1] :]
+            solved = torch.linalg.solve(across[columns], torch.cat([self.weight[columns], across.T], 1))
+            outputs = self.weight.shape[1]
+            self.weight.addmm_(across, solved[:, :outputs], alpha=-1)
+            self.inverse.addmm_(across, solved[:, outputs:], alpha=-1)
+            self.left[columns] = False
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Where a quarter of the columns is gone, forget them."""
+        if int(self.left.sum()) < 0.75 * len(self.left):
+            self.weight, self.inverse = self.weight[self.left], self.inverse[self.left][:, self.left]
+            self.place = (self.left.cumsum(0) - 1)[self.place]
+            self.left = self.left[self.left]
 
 
 def eliminate(readers: Sequence[tuple[Reads, Tensor]], count: int) -> tuple[Tensor, Tensor]:

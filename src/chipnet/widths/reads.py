@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from chipnet.program.inputs import Inputs
 from chipnet.repair.layers import Layer
 from chipnet.repair.sums import Sums
-from chipnet.repair.watch import Call, calls, each_call
+from chipnet.repair.watch import Call, each_call
 
 RIDGE = 1e-2
 """Added to the diagonal of covariances, in mean variances: inputs that hardly vary call for no large weights."""
@@ -41,8 +41,10 @@ class Reads:
     @property
     def regular(self) -> Tensor:
         """The covariance with the ridge."""
-        ridge = RIDGE * self.covariance.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
-        return self.covariance + ridge * torch.eye(len(self.covariance)).to(self.covariance)
+        regular = self.covariance.clone()
+        diagonal = regular.diagonal()
+        diagonal += RIDGE * diagonal.mean().clamp(min=torch.finfo(torch.float64).tiny)
+        return regular
 
     @property
     def variance(self) -> float:
@@ -63,17 +65,15 @@ class Reads:
         """The weight ``[columns of the channels, outputs]`` that makes the best of some channels, and the offset
         ``[outputs]`` that goes with it."""
         columns = self.columns(channels)
-        left = self.covariance[columns]
-        ridge = self.regular - self.covariance
-        wanted = left @ self.weight + ridge[columns] @ self.weight
-        weight = torch.linalg.solve(self.regular[columns][:, columns], wanted)
+        left = self.regular[columns]
+        weight = torch.cholesky_solve(left @ self.weight, torch.linalg.cholesky(left[:, columns]))
         return weight, self.mean @ self.weight - self.mean[columns] @ weight
 
 
-def read_layers(model: nn.Module, batches: Sequence[Inputs], wanted: Collection[str]) -> dict[str, Reads]:
-    """Of layers by the names of their weights, what they read. Sums are float64: ``8 columns²`` bytes a layer."""
+def read_layers(model: nn.Module, batches: Sequence[Inputs], wanted: Mapping[str, Call]) -> dict[str, Reads]:
+    """Of layers by the names of their weights, each with a call of it, what they read. Sums are float64:
+    ``8 columns²`` bytes a layer."""
     sums: dict[str, Sums] = {}
-    shown: dict[str, Call] = {}
 
     def seen(call: Call) -> None:
         if call.layer is not None and call.name in wanted:
@@ -81,12 +81,10 @@ def read_layers(model: nn.Module, batches: Sequence[Inputs], wanted: Collection[
                 mine = Sums.of(x, x[..., :0])
                 sums[call.name] = sums[call.name] + mine if call.name in sums else mine
 
-    for call in calls(model, batches[0]):
-        shown.setdefault(call.name, call)
     for batch in batches:
         each_call(model, batch, seen)
     weights = dict(model.named_parameters())
-    return {name: _read(shown[name], found, weights[name]) for name, found in sums.items()}
+    return {name: _read(wanted[name], found, weights[name]) for name, found in sums.items()}
 
 
 def _read(call: Call, sums: Sums, weight: Tensor) -> Reads:
