@@ -171,3 +171,32 @@ def test_a_norm_without_parameters_keeps_no_channel(norm):
     small = compact(net, plan)
     assert small.a.out_channels == small.norm.num_features == 0
     assert sum(p.numel() for p in small.parameters()) == plan.compact.params
+
+
+class Depthwise(nn.Module):
+    """stem 3>6 - [norm - relu - depthwise, under two names - norm] and a skip around it: the branch can die."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.stem, self.first, self.last = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+        self.mix = self.twin = layer(6, 6, 1, groups=6)
+        self.head, self.skip = nn.Conv2d(6, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.head(self.last(self.mix(torch.relu(self.first(self.stem(x)))))) + self.skip(x)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_layer_of_many_groups_dies_whole(layer):
+    model, x = Depthwise(layer).eval(), torch.randn(2, 3, 4, 4)
+    structure = Structure(model, x)
+    assert not [site.reason for site in structure.sites if "outputs change" in site.reason]
+    small = compact(
+        model, structure.plan(structure.canonical(torch.zeros(structure.gates, dtype=torch.bool)))
+    )
+    assert small.mix is small.twin
+    assert (small.mix.in_channels, small.mix.out_channels, small.mix.groups) == (0, 0, 1)
+    fused = copy.deepcopy(small)
+    fused.mix = fusion.fuse_conv_bn_eval(small.mix, small.last, transpose=layer is nn.ConvTranspose2d)
+    fused.last = nn.Identity()
+    assert torch.equal(fused(x), small(x))

@@ -370,7 +370,7 @@ def _cut(model: nn.Module, plan: Plan) -> None:
                     done[id(new)] = new
                 if id(tensor) in done:
                     store[key] = done[id(tensor)]
-    for module in modules.values():
+    for module in model.modules():
         fit_attributes(module)
     for size in plan.sizes:
         _set_size(modules[size.module], size)
@@ -400,9 +400,11 @@ def fit_attributes(module: nn.Module) -> None:
         first, second = module.in_channels, module.out_channels
         if not isinstance(module, ConvTransposeNd):
             first, second = second, first
-        if small_groups(module.groups, module.in_channels):
-            module.groups = max(1, weight.shape[0] // (first // module.groups))
-        first, second = weight.shape[0], weight.shape[1] * module.groups
+        groups = module.groups
+        if small_groups(groups, module.in_channels):
+            groups = weight.shape[0] // (first // groups)
+            module.groups = max(1, groups)  # of a dead layer none is left
+        first, second = weight.shape[0], weight.shape[1] * groups
         if not isinstance(module, ConvTransposeNd):
             first, second = second, first
         module.in_channels, module.out_channels = first, second

@@ -130,7 +130,7 @@ def stand_in(old: nn.Module, s: StandIn) -> nn.Module:
     weight = parameters_of(old).get("weight")
     rows = weight.shape[0] if weight is not None else s.channels
     if weight is not None and isinstance(old, ConvTransposeNd):
-        rows = weight.shape[1] * old.groups
+        rows = old.out_channels  # the weight tells of one group
     if (
         not issubclass(cls, base)
         or rows != s.channels
