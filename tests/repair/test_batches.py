@@ -82,3 +82,20 @@ def test_what_the_network_does_not_take_is_refused(inputs, said):
         read_batches(NET, inputs, EXAMPLE, 10)
     with pytest.raises(ConfigError, match="at least one"):
         read_batches(NET, torch.ones(2, 3), EXAMPLE, 0)
+    with pytest.raises(ConfigError, match="whole number"):
+        read_batches(NET, torch.ones(2, 3), EXAMPLE, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        (torch.ones(2, 4), r"call 1 of the inputs, of shape \(1, 4\)"),
+        ([torch.ones(2, 3), torch.ones(2, 4)], r"call 2 of the inputs, of shape \(1, 4\)"),
+        (torch.ones(2, 3, dtype=torch.int64), "type of numbers"),
+        ([{"pixels": torch.ones(2, 3)}], "pixels"),
+        (torch.ones(2, 3, device="meta"), "meta device"),
+    ],
+)
+def test_what_the_network_fails_on_is_refused_before_anything_is_measured(inputs, said):
+    with pytest.raises(ConfigError, match=said):
+        read_batches(NET, inputs, None, 10)

@@ -8,7 +8,7 @@ from torch import nn
 
 import chipnet
 from chipnet import Structure, compact, refit
-from chipnet.errors import PlanError
+from chipnet.errors import ChipNetError, ConfigError, PlanError
 from chipnet.program.inputs import Inputs
 from chipnet.repair.refit import Refit
 
@@ -284,3 +284,43 @@ def test_progress_is_told():
     told = []
     refit(net, small, plan, images, progress=lambda done, of: told.append((done, of)))
     assert told and told[-1][0] == told[-1][1] == len(told)
+
+
+def test_what_is_not_finite_is_refused_and_nothing_is_written():
+    net, images = _double(Residual())[0], _images()
+    plan, small = _cut(net, images)
+    before = copy.deepcopy(small.state_dict())
+    with pytest.raises(ConfigError, match="NaN or infinite"):
+        refit(net, small, plan, images / 0)
+    assert all(torch.equal(t, before[n]) for n, t in small.state_dict().items())
+    small.head.weight.data[0] = torch.nan
+    with pytest.raises(ChipNetError, match=r"head\.weight"):
+        refit(net, small, plan, images)
+    with pytest.raises(PlanError, match=r"Plan\.load"):
+        refit(net, small, "plan.json", images)
+
+
+def test_a_norm_that_training_has_all_but_shut():
+    """Weights that decayed to 1e-40: nothing can be made up for through them."""
+    net, images = _double(Residual(branches=2))[0].float(), _images().float()
+    with torch.no_grad():
+        net.branches[1][4].weight.fill_(1)
+        net.branches[1][4].weight[:3] = 1e-40
+    plan, small = _cut(net, images)
+    layers = refit(net, small, plan, images)
+    assert all(layer.after <= layer.before for layer in layers)
+    assert all(bool(p.isfinite().all()) and p.abs().max() < 1e4 for p in small.parameters())
+
+
+def test_layers_behind_a_branch_that_is_gone_are_fitted():
+    """No tensor behind the branch is cut, but what they read has changed."""
+    net, images = _double(Residual())[0], _images()
+    s = Structure(net, images[:2])
+    mask = torch.ones(s.gates, dtype=torch.bool)
+    names = [site.name for site in s.sites]
+    mask[s.analysis.site_gates[names.index("branches.0.1")]] = False
+    plan = s.plan(s.canonical(mask))
+    small = compact(net, plan)
+    before = _error(net, small, images)
+    assert [layer.layer for layer in refit(net, small, plan, images)] == ["head.weight"]
+    assert _error(net, small, images) < before

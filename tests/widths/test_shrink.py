@@ -173,3 +173,30 @@ def test_the_widths_that_come_nearest_are_taken(monkeypatch):
     monkeypatch.setattr(shrink, "between", lambda *a, **k: seen.append(real(*a, **k)) or seen[-1])
     found = chipnet.shrink(_net(), IMAGES, "macs=0.5")
     assert found.refitted == min(after for _, after in (pair for pair in seen if len(pair) == 2))
+
+
+def test_wrong_arguments_are_refused_before_anything_is_measured():
+    net, some = _net(), IMAGES[:4]
+    with pytest.raises(ConfigError, match="distance must be one of 'error', 'kl', not 'x'"):
+        chipnet.shrink(net, some, "macs=0.5", distance="x")
+    with pytest.raises(ConfigError, match=r"budgets='macs=0\.5'"):
+        chipnet.shrink_family(net, some, "macs=0.5")
+    with pytest.raises(ConfigError, match="macs grows"):
+        chipnet.shrink_family(net, some, ["macs=0.4", "macs=0.6"])
+    with pytest.raises(ConfigError, match="does not take call 1"):
+        chipnet.shrink(net, IMAGES[0], "macs=0.5")
+    with pytest.raises(ConfigError, match="NaN or infinite"):
+        chipnet.shrink(net, some / 0, "macs=0.5")
+
+
+def test_outputs_that_cannot_be_compared_are_refused():
+    class Classes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = _net()
+
+        def forward(self, x):
+            return self.net(x).argmax(1)
+
+    with pytest.raises(ConfigError, match="argmax"):
+        chipnet.shrink(Classes(), IMAGES, "macs=0.5")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from chipnet.errors import ConfigError
@@ -19,7 +20,7 @@ def read_batches(model: nn.Module, inputs: Any, example: Inputs | None, images: 
     """The first ``images`` of some inputs, as calls of the network; two at least, where there are two images.
 
     Args:
-        model: what is called.
+        model: what is called, in eval mode.
         inputs: a tensor of images; a tuple of forward's arguments or a mapping of its keyword arguments, for one
             call; or an iterable of such batches. Of a batch with more than the network takes (images with labels,
             as loaders give them), the first parts are taken.
@@ -29,8 +30,8 @@ def read_batches(model: nn.Module, inputs: Any, example: Inputs | None, images: 
     Raises:
         ConfigError: there are none, or they are nothing that the network takes.
     """
-    if images < 1:
-        raise ConfigError(f"images={images}: give at least one")
+    if not isinstance(images, int) or images < 1:
+        raise ConfigError(f"images={images!r}: give at least one, as a whole number")
     found, left = [], images
     for batch in _batches(inputs, images):
         call = _call(model, batch, example).part(slice(left))
@@ -44,8 +45,32 @@ def read_batches(model: nn.Module, inputs: Any, example: Inputs | None, images: 
         )
     if len(found) == 1 and (size := found[0].size or 1) > 1:
         found = [found[0].part(slice(size // 2)), found[0].part(slice(size // 2, None))]
+    _check(model, found, example)
     device = device_of(model)
     return [call.to(device) for call in found]
+
+
+@torch.no_grad()
+def _check(model: nn.Module, calls: Sequence[Inputs], example: Inputs | None) -> None:
+    """Refuse what the network does not take: of batches of one kind, one is tried."""
+    tried = set()
+    for number, call in enumerate(calls, 1):
+        if any(x.is_meta for x in call.tensors()):
+            raise ConfigError(f"call {number} of the inputs holds no numbers (it is on the meta device)")
+        kind = *call.kwargs, *((x.shape[1:], x.dtype) for x in call.tensors())
+        if kind not in tried:
+            tried.add(kind)
+            one = few(call, example).to(device_of(model))
+            try:
+                one(model)
+            except Exception as error:
+                said = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
+                raise ConfigError(
+                    f"{type(model).__name__} does not take call {number} of the inputs, {one}.\n"
+                    f"{said}\n"
+                    "Give batches as it takes them, of its type of numbers; single images become batches with "
+                    "DataLoader(data, batch_size=64)."
+                ) from error
 
 
 def few(batch: Inputs, example: Inputs | None) -> Inputs:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.finite import check_finite
 from chipnet._util.modes import plainly
 from chipnet.errors import PlanError
 from chipnet.program.inputs import Inputs
@@ -26,6 +27,9 @@ from chipnet.repair.sums import Sums, fit
 from chipnet.repair.watch import Call, calls, calls_of
 from chipnet.surgery.apply import freeze
 from chipnet.surgery.plan import Plan
+
+_SHUT = 1e-6
+"""Through a norm's channel with less than this part of the largest slope, nothing is made up for."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,14 @@ def refit(
         >>> all(layer.after <= layer.before for layer in chipnet.refit(net, small, plan, images))
         True
     """
+    if not isinstance(plan, Plan):
+        raise PlanError(f"a plan is wanted, not {type(plan).__name__}: Plan.load reads a file")
     plan.check(model)
     _check(small, plan)
-    batches = read_batches(model, inputs, plan.inputs, images)
+    check_finite(model)
+    check_finite(small)
     dense = copied(model).eval()
+    batches = read_batches(dense, inputs, plan.inputs, images)
     freeze(dense, plan)
     training = {module: module.training for module in small.modules()}
     small.eval()
@@ -137,6 +145,9 @@ class Refit:
         self.count = Counter(call.name for call in self.seen)
         wanted = calls(dense, shown)
         self.same = self.count & Counter(call.name for call in wanted)
+        mine, theirs = ({c.name: c.given["input"] for c in reversed(some)} for some in (self.seen, wanted))
+        self.other = {name for name, x in mine.items() if _differ(x, theirs.get(name))}
+        """What reads other numbers than in the dense network."""
         self.added = {c.name for c in self.seen if c.added} & {c.name for c in wanted if c.added}
 
     @torch.no_grad()
@@ -157,8 +168,9 @@ class Refit:
         read a layer are fitted with it."""
         first = {call.name: call for call in reversed(self.seen)}
         order = list(dict.fromkeys(call.name for call in self.seen))
-        cut = [name in self.plan.keep or (first[name].bias or "") in self.plan.keep for name in order]
-        start = 0 if self.everything else cut.index(True) if True in cut else len(order)
+        cut = self.plan.keep.keys() | self.other
+        touched = [not cut.isdisjoint((name, first[name].bias or "")) for name in order]
+        start = 0 if self.everything else touched.index(True) if True in touched else len(order)
         return [
             first[name]
             for name in order[start:]
@@ -188,7 +200,7 @@ class Refit:
             for x, y in layer.pairs(mine.given["input"], wanted):
                 sums, old = Sums.of(x, y), halves[i % 2]
                 halves[i % 2] = sums if old is None else old + sums
-        return self._fitted(call, norm, [half for half in halves if half is not None])
+        return self._fitted(call, norm, [half.check(call.name) for half in halves if half is not None])
 
     def _fitted(self, call: Call, norm: Call | None, halves: list[Sums]) -> LayerRefit:
         """Solve, write the weight and the offset."""
@@ -244,12 +256,20 @@ def _wanted(mine: Call, theirs: Call, keep: Mapping[int, Sequence[int]], biased:
         off = _chosen(theirs.other, axis, rows) - mine.other
         if mine.norm is not None:
             passed = _slope(mine.norm.given)
-            factor = torch.where(passed == 0, 0, 1 / passed)
+            shut = passed.abs() <= _SHUT * passed.abs().max()
+            factor = torch.where(shut, 0, 1 / passed)
             off = off * factor.view(-1, *[1] * len(mine.layer.kernel))
         wanted = wanted + off
     if mine.given.get("bias") is not None and not biased:  # it stays as it is
         wanted = wanted - mine.given["bias"].view(-1, *[1] * len(mine.layer.kernel))
     return wanted
+
+
+def _differ(x: Tensor, y: Tensor | None) -> bool:
+    """By more than rounding?"""
+    if y is None or x.shape != y.shape:
+        return True
+    return bool((exact(x) - exact(y)).norm() > 1e-6 * exact(y).norm())
 
 
 def _chosen(x: Tensor, axis: int, rows: Sequence[int] | None) -> Tensor:

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from chipnet._util.finite import all_finite
+from chipnet.errors import ConfigError
+
 SHRINKAGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """What λ is chosen from, in mean squares of the inputs."""
 
@@ -51,6 +54,15 @@ class Sums:
             self.xy + other.xy,
             self.yy + other.yy,
         )
+
+    def check(self, layer: str) -> Sums:
+        """Refuse what is not finite."""
+        if not bool(all_finite((self.xx, self.xy, self.yy))):
+            raise ConfigError(
+                f"on these inputs, what the layer of '{layer}' reads or gives is NaN or infinite: look for such "
+                "numbers in the inputs; a network in half precision may need .float()"
+            )
+        return self
 
     def centred(self, offset: bool) -> Moments:
         """Means of products; of differences from the mean with an ``offset``."""

@@ -84,7 +84,7 @@ def read_layers(model: nn.Module, batches: Sequence[Inputs], wanted: Mapping[str
     for batch in batches:
         each_call(model, batch, seen)
     weights = dict(model.named_parameters())
-    return {name: _read(wanted[name], found, weights[name]) for name, found in sums.items()}
+    return {name: _read(wanted[name], found.check(name), weights[name]) for name, found in sums.items()}
 
 
 def _read(call: Call, sums: Sums, weight: Tensor) -> Reads:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -146,23 +147,25 @@ def shrink_family(
     Returns:
         One result for each budget, in their order. Raises as `shrink`.
     """
+    if isinstance(budgets, str) or not isinstance(budgets, Sequence) or not budgets:
+        raise ConfigError(
+            f"budgets={budgets!r}: give at least one, in a list such as ['macs=0.5', 'macs=0.25']"
+        )
     wanted = [Budget.parse(budget) for budget in budgets]
-    if not wanted:
-        raise ConfigError("budgets: give at least one")
+    if distance not in get_args(Distance):
+        raise ConfigError(
+            f"distance must be one of {', '.join(map(repr, get_args(Distance)))}, not {distance!r}"
+        )
     tell = progress or (lambda what, done, of: None)
     check_finite(model)
-    given = example_inputs
-    example = (
-        given.analysis.inputs if isinstance(given, Structure) else None if given is None else Inputs.of(given)
-    )
-    batches = read_batches(model, inputs, example, images)
-    structure = structure_of(model, batches[0].part(slice(1)) if given is None else given, Options(**options))
+    dense, choices = copied(model).eval(), Options(**options)
+    own = None if example_inputs is None else structure_of(model, example_inputs, choices)
+    batches = read_batches(dense, inputs, None if own is None else own.analysis.inputs, images)
+    structure = structure_of(model, batches[0].part(slice(1)), choices) if own is None else own
     if any(LATENCY in budget.kinds for budget in wanted):
         structure.time(model)
-    for budget in wanted:
-        structure.check(budget)
+    _check(structure, wanted, dense)
     batches = [replace(batch, outputs=structure.analysis.inputs.outputs) for batch in batches]
-    dense = copied(model).eval()
     curves = measure_curves(dense, structure.analysis, batches, distance, lambda *n: tell("curves", *n))
     found: list[Shrunk] = []
     within = torch.ones(structure.gates, dtype=torch.bool)
@@ -177,6 +180,23 @@ def shrink_family(
         found.append(min(tried.values(), key=lambda pair: pair[0])[1])
         within = torch.tensor(found[-1].plan.mask)
     return found
+
+
+@torch.no_grad()
+def _check(structure: Structure, budgets: Sequence[Budget], dense: nn.Module) -> None:
+    """Refuse before anything takes long: budgets that no network meets or that grow, outputs that nothing tells
+    apart."""
+    for budget in budgets:
+        structure.check(budget)
+    limits = [structure.limits(budget) for budget in budgets]
+    for wide, thin in itertools.pairwise(limits):
+        if more := [kind for kind, limit in thin.items() if limit > wide.get(kind, limit)]:
+            raise ConfigError(f"budgets: {more[0]} grows; name them from the largest network to the smallest")
+    if not any(x.is_floating_point() or x.is_complex() for x in structure.analysis.inputs.read(dense)):
+        raise ConfigError(
+            "no output of the network is a floating-point number, so networks cannot be compared: give the network "
+            "without the step that makes classes of its outputs (argmax)"
+        )
 
 
 def _shrunk(
