@@ -324,3 +324,15 @@ def test_layers_behind_a_branch_that_is_gone_are_fitted():
     before = _error(net, small, images)
     assert [layer.layer for layer in refit(net, small, plan, images)] == ["head.weight"]
     assert _error(net, small, images) < before
+
+
+def test_a_layer_of_very_many_columns_stays_as_it_was_cut(monkeypatch):
+    """Its sums would not fit into memory; the others are fitted."""
+    monkeypatch.setattr("chipnet.repair.refit.MOST_COLUMNS", 40)
+    net, images = _double(Residual())[0], _images()  # its convolutions have 8 · 9 columns, or 4 · 9
+    plan, small = _cut(net, images, 0.8)
+    wide = {n for n, p in small.named_parameters() if p.dim() == 4 and p[0].numel() > 40}
+    before = copy.deepcopy(small.state_dict())
+    fitted = {layer.layer for layer in refit(net, small, plan, images)}
+    assert wide and fitted and not wide & fitted
+    assert all(torch.equal(small.state_dict()[n], before[n]) for n in wide)

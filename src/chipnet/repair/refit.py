@@ -28,6 +28,8 @@ from chipnet.repair.watch import Call, calls, calls_of
 from chipnet.surgery.apply import freeze
 from chipnet.surgery.plan import Plan
 
+MOST_COLUMNS = 8192
+"""Of layers that are fitted: matrices of so many columns take 512 MiB each, and solving holds about six."""
 _SHUT = 1e-6
 """Through a norm's channel with less than this part of the largest slope, nothing is made up for."""
 
@@ -72,8 +74,9 @@ def refit(
     else, it makes up for what the sum's other part is off by. No error of a layer grows; classes, shapes and names
     stay.
 
-    Nothing is trained: no gradients, no labels, no random numbers. Sums are in float64, and only sums are kept: of
-    a layer ``16 (columns² + columns · outputs)`` bytes, where a convolution has ``channels · kernel`` columns.
+    Nothing is trained: no gradients, no labels, no random numbers. Sums are in float64, and only sums are kept, of
+    one layer at a time: about ``48 columns²`` bytes for each group, where a convolution has ``channels · kernel``
+    columns. Layers of more than 8,192 columns stay as they are.
 
     Args:
         model: the dense network.
@@ -174,7 +177,7 @@ class Refit:
         return [
             first[name]
             for name in order[start:]
-            if self.same[name] == self.count[name] and not _with_layer(first[name])
+            if self.same[name] == self.count[name] and _possible(first[name])
         ]
 
     def _pairs(self, call: Call) -> Iterator[tuple[int, Call, Call]]:
@@ -240,9 +243,11 @@ class Refit:
         mean.copy_((exact(mean) + total / max(count, 1)).to(mean))
 
 
-def _with_layer(call: Call) -> bool:
-    """Is it a norm that is fitted with the layer before it?"""
-    return call.source is not None and call.source.normed
+def _possible(call: Call) -> bool:
+    """Is it a layer of not too many columns, or a norm that is not fitted with the layer before it?"""
+    if call.layer is not None:
+        return call.layer.columns <= MOST_COLUMNS
+    return call.source is None or not call.source.normed
 
 
 def _wanted(mine: Call, theirs: Call, keep: Mapping[int, Sequence[int]], biased: bool) -> Tensor:
