@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,3 +110,9 @@ def test_test_files_import_no_test_file() -> None:
                 names += re.findall(r"\btest_\w+(?=:\w)|^test_\w+$", str(node.value))
             wrong += [f"{path.name}: {n}" for n in names if n in tests - {path.stem}]
     assert wrong == []
+
+
+def test_no_two_test_files_have_one_name():
+    """Pytest imports them by their names alone, and refuses the second one of a whole run."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
