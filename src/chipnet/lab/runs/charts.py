@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -143,7 +144,10 @@ def _svg(figure: Any, title: str, alt: str) -> str:
     for text in figure.findobj(module.Text):  # names are other people's: a dollar in one begins no formula
         text.set_parse_math(False)
     # One salt a chart: ids of charts in one page must differ, and be the same in every build of it.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}):
+    style = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        # Labels of numbers that a damaged file holds may leave no room: the page is made all the same.
+        warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
