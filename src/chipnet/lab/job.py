@@ -154,7 +154,7 @@ def read_job(request: Request, resume: bool = False, problems: Problems | None =
     if request.sync_batch_norm:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     example = example_images(data)
-    structure = _structure(request, network, example)
+    structure = structure_for(request, network, example)
     if "latency" in Budget.parse(request.budget).kinds:
         if processes > 1:
             raise ConfigError(
@@ -211,7 +211,8 @@ def _parts(
     return data, network, run
 
 
-def _structure(request: Request, network: nn.Module, example: Tensor) -> Structure:
+def structure_for(request: Request, network: nn.Module, example: Tensor) -> Structure:
+    """The structure of a network with the options of a request."""
     return Structure(
         network,
         example,

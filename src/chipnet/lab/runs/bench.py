@@ -317,21 +317,13 @@ def _whole(request: Request) -> None:
     """Masks that keep everything, where the dense run will look for them."""
     import torch
 
-    from chipnet import Masks, Structure
+    from chipnet import Masks
     from chipnet.lab.data import load_data
-    from chipnet.lab.job import example_images
+    from chipnet.lab.job import example_images, structure_for
     from chipnet.lab.models import get_model
 
     assert request.masks is not None
     data = load_data(request.data, request.data_dir, seed=request.seed)
-    structure = Structure(
-        get_model(request.model, data.num_classes, data.in_channels),
-        example_images(data),
-        realisation=request.realisation,
-        ignore=request.ignore,
-        only=request.only,
-        outputs=request.outputs,
-        min_channels=request.min_channels,
-        round_to=request.round_to,
-    )
+    network = get_model(request.model, data.num_classes, data.in_channels)
+    structure = structure_for(request, network, example_images(data))
     Masks.of(structure, torch.ones(structure.gates, dtype=torch.bool)).save(request.masks)
