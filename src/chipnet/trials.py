@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.text import first_line
 from chipnet.analysis.analysis import Analysis, Notes
 from chipnet.analysis.network import Network
 from chipnet.errors import CaptureError, PlanError
@@ -137,7 +138,7 @@ class Trials:
 
         def note(found: list[tuple[int, Exception]]) -> None:
             for i, error in found:
-                said = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
+                said = first_line(error)
                 if isinstance(error, PlanError):
                     said = "outputs change; its width is used as a number"
                 broken[weights[i]] = f"pruning it breaks the forward: {said}"

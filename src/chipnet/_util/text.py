@@ -37,6 +37,15 @@ def few(items: Sequence[str], most: int = 3, between: str = ", ", last: str = " 
     return between.join(items[:most]) + (f"{last}{len(items) - most:,} more" if len(items) > most else "")
 
 
+def first_line(error: BaseException) -> str:
+    r"""The type of an error and the first line of what it says.
+
+    >>> first_line(ValueError("no such thing\nsee the manual"))
+    'ValueError: no such thing'
+    """
+    return f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
+
+
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6, prefix: str = "") -> str:
     """A question about the known name that is closest, or nothing.
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.text import first_line
 from chipnet._util.torch_private import STORES, FakeTensor, buffers_of, parameters_of
 from chipnet.errors import CaptureError
 from chipnet.program.inputs import Inputs
@@ -64,10 +65,10 @@ def copied(model: nn.Module, *, shared: bool = False) -> nn.Module:
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
-        said = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
         name, fix = _at_fault(model)
         raise CaptureError(
-            f"{type(model).__name__} cannot be copied, and what is pruned is a copy: {name or said}. {fix}"
+            f"{type(model).__name__} cannot be copied, and what is pruned is a copy: "
+            f"{name or first_line(error)}. {fix}"
         ) from error
 
 

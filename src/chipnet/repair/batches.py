@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.text import first_line
 from chipnet.errors import ConfigError
 from chipnet.program.inputs import Inputs, device_of
 
@@ -64,10 +65,9 @@ def _check(model: nn.Module, calls: Sequence[Inputs], example: Inputs | None) ->
             try:
                 one(model)
             except Exception as error:
-                said = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
                 raise ConfigError(
                     f"{type(model).__name__} does not take call {number} of the inputs, {one}.\n"
-                    f"{said}\n"
+                    f"{first_line(error)}\n"
                     "Give batches as it takes them, of its type of numbers; single images become batches with "
                     "DataLoader(data, batch_size=64)."
                 ) from error

@@ -26,7 +26,8 @@ class Layer:
     Attributes:
         operator: its name, such as ``conv2d``.
         shape: of the weight.
-        stride, padding, dilation, output_padding: a number for every axis of the image; padding before and after.
+        stride, dilation: a number for every axis of the image.
+        padding: for every axis, before and after; of a transposed convolution, that of the convolution it is.
         groups: of channels.
     """
 
@@ -47,11 +48,8 @@ class Layer:
 
         def each(name: str, default: int) -> tuple[int, ...]:
             value = given.get(name, default)
-            return (
-                (value,) * len(kernel)
-                if isinstance(value, int)
-                else tuple(value) * (len(kernel) // len(value))
-            )
+            values = (value,) if isinstance(value, int) else tuple(value)
+            return values * (len(kernel) // len(values))
 
         dilation = each("dilation", 1)
         reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]

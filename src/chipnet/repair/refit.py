@@ -68,11 +68,11 @@ def refit(
 
     Layer by layer in the order of the forward: ``X`` is what the layer reads in the compact network, whose
     earlier layers are refitted already, ``Y`` what it gives in the dense one, of the outputs that are kept. The new
-    weight is that of ridge regression towards the one that the cut left, ``(XᵀX/n + λI)⁻¹ (XᵀY/n + λW0)``; of eight
-    λ each layer gets the one with which one half of the images tells most about the other. The offset goes into the
-    bias, or into the running mean of the batch norm behind it. Where a layer's output goes into a sum and nowhere
-    else, it makes up for what the sum's other part is off by. No error of a layer grows; classes, shapes and names
-    stay.
+    weight is that of ridge regression towards the one that the cut left, ``(XᵀX/n + λI)⁻¹ (XᵀY/n + λW0)``. Each
+    layer gets one of eight λ: the one with which weights fitted to half of the images suit the other half best. The
+    offset goes into the bias, or into the running mean of the batch norm behind it. A layer whose output goes into
+    a sum and nowhere else also makes up for the error of what it is added to. No error of a layer grows; classes,
+    shapes and names stay.
 
     Nothing is trained: no gradients, no labels, no random numbers. Sums are in float64, and only sums are kept, of
     one layer at a time: about ``48 columns²`` bytes for each group, where a convolution has ``channels · kernel``

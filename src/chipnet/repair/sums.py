@@ -90,10 +90,8 @@ class Moments:
 
     def solve(self, start: Tensor, shrinkage: float) -> Tensor:
         """The weight ``[groups, columns, outputs]``; ``shrinkage`` is λ in mean squares of the inputs."""
-        ridge = shrinkage * self.xx.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-        ridge = ridge.clamp(min=torch.finfo(torch.float64).tiny)
-        eye = torch.eye(self.xx.shape[1], dtype=self.xx.dtype, device=self.xx.device)
-        factor, failed = torch.linalg.cholesky_ex(self.xx + ridge * eye)
+        regular, ridge = ridged(self.xx, shrinkage)
+        factor, failed = torch.linalg.cholesky_ex(regular)
         if bool(failed.any()):
             return start
         return torch.cholesky_solve(self.xy + ridge * start, factor)
@@ -106,6 +104,16 @@ class Moments:
     def missing(self, weight: Tensor) -> Tensor:
         """The offset that makes means agree, ``[groups, outputs]``."""
         return self.y - (self.x.unsqueeze(1) @ weight).squeeze(1)
+
+
+def ridged(squares: Tensor, part: float) -> tuple[Tensor, Tensor]:
+    """Matrices ``[..., columns, columns]`` with something added to their diagonals, and what was: a ``part`` of the
+    diagonal's mean, ``[..., 1, 1]``."""
+    mean = squares.diagonal(dim1=-2, dim2=-1).mean(-1)
+    ridge = (part * mean).clamp(min=torch.finfo(torch.float64).tiny)
+    regular = squares.clone()
+    regular.diagonal(dim1=-2, dim2=-1).add_(ridge[..., None])
+    return regular, ridge[..., None, None]
 
 
 def fit(halves: Sequence[Sums], start: Tensor, offset: bool) -> tuple[Tensor, float]:

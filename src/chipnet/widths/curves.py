@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from chipnet.analysis.analysis import Analysis
 from chipnet.program.inputs import Inputs
 from chipnet.repair.batches import few
-from chipnet.repair.layers import Layer
+from chipnet.repair.layers import Layer, exact
 from chipnet.repair.watch import calls
 from chipnet.surgery.apply import compact
 from chipnet.surgery.plan import Plan
@@ -157,7 +157,7 @@ def narrowed(model: nn.Module, plan: Plan, reads: Mapping[str, Reads]) -> nn.Mod
             there = replace(layer, shape=tuple(old.shape))
             old.copy_(there.weight(weight[None, :, chosen]).to(old))
         if place is not None and len(place) == len(chosen):
-            place.copy_((place.double() + mine.sign * offset[chosen]).to(place))
+            place.copy_((exact(place) + mine.sign * offset[chosen]).to(place))
     return small
 
 

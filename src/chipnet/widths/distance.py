@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from chipnet.program.inputs import Inputs
+from chipnet.repair.layers import exact
 
 Distance = Literal["error", "kl"]
 """``error``: the squared error of every output as a part of its square, summed over outputs. ``kl``: the mean
@@ -36,9 +37,7 @@ def between(
 
 def _floats(batch: Inputs, model: nn.Module) -> list[Tensor]:
     found = [torch.view_as_real(x) if x.is_complex() else x for x in batch.read(model)]
-    return [
-        x.double().cpu() if x.device.type == "mps" else x.double() for x in found if x.is_floating_point()
-    ]
+    return [exact(x) for x in found if x.is_floating_point()]
 
 
 def _plus(sums: Tensor, more: Sequence[Tensor | float]) -> Tensor:

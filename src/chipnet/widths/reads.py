@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from chipnet.program.inputs import Inputs
 from chipnet.repair.layers import Layer
-from chipnet.repair.sums import Sums
+from chipnet.repair.sums import Sums, ridged
 from chipnet.repair.watch import Call, each_call
 
 RIDGE = 1e-2
@@ -41,10 +41,7 @@ class Reads:
     @property
     def regular(self) -> Tensor:
         """The covariance with the ridge."""
-        regular = self.covariance.clone()
-        diagonal = regular.diagonal()
-        diagonal += RIDGE * diagonal.mean().clamp(min=torch.finfo(torch.float64).tiny)
-        return regular
+        return ridged(self.covariance, RIDGE)[0]
 
     @property
     def variance(self) -> float:

@@ -77,10 +77,10 @@ def shrink(
 
     1. Curves: each site is narrowed by itself, in the order in which what reads it can do without its channels;
        those layers are refitted, and the outputs compared with the dense network's.
-    2. Widths: those of least summed loss under the exact costs of the whole network, within the budget; even ones;
-       and such between both.
+    2. Widths within the budget: those of least summed loss, even ones, and widths halfway between. Costs are the
+       exact ones of the whole network.
     3. The cut: `compact`, verified exact against the masked network.
-    4. The refit: `chipnet.refit`, layer by layer. Of the widths those are taken whose outputs are nearest then.
+    4. The refit: `chipnet.refit`, layer by layer. The network whose outputs are nearest is returned.
 
     Args:
         model: a trained network; it is not changed.
@@ -174,9 +174,9 @@ def shrink_family(
         for ranking in rankings(structure.analysis, curves, structure.limits(budget), within):
             plan = _plan(model, structure, ranking, budget, within)
             if plan.mask not in tried:
-                made = _shrunk(model, dense, plan, batches, lambda *n: tell("refit", *n))
-                (loss,) = between(dense, [copied(made.model).eval()], batches, distance)
-                tried[plan.mask] = loss, made
+                tried[plan.mask] = _shrunk(
+                    model, dense, plan, batches, distance, lambda *n: tell("refit", *n)
+                )
         found.append(min(tried.values(), key=lambda pair: pair[0])[1])
         within = torch.tensor(found[-1].plan.mask)
     return found
@@ -204,14 +204,18 @@ def _shrunk(
     dense: nn.Module,
     plan: Plan,
     batches: Sequence[Inputs],
+    distance: Distance,
     progress: Callable[[int, int], None],
-) -> Shrunk:
-    """The network of a plan, refitted. ``dense``: the model in eval mode."""
+) -> tuple[float, Shrunk]:
+    """The network of a plan, refitted, after its distance. ``dense``: the model in eval mode."""
     small = compact(model, plan)
     cut = copied(small).eval()
     images = sum(batch.size or 1 for batch in batches)
     layers = refit(model, small, plan, batches, images=images, progress=progress)
-    return Shrunk(small, plan, tuple(layers), *between(dense, [cut, copied(small).eval()], batches))
+    refitted = copied(small).eval()
+    errors = between(dense, [cut, refitted], batches)
+    loss = errors[1] if distance == "error" else between(dense, [refitted], batches, distance)[0]
+    return loss, Shrunk(small, plan, tuple(layers), *errors)
 
 
 def _plan(model: nn.Module, structure: Structure, ranking: Ranking, budget: Budget, within: Tensor) -> Plan:
@@ -223,7 +227,6 @@ def _plan(model: nn.Module, structure: Structure, ranking: Ranking, budget: Budg
     if not analysis.connected(mask):
         mask = solution.mask
     plan = structure.plan(mask, budget)
-    same = solution.landing is not None and torch.equal(mask, solution.mask)
-    return (
-        replace(plan, latency=solution.landing.to_json()) if same and solution.landing is not None else plan
-    )
+    if solution.landing is None or not torch.equal(mask, solution.mask):
+        return plan
+    return replace(plan, latency=solution.landing.to_json())
