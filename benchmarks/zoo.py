@@ -316,7 +316,8 @@ def about(target: float, realisation: str) -> dict[str, Any]:
 _HEAD = """
 # Coverage
 
-What happens to real networks, from one command (`benchmarks/zoo.py` says how each column is checked):
+Which real networks can be pruned, and how far? One command writes this page (`benchmarks/zoo.py` says how each
+column is checked):
 
 ```sh
 python -m benchmarks.zoo --set torchvision --set torchvision-detection --set timm --set torchvision-attention \\
@@ -326,13 +327,14 @@ python -m benchmarks.zoo --set torchvision --set torchvision-detection --set tim
 {date}, {machine}, Python {python}, torch {torch}, torchvision {torchvision}, timm {timm}, seed {seed}; random
 weights, random masks, target {target} of the dense MACs, `{realisation}` realisation.
 
-*sites free*: sites with gates, of all sites (the rest follows the gates of others, or is kept whole with a reason).
+*sites free*: [sites](glossary.md#parts-of-a-network) with gates, of all sites. (The others follow the gates of
+these, or are kept whole.)
 *MACs*: what remains, counted by PyTorch on the compact network. A bare number means: at most the target, no further
 channel fits, outputs equal those of the masked network in float64 to 1e-9, and a train-mode forward and backward
 runs. *s*: seconds, for chipnet from the model to the compact network (export, trial, solving and surgery); for
 Torch-Pruning, which has no solver, 50 steps of its iterative pruning until the target is reached
-(`benchmarks/_torch_pruning.py`). Its *not exact* means that the pruned network is not the dense one with those
-channels set to zero: by nature so where norms mix channels. Empty cells were not run.
+(`benchmarks/_torch_pruning.py`). There *not exact* means that the pruned network does not compute what the dense
+one computes with those channels set to zero. Where a norm mixes channels, it cannot. Empty cells were not run.
 
 Detectors are their backbone and dense head: boxes are selected by value, which `torch.export` refuses. In networks
 of attention much stays whole (heads, what layer norms read, queries and keys of fused attention); where that alone

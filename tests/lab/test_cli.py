@@ -431,7 +431,7 @@ def test_inspect_lists_sites_pins_and_costs():
     text = chipnet_("inspect", "resnet8", "--data", "digits")
     assert text.exit_code == 0
     assert "macs 763,520" in text.stdout
-    assert "an output of the network" in text.stdout.replace("\n", " ")
+    assert "Kept whole (sites × why):\n  1 × an output of the network\n" in text.stdout
 
 
 def test_inspect_takes_an_input_shape_and_patterns():
@@ -470,6 +470,15 @@ def test_the_help_names_every_stable_flag():
     text = chipnet_("prune", "--help").stdout
     flags = ("model", "data", "data-dir", "weights", "budget", "method", "seed", "epochs", "quick", "out")
     assert all(f"--{flag}" in text for flag in flags)
+
+
+@pytest.mark.parametrize("name", ["val", "transfer", "bench", "inspect", "export", "latency", "report", "ls"])
+def test_the_help_calls_values_the_same_in_all_commands(name):
+    """As that of `prune` does, and not by their types in Python."""
+    text = chipnet_(name, "--help").stdout
+    assert [line for line in text.splitlines() if line.startswith("  --") and "<" in line] == []
+    for option, value in (("data-dir", "DIR"), ("threads", "INTEGER"), ("ignore", "PATTERN")):
+        assert f"--{option} " not in text or f"--{option} {value}" in text
 
 
 # -- names of other people ---------------------------------------------------------------------------------

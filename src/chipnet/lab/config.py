@@ -85,30 +85,33 @@ class Recipe:
     accumulate: int = option(1, "pieces that each device's part of a batch is cut into, to save memory")
     clip: float | None = option(None, "largest norm of the gradient")
     clip_spikes: float = option(
-        2.0, "largest norm of the gradient, in norms as they were typically; 0: any. Not in chipnet-paper"
+        2.0,
+        "largest norm of the gradient, as a multiple of its typical norm; 0: no limit. Not in chipnet-paper",
     )
     train_lr: float = option(0.1, "peak learning rate of dense training")
     prune_lr: float = option(0.1, "peak learning rate of pruning and fine-tuning")
     schedule: Literal["one-cycle", "cosine", "step"] = option(
-        "one-cycle", "of the learning rates of SGD: one-cycle, cosine, or step (a tenth at 50 and at 75 %)"
+        "one-cycle",
+        "schedule of SGD's learning rates: one-cycle, cosine, or step (a tenth at 50 and at 75 %)",
     )
     warmup: float = option(0.2, "part of a one-cycle schedule in which the rate rises")
-    momentum: float = option(0.9, "of SGD")
+    momentum: float = option(0.9, "momentum of SGD")
     nesterov: bool = option(True, "Nesterov's momentum")
-    weight_decay: float = option(5e-4, "of the optimiser; AdamW's is 0.01 unless it is given")
+    weight_decay: float = option(5e-4, "weight decay of the optimiser; AdamW's is 0.01 unless it is given")
     optimizer: Literal["sgd", "adamw"] = option(
         "sgd",
         "sgd or adamw, in all phases; AdamW's peak rates are 0.001, for the suggested batch, unless given",
     )
-    label_smoothing: float = option(0.0, "of the cross-entropy, in [0, 1)")
+    label_smoothing: float = option(0.0, "label smoothing of the cross-entropy, in [0, 1)")
     mixup: float = option(0.0, "alpha of mixup; 0: images are not mixed")
     distill: float = option(
-        0.0, "weight of what the dense network says, in pruning and fine-tuning; 0: the method's own"
+        0.0,
+        "weight of distillation from the dense network, in pruning and fine-tuning; 0: the method decides",
     )
-    temperature: float = option(4.0, "of distillation")
-    adamw_lr: float = option(1e-3, "of the soft pruning of chipnet-paper")
-    adamw_weight_decay: float = option(1e-3, "of the soft pruning of chipnet-paper")
-    recalibrate: bool = option(False, "measure batch norm statistics anew after the cut")
+    temperature: float = option(4.0, "temperature of distillation")
+    adamw_lr: float = option(1e-3, "AdamW's learning rate in the pruning phase of chipnet-paper")
+    adamw_weight_decay: float = option(1e-3, "AdamW's weight decay in the pruning phase of chipnet-paper")
+    recalibrate: bool = option(False, "measure batch norm statistics again after the cut")
     limit: int | None = option(None, "keep only so many training images")
     limit_test: int | None = option(None, "keep only so many test images")
 
@@ -322,13 +325,13 @@ class Request:
     out: str | os.PathLike[str] = option("", "run folder; made if missing")
     recipe: Recipe | None = None
     data_dir: str | None = option(None, "folder of the data set; nothing is ever downloaded")
-    image_size: int | None = option(None, "of images that are decoded while training [default: 224]")
+    image_size: int | None = option(None, "size of images that are decoded while training [default: 224]")
     mean: tuple[float, ...] | None = option(
         None,
-        "what is subtracted from images in 0 to 1: a number a channel, as 0.5,0.5,0.5, or one for all "
+        "means for images in 0 to 1: one number per channel, such as 0.5,0.5,0.5, or one for all "
         "[default: measured on training images in memory; ImageNet's for image files]",
     )
-    std: tuple[float, ...] | None = option(None, "what they are divided by then, likewise")
+    std: tuple[float, ...] | None = option(None, "standard deviations, as for --mean")
     augment: Literal["none", "flip", "crop", "crop-flip", "trivial"] | None = option(
         None,
         "how training images vary: none, flip, crop, crop-flip, or trivial (crop-flip, then TrivialAugment; image "
@@ -336,20 +339,20 @@ class Request:
     )
     skip_broken: bool = option(False, "leave out image files that cannot be read")
     checksum: bool = option(
-        True, "--no-checksum: take CIFAR's or SVHN's files although they are not the official ones"
+        True, "--no-checksum: accept files of CIFAR or SVHN that are not the official ones"
     )
-    weights: str | None = option(None, "trained dense weights; the training phase is then left out")
+    weights: str | None = option(None, "trained dense weights; the run then has no training phase")
     method: str = option(
         "chipnet",
         "chipnet, chipnet-paper, bar, slimming, taylor, fisher, ...; with settings: chipnet:floor=0",
     )
     no_train: bool = option(
         False,
-        "without training: widths are measured, and what is left is fitted to the trained network layer by layer",
+        "do not train: measure what fewer channels cost, cut, and fit the remaining weights layer by layer",
     )
-    images: int = option(512, "training images that --no-train looks at")
+    images: int = option(512, "how many training images --no-train uses")
     masks: str | None = option(
-        None, "a file of masks: nothing is pruned, what they leave is trained for all epochs of the recipe"
+        None, "a file of masks: cut the network by them and train it for all epochs of the recipe"
     )
     realisation: Literal["plain", "indexed"] = option(
         "plain", "plain: dense layers only; indexed: layers may read or write a part of a tensor by index"
@@ -362,26 +365,26 @@ class Request:
         (), "the outputs that matter, such as 0, 0.boxes or logits: others may go; repeatable"
     )
     min_channels: int = option(0, "channels that every layer keeps at least")
-    round_to: int = option(1, "widths are multiples of this (8 suits most hardware), or whole")
-    seed: int = option(0, "of everything random")
+    round_to: int = option(1, "widths are multiples of this (8 suits most hardware), or as before")
+    seed: int = option(0, "seed of all random numbers")
     validation: float = option(0.1, "part of the training images that chooses epochs")
     threads: int | None = option(None, "CPU threads [default: PyTorch's]")
     accelerator: str = option("auto", "auto, cpu, cuda or mps")
     devices: int = option(
-        1, "processes on each machine, one a GPU; -1 for all GPUs. Under torchrun: torchrun's"
+        1, "processes on each machine, one per GPU; -1 for all GPUs. torchrun sets it itself"
     )
-    num_nodes: int = option(1, "machines")
+    num_nodes: int = option(1, "number of machines")
     strategy: str = option(
-        "auto", "auto, ddp, or ddp_find_unused_parameters_true for parts that not always run"
+        "auto", "auto, ddp, or ddp_find_unused_parameters_true for networks with parts that do not always run"
     )
     precision: str = option("32-true", "32-true, bf16-mixed or 16-mixed")
     compile: bool = option(False, "torch.compile the training step's network")
-    channels_last: bool = option(False, "images and convolutions with the channels last")
-    sync_batch_norm: bool = option(False, "batch norm over the batches of all GPUs together")
-    workers: int | None = option(None, "processes that decode image files [default: one a core, at most 8]")
+    channels_last: bool = option(False, "store images and convolutions with the channels last")
+    sync_batch_norm: bool = option(False, "compute batch norm over the batches of all GPUs together")
+    workers: int | None = option(None, "processes that decode image files [default: one per core, at most 8]")
     checkpoint_seconds: float = option(60.0, "time between two saved states")
     checkpoint_steps: int | None = option(None, "steps between two saved states, if sooner")
-    tensorboard: bool = option(False, "write TensorBoard's event files, too")
+    tensorboard: bool = option(False, "also write TensorBoard's event files")
     overwrite: bool = option(False, "replace an earlier run in --out")
     trust: bool = option(False, "import and call the code (module:callable) that the run in --model names")
     command: str = field(default_factory=lambda: shlex.join(["chipnet", *sys.argv[1:]]))

@@ -24,19 +24,22 @@ def bench(
         str, typer.Argument(help="YAML file: models, data, budgets, methods, seeds; docs/bench.md")
     ],
     data_dir: Annotated[
-        list[str] | None, typer.Option(help="DIR, or NAME=DIR where data sets lie apart; repeatable")
+        list[str] | None,
+        typer.Option(help="folder of all data sets, or NAME=DIR for one of them; repeatable"),
     ] = None,
     out: Annotated[
         str | None, typer.Option(help="folder of all runs [default: the file's, or runs/FILE]")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the runs and how they stand")] = False,
-    smoke: Annotated[bool, typer.Option("--smoke", help="everything once, as short as can be")] = False,
-    retry: Annotated[bool, typer.Option("--retry", help="run what failed again")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the runs and their states")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="do everything once, as briefly as possible")
+    ] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="try failed runs again")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads [default: PyTorch's]")] = None,
 ) -> None:
-    """Run a grid of networks, data, budgets, methods and seeds; goes on where it stopped.
+    """Run a grid of networks, data, budgets, methods and seeds, or resume it where it stopped.
 
-    In the folder afterwards: results.csv (a row a run), tables.md, plots/, and a folder a run.
+    In the folder afterwards: results.csv (one row per run), tables.md, plots/, and one folder per run.
     """
     console = Console()
     with refusals():

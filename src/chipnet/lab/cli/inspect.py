@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
@@ -34,7 +35,7 @@ OUTPUTS = "the outputs that matter, such as 0, 0.boxes or logits: others may go;
 
 @app.command(cls=Command, short_help="List what can be pruned in a network, and what it costs.")
 def inspect(
-    model: Annotated[str, typer.Argument(help=f"{MODEL}; or the folder of a run")],
+    model: Annotated[str, typer.Argument(help=f"{MODEL}; or the folder of a run", metavar="NETWORK")],
     data: Annotated[str | None, typer.Option(help="a data set whose image size and classes to use")] = None,
     data_dir: Annotated[str | None, typer.Option(help=DATA_DIR)] = None,
     input: Annotated[
@@ -66,10 +67,11 @@ def inspect(
         console.print(f"Read by no forward that could be traced, kept as they are: {names}")
     for note in report["notes"]:
         console.tell(f"Note: {note}.")
-    if report["pins"]:
-        console.print("Kept whole (groups of channels that exist together × why):")
-        for pin in report["pins"]:
-            console.print(f"  {pin['count']} × {pin['reason']}")
+    kept = Counter(site["reason"] for site in report["sites"] if site["pin"] or site["status"] == "kept")
+    if kept:
+        console.print("Kept whole (sites × why):")
+        for reason, count in kept.most_common():
+            console.print(f"  {count} × {reason}")
     cost = ", ".join(f"{kind} {count:,}" for kind, count in report["cost"].items())
     console.tell(f"{report['gates']:,} gates. Cost: {cost}")
 
@@ -124,8 +126,6 @@ def _inspected(
     chosen: Mapping[str, tuple[str, ...]],
     trust: bool,
 ) -> dict[str, Any]:
-    from collections import Counter
-
     import torch
 
     from chipnet import Structure

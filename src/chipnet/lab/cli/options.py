@@ -38,8 +38,36 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+_VALUES: dict[str, tuple[str, ...]] = {
+    "NAME": ("model", "data", "method", "format", "runtime", "device", "sort"),
+    "DIR": ("data_dir", "out"),
+    "FILE": ("config", "weights", "masks", "output"),
+    "RUN": ("run", "runs", "resume", "against"),
+    "RUN|FILE": ("source",),
+    "FOLDER": ("folders",),
+    "KIND=VALUE": ("budget",),
+    "PATTERN": ("ignore", "only"),
+    "PATH": ("outputs",),
+    "SHAPE": ("input",),
+    "N": ("epochs", "static_batch"),
+    "INTEGER": (
+        "batch", "batch_size", "images", "limit", "limit_test", "num_classes", "opset", "rows", "seed", "threads",
+    ),
+    "NUMBER": ("lr", "seconds", "validation"),
+    "NUMBERS": ("mean", "std"),
+}  # fmt: skip
+_NAMES = {name: value for value, names in _VALUES.items() for name in names}
+"""What the help calls the value of an option or argument, by its name."""
+
+
 class Command(TyperCommand):
     """A command whose whole numbers are neither too small nor too large, or nothing starts."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for parameter in self.params:
+            if not getattr(parameter, "is_flag", False) and parameter.metavar is None:
+                parameter.metavar = _NAMES.get(str(parameter.name), "TEXT")
 
     def invoke(self, ctx: Any) -> Any:
         """Run it."""
@@ -67,11 +95,6 @@ class Grouped(Command):
 
 
 _TEXTS = {bool: None, int: "INTEGER", int | None: "INTEGER", float: "NUMBER", float | None: "NUMBER"}
-_NAMES = {
-    "model": "NAME", "data": "NAME", "method": "NAME", "budget": "KIND=VALUE", "data_dir": "DIR", "out": "DIR",
-    "weights": "FILE", "masks": "FILE", "ignore": "PATTERN", "only": "PATTERN", "outputs": "PATH",
-    "mean": "NUMBERS", "std": "NUMBERS",
-}  # fmt: skip
 
 
 def flags(function: Callable[..., None]) -> Callable[..., None]:

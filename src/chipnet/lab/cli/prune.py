@@ -24,22 +24,20 @@ def prune(
     *,
     config: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="YAML file of options, such as a run's config.yaml; flags win"),
+        typer.Option(help="YAML file of options, such as a run's config.yaml; flags win"),
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="folder of a run that was stopped or killed: continue it"),
+        typer.Option(help="folder of a run that was stopped or killed: continue it"),
     ] = None,
     quick: Annotated[
-        bool | None, typer.Option(help="a first look: few steps, at most some thousand training images")
+        bool | None, typer.Option(help="a quick first run: few steps, at most some thousand training images")
     ] = None,
     epochs: Annotated[
         str | None,
-        typer.Option(metavar="N", help="of each phase: one number, or train,prune,finetune such as 20,15,10"),
+        typer.Option(help="epochs of each phase: one number, or train,prune,finetune such as 20,15,10"),
     ] = None,
-    lr: Annotated[
-        str | None, typer.Option(help="both peak learning rates, at this batch size", metavar="NUMBER")
-    ] = None,
+    lr: Annotated[str | None, typer.Option(help="both peak learning rates, at this batch size")] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="read and check everything, say what would be done, and do nothing"),
@@ -51,11 +49,11 @@ def prune(
 
     For example: chipnet prune --model resnet8 --data digits --budget macs=0.25 --out runs/first
 
-    Several values of one kind, --budget macs=0.5,0.25, are one run each, in OUT/0.5 and OUT/0.25, after one dense
-    training.
+    For several values of one kind, --budget macs=0.5,0.25, there is one dense training and one run per value, in
+    OUT/0.5 and OUT/0.25.
 
-    With --no-train a trained network (--weights, or a run as --model) is cut and refitted in a minute: no epochs,
-    no learning rate, and labels only for the accuracies that are shown.
+    With --no-train a trained network (--weights, or a run as --model) is cut and refitted in a minute, without
+    training. Labels are used only to show accuracies.
 
     In the run folder afterwards: result.json, plan.json, masks.json, model.safetensors, dense.safetensors,
     metrics.csv and metrics.jsonl of what was trained, split.json, config.yaml, report.html.

@@ -43,10 +43,10 @@ def export_run(
     ] = False,
     opset: Annotated[int | None, typer.Option(help="of ONNX [default: PyTorch's]")] = None,
     static_batch: Annotated[
-        int | None, typer.Option(help="batches of this size only [default: of any size]", metavar="N")
+        int | None, typer.Option(help="batches of this size only [default: of any size]")
     ] = None,
     fold: Annotated[
-        bool, typer.Option("--fold/--no-fold", help="batch norms into the convolutions before them")
+        bool, typer.Option("--fold/--no-fold", help="fold batch norms into the convolutions before them")
     ] = True,
     images: Annotated[int, typer.Option(help="test images on which outputs are compared")] = 64,
     data_dir: Annotated[str | None, typer.Option(help=_DATA_DIR)] = None,

@@ -19,8 +19,8 @@ _OURS = "[default: the run's]"
 _RECIPE = "[default: the run's own on its data, else the data set's]"
 _EPOCHS = f"in all: one number, instead of those of all phases {_RECIPE}"
 _QUICK = "a first look: few epochs and 6,000 training images"
-_BUDGET = "refuse masks that cost more here; repeatable [default: compare with the run's]"
-_WEIGHTS = "dense weights of the target to start from [default: new ones]"
+_BUDGET = "refuse masks that cost more on the new data; repeatable [default: compare with the run's]"
+_WEIGHTS = "dense weights, trained on the new data, to start from [default: new ones]"
 _VALIDATION = f"part of the training images that chooses epochs {_RECIPE}"
 
 
@@ -33,7 +33,7 @@ def transfer(
     budget: Annotated[list[str] | None, typer.Option(help=_BUDGET)] = None,
     data_dir: Annotated[str | None, typer.Option(help=DATA_DIR)] = None,
     weights: Annotated[str | None, typer.Option(help=_WEIGHTS)] = None,
-    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of all random numbers")] = 0,
     epochs: Annotated[str | None, typer.Option(help=_EPOCHS)] = None,
     quick: Annotated[bool, typer.Option("--quick", help=_QUICK)] = False,
     batch_size: Annotated[int | None, typer.Option(help=f"images per step {_RECIPE}")] = None,

@@ -17,29 +17,21 @@ from chipnet.lab.cli.options import Command
 app = typer.Typer()
 
 
-@app.command(cls=Command, short_help="Loss and accuracy of a saved network on test images.")
+@app.command(cls=Command, short_help="Show loss and accuracy of a saved network on test images.")
 def val(
     run: Annotated[
         str, typer.Argument(help="folder of a finished run, or a model.safetensors", metavar="RUN|FILE")
     ],
-    data: Annotated[str | None, typer.Option(help=f"{DATA} [default: the run's]", metavar="NAME")] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help=f"{DATA_DIR} [default: the run's]", metavar="DIR")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help=f"for a FILE outside of a run folder: {MODEL}", metavar="NAME")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="images at once [default: the run's]", metavar="INTEGER")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda", metavar="NAME")] = "cpu",
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads [default: PyTorch's]", metavar="INTEGER")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help=f"{DATA} [default: the run's]")] = None,
+    data_dir: Annotated[str | None, typer.Option(help=f"{DATA_DIR} [default: the run's]")] = None,
+    model: Annotated[str | None, typer.Option(help=f"for a FILE outside of a run folder: {MODEL}")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="images at once [default: the run's]")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="CPU threads [default: PyTorch's]")] = None,
     trust: Annotated[bool, typer.Option("--trust", help=TRUST)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="as JSON on stdout")] = False,
 ) -> None:
-    """Loss and accuracy of a saved network on test images: of a run, dense and compact side by side."""
+    """Show loss and accuracy of a saved network on test images; of a run, of its dense and compact network."""
     with refusals({"data_dir": "--data-dir"}):
         import torch
 
