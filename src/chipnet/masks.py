@@ -160,7 +160,9 @@ class Masks:
         try:
             data = json.loads(Path(path).read_text())
         except (OSError, ValueError, RecursionError) as e:
-            raise LoadError(f"cannot read masks from {path}: {e}") from e
+            raise LoadError(
+                f"cannot read masks from {path}: {e}. Give the masks.json of a run, or what Masks.save wrote."
+            ) from e
         kind = (data.get("format"), data.get("version")) if isinstance(data, dict) else None
         if kind != (FORMAT, VERSION):
             raise LoadError(

@@ -160,9 +160,9 @@ class Pruner:
         return _differentiable(self.method.loss(self.progress))
 
     def backward(self) -> None:
-        """The gradients of ``loss()`` without the task's: for loops whose loss is out of reach.
+        """Compute the gradients of ``loss()`` alone: for loops that compute the task's loss out of your reach.
 
-        Call it in place of adding ``loss()``, once a step: after the task's backward passes and the scaler's
+        Call it once a step instead of adding ``loss()``: after the task's backward passes and the scaler's
         ``unscale_``, before ``optimizer.step()``.
         """
         loss = self.loss()
@@ -172,7 +172,7 @@ class Pruner:
 
     @plainly
     def losses(self) -> dict[str, Tensor]:
-        """``loss()`` by part. Add their sum in its place, where you want to show them."""
+        """The parts of ``loss()`` by name, to show them. Their sum may be added in its place."""
         self._make_values()
         found = self.method.losses(self.progress) or {"pruning": self.method.loss(self.progress)}
         return {part: _differentiable(loss) for part, loss in found.items()}
@@ -181,15 +181,14 @@ class Pruner:
     def step(self, loss_scale: float = 1.0) -> None:
         """Advance masks and schedules: call once after every ``optimizer.step()``, on every process.
 
-        A gradient of the gates that is not finite teaches the method nothing, and is warned of.
+        If gradients of the gates are not finite, the method does not learn from this step, and a warning says so.
 
         Args:
-            loss_scale: what the loss was multiplied with before ``backward`` (float16: ``scaler.get_scale()``
-                before ``scaler.update()``). A step whose gradients overflowed teaches the method nothing.
+            loss_scale: the factor by which the loss was multiplied before ``backward`` (float16:
+                ``scaler.get_scale()`` before ``scaler.update()``).
 
         Raises:
-            ChipNetError: the network's weights are not finite any more, so no mask can mend it. On a GPU this is
-                noticed some steps later.
+            ChipNetError: weights of the network are NaN or infinite. On a GPU this is noticed some steps later.
         """
         for hook in self._hooks:
             hook.clear()

@@ -147,11 +147,12 @@ class Structure:
     def report(self) -> list[dict[str, Any]]:
         """What may be pruned and what not, site by site, as plain JSON values.
 
-        ``status`` is ``free`` (gates of its own), ``tied`` (gates shared with the sites ``tied_to``, by the
-        operators in ``ties``), ``covered`` (a gate further down its channel-wise chain acts for it) or ``kept``
-        (whole, for ``reason``, which is of the kind ``code``; where an operator is the cause, ``pin`` has it, its
-        module and its line). A site of which only some channels are kept has its gates and a reason too. ``notes``:
-        numbers that may count its channels and will not follow, since only methods beside forward read them.
+        ``status`` is ``free`` (it has gates of its own), ``tied`` (it shares gates with the sites ``tied_to``,
+        because of the operators in ``ties``), ``covered`` (a later gate of its channel-wise chain acts for it) or
+        ``kept`` (all channels stay). ``reason`` says why, and ``code`` is its kind. If an operator is the cause,
+        ``pin`` has the operator, its module and its line. A site of which only some channels are kept has gates and
+        a reason. ``notes`` are numbers that may count its channels but are not updated, since only methods other
+        than forward read them.
         """
         rows = []
         for site in self.sites:

@@ -202,6 +202,10 @@ def test_masks_become_crisp_and_that_is_recorded(run_folder):
 def test_the_command_writes_and_a_broken_report_harms_no_run(folders, tmp_path, monkeypatch, capsys):
     done = chipnet_("report", *folders, "--output", tmp_path / "page.html")
     assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "page.html"))
+    whole = chipnet_("report", folders[0].parent)
+    assert whole.exit_code == 0, whole.output
+    page = (folders[0].parent / "comparison.html").read_text()
+    assert "Comparison of 3 runs" in page
     assert chipnet_("report", tmp_path).exit_code == 2
     refused = chipnet_("report", folders[0], "--output", tmp_path / "nowhere" / "page.html")
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)

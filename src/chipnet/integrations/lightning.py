@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 
-from chipnet import ConfigError, Plan
-from chipnet.integrations.pruning import Pruning
+from chipnet import ConfigError
+from chipnet.integrations.pruning import Pruned, Pruning
 
 
-class PruningCallback(Callback):
+class PruningCallback(Pruned, Callback):
     """Prunes a network softly while a `lightning.Trainer` fits it; at the end it is cut, in its module.
 
     Your `training_step` stays as it is: the losses of the method get backward passes of their own. The next `fit`
@@ -45,14 +44,6 @@ class PruningCallback(Callback):
     def __init__(self, budget: Any, example_inputs: Any, network: str, **options: Any) -> None:
         self.pruning = Pruning(budget, example_inputs, network=network, **options)
         self.step = 0
-
-    @property
-    def plan(self) -> Plan | None:
-        return self.pruning.plan
-
-    @property
-    def compact(self) -> nn.Module | None:
-        return self.pruning.compact
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps = trainer.estimated_stepping_batches

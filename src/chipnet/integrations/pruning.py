@@ -12,6 +12,22 @@ from chipnet import ChipNetError, ConfigError, Plan, Pruner
 from chipnet.surgery.optimizer import States, cut_state, set_state
 
 
+class Pruned:
+    """What a callback gives after the training: the plan and the compact network."""
+
+    pruning: Pruning
+
+    @property
+    def plan(self) -> Plan | None:
+        """What was cut; None before the end of the training."""
+        return self.pruning.plan
+
+    @property
+    def compact(self) -> nn.Module | None:
+        """The compact network; None before the end of the training."""
+        return self.pruning.compact
+
+
 class Pruning:
     """One soft pruning of a network that somebody else trains, then compaction.
 

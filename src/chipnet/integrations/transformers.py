@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from chipnet import ConfigError, Plan
+from chipnet import ConfigError
 from chipnet._util.files import replacing
-from chipnet.integrations.pruning import Pruning
+from chipnet.integrations.pruning import Pruned, Pruning
 
 FILE = "chipnet.pt"
 """The masks' state, in every checkpoint of the trainer."""
 
 
-class PruningCallback(TrainerCallback):
+class PruningCallback(Pruned, TrainerCallback):
     """Prunes a model softly while a `transformers.Trainer` trains it; at the end it is cut.
 
     The trainer computes its loss as always: the losses of the method get backward passes of their own. Checkpoints
@@ -46,14 +45,6 @@ class PruningCallback(TrainerCallback):
 
     def __init__(self, budget: Any, example_inputs: Any, **options: Any) -> None:
         self.pruning = Pruning(budget, example_inputs, **options)
-
-    @property
-    def plan(self) -> Plan | None:
-        return self.pruning.plan
-
-    @property
-    def compact(self) -> nn.Module | None:
-        return self.pruning.compact
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -31,7 +31,7 @@ from chipnet.widths.distance import Distance, between
 from chipnet.widths.knapsack import rankings
 
 Progress = Callable[[str, int, int], None]
-"""Is told what is being done, how much of it is done, and of how much."""
+"""A function that is called with the name of the current part, its steps done, and all of its steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +42,8 @@ class Shrunk:
         model: the compact network, refitted.
         plan: what was cut.
         layers: what the refit did, layer by layer.
-        cut, refitted: squared error of the outputs on the inputs that were measured on, as a part of their square:
-            as cut, and after the refit.
+        cut, refitted: squared error of the outputs, divided by the sum of their squares, on the inputs that were
+            used: before and after the refit.
     """
 
     model: nn.Module
@@ -75,19 +75,20 @@ def shrink(
 ) -> Shrunk:
     """A smaller network within a budget, without training and without labels.
 
-    1. Curves: each site is narrowed by itself, in the order in which what reads it can do without its channels;
-       those layers are refitted, and the outputs compared with the dense network's.
-    2. Widths within the budget: those of least summed loss, even ones, and widths halfway between. Costs are the
-       exact ones of the whole network.
-    3. The cut: `compact`, verified exact against the masked network.
-    4. The refit: `chipnet.refit`, layer by layer. The network whose outputs are nearest is returned.
+    1. Curves: each site is narrowed alone, and the outputs are compared with the dense network's. The channels that
+       go first are those that the next layers can best replace when they are refitted.
+    2. Widths within the budget: those with the smallest sum of losses, even ones, and widths halfway between. Costs
+       are the exact ones of the network.
+    3. The cut: `compact`, verified against the masked network.
+    4. The refit: `chipnet.refit`, layer by layer. The network whose outputs are nearest to the dense network's is
+       returned.
 
     Args:
         model: a trained network; it is not changed.
         inputs: unlabelled inputs, as for `chipnet.refit`: a tensor of images, a loader, any iterable of what the
             network takes.
         budget: see `chipnet.Budget`.
-        images: how many of the inputs are looked at, at most.
+        images: how many of the inputs are used, at most.
         distance: between outputs. ``"error"``: squared error, for any task; ``"kl"``: Kullback-Leibler
             divergence, for logits with classes along axis 1.
         example_inputs: what costs are counted for, or a `Structure` of the network; the first of the inputs if it

@@ -132,7 +132,7 @@ def latency(
 
 @app.command(cls=Command, short_help="Write one HTML page of a run, or of several.")
 def report(
-    runs: Annotated[list[str], typer.Argument(help="folders of finished runs")],
+    runs: Annotated[list[str], typer.Argument(help="folders of finished runs, or folders that hold some")],
     output: Annotated[
         str | None,
         typer.Option(help="the page [default: report.html in the run, comparison.html above several]"),
@@ -141,11 +141,11 @@ def report(
 ) -> None:
     """Write one HTML page with everything in it: of one run, or a comparison of several."""
     with refusals():
-        from chipnet.lab.runs.folder import Run
+        from chipnet.lab.runs.folder import find_runs
         from chipnet.lab.runs.report import report as write
 
         try:
-            path = write(*(Run.open(run, trust) for run in runs), path=output)
+            path = write(*find_runs(*runs, trust=trust), path=output)
         except OSError as error:
             raise _config_error(f"cannot write the report: {error}. Give another --output.") from error
     print(path)

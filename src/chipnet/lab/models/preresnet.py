@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from chipnet.lab.models.init import he_init
+from chipnet.lab.models.resnet import stages
 
 
 def _projection(inputs: int, outputs: int, stride: int) -> nn.Module | None:
@@ -100,22 +101,15 @@ class PreResNet(nn.Module):
     ) -> None:
         super().__init__()
         block, expansion = (PreBottleneck, 4) if bottleneck else (PreBasicBlock, 1)
+        widths = (16 * widen, 32 * widen, 64 * widen)
+        outputs = expansion * widths[-1]
         self.conv = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
-        inputs = 16
-        stages = []
-        for index, width in enumerate((16 * widen, 32 * widen, 64 * widen)):
-            layers = []
-            for position in range(blocks):
-                stride = 2 if index > 0 and position == 0 else 1
-                layers.append(block(inputs, width, stride))
-                inputs = expansion * width
-            stages.append(nn.Sequential(*layers))
-        self.stages = nn.Sequential(*stages)
-        self.bn = nn.BatchNorm2d(inputs)
+        self.stages = stages(block, expansion, 16, (blocks,) * 3, widths)
+        self.bn = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.fc = nn.Linear(inputs, num_classes)
+        self.fc = nn.Linear(outputs, num_classes)
         he_init(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ chosen because it is made of ordinary layers, and it adds 2,752 parameters to a 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from torch import Tensor, nn
 
 from chipnet.lab.models.init import he_init
@@ -61,6 +63,24 @@ class Bottleneck(nn.Module):
         return self.relu3(branch + self.shortcut(x))
 
 
+def stages(
+    block: Callable[[int, int, int], nn.Module],
+    expansion: int,
+    inputs: int,
+    blocks: Sequence[int],
+    widths: Sequence[int],
+) -> nn.Sequential:
+    """Stages of blocks that give ``expansion`` times their width; all but the first halve the feature map."""
+    built = []
+    for index, (count, width) in enumerate(zip(blocks, widths, strict=True)):
+        layers = []
+        for position in range(count):
+            layers.append(block(inputs, width, 2 if index > 0 and position == 0 else 1))
+            inputs = expansion * width
+        built.append(nn.Sequential(*layers))
+    return nn.Sequential(*built)
+
+
 class ResNet(nn.Module):
     """A residual network for small images: 3x3 stem at full resolution, stages of blocks, average, linear.
 
@@ -102,19 +122,10 @@ class ResNet(nn.Module):
         self.conv = nn.Conv2d(in_channels, stem, 3, 1, 1, bias=False)
         self.bn = nn.BatchNorm2d(stem)
         self.relu = nn.ReLU()
-        inputs = stem
-        stages = []
-        for index, (count, width) in enumerate(zip(blocks, widths, strict=True)):
-            layers = []
-            for position in range(count):
-                stride = 2 if index > 0 and position == 0 else 1
-                layers.append(block(inputs, width, stride))
-                inputs = expansion * width
-            stages.append(nn.Sequential(*layers))
-        self.stages = nn.Sequential(*stages)
+        self.stages = stages(block, expansion, stem, blocks, widths)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.fc = nn.Linear(inputs, num_classes)
+        self.fc = nn.Linear(expansion * widths[-1], num_classes)
         he_init(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -330,13 +330,16 @@ class _Built(TypedDict):
 
 
 def find_runs(
-    *folders: str | os.PathLike[str], damaged: Callable[[LoadError], object] | None = None
+    *folders: str | os.PathLike[str],
+    trust: bool = False,
+    damaged: Callable[[LoadError], object] | None = None,
 ) -> Iterator[Run]:
     """Finished runs in and below folders, in the order of their paths.
 
     Args:
         folders: which.
-        damaged: is told of runs that cannot be read, which are left out; None: they are errors.
+        trust: as for `Run.open`.
+        damaged: called with the error of each run that cannot be read, which is left out; None: it is raised.
 
     Raises:
         LoadError: a folder does not exist, or holds no finished run.
@@ -350,7 +353,7 @@ def find_runs(
             raise LoadError(f"there is no finished run in {path} (no {RESULT})")
         for file in found:
             try:
-                run = Run.open(file.parent)
+                run = Run.open(file.parent, trust)
             except LoadError as error:
                 if damaged is None:
                     raise
