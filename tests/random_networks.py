@@ -356,7 +356,28 @@ def norm(x: Tensor, y: Tensor, w: int, k: int) -> nn.Module:
         lambda: ChannelsLast(nn.LayerNorm(c)),
         lambda: nn.LayerNorm(x.shape[1:]),
         lambda: ChannelsLast(nn.RMSNorm(c)),
-    )[k % 12]()
+        lambda: ChannelsLast(nn.RMSNorm(c, eps=0.1)),
+        lambda: ChannelsLast(nn.LayerNorm(c, elementwise_affine=False)),
+        lambda: nn.GroupNorm(1, c, affine=False),
+        lambda: ByHand(c, centred=True),
+        lambda: ByHand(c, centred=False),
+        lambda: nn.RMSNorm(x.shape[1:], eps=0.1),
+    )[k % 18]()
+
+
+class ByHand(nn.Module):
+    """Layer norm, or RMS norm, over the first axis after the batch."""
+
+    def __init__(self, c: int, centred: bool) -> None:
+        super().__init__()
+        self.centred, self.small = centred, 0.1
+        self.weight, self.bias = nn.Parameter(torch.rand(c)), nn.Parameter(torch.rand(c)) if centred else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (-1, *[1] * (x.dim() - 2))
+        x = x - x.mean(1, keepdim=True) if self.centred else x
+        x = x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + self.small) * self.weight.view(shape)
+        return x if self.bias is None else x + self.bias.view(shape)
 
 
 class ChannelsLast(nn.Module):

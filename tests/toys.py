@@ -179,7 +179,9 @@ def independently_masked(model: nn.Module, s: Structure, mask: Tensor) -> nn.Mod
     opened = s.analysis.open(mask).double().split([site.channels for site in s.sites])
     for site, z in zip(s.sites, opened, strict=True):
         axis, z = site.host.axis, z.clone()
-        if site.host.weight in parameters:
+        if isinstance(norm := out.get_submodule(site.host.module), nn.LayerNorm):
+            norm.register_forward_hook(_live_statistics)
+        elif site.host.weight in parameters:
             p = parameters[site.host.weight]
             p.mul_(z.reshape([-1 if a == axis else 1 for a in range(p.dim())]))
             if site.host.bias is not None:
@@ -188,6 +190,19 @@ def independently_masked(model: nn.Module, s: Structure, mask: Tensor) -> nn.Mod
             assert site.host.output is not None
             z = z.reshape([-1] + [1] * (-1 - site.host.output))
             out.get_submodule(site.host.module).register_forward_hook(lambda m, a, y, z=z: y * z)
+    return out
+
+
+def _live_statistics(norm: nn.LayerNorm, args: tuple[Tensor], out: Tensor) -> Tensor:
+    """Layer norm of feature maps, over the channels that are not zero everywhere."""
+    (x,) = args
+    on = (x != 0).any(-1).any(-1).any(0)
+    if not on.any():
+        return torch.zeros_like(x)
+    live = x[:, on] - x[:, on].mean((1, 2, 3), keepdim=True)
+    y = live / (live.square().mean((1, 2, 3), keepdim=True) + norm.eps).sqrt()
+    out = torch.zeros_like(x)
+    out[:, on] = y * norm.weight[on] + norm.bias[on]
     return out
 
 
@@ -895,6 +910,10 @@ class Wrapped(nn.Module):
         return self.conv2(self.middle(self.bn1(self.conv1(x))))
 
 
+_BN1 = (0, 3, 4)
+_BN0 = (1, 5)
+
+
 def _only_bn0(width: int, inner: int, macs: int = 0, params: int = 0) -> Answer:
     """The middle pins conv1's rows; its columns follow bn0."""
     return Answer(
@@ -905,6 +924,27 @@ def _only_bn0(width: int, inner: int, macs: int = 0, params: int = 0) -> Answer:
             volume=A * 3 + A * width + A * 5,
             params=3 * 3 * 9 + 2 * 3 + 3 * width + 2 * width + inner * 5 + 5 + params,
             macs=A * 9 * 3 * 3 + A * 3 * width + A * inner * 5 + macs,
+        ),
+    )
+
+
+def _both(middle: Keep | None = None, cols: Sequence[int] = _BN1, inner: int = 3, params: int = 0) -> Answer:
+    """bn0 and bn1 are gated; the middle has ``params`` parameters left."""
+    return Answer(
+        open={"bn0": _BN0, "bn1": _BN1},
+        keep={
+            **conv("conv0", _BN0),
+            **bn("bn0", *_BN0),
+            **conv("conv1", _BN1, _BN0),
+            **bn("bn1", *_BN1),
+            **(middle or {}),
+            **conv("conv2", None, cols),
+        },
+        cost=Cost(
+            channels=2 + 3 + 5,
+            volume=A * 2 + A * 3 + A * 5,
+            params=3 * 2 * 9 + 2 * 2 + 2 * 3 + 2 * 3 + params + inner * 5 + 5,
+            macs=A * 9 * 3 * 2 + A * 2 * 3 + A * inner * 5,
         ),
     )
 
@@ -1021,34 +1061,9 @@ SIGMOID_IN_FORWARD = Toy(
 
 LAYER_NORM = Toy(
     lambda: Wrapped(nn.LayerNorm([7, 5, 5])),
-    gated={"bn0": 11},
-    whole={"bn1": ("layer norm",)},
-    answers=(_only_bn0(7, 7, params=2 * 7 * 25),),
+    gated={"bn0": 11, "bn1": 7},
+    answers=(_both({"middle.weight": {0: _BN1}, "middle.bias": {0: _BN1}}, params=2 * 3 * 25),),
 )
-
-_BN1 = (0, 3, 4)
-_BN0 = (1, 5)
-
-
-def _both(middle: Keep | None = None, cols: Sequence[int] = _BN1, inner: int = 3, params: int = 0) -> Answer:
-    """bn0 and bn1 are gated; the middle has ``params`` parameters left."""
-    return Answer(
-        open={"bn0": _BN0, "bn1": _BN1},
-        keep={
-            **conv("conv0", _BN0),
-            **bn("bn0", *_BN0),
-            **conv("conv1", _BN1, _BN0),
-            **bn("bn1", *_BN1),
-            **(middle or {}),
-            **conv("conv2", None, cols),
-        },
-        cost=Cost(
-            channels=2 + 3 + 5,
-            volume=A * 2 + A * 3 + A * 5,
-            params=3 * 2 * 9 + 2 * 2 + 2 * 3 + 2 * 3 + params + inner * 5 + 5,
-            macs=A * 9 * 3 * 2 + A * 2 * 3 + A * inner * 5,
-        ),
-    )
 
 
 PRELU = Toy(

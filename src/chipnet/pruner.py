@@ -123,7 +123,8 @@ class Pruner:
         sites = [site for site in analysis.sites if site.free]
         self._gated = torch.cat([torch.full((site.channels,), site.free > 0) for site in analysis.sites])
         """Of every channel of every site: is the site gated?"""
-        self._values = GateValues([site.gates for site in sites], analysis.gates, self._soft, device)
+        counted = analysis.norm_channels, analysis.counted
+        self._values = GateValues([site.gates for site in sites], analysis.gates, self._soft, device, counted)
         self._own_backward = False
         """The gradients of ``loss()`` have come by ``backward()``, without the task's scale."""
         self._flags = Flags()
@@ -131,7 +132,9 @@ class Pruner:
             self.method = kind(
                 model, analysis, limits, steps=steps, seed=seed, device=device, options=settings, group=group
             )
-            self._hooks = add_gates(model, sites, self._values.constants, self._values.by_site)
+            self._hooks = add_gates(
+                model, sites, self._values.constants, self._values.by_site, analysis.norms
+            )
             self._publish()
 
     def __repr__(self) -> str:
@@ -288,7 +291,9 @@ class Pruner:
         would emit a constant.
         """
         mask = read_mask(self.method.mask() if mask is None else mask, self.structure.gates)
-        self._values.fix(self.structure.analysis.open(mask)[self._gated])
+        analysis = self.structure.analysis
+        counted = analysis.counted(mask.double()) > 0.5
+        self._values.fix(torch.cat([analysis.open(mask)[self._gated], counted]))
         return mask
 
     def detach(self) -> None:

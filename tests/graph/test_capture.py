@@ -171,22 +171,6 @@ def test_instance_and_group_norms():
             assert_same_outputs(masked(model, plan), compact(model, plan), x)
 
 
-def test_gating_a_norm_over_channels_needs_an_index_map():
-    """What a layer norm reads stays whole; with index maps its output may shrink all the same."""
-    torch.manual_seed(0)
-    model = randomised(
-        nn.Sequential(
-            nn.Linear(3, 7), nn.LayerNorm(7), nn.ReLU(), nn.Linear(7, 11), nn.ReLU(), nn.Linear(11, 5)
-        )
-    )
-    x = torch.randn(2, 3, dtype=torch.float64)
-    plain, indexed = (Structure(model, x, realisation=r) for r in ("plain", "indexed"))  # type: ignore[arg-type]
-    assert {t.name: t.free for t in plain.sites if t.free} == {"3": 11}
-    free = {t.name: t.free for t in indexed.sites if t.free}
-    assert free["3"] == 11
-    exact_under_random_masks(model, x)
-
-
 def test_several_inputs_and_keyword_free_structures():
     class Two(nn.Module):
         """a 3>7(g) + b 2>7(g) - relu - head 7>5; returns a dict"""

@@ -271,10 +271,12 @@ def test_group_norm_loses_whole_groups():
     ("build", "gates"),
     [
         (lambda: Normed(nn.GroupNorm(12, 12)), {"norm": 12, "b": 5}),  # every channel by itself
-        (lambda: Normed(nn.GroupNorm(1, 12)), {"b": 5}),
-        (lambda: Normed(nn.LayerNorm(12), last=True), {"b": 5}),
-        (lambda: Normed(nn.LayerNorm(12, elementwise_affine=False), last=True), {"b": 5}),
-        (lambda: Normed(nn.RMSNorm(12), last=True), {"b": 5}),
+        (lambda: Normed(nn.GroupNorm(1, 12)), {"a": 12, "b": 5}),
+        (lambda: Normed(nn.GroupNorm(1, 12, affine=False)), {"a": 12, "b": 5}),
+        (lambda: Normed(nn.LayerNorm(12), last=True), {"a": 12, "b": 5}),
+        (lambda: Normed(nn.LayerNorm(12, elementwise_affine=False), last=True), {"a": 12, "b": 5}),
+        (lambda: Normed(nn.RMSNorm(12), last=True), {"a": 12, "b": 5}),
+        (lambda: Normed(nn.RMSNorm(12, eps=0.1), last=True), {"a": 12, "b": 5}),
         (lambda: Normed(nn.InstanceNorm2d(12, affine=True)), {"norm": 12, "b": 5}),
         (lambda: Normed(nn.InstanceNorm2d(12)), {"norm": 12, "b": 5}),
         (lambda: Normed(nn.GroupNorm(4, 12, affine=False)), {"norm": 3, "b": 5}),  # no number of groups is 0
@@ -282,15 +284,17 @@ def test_group_norm_loses_whole_groups():
     ids=[
         "group-per-channel",
         "one-group",
+        "plain-one-group",
         "layer",
         "plain-layer",
         "rms",
+        "rms-with-eps",
         "instance",
         "plain-instance",
         "plain-groups",
     ],
 )
-def test_statistics_over_channels_keep_all_that_they_read(build, gates):
+def test_norms(build, gates):
     gains(build, gates)
 
 

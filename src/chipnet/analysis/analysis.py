@@ -25,7 +25,7 @@ from chipnet.analysis.network import Network
 from chipnet.analysis.options import Options
 from chipnet.analysis.vectors import read_mask
 from chipnet.graph.channels import ChannelGraph
-from chipnet.graph.facts import Mix, Norm, Pin, PinCode, Place, Slots
+from chipnet.graph.facts import LiveNorm, Mix, Norm, Pin, PinCode, Place, Slots
 from chipnet.graph.walk import trace
 from chipnet.program.inputs import Inputs, device_of
 from chipnet.program.names import canonical_names
@@ -152,6 +152,16 @@ class Analysis:
             for name, gates in acting
         }
 
+    @property
+    def norms(self) -> list[LiveNorm]:
+        """Those whose statistics are those of channels that exist."""
+        return [norm for norm, _ in self.graph.live.values()]
+
+    @functools.cached_property
+    def norm_channels(self) -> list[int]:
+        """Of each of `norms`, how many channels it has."""
+        return [len(slots) for _, slots in self.graph.live.values()]
+
     # -- questions about masks ----------------------------------------------------------------------------
     def _evaluate(self, name: str, formulas: Callable[[], list[int]], masks: Tensor) -> Tensor:
         """Values of formulas under ``masks``; they are compiled when first asked for."""
@@ -168,6 +178,19 @@ class Analysis:
     def open(self, mask: Tensor) -> Tensor:
         """Per channel of every site, concatenated in the order of ``sites``: is it open? Boolean."""
         return self._evaluate("open", self.liveness.open, read_mask(mask, self.gates, batch=True)) > 0.5
+
+    def counted(self, values: Tensor) -> Tensor:
+        """Per channel of what each of `norms` reads, concatenated: how far does it exist?
+
+        Differentiable in ``values`` ``[gates]``.
+        """
+        if not self.graph.live:
+            return values[:0]
+        if "counted" not in self._programs:
+            slots = np.concatenate([slots for _, slots in self.graph.live.values()])
+            roots = self.liveness.present(slots).tolist()
+            self._programs["counted"] = self.liveness.formulas.compile(roots, self.gates)
+        return self._programs["counted"](values)
 
     @torch.no_grad()
     def connected(self, mask: Tensor) -> bool:

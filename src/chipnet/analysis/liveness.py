@@ -46,6 +46,8 @@ class Ungated(Enum):
 
     COVERED = "covered"
     """A gate further down their channel-wise chain acts for them."""
+    FOLLOWS = "follows"
+    """Gates of what they read act for them: a zero stays one."""
     PINNED = "pinned"
     """They are kept whole; a pin says why."""
     NOT_ZERO = "not zero"
@@ -58,10 +60,12 @@ class Ungated(Enum):
 
 _TEXTS = {
     Ungated.COVERED: "follows the gates further down its chain",
+    Ungated.FOLLOWS: "follows the gates of what it reads",
     Ungated.NOT_ZERO: "a zero here is not zero where it is read",
     Ungated.ONE_STAYS: "one channel stays: without any, the forward breaks",
 }
-COVERED = _TEXTS[Ungated.COVERED]
+COVERED = frozenset([_TEXTS[Ungated.COVERED], _TEXTS[Ungated.FOLLOWS]])
+"""What is said of sites for which gates of others act."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,8 @@ class Site:
 
     @property
     def covered(self) -> bool:
-        """Do gates further down the chain act for it?"""
-        return self.why is not None and self.why.code is Ungated.COVERED
+        """Do gates elsewhere in its channel-wise chain act for it?"""
+        return self.why is not None and self.why.code in (Ungated.COVERED, Ungated.FOLLOWS)
 
     @property
     def channels(self) -> int:
@@ -182,12 +186,16 @@ class Liveness:
                     use(src[read], covered[dst][read], clear[dst][read] & (fact.kind != "const"))
             else:
                 read = uses[dst] > 0
-                can = fact.host is not None and not refused(fact.host)
+                live = isinstance(fact, Norm) and fact.statistics == "live"
+                can = fact.host is not None and not live and not refused(fact.host)
                 gated = np.logical_and(read & clear[dst], can) & ~covered[dst] & ~self._is_pinned[dst]
                 if fact.host is not None and (fact.host.is_layer or gated.any()):
                     wanted[fact.host.weight].append((i, clear[dst] & read, covered[dst] & read))
                 met = gated | (covered[dst] & read)
-                if isinstance(fact, Norm):
+                if live:  # its statistics read every channel that is not zero
+                    if read.any():
+                        use(fact.src, False, clear[dst])
+                elif isinstance(fact, Norm):
                     if fact.groups:
                         met = np.repeat(met.reshape(fact.groups, -1).all(1), len(dst) // fact.groups)
                     if read.any():
@@ -216,7 +224,8 @@ class Liveness:
             is_clear = np.logical_and.reduce([c for _, c, _ in calls])
             is_covered = np.logical_and.reduce([c for _, _, c in calls])
             is_pinned = self._is_pinned[fact.dst]
-            on = is_clear & ~is_covered & ~is_pinned & (not refused(fact.host))
+            live = isinstance(fact, Norm) and fact.statistics == "live"
+            on = is_clear & ~is_covered & ~is_pinned & (not (live or refused(fact.host)))
             if weight in anchored:
                 on[np.flatnonzero(on)[:1]] = False
             gates = np.full(len(fact.dst), -1, dtype=np.int64)
@@ -258,6 +267,8 @@ class Liveness:
         if refused:
             return Reason(Ungated.BREAKS, said=refused)
         others = ~pinned & ~covered & ~clear
+        if isinstance(fact, Norm) and fact.statistics == "live" and (~pinned & (covered | clear)).any():
+            return Reason(Ungated.FOLLOWS)
         most = max(pinned.sum(), (covered & ~pinned).sum(), others.sum())
         if most == 0:
             return Reason(Ungated.ONE_STAYS)
@@ -299,6 +310,10 @@ class Liveness:
                 arrives = flow[fact.src]
                 for group in np.split(np.arange(len(dst)), fact.groups) if fact.groups else ():
                     arrives[group] = f.any(np.unique(arrives[group]).tolist())
+                if fact.statistics == "live":
+                    _fold(f.both, [arrives, live[fact.src]], flow, dst)
+                    live[dst] = live[fact.src]
+                    continue
                 _fold(f.both, [arrives, self._gate_of[dst]], flow, dst)
                 live[dst] = np.where(self._gate_of[dst] == TRUE, TRUE, flow[dst])
             else:

@@ -13,12 +13,14 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from chipnet._util.torch_private import hooks_after, hooks_before, hooks_called_always, parameters_of
 from chipnet.analysis.liveness import Site
 from chipnet.gates.values import Constants
+from chipnet.graph.facts import LiveNorm
 
 Values = Callable[[], Sequence[Tensor]]
 
@@ -33,32 +35,29 @@ class Hook:
         return {}
 
 
-class GateHook(Hook):
+class FoldHook(Hook):
     """One hook object for a module's pre-forward (fold) and forward (restore) calls.
 
     Args:
-        site: whose gates, and where they go.
-        number: which of the sites.
+        number: which of the vectors of values is the module's.
         constants: the values that copies see.
         own: makes the values that the network itself sees, differentiable where they are learnt; None: as copies.
+        names: of the parameters that values are folded into.
     """
 
-    def __init__(self, site: Site, number: int, constants: Constants, own: Values | None = None) -> None:
+    def __init__(
+        self, number: int, constants: Constants, own: Values | None, names: Sequence[str | None]
+    ) -> None:
         self.constants, self.own, self.number = constants, own, number
-        self.axis, self.output = site.host.axis, site.host.output
-        self.weight = site.host.weight.rpartition(".")[2]
-        self.bias = site.host.bias.rpartition(".")[2] if site.host.bias is not None else None
+        self.names = [name.rpartition(".")[2] for name in names if name is not None]
         self._running: list[nn.Module] = []
         """Modules whose forward runs, the innermost last. Replicas of a module are others."""
         self._handles: list[RemovableHandle] = []
 
     def hang(self, module: nn.Module) -> None:
-        """On the module of the site."""
-        if self.output is not None:
-            self._handles.append(module.register_forward_hook(self.multiply))
-        else:
-            self._handles.append(module.register_forward_pre_hook(self.fold))
-            self._handles.append(module.register_forward_hook(self.restore, always_call=True))
+        """On the module of the parameters."""
+        self._handles.append(module.register_forward_pre_hook(self.fold))
+        self._handles.append(module.register_forward_hook(self.restore, always_call=True))
 
     def remove(self) -> None:
         """From its module, whose parameters are seen again."""
@@ -66,13 +65,13 @@ class GateHook(Hook):
         while self._handles:
             self._handles.pop().remove()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> GateHook:
+    def __deepcopy__(self, memo: dict[int, Any]) -> FoldHook:
         """The hook of a copy: the same gates, as constants."""
         for module in self._running:  # of an interrupted forward: hide parameters of the copy by themselves
             for name, p in self._parameters(module):
                 if name in module.__dict__:
                     memo[id(module.__dict__[name])] = memo.get(id(p), p)
-        copied: GateHook = object.__new__(type(self))
+        copied: FoldHook = object.__new__(type(self))
         copied.__dict__.update(self.__getstate__())
         return copied
 
@@ -80,22 +79,18 @@ class GateHook(Hook):
         return {**self.__dict__, "own": None, "_running": [], "_handles": []}
 
     def z(self, like: Tensor) -> Tensor:
-        """Gate values ``[channels]``, where and of what type ``like`` is."""
+        """The values ``[channels]``, where and of what type ``like`` is."""
         values = self.constants.on(like.device) if self.own is None else self.own()
         return values[self.number].to(like.device, like.dtype)
 
-    def multiply(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        """Where the weight is computed: the gates multiply the output."""
-        assert self.output is not None
-        return output * self.z(output).reshape([-1] + [1] * (-1 - self.output))
+    def factor(self, name: str, p: Tensor) -> Tensor:
+        """What a parameter is multiplied with: along its axis of channels."""
+        raise NotImplementedError
 
     def fold(self, module: nn.Module, args: Any) -> None:
         self._running.append(module)
         for name, p in self._parameters(module):
-            z = self.z(p)
-            if name == self.weight and p.dim() > 1:
-                z = z.reshape([-1 if a == self.axis else 1 for a in range(p.dim())])
-            module.__dict__[name] = p * z
+            module.__dict__[name] = p * self.factor(name, p)
 
     def restore(self, module: nn.Module, args: Any = None, output: Any = None) -> None:
         if self._running:
@@ -110,25 +105,118 @@ class GateHook(Hook):
             self.restore(self._running[-1])
 
     def _parameters(self, module: nn.Module) -> list[tuple[str, Tensor]]:
-        found = [(n, parameters_of(module).get(n)) for n in (self.weight, self.bias) if n is not None]
+        found = [(n, parameters_of(module).get(n)) for n in self.names]
         return [(name, p) for name, p in found if p is not None]
 
 
+class GateHook(FoldHook):
+    """Multiplies a site's affine parameters, or where these are computed its output, by the values of its gates."""
+
+    def __init__(self, site: Site, number: int, constants: Constants, own: Values | None = None) -> None:
+        super().__init__(number, constants, own, [site.host.weight, site.host.bias])
+        self.axis, self.output = site.host.axis, site.host.output
+
+    def hang(self, module: nn.Module) -> None:
+        if self.output is None:
+            super().hang(module)
+        else:
+            self._handles.append(module.register_forward_hook(self.multiply))
+
+    def multiply(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        """Where the weight is computed: the gates multiply the output."""
+        assert self.output is not None
+        return output * self.z(output).reshape([-1] + [1] * (-1 - self.output))
+
+    def factor(self, name: str, p: Tensor) -> Tensor:
+        z = self.z(p)
+        if name == self.names[0] and p.dim() > 1:
+            z = z.reshape([-1 if a == self.axis else 1 for a in range(p.dim())])
+        return z
+
+
+class LiveHook(FoldHook):
+    """Gives a norm over channels the statistics of those that exist: the masked network's meaning.
+
+    Where a channel does not exist (p = 0) x is zero. With m = sum x / sum p, and r^2 = sum p^2 / n of n channels,
+    the norm is given ``x / r + (1 - p / r) m`` to read. That has the mean m and, over n channels, the variance
+    ``sum (x - p m)^2 / sum p^2``. So what the module computes, times r, is ``(x - p m) / sigma``: r goes into its
+    weight, and p into its bias. Where all channels exist (p = 1, r = 1) it reads x, and every bit is as before.
+
+    Only what the module reads is changed, so its class and its forward are the user's, whatever they are.
+    """
+
+    LEAST = 1e-12
+    """Of a norm without channels: nothing is divided by zero."""
+
+    def __init__(self, norm: LiveNorm, number: int, constants: Constants, own: Values | None = None) -> None:
+        super().__init__(number, constants, own, [norm.weight, norm.bias])
+        self.norm = norm
+
+    def hang(self, module: nn.Module) -> None:
+        self._handles.append(module.register_forward_pre_hook(self.live, with_kwargs=True))
+        if self.norm.weight is None:
+            self._handles.append(module.register_forward_hook(self.shrink))
+        else:
+            super().hang(module)
+
+    def live(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """The norm's input, so that its statistics are those of live channels."""
+        if args:
+            return (self._seen(args[0]), *args[1:]), kwargs
+        name, x = next(iter(kwargs.items()))
+        return args, {**kwargs, name: self._seen(x)}
+
+    def _seen(self, x: Tensor) -> Tensor:
+        p, r = self._p(x)
+        if self.norm.centred:
+            fill = 1 - p / r
+            mean = x.mean(self.norm.over, keepdim=True) * (len(p) / p.sum().clamp_min(self.LEAST)).to(x.dtype)
+            return torch.addcmul(x / r.to(x.dtype), mean, self._along(fill.to(x.dtype), self.norm.axis))
+        return x / r.to(x.dtype)
+
+    def shrink(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        """Where there is no weight to do it."""
+        return output * self._p(output)[1].to(output.dtype)
+
+    def factor(self, name: str, p: Tensor) -> Tensor:
+        exists, r = self._p(p)
+        if name == self.norm.weight:
+            return r.to(p.dtype)
+        return self._along(exists.to(p.dtype), self.norm.axis if p.dim() > 1 else -1)
+
+    def _p(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """How far each channel exists ``[channels]``, and r, in float32 at least."""
+        p = self.z(like.new_empty((), dtype=torch.promote_types(like.dtype, torch.float32)))
+        return p, (p.square().mean()).clamp_min(self.LEAST).sqrt()
+
+    @staticmethod
+    def _along(values: Tensor, axis: int) -> Tensor:
+        return values.reshape([-1] + [1] * (-1 - axis))
+
+
 def add_gates(
-    model: nn.Module, sites: Sequence[Site], constants: Constants, own: Values | None = None
-) -> list[GateHook]:
-    """Fold gate values into every site; returns the hooks, which can be removed again.
+    model: nn.Module,
+    sites: Sequence[Site],
+    constants: Constants,
+    own: Values | None = None,
+    norms: Sequence[LiveNorm] = (),
+) -> list[FoldHook]:
+    """Fold gate values into every site and norm; returns the hooks, which can be removed again.
 
     Args:
         model: is given hooks.
         sites: those with gates.
         constants: values that copies of the model see.
         own: makes the values that the model itself sees, by site ``[channels]``; None: ``constants``.
+        norms: those with statistics of live channels. Their values, how far each channel exists, come after those
+            of sites.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    found = [GateHook(site, number, constants, own) for number, site in enumerate(sites)]
-    for site, hook in zip(sites, found, strict=True):
-        hook.hang(modules[site.host.module])
+    hosts = [*(site.host.module for site in sites), *(norm.module for norm in norms)]
+    found: list[FoldHook] = [GateHook(site, number, constants, own) for number, site in enumerate(sites)]
+    found += [LiveHook(norm, number, constants, own) for number, norm in enumerate(norms, len(found))]
+    for host, hook in zip(hosts, found, strict=True):
+        hook.hang(modules[host])
     return found
 
 
@@ -144,7 +232,7 @@ def hooks(model: nn.Module) -> Iterator[tuple[nn.Module, dict[int, Any], int, Ho
 
 def has_gates(model: nn.Module) -> bool:
     """Are gates folded into ``model``?"""
-    return any(isinstance(hook, GateHook) for *_, hook in hooks(model))
+    return any(isinstance(hook, FoldHook) for *_, hook in hooks(model))
 
 
 @contextlib.contextmanager
@@ -167,7 +255,7 @@ def untouched_by_failure(model: nn.Module) -> Iterator[None]:
 def strip_gates(model: nn.Module) -> nn.Module:
     """Remove gates, and all else that chipnet hung on a network."""
     for module, found, key, hook in hooks(model):
-        if isinstance(hook, GateHook):
+        if isinstance(hook, FoldHook):
             hook.clear()
             hook.restore(module)
         del found[key]

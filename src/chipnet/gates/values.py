@@ -56,10 +56,12 @@ class GateValues:
         gates: how many gates there are.
         soft: makes the values ``[gates]`` of now, differentiable in what is learnt.
         device: where the network is.
+        counted: for norms whose statistics are those of live channels: how many channels each has, and what makes
+            of values ``[gates]`` how far these exist, ``[channels]``, norm after norm.
 
     Attributes:
         constants: what copies of the network see.
-        hard: fixed values ``[channels]``, site after site, in place of the soft ones; None: the soft ones count.
+        hard: fixed values ``[channels]``, of sites and then of norms, in place of the soft ones; None: those count.
 
     Example:
         >>> psi = nn.Parameter(torch.tensor([0.0, 2.0]))
@@ -81,11 +83,13 @@ class GateValues:
         gates: int,
         soft: Callable[[], Tensor],
         device: torch.device,
+        counted: tuple[Sequence[int], Callable[[Tensor], Tensor]] = ((), lambda gates: gates[:0]),
     ) -> None:
         every = np.concatenate(sites)
         self._index = torch.from_numpy(np.where(every < 0, gates, every)).to(device)
         self._soft = soft
-        self.constants = Constants([len(site) for site in sites])
+        norms, self._counted = counted
+        self.constants = Constants([*(len(site) for site in sites), *norms])
         self.hard: Tensor | None = None
         self._made: Tensor | None = None
         """This step's values ``[channels]``, differentiable in what is learnt."""
@@ -98,7 +102,7 @@ class GateValues:
             self.constants.set(self._channels() if self.hard is None else self.hard)
 
     def fix(self, channels: Tensor) -> None:
-        """Compute with hard values from now on: Booleans or numbers ``[channels]``, site after site."""
+        """Compute with hard values from now on: Booleans or numbers ``[channels]``, of sites and then of norms."""
         self.hard = channels.to(self._index.device, torch.float32)
         self.publish()
 
@@ -190,7 +194,8 @@ class GateValues:
     @plainly
     def _channels(self) -> Tensor:
         gates = self._soft()
-        return torch.cat([gates, gates.new_ones(1)]).index_select(0, self._index)
+        values = torch.cat([gates, gates.new_ones(1)]).index_select(0, self._index)
+        return torch.cat([values, self._counted(gates)])
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

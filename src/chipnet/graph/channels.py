@@ -17,6 +17,7 @@ from chipnet.graph.facts import (
     Fact,
     Frozen,
     Layer,
+    LiveNorm,
     Note,
     Number,
     Pin,
@@ -53,6 +54,7 @@ class ChannelGraph:
         notes: numbers that may count widths and do not follow.
         frozen: module -> how its computed weight becomes a plain one.
         rescaled: module -> the mean over channels that surgery makes up for.
+        live: module -> a norm whose statistics are those of channels that exist, and the channels that it reads.
         outputs: node -> the module whose output it is, and its channels: gates may go there if nowhere else.
         ties: a slot of a class, and an operator that ties slots of it: why sites share gates.
 
@@ -94,6 +96,7 @@ class ChannelGraph:
     notes: Sequence[Note] = ()
     frozen: Mapping[str, Frozen] = field(default_factory=dict)
     rescaled: Mapping[str, Rescaled] = field(default_factory=dict)
+    live: Mapping[str, tuple[LiveNorm, Slots]] = field(default_factory=dict)
     outputs: Mapping[str, tuple[str, Slots]] = field(default_factory=dict)
     ties: Sequence[tuple[int, Tie]] = ()
 

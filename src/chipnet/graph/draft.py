@@ -17,6 +17,7 @@ from chipnet.graph.facts import (
     Fact,
     Frozen,
     Layer,
+    LiveNorm,
     Mix,
     Norm,
     Number,
@@ -70,6 +71,7 @@ class Draft(Classes):
         self.numbers: dict[tuple[str, str, int | None], Number] = {}
         self.frozen: dict[str, Frozen] = {}
         self.rescaled: dict[str, Rescaled] = {}
+        self.live: dict[str, tuple[LiveNorm, Slots]] = {}
         self.outputs: dict[str, tuple[str, Slots]] = {}
         self.ties: list[tuple[int, Tie]] = []
 
@@ -136,7 +138,7 @@ class Draft(Classes):
     @property
     def _tables(self) -> tuple[dict[str, Any], ...]:
         """What surgery does to modules and numbers, other than to cut tensors."""
-        return self.pools, self.rescaled, self.risky
+        return self.pools, self.rescaled, self.live, self.risky
 
     def mark(self) -> Mark:
         """Where the draft stands now, for `undo`."""

@@ -8,6 +8,7 @@ nothing downstream looks at an operator again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
@@ -47,7 +48,7 @@ class PinCode(Enum):
     RULE_FAILED = "rule failed"
     """The rule of an operator that reads or writes them failed."""
     READ_WHOLE = "read whole"
-    """An operator counts or orders all that it reads: a mean over channels, layer norm, attention."""
+    """An operator counts or orders all that it reads: a mean over channels, attention."""
     FIXED_WIDTH = "fixed width"
     """A number in the forward, or a tensor that they meet, says how many there are."""
     ONE_STAYS = "one stays"
@@ -151,10 +152,11 @@ class Mix:
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation: each ``dst[i]`` reads ``src[i]``, and is non-zero even where that is zero.
+    """A normalisation: each ``dst[i]`` reads ``src[i]``.
 
     ``groups``: the statistics mix the channels of each group, so each ``dst`` reads all ``src`` of its group. 0:
-    every channel has its own statistics.
+    every channel has its own statistics. ``statistics``: those of ``all`` channels, and a zero does not stay one;
+    or of ``live`` ones: a channel of zeros does not count, and stays one.
     """
 
     dst: Slots
@@ -162,6 +164,7 @@ class Norm:
     host: Host | None
     groups: int = 0
     module: str = ""
+    statistics: Literal["all", "live"] = "all"
 
 
 @dataclass(frozen=True)
@@ -249,15 +252,37 @@ class Note:
 
 @dataclass(frozen=True)
 class Rescaled:
-    """A module that divides by a mean over ``slots`` (plus its ``eps``) and multiplies by its parameter ``weight``.
+    """A module that divides by a mean over ``slots``, of which zeros add nothing but their number.
 
-    Global response normalisation does so. Fewer channels make the mean larger, so surgery makes both numbers
-    larger.
+    Of k channels of n it is n / k times as large. Surgery makes up for that: it multiplies each of ``numbers``, a
+    parameter or a float of the module, by n / k to the power that stands there. Global response normalisation
+    divides by the mean plus ``eps``, and multiplies by a weight: both have the power 1. RMS norm divides by a root:
+    its weight has the power 1/2.
     """
 
     module: str
-    weight: str
+    numbers: Mapping[str, float]
     slots: Slots
+
+
+@dataclass(frozen=True)
+class LiveNorm:
+    """A module that normalises over channels, and nothing else.
+
+    In the masked network its statistics are those of channels that exist, and it gives zeros for the others. So
+    what ships is the module as it is, with fewer channels.
+
+    ``axis``: of channels; ``over``: axes that statistics are over. Both count from the last axis of its input.
+    ``centred``: it subtracts the mean. ``weight``, ``bias``: names of its affine parameters. Without ``weight`` its
+    output is linear in what it normalises.
+    """
+
+    module: str
+    axis: int
+    over: tuple[int, ...]
+    centred: bool
+    weight: str | None
+    bias: str | None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ STANDARD_NORM = (
     nn.BatchNorm3d,
     nn.SyncBatchNorm,
     nn.LayerNorm,
+    nn.RMSNorm,
     nn.GroupNorm,
     nn.InstanceNorm1d,
     nn.InstanceNorm2d,

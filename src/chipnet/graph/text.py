@@ -57,7 +57,8 @@ def _fact(fact: Fact, dst: str) -> str:
             return f"mix {dst} = sum({ranges(fact.src)}){groups}{bias}{_gate(fact.host)}"
         case Norm():
             mixed = "" if not fact.groups else f" over {fact.groups} group{'s' * (fact.groups > 1)}"
-            return f"norm {dst} = norm({ranges(fact.src)}){mixed}{_gate(fact.host)}"
+            live = ", live ones" if fact.statistics == "live" else ""
+            return f"norm {dst} = norm({ranges(fact.src)}){mixed}{live}{_gate(fact.host)}"
 
 
 def _gate(host: Host | None) -> str:

@@ -23,9 +23,11 @@ from chipnet.graph.draft import Draft
 from chipnet.graph.facts import Barrier, Host, Mix, Norm, Pin, PinCode, Place, Realisation
 from chipnet.graph.frozen_weights import computed_weights
 from chipnet.graph.labels import Labels, Param, along, uniform
+from chipnet.graph.norm_modules import norm_calls
 from chipnet.graph.numbers import Settled, settle
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.ask import apply
+from chipnet.graph.rules.norms import norm_module
 from chipnet.graph.unread import unread
 from chipnet.program.capture import Captured, base_of, is_view, written_by
 from chipnet.program.methods_read import fused
@@ -159,6 +161,8 @@ def _walk(
     draft.foreign.update(name for one in made for name in one.leaves.values())
     chosen = set(program.every) <= program.outputs.keys()
     needed = set(program.graph.nodes) if chosen else program.nodes_behind(program.outputs)
+    norms = norm_calls(forward, program, held)
+    skipped = {*skipped, *(n for norm in norms.values() for n in norm.nodes)} - norms.keys()
     env: dict[Node, Any] = {}
     for node in program.graph.nodes:
         if node in skipped:
@@ -174,8 +178,12 @@ def _walk(
             inputs: Any = {of: weights.get((node, of), env.get(of)) for of in node.all_input_nodes}
             named = {k: v for k, v in node.kwargs.items() if k != "out"}  # it is written, not read
             args, kwargs = map_arg((node.args, named), inputs.__getitem__)
+            norm = norms.get(node)
             with contextlib.nullcontext() if node in needed else draft.unpinned():
-                env[node] = apply(op, args, dict(kwargs))
+                if norm is not None:
+                    env[node] = apply(op, (env[norm.x], norm), {}, norm_module)
+                else:
+                    env[node] = apply(op, args, dict(kwargs))
             _write(op, env)
             _offer_gate(op, env[node])
             if op.key in gated and op.key in draft.outputs:

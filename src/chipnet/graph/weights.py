@@ -4,6 +4,7 @@ slots."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,20 @@ import torch
 from torch.fx import Node
 
 from chipnet.graph.attributes import claim
-from chipnet.graph.facts import Host, Layer, Map, Mix, Norm, Number, Pin, PinCode, Resize, Slots
+from chipnet.graph.facts import (
+    Host,
+    Layer,
+    LiveNorm,
+    Map,
+    Mix,
+    Norm,
+    Number,
+    Pin,
+    PinCode,
+    Rescaled,
+    Resize,
+    Slots,
+)
 from chipnet.graph.groups import small_groups
 from chipnet.graph.labels import Made, Param, Value
 from chipnet.graph.operator import Operator
@@ -104,6 +118,8 @@ def norm(
     *,
     groups: int = 0,
     mixes: Pin | None = None,
+    live: LiveNorm | Rescaled | None = None,
+    of: int = 0,
 ) -> Slots:
     """Emit a normalisation; returns the slots that it writes.
 
@@ -115,30 +131,53 @@ def norm(
         axis: the axis of channels.
         groups: in how many groups statistics mix channels; 0: every channel has its own.
         mixes: why all that it reads is kept, where that is so.
+        live: how its statistics are those of live channels, where they can be.
+        of: the axis of its affine parameters that belongs to channels.
     """
     g = op.draft
     names = [p.name for p in (weight, bias, *stats) if isinstance(p, Param)]
     plain = type(op.owner) in STANDARD_NORM
     module = _owned(op, names[0], STANDARD_NORM) if names else (op.module if plain else None)
     mapped = module if names and _once(op, names[0]) else None
+    if live is not None and isinstance(op.owner, STANDARD_NORM):  # a subclass that does nothing else
+        module = op.module
     src = _input(op, x, mapped, axis) if mapped and (mixes or _read_by_others(op)) else x
     dst = g.new(len(src))
     g.tie(dst, src)
     if mixes is not None:
         g.pin(src, mixes)
     for name in names:
-        g.own(name, 0, dst)
+        g.own(name, of, dst)
+    if live is not None:
+        _note_live(op, live, src)
     if not names and plain:  # no tensor tells its width
         named = vars(op.owner)
         for name in {"num_features", "num_channels"} & named.keys():
             g.numbers[op.module, name, None] = Number(op.module, name, None, dst)
-        if groups:
+        if "normalized_shape" in named:
+            g.numbers[op.module, "normalized_shape", of] = Number(op.module, "normalized_shape", of, dst)
+        if groups and live is None:
             op.keep(dst[:1], "'num_groups' must not become 0", PinCode.ONE_STAYS)
             first = dst.reshape(groups, -1)[:, 0]
             g.numbers[op.module, "num_groups", None] = Number(op.module, "num_groups", None, first)
-    op.emit(Norm(dst, src, host_of(op, weight, bias), groups, op.module))
+    host = host_of(op, weight, bias, of)
+    op.emit(Norm(dst, src, host, groups, op.module, "all" if live is None else "live"))
     _register(op, module, len(g.facts) - 1, src, dst, "normalisation")
     return _output(op, dst, mapped, axis) if mapped and (mixes or _meets_others(op)) else dst
+
+
+def _note_live(op: Operator, how: LiveNorm | Rescaled, src: Slots) -> None:
+    """Remember how statistics are those of live channels. A module that is called twice has one mask."""
+    g = op.draft
+    if isinstance(how, Rescaled):
+        g.rescaled[op.module] = replace(how, slots=src)
+        return
+    known = g.live.setdefault(op.module, (how, src))
+    if known[0] == how and len(known[1]) == len(src):
+        g.tie(known[1], src)
+    else:
+        for slots in (known[1], src):
+            op.keep(slots, "a norm that is called on several shapes", PinCode.FIXED_WIDTH)
 
 
 # -- gates and stand-ins ----------------------------------------------------------------------------------------

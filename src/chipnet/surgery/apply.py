@@ -26,7 +26,8 @@ from chipnet._util.torch_private import (
     tree_leaves,
 )
 from chipnet.errors import PlanError
-from chipnet.gates.hooks import strip_gates
+from chipnet.gates.hooks import add_gates, strip_gates
+from chipnet.gates.values import Constants
 from chipnet.graph.facts import Frozen
 from chipnet.graph.groups import small_groups
 from chipnet.graph.rules.layers import LAYERS
@@ -127,7 +128,8 @@ def compact(
 
 @plainly
 def masked(model: nn.Module, plan: Plan) -> nn.Module:
-    """A copy of the dense model with the shut gates' rows set to zero: what the compact one must equal.
+    """A copy of the dense model with the shut gates' rows set to zero: what the compact one must equal. Norms over
+    channels have the statistics of those that stay.
 
     Layers that compute their weight go on computing it; their shut channels are set to zero after each call, as are
     those of modules without affine parameters.
@@ -137,7 +139,14 @@ def masked(model: nn.Module, plan: Plan) -> nn.Module:
     _zero(out, plan, {f"{f.module}.weight" for f in plan.frozen})
     for name, (axis, channels) in plan.shut.items():
         out.get_submodule(name).register_forward_hook(_Shut(axis, channels))
+    values = Constants([live.channels for live in plan.live])
+    values.set(torch.cat([torch.zeros(0), *(_ones(live.channels, live.kept) for live in plan.live)]))
+    add_gates(out, [], values, norms=[live.norm for live in plan.live])
     return out
+
+
+def _ones(size: int, at: Sequence[int]) -> Tensor:
+    return torch.zeros(size).index_fill(0, torch.tensor(at, dtype=torch.int64), 1)
 
 
 class _Shut:
@@ -415,11 +424,10 @@ def fit_attributes(module: nn.Module) -> None:
         if known is not None:
             module.num_features = known.shape[0]
     elif isinstance(module, nn.GroupNorm) and isinstance(weight, Tensor):
-        module.num_groups = (
-            module.num_groups * weight.shape[0] // module.num_channels
-        )  # groups are removed whole
+        whole = module.num_groups * weight.shape[0] // module.num_channels
+        module.num_groups = max(1, whole)  # several groups are removed whole, one gets narrower
         module.num_channels = weight.shape[0]
-    elif isinstance(module, nn.LayerNorm) and isinstance(weight, Tensor):
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and isinstance(weight, Tensor):
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.RNNBase):
         module.input_size = module.all_weights[0][0].shape[1]

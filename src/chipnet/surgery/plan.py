@@ -20,12 +20,12 @@ from chipnet.analysis.liveness import COVERED
 from chipnet.budget.budget import Budget
 from chipnet.budget.landing import Landing
 from chipnet.errors import LoadError, PlanError
-from chipnet.graph.facts import Frozen
+from chipnet.graph.facts import Frozen, LiveNorm
 from chipnet.program.inputs import Inputs
 from chipnet.program.outputs import Outputs
 
-VERSION = 4
-"""What is written. Version 3, which had records as lists, is read too."""
+VERSION = 5
+"""What is written. Version 3, which had records as lists, is read too, and version 4, which knew no live norms."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class SitePlan:
 
     @property
     def covered(self) -> bool:
-        """Do gates further down the chain act for it?"""
-        return self.reason == COVERED
+        """Do gates elsewhere in its channel-wise chain act for it?"""
+        return self.reason in COVERED
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,15 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Live:
+    """A norm over channels, how many channels it reads, and which of them its statistics are over."""
+
+    norm: LiveNorm
+    channels: int
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class StandIn:
     """What takes a dead module's place. ``channels``: width of its output.
 
@@ -109,6 +118,7 @@ class Plan:
         sizes: attributes of modules that hold widths.
         scales: parameters and attributes that make up for fewer channels in a mean.
         frozen: layers that compute their weight, and become plain ones with the weight as it is.
+        live: norms over channels. In the masked network their statistics are those of channels that stay.
         shapes: name -> shape of every tensor of the dense model: what the plan may be applied to.
         dense, compact: costs before and after.
         budget: what was asked, as text; empty if nothing was.
@@ -131,6 +141,7 @@ class Plan:
     scales: tuple[Scale, ...] = ()
     shut: Mapping[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     frozen: tuple[Frozen, ...] = ()
+    live: tuple[Live, ...] = ()
     latency: Mapping[str, Any] | None = None
     """With a latency budget, what was measured: the fields of `chipnet.budget.landing.Landing`."""
     outputs: Outputs | None = None
@@ -204,9 +215,9 @@ class Plan:
             LoadError: an unknown version, or not a plan.
         """
         version = data.get("version") if isinstance(data, Mapping) else None
-        if version not in (3, VERSION):
+        if version not in (3, 4, VERSION):
             raise LoadError(
-                f"plan version {version!r} is unknown: this chipnet reads versions 3 and {VERSION}. "
+                f"plan version {version!r} is unknown: this chipnet reads versions 3 to {VERSION}. "
                 "Load it with the chipnet that wrote it."
             )
         hints = get_type_hints(cls)
@@ -215,7 +226,8 @@ class Plan:
             require("mask" in data and isinstance(data["mask"], str), "mask", "must be a text of 0 and 1")
             require(set(data["mask"]) <= {"0", "1"}, "mask", "must be a text of 0 and 1")
             known = {f.name for f in fields(cls)} - {"inputs", "mask", "outputs"}
-            missing = [n for n in known - {"latency"} if n not in data]
+            later = {"latency"} if version == VERSION else {"latency", "live"}
+            missing = [n for n in known - later if n not in data]
             require(not missing, "it", f"lacks {', '.join(sorted(missing))}")
             values = {n: decode(hints[n], data[n], n) for n in known if n in data}
             chosen = decode(tuple[str | int, ...] | None, data.get("outputs"), "outputs")
@@ -254,6 +266,13 @@ class Plan:
             require(fits, f"{size.module}.{size.name}", f"is to be {size.value} at {size.index}")
         for scale in self.scales:
             require(scale.factor > 0, f"{scale.module}.{scale.name}", f"is scaled by {scale.factor}")
+        for one in self.live:
+            where = f"the norm {one.norm.module}"
+            require(
+                -8 <= one.norm.axis < 0 and all(-8 <= a < 0 for a in one.norm.over), where, "has other axes"
+            )
+            require(0 <= one.channels < 2**31, where, f"has {one.channels} channels")
+            _ascending(one.kept, one.channels, where)
         for site in self.sites:
             require(0 <= site.kept <= site.channels, site.name, f"keeps {site.kept} of {site.channels}")
         for cost in (self.dense, self.compact):
@@ -296,7 +315,8 @@ class Plan:
             f"{n}: {mine[n]} instead of {s}" for n, s in self.shapes.items() if n in mine and mine[n] != s
         ]
         used: tuple[Any, ...] = (*self.stand_ins, *self.remaps, *self.sizes, *self.scales, *self.frozen)
-        wrong += [f"{n}: no such module" for n in {*(u.module for u in used), *self.shut} if n not in modules]
+        named = {*(u.module for u in used), *self.shut, *(live.norm.module for live in self.live)}
+        wrong += [f"{n}: no such module" for n in named if n not in modules]
         if wrong:
             raise PlanError(
                 f"this plan was made for another network than {type(model).__name__}: "

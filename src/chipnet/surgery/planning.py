@@ -12,7 +12,7 @@ from chipnet.analysis.analysis import Analysis
 from chipnet.analysis.vectors import read_mask
 from chipnet.budget.budget import Budget
 from chipnet.errors import PlanError
-from chipnet.surgery.plan import Plan, Remap, Scale, SitePlan, Size, StandIn
+from chipnet.surgery.plan import Live, Plan, Remap, Scale, SitePlan, Size, StandIn
 
 Indices = tuple[int, ...]
 
@@ -47,6 +47,7 @@ def make_plan(analysis: Analysis, mask: Tensor, budget: Budget | None = None) ->
         sizes=tuple(_sizes(analysis, present)),
         scales=tuple(_scales(analysis, present)),
         frozen=tuple(analysis.graph.frozen.values()),
+        live=tuple(_live(analysis, present)),
         outputs=analysis.inputs.outputs,
         inputs=analysis.inputs,
     )
@@ -148,5 +149,13 @@ def _scales(analysis: Analysis, present: NDArray[np.bool_]) -> Iterator[Scale]:
     """What makes up for a mean over fewer channels."""
     for r in analysis.graph.rescaled.values():
         if not present[r.slots].all():
-            for name in (r.weight, "eps"):
-                yield Scale(r.module, name, len(r.slots) / max(int(present[r.slots].sum()), 1))
+            share = len(r.slots) / max(int(present[r.slots].sum()), 1)
+            for name, power in r.numbers.items():
+                yield Scale(r.module, name, share**power)
+
+
+def _live(analysis: Analysis, present: NDArray[np.bool_]) -> Iterator[Live]:
+    """Norms that mix channels, of which some go."""
+    for norm, slots in analysis.graph.live.values():
+        if not present[slots].all():
+            yield Live(norm, len(slots), tuple(np.flatnonzero(present[slots]).tolist()))

@@ -12,14 +12,17 @@ from chipnet.graph.facts import PinCode
 from chipnet.graph.labels import values_in
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.elementwise import pointwise
-from chipnet.graph.rules.table import RULES, key_of
+from chipnet.graph.rules.table import RULES, Rule, key_of
 
 
-def apply(op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Labels of an operator's output, from labels of its inputs. Where its rule fails, the inputs are pinned."""
+def apply(op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any], rule: Rule | None = None) -> Any:
+    """Labels of an operator's output, from labels of its inputs. Where its rule fails, the inputs are pinned.
+
+    ``rule``: another than the operator's own.
+    """
     before = op.draft.mark()
     try:
-        return _apply(op, args, kwargs)
+        return rule(op, *args) if rule is not None else _apply(op, args, kwargs)
     except Exception as e:
         said = str(e).strip().split("\n")[0]
         reason = f"the rule for '{op.name}' failed ({type(e).__name__}: {said})"

@@ -7,8 +7,9 @@ from typing import Any
 from torch import nn
 
 from chipnet.graph.attributes import claim
-from chipnet.graph.facts import PinCode
-from chipnet.graph.labels import Labels, Value, along
+from chipnet.graph.facts import LiveNorm, PinCode, Rescaled
+from chipnet.graph.labels import Labels, Param, Value, along
+from chipnet.graph.norm_modules import NormCall
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.table import aten, rule
 from chipnet.graph.standard import STANDARD_NORM
@@ -43,38 +44,109 @@ def instance_norm(op: Operator, x: Value, weight: Any, bias: Any, mean: Any, var
 
 @rule(*aten("rms_norm"))
 def rms_norm(op: Operator, x: Value, normalized: list[int], weight: Any = None, *args: Any) -> Labels:
-    """As layer norm, without a bias."""
-    return layer_norm(op, x, normalized, weight)
+    """As layer norm, without a mean and a bias."""
+    return layer_norm(op, x, normalized, weight, centred=False)
 
 
 @rule(*aten("layer_norm"))
 def layer_norm(
-    op: Operator, x: Value, normalized: list[int], weight: Any = None, bias: Any = None, *args: Any
+    op: Operator,
+    x: Value,
+    normalized: list[int],
+    weight: Any = None,
+    bias: Any = None,
+    *args: Any,
+    centred: bool = True,
 ) -> Labels:
-    """Statistics mix all channels: those that are read are pinned, those that are written may be gated."""
+    """Statistics mix all channels: those that exist, if a module does nothing else; else what is read is pinned."""
     x = op.labelled(x)
     first = len(x.shape) - len(normalized)
     mixed = [a for a in x.varying if a >= first]
     if not mixed:
         return op.map([x], "const") if x.varying else op.barrier([x], "layer norm")
-    if len(mixed) > 1 or len(x.varying) > 1 or len(normalized) > 1:
+    if len(x.varying) > 1:
         return op.barrier([x], "layer norm over several axes")
-    src = op.channels(x, mixed[0])
-    assert src is not None
-    why = op.why("layer norm mixes channels", PinCode.READ_WHOLE)
-    dst = norm(op, src, weight, bias, [], mixed[0], groups=1, mixes=why)
-    return along(dst, mixed[0], op.shape)
+    over = tuple(range(-len(normalized), 0))
+    return over_channels(op, x, mixed[0], over, weight, bias, centred=centred)
+
+
+def norm_module(op: Operator, x: Value, call: NormCall) -> Labels:
+    """A module that is a norm over one axis, however its forward is written."""
+    x = op.labelled(x)
+    if call.axis not in x.varying:
+        return op.map([x], "const") if x.varying else op.barrier([x], "a norm")
+    if len(x.varying) > 1:
+        return op.barrier([x], "a norm over one of several axes")
+    slots = x.slots()
+    for inner in (op.at(node) for node in call.nodes):
+        for number in inner.received.numbers(0) if inner.received is not None else ():
+            if number == len(slots):
+                claim(inner, number, slots, empty=isinstance(op.owner, STANDARD_NORM))
+    over = (call.axis - len(x.shape),)
+    return over_channels(op, x, call.axis, over, call.weight, call.bias, centred=call.centred, call=call)
+
+
+def over_channels(
+    op: Operator,
+    x: Labels,
+    axis: int,
+    over: tuple[int, ...],
+    weight: Value | None,
+    bias: Value | None,
+    *,
+    centred: bool,
+    call: NormCall | None = None,
+) -> Labels:
+    """A norm whose statistics mix all channels.
+
+    Args:
+        op: the call.
+        x: what it reads; its channels lie along ``axis``.
+        axis: the axis of channels.
+        over: the axes of the statistics, from the last.
+        weight, bias: its affine parameters, over the last axes; or along channels only, of one axis.
+        centred: it subtracts the mean.
+        call: what is known of the module, where it is none of PyTorch's.
+    """
+    src, last = x.slots(), axis - len(x.shape)
+    given = [p for p in (weight, bias) if p is not None]
+    of = max((len(p.shape) + last for p in given if len(p.shape) > 1), default=0)
+    alone = call is not None or type(op.owner) in STANDARD_NORM
+    live: LiveNorm | Rescaled | None = None
+    mixes = None
+    if alone and all(_is_own(op, p) for p in given) and (bias is None or weight is not None):
+        scale, shift = (p.name.rpartition(".")[2] if isinstance(p, Param) else None for p in (weight, bias))
+        eps = call.eps if call is not None else "eps"
+        unit = call is not None and call.unit
+        if not centred and scale and not unit and isinstance(getattr(op.owner, eps, None), float):
+            live = Rescaled(op.module, {scale: 0.5, eps: 1.0}, src)
+        else:
+            live = LiveNorm(op.module, last, over, centred, None if unit else scale, shift)
+    else:
+        mixes = op.why("a norm over channels that is no module of its own", PinCode.READ_WHOLE)
+    dst = norm(op, src, weight, bias, [], axis, groups=1, mixes=mixes, live=live, of=of)
+    return along(dst, axis, op.shape)
+
+
+def _is_own(op: Operator, p: Value) -> bool:
+    """Is it a parameter of the module itself, as it is?"""
+    if not isinstance(p, Param) or p.made is not None or p.frozen:
+        return False
+    return p.name.rpartition(".")[0] == op.module and p.name in op.forward.parameters
 
 
 @rule(*aten("group_norm"))
 def group_norm(
     op: Operator, x: Value, groups: int, weight: Any = None, bias: Any = None, *args: Any
 ) -> Labels:
-    """Statistics mix the channels of a group. A group remains or goes as one; a single group is pinned."""
+    """Statistics mix the channels of a group. A group remains or goes as one; in a single one, channels do."""
     src = op.channels(x, 1)
     if src is None:
         return op.barrier([x], "channels lie along another axis")
-    mixes = op.why("group norm mixes channels", PinCode.READ_WHOLE) if groups == 1 else None
+    if groups == 1 and len(src) > 1:
+        over = tuple(range(1 - len(op.shape), 0))
+        return over_channels(op, along(src, 1, op.shape), 1, over, weight, bias, centred=True)
+    mixes = None
     module = op.owner
     if not isinstance(module, nn.GroupNorm) and groups > 1:
         op.risk(src)

@@ -74,7 +74,7 @@ def _rescales(op: Operator, x: Labels) -> bool:
         )
     ):
         return False
-    op.draft.rescaled[op.module] = Rescaled(op.module, names[0], x.slots())
+    op.draft.rescaled[op.module] = Rescaled(op.module, {names[0]: 1.0, "eps": 1.0}, x.slots())
     return True
 
 
