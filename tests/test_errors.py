@@ -306,7 +306,7 @@ CASES = [
     ("a network with nothing to prune",
      lambda: chipnet.Pruner(nn.Linear(3, 2), torch.zeros(1, 3), "macs=0.5", steps=1), CaptureError,
      "can be pruned"),
-    ("options beside a ready structure", beside_structure(min_channels=8), ConfigError,
+    ("options given with a ready structure", beside_structure(min_channels=8), ConfigError,
      "a Structure is given, and min_channels too"),
     ("the structure of another network", beside_structure(TinyNet(10, 3)), ConfigError,
      "this Structure was made of another network than the model"),

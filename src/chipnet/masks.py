@@ -170,7 +170,7 @@ class Masks:
                 "Give the masks.json of a run, or what Masks.save wrote."
             )
         if wrong := _damage(data):
-            raise LoadError(f"the masks in {path} are damaged: {few(wrong, 4)}")
+            raise LoadError(f"the masks in {path} are damaged: {few(wrong, 4)}. Copy the file again.")
         masks = cls(
             widths={n: site["channels"] for n, site in data["sites"].items()},
             kept={n: tuple(site["kept"]) for n, site in data["sites"].items()},
@@ -179,7 +179,9 @@ class Masks:
             budget=data["budget"],
         )
         if masks.fingerprint != data.get("fingerprint"):
-            raise LoadError(f"the masks in {path} are damaged: their sites do not match their fingerprint")
+            raise LoadError(
+                f"the masks in {path} are damaged: their sites do not match their fingerprint. Copy the file again."
+            )
         return masks
 
 

@@ -112,7 +112,7 @@ def test_when_no_checkpoint_can_be_read_both_are_named(request_for, tmp_path, co
     text = str(caught.value)
     assert f"{out / 'checkpoint.pt'} is truncated or damaged" in text
     assert f"{out / 'checkpoint-before.pt'} is truncated or damaged" in text
-    assert f"Start anew with: chipnet prune --config {out}/config.yaml" in text
+    assert f"Start again with: chipnet prune --config {out}/config.yaml" in text
 
 
 def test_a_checkpoint_runs_no_code(tmp_path):

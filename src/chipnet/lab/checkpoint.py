@@ -73,13 +73,13 @@ def read(out: Path) -> dict[str, Any] | None:
     if problems:
         raise LoadError(
             "; ".join(problems)
-            + f". Start anew with: {shell_command('prune', '--config', out / 'config.yaml')}"
+            + f". Start again with: {shell_command('prune', '--config', out / 'config.yaml')}"
         )
     return None
 
 
 def set_aside(out: Path) -> None:
-    """Give checkpoints that cannot be read another name: nothing is lost, and the run begins anew."""
+    """Give checkpoints that cannot be read another name: nothing is lost, and the run starts again."""
     for name in (CHECKPOINT, BEFORE):
         if (out / name).exists():
             (out / name).replace(out / f"unreadable-{name}")

@@ -129,7 +129,7 @@ class _Told:
     def __call__(self, part: str, done: int, of: int) -> None:
         if self.stop():
             raise Interrupted(
-                f"stopped in {part}, {done} of {of} done; there is no result, and the same command begins anew"
+                f"stopped in {part}, {done} of {of} done; there is no result, and the same command starts again"
             )
         if not self.part:
             self.begin(part, of)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 Batch = tuple[Tensor, Tensor]
+NO_IMAGES = (
+    "there are no images to evaluate on: the loader gave no batch. Is it empty, or a used-up iterator?"
+)
 
 
 @dataclass(frozen=True)
@@ -223,13 +226,13 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], fabric: Fabric | None =
         model.train(was)
     right, images_seen = sums([int(correct), seen], device)
     if not images_seen:
-        raise ChipNetError("there are no images to evaluate on")
+        raise ChipNetError(NO_IMAGES)
     return 100 * right / images_seen
 
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
-    """Measure the batch norms' running statistics anew: their plain means over `batches`."""
+    """Measure the batch norms' running statistics again: their plain means over `batches`."""
     norms = [m for m in model.modules() if isinstance(m, BatchNorm)]
     was, momenta = model.training, [m.momentum for m in norms]
     for norm in norms:

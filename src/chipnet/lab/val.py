@@ -16,7 +16,7 @@ from chipnet.lab.data import Data, load_data
 from chipnet.lab.models import get_model
 from chipnet.lab.runs.folder import Run
 from chipnet.lab.runs.record import RESULT
-from chipnet.lab.steps import device_of
+from chipnet.lab.steps import NO_IMAGES, device_of
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def measure(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dic
         right += int((logits.argmax(1) == labels).sum())
         count += len(labels)
     if not count:
-        raise ChipNetError("there are no images to evaluate on")
+        raise ChipNetError(NO_IMAGES)
     return {"loss": loss / count, "accuracy": 100 * right / count, "images": count}
 
 

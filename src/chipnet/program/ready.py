@@ -126,7 +126,7 @@ def _at_fault(model: nn.Module) -> tuple[str, str]:
                         return f"'{where}' (of type {type(part).__name__})", general
                     return (
                         f"'{where}' (a FakeTensor, which holds no numbers)",
-                        f"An earlier export left it there: set model.{where} anew, or build the network again.",
+                        f"An earlier export left it there: set model.{where} again, or build the network again.",
                     )
     return "", general
 

@@ -45,8 +45,8 @@ class Shards:
                     found = _samples(tar, path)
             except (tarfile.TarError, OSError) as error:
                 raise ConfigError(
-                    f"{path} is not a readable .tar file ({error}). Copy it anew; compressed ones must be unpacked "
-                    "to plain .tar first."
+                    f"{path} is not a readable .tar file ({error}). Copy it again; compressed ones must be "
+                    "unpacked to plain .tar first."
                 ) from error
             places += [(number, *place) for place, _ in found]
             self.targets += [label for _, label in found]

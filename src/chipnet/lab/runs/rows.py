@@ -87,7 +87,7 @@ def row(grid: Grid, run: GridRun) -> dict[str, Any]:
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         said = f"{type(error).__name__}: {error}"
         raise LoadError(
-            f"{folder / RESULT} is damaged ({said}); remove it, and the run is done anew"
+            f"{folder / RESULT} is damaged ({said}); remove it, and the run is done again"
         ) from error
     if run.anew:
         values |= {"dense": "", "soft": "", "hard": ""}
