@@ -23,6 +23,7 @@ from chipnet.graph.facts import (
     Pin,
     Place,
     Product,
+    Queries,
     Rescaled,
     Resize,
     Risk,
@@ -55,6 +56,7 @@ class ChannelGraph:
         frozen: module -> how its computed weight becomes a plain one.
         rescaled: module -> the mean over channels that surgery makes up for.
         live: module -> a norm whose statistics are those of channels that exist, and the channels that it reads.
+        queries: weight -> a layer that writes queries of attention, which surgery scales.
         outputs: node -> the module whose output it is, and its channels: gates may go there if nowhere else.
         ties: a slot of a class, and an operator that ties slots of it: why sites share gates.
 
@@ -97,6 +99,7 @@ class ChannelGraph:
     frozen: Mapping[str, Frozen] = field(default_factory=dict)
     rescaled: Mapping[str, Rescaled] = field(default_factory=dict)
     live: Mapping[str, tuple[LiveNorm, Slots]] = field(default_factory=dict)
+    queries: Mapping[str, Queries] = field(default_factory=dict)
     outputs: Mapping[str, tuple[str, Slots]] = field(default_factory=dict)
     ties: Sequence[tuple[int, Tie]] = ()
 

@@ -25,6 +25,7 @@ from chipnet.graph.facts import (
     PinCode,
     Place,
     Product,
+    Queries,
     Rescaled,
     Resize,
     Risk,
@@ -72,6 +73,7 @@ class Draft(Classes):
         self.frozen: dict[str, Frozen] = {}
         self.rescaled: dict[str, Rescaled] = {}
         self.live: dict[str, tuple[LiveNorm, Slots]] = {}
+        self.queries: dict[str, Queries] = {}
         self.outputs: dict[str, tuple[str, Slots]] = {}
         self.ties: list[tuple[int, Tie]] = []
 
@@ -91,6 +93,8 @@ class Draft(Classes):
         self.results: dict[tuple[bool, int], Any] = {}
         """By the graph (is it the one whose operators count?) and the number of a call of a function: what stands
         for its result."""
+        self.scores: set[int] = set()
+        """Numbers of facts that multiply queries by keys."""
         self._data: dict[tuple[str, int], Slots] = {}
         self.constant, self.zero = self.new(2).tolist()
         """Slots of what is the same in every call."""
@@ -138,7 +142,7 @@ class Draft(Classes):
     @property
     def _tables(self) -> tuple[dict[str, Any], ...]:
         """What surgery does to modules and numbers, other than to cut tensors."""
-        return self.pools, self.rescaled, self.live, self.risky
+        return self.pools, self.rescaled, self.live, self.queries, self.risky
 
     def mark(self) -> Mark:
         """Where the draft stands now, for `undo`."""

@@ -179,6 +179,13 @@ class Barrier:
 Fact = Source | Map | Mix | Norm | Barrier
 
 
+def sources_of(fact: Fact) -> tuple[Slots, ...]:
+    """The slots that a fact reads."""
+    if isinstance(fact, Source):
+        return ()
+    return fact.srcs if isinstance(fact, Map) else (fact.src,)
+
+
 @dataclass(frozen=True)
 class Layer:
     """One call of a convolution or linear layer.
@@ -262,6 +269,19 @@ class Rescaled:
 
     module: str
     numbers: Mapping[str, float]
+    slots: Slots
+
+
+@dataclass(frozen=True)
+class Queries:
+    """A layer that writes the queries of attention, which divides by the root of their width.
+
+    Of k features of n it divides by less. Surgery makes up for that: it multiplies the rows ``at`` of parameters
+    (``names``) by the root of k / n. Those rows write ``slots``.
+    """
+
+    names: tuple[str, ...]
+    at: Slots
     slots: Slots
 
 

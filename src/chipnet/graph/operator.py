@@ -255,7 +255,7 @@ class Operator(Call):
                 for a in varying:
                     if x.shape[a] == 1:  # broadcast: must not shrink to nothing
                         self.pin(x, "broadcast along channels", PinCode.ONE_STAYS)
-                    else:
+                    elif not all(self.keeps_length(y, a) for y in xs):
                         for y in xs:
                             self.pin(y, "meets a tensor of fixed width", PinCode.FIXED_WIDTH)
             elif mine != varying and not all(self.tied_along(y, varying - mine) for y in xs):
@@ -320,13 +320,14 @@ class Operator(Call):
         return int(dst[0])
 
     # -- cost -------------------------------------------------------------------------------------------
-    def count(self, slots: Slots, each: int | None = None) -> None:
+    def count(self, slots: Slots, each: int | None = None, *more: tuple[Slots, int]) -> None:
         """Say which of the operator's multiply-accumulates depend on the mask: ``each`` for every one of ``slots``
-        (None: an equal part). The others are there whatever the mask, and so are all where there are fewer than
-        that."""
+        (None: an equal part), and ``more`` such. The others are there whatever the mask, and so are all where there
+        are fewer than that."""
         macs = self.macs()
         each = macs // max(len(slots), 1) if each is None else each
-        if 0 < each * len(slots) <= macs:
-            self.draft.products.append(Product(slots, each))
-            macs -= each * len(slots)
+        for some, per in ((slots, each), *more):
+            if 0 < per * len(some) <= macs:
+                self.draft.products.append(Product(some, per))
+                macs -= per * len(some)
         self.draft.fixed_macs += macs

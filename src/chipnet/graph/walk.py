@@ -10,6 +10,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.node import map_arg
@@ -20,7 +21,7 @@ from chipnet.graph.attributes import tie_widths
 from chipnet.graph.call import Forward
 from chipnet.graph.channels import ChannelGraph
 from chipnet.graph.draft import Draft
-from chipnet.graph.facts import Barrier, Host, Mix, Norm, Pin, PinCode, Place, Realisation
+from chipnet.graph.facts import Barrier, Host, Mix, Norm, Pin, PinCode, Place, Realisation, sources_of
 from chipnet.graph.frozen_weights import computed_weights
 from chipnet.graph.labels import Labels, Param, along, uniform
 from chipnet.graph.norm_modules import norm_calls
@@ -97,6 +98,7 @@ def _traced(
         _walk(second, draft, training, canonical)
     tie_widths(draft)
     _drop_hosts(draft)
+    _keep_queries(draft)
     for name in draft.foreign | draft.data:  # its module is asked for it: nothing can stand in
         draft.owners.pop(name.rpartition(".")[0], None)
     watches = [p.watch for p in (program, training) if p is not None]
@@ -144,6 +146,20 @@ def _drop_hosts(draft: Draft) -> None:
         host = fact.host if isinstance(fact, (Mix, Norm)) else None
         if host and (draft.foreign & {host.weight, host.bias} or len(hosts[host.weight]) > 1):
             draft.facts[i] = replace(fact, host=None)  # type: ignore[arg-type]
+
+
+def _keep_queries(draft: Draft) -> None:
+    """Keep queries whole where surgery cannot scale them: where something else reads them too."""
+    for weight, queries in list(draft.queries.items()):
+        layers = [f for f in draft.facts if isinstance(f, Mix) and f.host and f.host.weight == weight]
+        slots = np.concatenate([queries.slots, *(f.dst[queries.at] for f in layers)])
+        for i, fact in enumerate(draft.facts):
+            read = i not in draft.scores and any(np.isin(s, slots).any() for s in sources_of(fact))
+            if read or not layers:
+                why = (
+                    "queries that something else reads too, and attention divides by the root of their width"
+                )
+                draft.pin(slots, Pin(PinCode.READ_WHOLE, why, draft.places[i]))
 
 
 def _walk(

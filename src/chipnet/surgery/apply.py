@@ -247,7 +247,7 @@ def _same(found: Comparison, small: nn.Module, plan: Plan, inputs: Inputs, **kno
     """
     if found.within(1e-9, **known):
         return True
-    rounded = bool(plan.scales or plan.frozen) or not _computes_in_double(small, inputs)
+    rounded = bool(plan.scales or plan.rows or plan.frozen) or not _computes_in_double(small, inputs)
     return rounded and found.within(_limit(small, plan), **known)
 
 
@@ -280,7 +280,9 @@ def _limit(small: nn.Module, plan: Plan) -> float:
     their type can hold them."""
     if _is_double(small):
         return 1e-9
-    types = {p.dtype for p in small.parameters() if p.is_floating_point()} if plan.scales else set()
+    types = (
+        {p.dtype for p in small.parameters() if p.is_floating_point()} if plan.scales or plan.rows else set()
+    )
     return max(1e-4, *(4 * torch.finfo(t).eps for t in types), 0.0)
 
 
@@ -389,6 +391,10 @@ def _cut(model: nn.Module, plan: Plan) -> None:
             value.data.mul_(scale.factor)
         else:
             setattr(modules[scale.module], scale.name, value * scale.factor)
+    for rows in plan.rows:
+        owner, _, name = rows.parameter.rpartition(".")
+        scaled = parameters_of(modules[owner])[name].data
+        scaled[list(rows.at)] *= rows.factor
     _put(model, [(modules[s.module], stand_in(modules[s.module], s)) for s in plan.stand_ins])
     modules = dict(model.named_modules(remove_duplicate=False))
     for remap in plan.remaps:

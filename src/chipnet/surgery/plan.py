@@ -83,6 +83,15 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Rows ``at`` of what is left of a parameter are multiplied by ``factor``: attention divides by a width."""
+
+    parameter: str
+    at: tuple[int, ...]
+    factor: float
+
+
+@dataclass(frozen=True)
 class Live:
     """A norm over channels, how many channels it reads, and which of them its statistics are over."""
 
@@ -118,6 +127,7 @@ class Plan:
         sizes: attributes of modules that hold widths.
         scales: parameters and attributes that make up for fewer channels in a mean.
         frozen: layers that compute their weight, and become plain ones with the weight as it is.
+        rows: queries, which make up for a smaller width that attention divides by.
         live: norms over channels. In the masked network their statistics are those of channels that stay.
         shapes: name -> shape of every tensor of the dense model: what the plan may be applied to.
         dense, compact: costs before and after.
@@ -142,6 +152,7 @@ class Plan:
     shut: Mapping[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     frozen: tuple[Frozen, ...] = ()
     live: tuple[Live, ...] = ()
+    rows: tuple[Rows, ...] = ()
     latency: Mapping[str, Any] | None = None
     """With a latency budget, what was measured: the fields of `chipnet.budget.landing.Landing`."""
     outputs: Outputs | None = None
@@ -226,7 +237,7 @@ class Plan:
             require("mask" in data and isinstance(data["mask"], str), "mask", "must be a text of 0 and 1")
             require(set(data["mask"]) <= {"0", "1"}, "mask", "must be a text of 0 and 1")
             known = {f.name for f in fields(cls)} - {"inputs", "mask", "outputs"}
-            later = {"latency"} if version == VERSION else {"latency", "live"}
+            later = {"latency"} if version == VERSION else {"latency", "live", "rows"}
             missing = [n for n in known - later if n not in data]
             require(not missing, "it", f"lacks {', '.join(sorted(missing))}")
             values = {n: decode(hints[n], data[n], n) for n in known if n in data}
@@ -266,6 +277,10 @@ class Plan:
             require(fits, f"{size.module}.{size.name}", f"is to be {size.value} at {size.index}")
         for scale in self.scales:
             require(scale.factor > 0, f"{scale.module}.{scale.name}", f"is scaled by {scale.factor}")
+        for some in self.rows:
+            require(some.parameter in weights, some.parameter, "is no tensor of the network")
+            _ascending(some.at, weights[some.parameter][0], f"the rows of {some.parameter}")
+            require(some.factor > 0, f"the rows of {some.parameter}", f"are scaled by {some.factor}")
         for one in self.live:
             where = f"the norm {one.norm.module}"
             require(

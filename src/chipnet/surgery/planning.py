@@ -12,7 +12,7 @@ from chipnet.analysis.analysis import Analysis
 from chipnet.analysis.vectors import read_mask
 from chipnet.budget.budget import Budget
 from chipnet.errors import PlanError
-from chipnet.surgery.plan import Live, Plan, Remap, Scale, SitePlan, Size, StandIn
+from chipnet.surgery.plan import Live, Plan, Remap, Rows, Scale, SitePlan, Size, StandIn
 
 Indices = tuple[int, ...]
 
@@ -48,6 +48,7 @@ def make_plan(analysis: Analysis, mask: Tensor, budget: Budget | None = None) ->
         scales=tuple(_scales(analysis, present)),
         frozen=tuple(analysis.graph.frozen.values()),
         live=tuple(_live(analysis, present)),
+        rows=tuple(_rows(analysis, present)),
         outputs=analysis.inputs.outputs,
         inputs=analysis.inputs,
     )
@@ -159,3 +160,14 @@ def _live(analysis: Analysis, present: NDArray[np.bool_]) -> Iterator[Live]:
     for norm, slots in analysis.graph.live.values():
         if not present[slots].all():
             yield Live(norm, len(slots), tuple(np.flatnonzero(present[slots]).tolist()))
+
+
+def _rows(analysis: Analysis, present: NDArray[np.bool_]) -> Iterator[Rows]:
+    """What makes up for a smaller width that attention divides by."""
+    for q in analysis.graph.queries.values():
+        stay = present[q.slots]
+        if not stay.all():
+            for name in q.names:
+                kept = np.flatnonzero(present[analysis.graph.axes[name][0]])
+                at = np.flatnonzero(np.isin(kept, q.at))
+                yield Rows(name, tuple(at.tolist()), float((stay.sum() / len(stay)) ** 0.5))

@@ -1,13 +1,23 @@
-"""Attention: queries and keys are kept whole; values are mixed over tokens only."""
+"""Attention: a sum over features of queries and keys; values are mixed over tokens only."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from chipnet.graph.facts import PinCode
-from chipnet.graph.labels import Labels, Value
+import numpy as np
+from torch.fx import Node
+
+from chipnet.graph.facts import Mix, PinCode, Queries, Slots
+from chipnet.graph.labels import Labels, Value, uniform
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.table import aten, rule
+from chipnet.program.names import operator_name
+
+_MOVES = frozenset(
+    "view reshape _unsafe_view flatten unflatten permute transpose unsqueeze squeeze movedim unbind getitem "  # noqa: SIM905
+    "select slice split split_with_sizes chunk contiguous clone alias to".split()
+)
 
 
 @rule(*aten("scaled_dot_product_attention"))
@@ -25,8 +35,8 @@ def attention(
 ) -> Labels:
     """``softmax(q k / sqrt(width)) v``.
 
-    The width of queries and keys is a number in it, so both are pinned. Channels of values stay separate. Heads
-    stay, as many as queries have.
+    A sum over the features of queries and keys, in which zeros do not show, and a mean over tokens of values. Heads
+    stay, as many as queries have; the same features stay in each.
     """
     v, last = op.labelled(v), len(v.shape) - 1
     heads = {a for a in v.varying if a != last}
@@ -35,5 +45,59 @@ def attention(
         return op.barrier([*whole, v], "attention")
     reason = "attention keeps one channel of values: without any it computes no scores"
     op.keep(v.slots()[:1], reason, PinCode.ONE_STAYS)
-    op.count(v.slots(), math.prod(op.shape[:-1]) * k.shape[-2] * v.shape[-1] // len(v.slots()))
-    return Labels(op.with_kept(v, whole, "queries and keys of attention").core, op.shape)
+    pairs = math.prod(op.shape[:-1]) * k.shape[-2]
+    more = []
+    if (scores := _scores(op, q, k, scale)) is not None:
+        product, total = scores
+        more.append((product, pairs * q.shape[-1] // len(product)))
+        whole = [total, *([mask] if mask is not None else [])]
+    op.count(v.slots(), pairs * v.shape[-1] // len(v.slots()), *more)
+    why = "queries and keys of attention" if scores is None else "scores of attention"
+    return Labels(op.with_kept(v, whole, why).core, op.shape)
+
+
+def _scores(op: Operator, q: Value, k: Value, scale: float | None) -> tuple[Slots, Labels] | None:
+    """The products of queries and keys, and labels of their sum; None where their features must stay."""
+    q, k = op.labelled(q), op.labelled(k)
+    last = len(q.shape) - 1
+    heads = set(q.varying) - {last}
+    for x in (q, k):
+        if set(x.varying) != {last, *heads} or last - 1 in heads or (heads and not op.tied_along(x, heads)):
+            return None
+    if q.core.shape != k.core.shape:
+        return None
+    if scale is None and (np.isin(q.slots(), k.slots()).any() or not _is_scalable(op, q)):
+        return None
+    product = op.map([_first(q), _first(k)], "and", (*q.shape[:-2], 1, q.shape[-1]))
+    if scale is None:
+        op.draft.scores.add(len(op.draft.facts) - 1)
+    op.keep(product.slots()[:1], "attention keeps one feature of queries and keys", PinCode.ONE_STAYS)
+    return product.slots(), uniform(op.total(product.slots()), op.shape)
+
+
+def _first(x: Labels) -> Labels:
+    """Labels for one token: they are those of all."""
+    return Labels(x.core, (*x.shape[:-2], 1, x.shape[-1]))
+
+
+def _only_moved(op: Operator, layer: str) -> bool:
+    """Is what a layer gives only moved until it is the queries? A function of it would not scale with it."""
+    node: Any = op.node.args[0] if op.node.args else op.node.kwargs["query"]
+    while isinstance(node, Node) and node.name != layer and operator_name(node) in _MOVES:
+        node = node.args[0]
+    return isinstance(node, Node) and node.name == layer
+
+
+def _is_scalable(op: Operator, q: Labels) -> bool:
+    """Can surgery scale the queries? One layer must write all of them. It is remembered."""
+    slots = q.slots()
+    for fact, place in zip(reversed(op.draft.facts), reversed(op.draft.places), strict=True):
+        host = fact.host if isinstance(fact, Mix) else None
+        if isinstance(fact, Mix) and np.isin(slots, fact.dst).all():
+            if host is None or host.output is not None or not _only_moved(op, place.node):
+                return False
+            at = np.flatnonzero(np.isin(fact.dst, slots))
+            names = tuple(n for n in (host.weight, host.bias) if n is not None)
+            known = op.draft.queries.setdefault(host.weight, Queries(names, at, fact.dst[at]))
+            return np.array_equal(known.at, at) and host.axis == 0
+    return False

@@ -106,6 +106,7 @@ def contract(
     summed = [n for n in dict.fromkeys((*left, *right)) if n not in out]
     names = [*out, *summed]
     sides = [_laid_out(op, x, axes, names) for x, axes in ((a, left), (b, right))]
+    sides = [_of_one_slot(op, x, other) for x, other in zip(sides, sides[::-1], strict=True)]
     axes_of = [set(x.varying) for x in sides]
     if all(axes_of) and not all(
         op.tied_along(x, set.union(*axes_of) - mine) for x in sides for mine in axes_of
@@ -141,6 +142,17 @@ def _laid_out(op: Operator, x: Value, axes: Letters, names: Letters) -> Labels:
     sizes = iter(core.shape)
     shape = [x.shape[list(axes).index(n)] if n in axes else 1 for n in names]
     return Labels(core.reshape([next(sizes) if n in axes else 1 for n in names]), tuple(shape))
+
+
+def _of_one_slot(op: Operator, x: Labels, other: Labels) -> Labels:
+    """Labels of ``x`` without channels, where all of it is kept, and what it meets (values of heads) has the same
+    channels at each index along its axes."""
+    mine = set(x.varying)
+    if not mine or not mine < set(other.varying) or not op.draft.pinned(x.slots()).all():
+        return x
+    return (
+        op.without_channels(x, "what it meets varies along another axis") if op.tied_along(other, mine) else x
+    )
 
 
 def _keep(op: Operator, x: Labels, over: list[int], least: int) -> None:
