@@ -144,6 +144,26 @@ def test_a_norm_that_does_more_is_kept_whole():
     assert {site.name for site in s.sites if site.free} == {"c"}
 
 
+class OnlyInEval(ByHand):
+    """As SLAB replaces layer norm in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training else super().forward(x)
+
+
+class Dropping(Functional):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.dropout(x, 0.1, self.training))
+
+
+@pytest.mark.parametrize("build", [OnlyInEval, Dropping])
+def test_a_norm_in_eval_mode_only_is_kept_whole_where_the_network_is_random_in_training(build):
+    """No trial of a pruned copy compares what is random."""
+    s = Structure(nn.Sequential(Net(build(9)), nn.Dropout()), torch.randn(1, 3, 4, 4))
+    assert not s.graph.live
+    assert {site.name for site in s.sites if site.free} == {"0.c"}
+
+
 class Inside(nn.Module):
     """A norm among other things."""
 

@@ -2,7 +2,7 @@
 
 Layer norm and RMS norm are written in many ways: with ``F.layer_norm`` between two permutes, with ``mean``, ``var``
 and ``rsqrt``, in float32, with the channels first. So it is not the operators that are looked at: the module is
-called on random inputs, and must compute what one of the norms does.
+called on random inputs, in train and in eval mode, and must compute what one of the norms does.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _form(
     module: nn.Module, shape: tuple[int, ...], params: Mapping[str, nn.Parameter], literals: Set[float]
 ) -> tuple[_Form, str, str, str] | None:
     """What a module computes, the names of its weight and bias, and of the attribute that is its eps."""
-    trial = copy.deepcopy(module).double().eval()
+    trial = copy.deepcopy(module).double()
     generator = torch.Generator().manual_seed(0)
     values = {k: torch.randn(p.shape, generator=generator, dtype=torch.float64) for k, p in params.items()}
     for k, value in values.items():
@@ -150,8 +150,9 @@ def _form(
     for axis in [a for a in reversed(range(len(shape))) if shape[a] == (width or shape[a]) and shape[a] > 1]:
         small = tuple(n if a == axis else min(n, 3) for a, n in enumerate(shape))
         xs = [s * torch.randn(small, generator=generator, dtype=torch.float64) + 0.1 * s for s in _SCALES]
-        try:
-            ys = [trial(x) for x in xs]
+        xs *= 2
+        try:  # dropout inside shows in train mode only, and where a network is random no trial of it would see it
+            ys = [trial.train(i < len(_SCALES))(x) for i, x in enumerate(xs)]
         except Exception:  # it wants other sizes, or more
             return None
         for form in _forms(axis, {*numbers.values(), *literals}):
