@@ -190,6 +190,56 @@ def test_a_damaged_plan_is_one_clear_error(chain_plan, damage):
         Plan.from_json(data)
 
 
+class Attending(nn.Module):
+    """A plan of it holds rows of queries, a scaled norm, and one with live statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.up = (nn.Linear(4, 6) for _ in range(4))
+        self.rms, self.ln, self.out = nn.RMSNorm(6, eps=0.1), nn.LayerNorm(6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x))
+        return self.out(self.rms(y) + self.ln(self.up(x)))
+
+
+@pytest.fixture(scope="module")
+def attending() -> tuple[nn.Module, Plan]:
+    torch.manual_seed(0)
+    model = randomised(Attending())
+    s = Structure(model, torch.randn(2, 5, 4, dtype=torch.float64))
+    return model, s.plan(s.canonical(torch.arange(s.gates) % 5 != 1))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: d["live"][0]["norm"].update(weight="nope"),
+        lambda d: d["live"][0]["norm"].update(bias="nope"),
+        lambda d: d["live"][0]["norm"].update(over=[-7]),
+        lambda d: d["live"][0]["norm"].update(module="nope"),
+        lambda d: d["live"][0].update(kept=[9]),
+        lambda d: d["rows"][0].update(parameter="nope"),
+        lambda d: d["rows"][0].update(at=[9]),
+        lambda d: d["scales"][0].update(factor=0.0),
+    ],
+)
+def test_damage_of_what_norms_and_attention_are_given_is_one_clear_error(attending, damage):
+    data = json.loads(json.dumps(attending[1].to_json()))
+    damage(data)
+    with pytest.raises(LoadError, match="damaged"):
+        Plan.from_json(data)
+
+
+def test_a_scale_of_a_number_that_a_module_lacks_is_another_network(attending):
+    model, plan = attending
+    plan.check(model)
+    data = json.loads(json.dumps(plan.to_json()))
+    data["scales"][1]["name"] = "nope"
+    with pytest.raises(PlanError, match=r"another network than Attending: rms\.nope: no such number"):
+        Plan.from_json(data).check(model)
+
+
 def test_a_file_that_is_no_plan_is_one_clear_error(tmp_path, chain_plan):
     with pytest.raises(LoadError, match="cannot read a plan"):
         Plan.load(tmp_path / "missing.json")

@@ -283,9 +283,10 @@ class Plan:
             require(some.factor > 0, f"the rows of {some.parameter}", f"are scaled by {some.factor}")
         for one in self.live:
             where = f"the norm {one.norm.module}"
-            require(
-                -8 <= one.norm.axis < 0 and all(-8 <= a < 0 for a in one.norm.over), where, "has other axes"
-            )
+            over, affine = one.norm.over, [n for n in (one.norm.weight, one.norm.bias) if n is not None]
+            require(one.norm.axis in over and all(-8 <= a < 0 for a in over), where, "has other axes")
+            known = all(f"{one.norm.module}.{n}".lstrip(".") in weights for n in affine)
+            require(known, where, "has a parameter that is no tensor of the network")
             require(0 <= one.channels < 2**31, where, f"has {one.channels} channels")
             _ascending(one.kept, one.channels, where)
         for site in self.sites:
@@ -332,6 +333,8 @@ class Plan:
         used: tuple[Any, ...] = (*self.stand_ins, *self.remaps, *self.sizes, *self.scales, *self.frozen)
         named = {*(u.module for u in used), *self.shut, *(live.norm.module for live in self.live)}
         wrong += [f"{n}: no such module" for n in named if n not in modules]
+        scaled = [s for s in self.scales if s.module in modules and not hasattr(modules[s.module], s.name)]
+        wrong += [f"{s.module}.{s.name}: no such number" for s in scaled]
         if wrong:
             raise PlanError(
                 f"this plan was made for another network than {type(model).__name__}: "
