@@ -8,6 +8,7 @@
 | `pairs` | two garments side by side, each squeezed to half its width: 100 classes |
 | `small_pairs` | the same at 14×14: a quarter of the work, and harder |
 | `small_pairs_development` | the same, tested on validation images that it leaves unused: to choose methods by |
+| `small_development`, `small_second_half_development` | the same of `small` and `small_second_half` |
 | `small_pairs_first_half`, `small_pairs_second_half` | `small_pairs` within half of the garments: 25 classes |
 
 Each takes `data_dir`, `seed`, `validation`, `limit` and `limit_test` as `chipnet.lab.data.load_data` does.
@@ -138,6 +139,14 @@ def _pairs(names: Sequence[str]) -> Sequence[str]:
 # Mirrored, the right garment would be the left one.
 pairs = _task("fashion-mnist pairs", _side_by_side(10), _pairs, flip=False)
 small_pairs = _task("fashion-mnist pairs 14x14", _small(_side_by_side(10)), _pairs, flip=False, pad=1)
+small_development = _task("fashion-mnist 14x14, development", _small(_same), tuple, pad=1, development=True)
+small_second_half_development = _task(
+    "fashion-mnist 5-9 14x14, development",
+    _small(_half(5)),
+    lambda names: names[5:],
+    pad=1,
+    development=True,
+)
 small_pairs_first_half = _task(
     "fashion-mnist pairs of 0-4 14x14",
     _small(_then(_half(0), _side_by_side(5))),

@@ -50,12 +50,19 @@ class _Inverted(nn.Module):
         return x + out if self.residual else out
 
 
-def inverted(num_classes: int = 10, in_channels: int = 3) -> nn.Sequential:
-    """Eight inverted residuals with depthwise convolutions."""
+Blocks = tuple[tuple[int, int], ...]
+"""Width and stride of each block."""
+
+
+def inverted(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    blocks: Blocks = ((16, 1), (16, 1), (24, 2), (24, 1), (24, 1), (40, 2), (40, 1), (40, 1)),
+) -> nn.Sequential:
+    """Inverted residuals with depthwise convolutions, eight if not told."""
     layers: list[nn.Module] = [_conv_bn(in_channels, 16)]
-    widths = ((16, 1), (16, 1), (24, 2), (24, 1), (24, 1), (40, 2), (40, 1), (40, 1))
     inputs = 16
-    for width, stride in widths:
+    for width, stride in blocks:
         layers.append(_Inverted(inputs, width, stride))
         inputs = width
     layers.append(_conv_bn(inputs, 96, 1))
@@ -73,8 +80,8 @@ class _Dense(nn.Module):
         return torch.cat([x, self.conv(self.norm(x).relu())], dim=1)
 
 
-def dense_concatenation(num_classes: int = 10, in_channels: int = 3) -> nn.Sequential:
-    """Three stages of four densely connected layers, with transitions of half the channels."""
+def dense_concatenation(num_classes: int = 10, in_channels: int = 3, depth: int = 4) -> nn.Sequential:
+    """Three stages of ``depth`` densely connected layers, with transitions of half the channels."""
     layers: list[nn.Module] = [nn.Conv2d(in_channels, 24, 3, padding=1, bias=False)]
     channels = 24
     for stage in range(3):
@@ -82,7 +89,7 @@ def dense_concatenation(num_classes: int = 10, in_channels: int = 3) -> nn.Seque
             half = [nn.Conv2d(channels, channels // 2, 1, bias=False), nn.AvgPool2d(2, ceil_mode=True)]
             layers += [nn.BatchNorm2d(channels), nn.ReLU(), *half]
             channels //= 2
-        for _ in range(4):
+        for _ in range(depth):
             layers.append(_Dense(channels, 16))
             channels += 16
     layers += [nn.BatchNorm2d(channels), nn.ReLU()]
@@ -107,11 +114,15 @@ class _Branches(nn.Module):
         return x + out * scale if self.residual else out * scale
 
 
-def branches(num_classes: int = 10, in_channels: int = 3) -> nn.Sequential:
-    """Six blocks of parallel branches with squeeze and excitation."""
+def branches(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    blocks: Blocks = ((8, 1), (8, 1), (16, 2), (16, 1), (24, 2), (24, 1)),
+) -> nn.Sequential:
+    """Blocks of parallel branches with squeeze and excitation, six if not told."""
     layers: list[nn.Module] = [_conv_bn(in_channels, 16)]
     inputs = 16
-    for width, stride in ((8, 1), (8, 1), (16, 2), (16, 1), (24, 2), (24, 1)):
+    for width, stride in blocks:
         layers.append(_Branches(inputs, width, stride))
         inputs = 3 * width
     return _classifier(layers, inputs, num_classes)

@@ -42,8 +42,8 @@ EPOCHS, BATCH, RATE, IMAGES = 12, 64, 0.1, 512
 class Task:
     """Images and labels, normalised."""
 
-    def __init__(self, folder: str, seed: int, data: str) -> None:
-        found = getattr(datasets, data)(folder, seed=seed, limit=6000)
+    def __init__(self, folder: str, seed: int, data: str, limit: int = 6000) -> None:
+        found = getattr(datasets, data)(folder, seed=seed, limit=limit)
         mean, std = (torch.tensor(x).view(1, -1, 1, 1) for x in (found.mean, found.std))
         self.classes, self.channels = found.num_classes, found.in_channels
         self.train, self.test = (
