@@ -581,6 +581,8 @@ def test_fisher_sees_image_by_image_what_the_gates_gradient_sums_up(name, realis
     model, _, structure = toy_made(toy, realisation=realisation)
     if not structure.gates:
         pytest.skip("nothing to prune")
+    if structure.analysis.norms:
+        pytest.skip("a gate is also in the statistics of live channels, which no activation shows")
     model = copy.deepcopy(model)
     x = torch.randn(3, *toy.shape[1:], dtype=torch.float64)
     sums, grads = [], []

@@ -15,24 +15,21 @@ from chipnet.methods.gradual import Averaging
 from chipnet.methods.scores import price
 
 
-class Fisher(Averaging):
-    """Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018 (arXiv:1801.05787).
+class PerImage(Averaging):
+    """A gradual method that averages over batches the sum over images n of (dL_n/dz)^2, for every gate.
 
-    A score is the rise of the loss if the gate were shut, to second order, with the Fisher information in place of
-    the Hessian: the sum over images n of (dL_n/dz)^2 / 2. Here dL_n/dz is the sum of activation times gradient over
-    the positions of the gate's channels. Channels that share a gate are added *before* they are squared, and the
-    result is divided by what a channel costs in the budget's kinds (Liu et al., Group Fisher Pruning, ICML 2021,
-    arXiv:2108.00708). Scores are averaged over batches. A shut gate has a score of zero and does not return.
+    Here dL_n/dz is the sum of activation times gradient over the positions of the gate's channels. Channels that
+    share a gate are added *before* they are squared (Liu et al., Group Fisher Pruning, ICML 2021,
+    arXiv:2108.00708). A shut gate writes zeros, so its part is zero.
+
+    What a gate does to the statistics of a norm over channels behind it is left out.
 
     Images cannot cancel each other, as they can in `Taylor`, which squares the mean gradient of a batch. For that,
     training takes one more pass over the gated activations.
     """
 
-    name = "fisher"
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.price = price(self).cpu()
         # Images -> sums [images, gates] of activation times gradient. A network that folds windows into the batch
         # has several first dimensions: only sums over the same one may be added before they are squared.
         self.sums: dict[int, Tensor] = {}
@@ -59,6 +56,21 @@ class Fisher(Averaging):
             self.learn(mean_(sample, self.group) / processes)
         self.sums.clear()
         super().step(before, after)
+
+
+class Fisher(PerImage):
+    """Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018 (arXiv:1801.05787).
+
+    A score is the rise of the loss if the gate were shut, to second order, with the Fisher information in place of
+    the Hessian: half of what `PerImage` averages. It is divided by what a channel costs in the budget's kinds (Liu
+    et al. 2021). A shut gate has a score of zero and does not return.
+    """
+
+    name = "fisher"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.price = price(self).cpu()
 
     def scores(self) -> Tensor:
         return self.sensitivity().cpu().double() / self.price.clamp(min=1e-12)
