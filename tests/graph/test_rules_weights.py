@@ -233,3 +233,44 @@ def test_a_network_of_pixel_differences_reaches_a_quarter_of_its_operations():
         assert plan.compact.macs <= plan.dense.macs / 4
         big = masked(model, plan).train()
         assert torch.allclose(big(x), small.train()(x), rtol=0, atol=1e-9)
+
+
+class NormWithComputed(nn.Module):
+    """A linear layer, a norm with an affine parameter that is computed, and a linear layer."""
+
+    def __init__(self, norm: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(4, 6), norm, nn.Linear(6, 3)
+        self.scale, self.shift = nn.Parameter(torch.rand(6)), nn.Parameter(torch.rand(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.norm(self.a(x), self.scale, self.shift))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda x, scale, shift: F.layer_norm(x, (6,), F.softplus(scale), shift),
+        lambda x, scale, shift: F.layer_norm(x, (6,), scale, shift.exp()),
+        lambda x, scale, shift: F.rms_norm(x, (6,), F.softplus(scale) * shift),
+        lambda x, scale, shift: F.group_norm(x, 3, scale.exp(), shift),
+        lambda x, scale, shift: F.instance_norm(
+            x[..., None].expand(-1, -1, 2), None, None, scale.exp(), shift
+        ).sum(-1),
+    ],
+    ids=["layer", "layer-bias", "rms", "group", "instance"],
+)
+def test_what_a_norm_multiplies_by_and_adds_is_kept_with_what_it_reads_where_it_is_computed(norm):
+    torch.manual_seed(0)
+    model, x = randomised(NormWithComputed(norm)), torch.randn(5, 4, dtype=torch.float64)
+    s = Structure(model, x)
+    conforms(model, x, s, [torch.ones(s.gates, dtype=torch.bool)], train=False)
+    assert {site.name: site.free for site in s.sites if site.host.is_layer and site.name != "b"}["a"] == 0
+
+
+def test_so_are_parameters_of_parametrised_norms():
+    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3))
+    nn.utils.parametrize.register_parametrization(model[1], "weight", nn.Softplus())
+    x = torch.randn(5, 4, dtype=torch.float64)
+    s = Structure(randomised(model), x)
+    assert s.plan(torch.ones(s.gates, dtype=torch.bool)).keep == {}

@@ -27,7 +27,7 @@ from chipnet.graph.facts import (
     Slots,
 )
 from chipnet.graph.groups import small_groups
-from chipnet.graph.labels import Made, Param, Value
+from chipnet.graph.labels import Labels, Made, Param, Value
 from chipnet.graph.operator import Operator
 from chipnet.graph.standard import STANDARD_MIX, STANDARD_NORM
 from chipnet.program.names import is_within
@@ -136,6 +136,9 @@ def norm(
     """
     g = op.draft
     names = [p.name for p in (weight, bias, *stats) if isinstance(p, Param)]
+    if computed := [p for p in (weight, bias, *stats) if isinstance(p, Labels)]:
+        op.read_all(computed, COMPUTED, PinCode.COMPUTED)
+        op.keep(x, COMPUTED, PinCode.COMPUTED)
     plain = type(op.owner) in STANDARD_NORM
     module = _owned(op, names[0], STANDARD_NORM) if names else (op.module if plain else None)
     mapped = module if names and _once(op, names[0]) else None
