@@ -274,3 +274,22 @@ def test_so_are_parameters_of_parametrised_norms():
     x = torch.randn(5, 4, dtype=torch.float64)
     s = Structure(randomised(model), x)
     assert s.plan(torch.ones(s.gates, dtype=torch.bool)).keep == {}
+
+
+class Conditional(nn.Module):
+    """A norm whose scale another layer computes from the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.scale, self.b = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.layer_norm(self.a(x), (6,), self.scale(x).mean(0)))
+
+
+def test_a_layer_that_computes_the_scale_of_a_norm_is_no_dead_one():
+    torch.manual_seed(0)
+    model, x = randomised(Conditional()), torch.randn(5, 4, dtype=torch.float64)
+    s = Structure(model, x)
+    conforms(model, x, s, [torch.ones(s.gates, dtype=torch.bool)], train=False)
+    assert not s.gates

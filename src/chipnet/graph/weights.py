@@ -137,8 +137,12 @@ def norm(
     g = op.draft
     names = [p.name for p in (weight, bias, *stats) if isinstance(p, Param)]
     if computed := [p for p in (weight, bias, *stats) if isinstance(p, Labels)]:
-        op.read_all(computed, COMPUTED, PinCode.COMPUTED)
+        kept = np.full(len(x), op.read_all(computed, COMPUTED, PinCode.COMPUTED), dtype=np.int64)
         op.keep(x, COMPUTED, PinCode.COMPUTED)
+        both = g.new(len(x))  # what computes them is needed where the norm is
+        op.emit(Map(both, (x, kept), "and"))
+        g.tie(both, x)
+        x = both
     plain = type(op.owner) in STANDARD_NORM
     module = _owned(op, names[0], STANDARD_NORM) if names else (op.module if plain else None)
     mapped = module if names and _once(op, names[0]) else None
