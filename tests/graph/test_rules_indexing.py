@@ -188,3 +188,62 @@ def test_two_inputs_in_one_batch():
         s = Structure(model, x, realisation=realisation)  # type: ignore[arg-type]
         assert {site.name: site.free for site in s.sites if site.free} == {"a": 8}
         conforms(model, x, s, [random_mask(s, 0.5), *corner_masks(s)])
+
+
+class Tokens(nn.Module):
+    """Two tables, a norm over their sum, a branch, and a head: none, the first table, or a layer behind it."""
+
+    def __init__(self, head: str) -> None:
+        super().__init__()
+        self.token, self.position = nn.Embedding(9, 7, padding_idx=2), nn.Embedding(6, 7)
+        self.norm, self.up, self.down = nn.LayerNorm(7), nn.Linear(7, 10), nn.Linear(10, 7)
+        self.head = nn.Linear(9 if head == "behind" else 7, 4)
+        self.kind = head
+        self.register_buffer("places", torch.arange(6))
+
+    def forward(self, i: Tensor) -> Tensor:
+        x = self.norm(self.token(i) + self.position(self.places))
+        x = x + self.down(F.relu(self.up(x)))
+        if self.kind == "own":
+            return self.head(x)
+        scores = F.linear(x, self.token.weight)
+        return self.head(scores) if self.kind == "behind" else scores
+
+
+@pytest.mark.parametrize("head", ["own", "tied", "behind"])
+def test_tables_of_embeddings_lose_columns_and_keep_all_rows(head):
+    def made() -> Tokens:
+        torch.manual_seed(0)
+        return randomised(Tokens(head))
+
+    model, tokens = made(), torch.randint(0, 9, (3, 6))
+    for realisation in ("indexed", "plain"):
+        s = Structure(model, tokens, realisation=realisation)  # type: ignore[arg-type]
+        masks = [*(random_mask(s, d) for d in (0.5, 0.25, 0.75)), *corner_masks(s)]
+        found = conforms(model, tokens, s, masks, factory=made)
+        for small, _, _ in found:
+            for table, rows in ((small.token, 9), (small.position, 6)):
+                assert table.weight.shape == (rows, table.embedding_dim)
+    assert min(small.token.embedding_dim for small, _, _ in found) < 7
+    stream = 7 if head == "own" else 6  # a tied head is no module: it keeps one channel
+    free = {site.name: site.free for site in s.sites if site.free}
+    assert free == {"token": stream, "position": stream, "up": 10, "down": stream}
+
+
+def test_a_table_that_is_computed_or_changed_by_its_call_stays_whole():
+    class Net(nn.Module):
+        def __init__(self, most: float | None) -> None:
+            super().__init__()
+            self.token, self.most = nn.Embedding(9, 7, max_norm=most), most
+            self.up, self.head = nn.Linear(7, 10), nn.Linear(10, 4)
+
+        def forward(self, i: Tensor) -> Tensor:
+            x = self.token(i) if self.most else F.embedding(i, self.token.weight.tanh())
+            return self.head(F.relu(self.up(x)))
+
+    tokens = torch.randint(0, 9, (3, 6))
+    for most in (None, 1.0):
+        model = randomised(Net(most))
+        s = Structure(model, tokens)
+        assert {site.name: site.free for site in s.sites if site.free} == {"up": 10}
+        conforms(model, tokens, s, [random_mask(s, 0.5), *corner_masks(s)])

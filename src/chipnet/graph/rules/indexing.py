@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from chipnet.graph.attributes import pin_literal
-from chipnet.graph.labels import Labels, Value, uniform, values_in
+from chipnet.graph.facts import Number, PinCode
+from chipnet.graph.labels import Labels, Param, Value, along, uniform, values_in
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.table import aten, rule
 
@@ -24,6 +26,20 @@ def _aside(op: Operator, x: Value, index: Value) -> Labels:
     if x.varying and index.varying and set(x.varying).isdisjoint(index.varying):
         return op.without_channels(index, "its values are indices")
     return index
+
+
+@rule(*aten("embedding"))
+def embedding(op: Operator, weight: Value, indices: Value, *args: Any, **kwargs: Any) -> Labels:
+    """Rows of a table, whose columns are channels. All rows stay: any may be asked for."""
+    if not isinstance(weight, Param) or weight.made is not None:
+        return op.barrier([weight, indices], "rows of a table that is computed")
+    op.keep(
+        op.data_slots(weight.name, 0, weight.shape[0]), "its rows are chosen by indices", PinCode.READ_WHOLE
+    )
+    columns = op.data_slots(weight.name, 1, weight.shape[1])
+    if isinstance(op.owner, nn.Embedding):
+        op.draft.numbers[op.module, "embedding_dim", None] = Number(op.module, "embedding_dim", None, columns)
+    return _chosen(op, along(columns, -1, op.shape), indices)
 
 
 @rule(*aten("index_select"))
