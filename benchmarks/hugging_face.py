@@ -1,0 +1,123 @@
+"""Small networks of Hugging Face from configs, with random weights, for `benchmarks.zoo`.
+
+    python -m benchmarks.zoo --models benchmarks.hugging_face:vit benchmarks.hugging_face:bert --target 0.25
+
+Each function returns a network and its inputs. Outputs are scores; where a network gives its stream, a linear layer
+reads the mean over tokens: as an output the stream would stay whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+Made = tuple[nn.Module, Tensor]
+
+SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+PATCHES = {"image_size": 32, "patch_size": 8, **SMALL}
+TEXT = {"vocab_size": 64, "max_position_embeddings": 16, **SMALL}
+CONVNEXT: dict[str, Any] = {"hidden_sizes": [16, 24, 32], "depths": [1, 1, 2], "num_stages": 3}
+
+
+class First(nn.Module):
+    """The first output of a network that is called by the name of its input, or what a head makes of its tokens."""
+
+    def __init__(self, net: Any, name: str, head: int = 0, **options: Any) -> None:
+        super().__init__()
+        self.net, self.name, self.options = net, name, options
+        self.head = nn.Linear(head, 5) if head else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        first: Tensor = self.net(**{self.name: x}, **self.options)[0]
+        return first if self.head is None else self.head(first.mean(1))
+
+
+def _seen(net: Any, side: int, head: int = 0) -> Made:
+    return First(net, "pixel_values", head), torch.randn(2, 3, side, side)
+
+
+def _read(net: Any, head: int = 0, **options: Any) -> Made:
+    return First(net, "input_ids", head, **options), torch.randint(3, 64, (2, 16))
+
+
+def vit() -> Made:
+    return _seen(hf.ViTForImageClassification(hf.ViTConfig(**PATCHES, num_labels=10)), 32)
+
+
+def deit() -> Made:
+    return _seen(hf.DeiTForImageClassification(hf.DeiTConfig(**PATCHES, num_labels=10)), 32)
+
+
+def swin() -> Made:
+    config = hf.SwinConfig(
+        image_size=64,
+        patch_size=4,
+        embed_dim=24,
+        depths=[2, 2],
+        num_heads=[2, 4],
+        window_size=4,
+        num_labels=10,
+    )
+    return _seen(hf.SwinForImageClassification(config), 64)
+
+
+def convnext() -> Made:
+    return _seen(hf.ConvNextForImageClassification(hf.ConvNextConfig(**CONVNEXT, num_labels=10)), 64)
+
+
+def convnextv2() -> Made:
+    return _seen(hf.ConvNextV2ForImageClassification(hf.ConvNextV2Config(**CONVNEXT, num_labels=10)), 64)
+
+
+def segformer() -> Made:
+    config = hf.SegformerConfig(
+        num_encoder_blocks=3,
+        depths=[1, 1, 1],
+        sr_ratios=[4, 2, 1],
+        hidden_sizes=[16, 24, 32],
+        num_attention_heads=[1, 2, 4],
+        patch_sizes=[7, 3, 3],
+        strides=[4, 2, 2],
+        mlp_ratios=[2, 2, 2],
+        decoder_hidden_size=32,
+        num_labels=10,
+    )
+    return _seen(hf.SegformerForSemanticSegmentation(config), 64)
+
+
+def clip_vision() -> Made:
+    return _seen(hf.CLIPVisionModel(hf.CLIPVisionConfig(**PATCHES)), 32, head=48)
+
+
+def clip_text() -> Made:
+    return _read(hf.CLIPTextModel(hf.CLIPTextConfig(**TEXT, eos_token_id=2, bos_token_id=1)), head=48)
+
+
+def whisper() -> Made:
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    config = hf.WhisperConfig(
+        d_model=48,
+        encoder_layers=2,
+        encoder_attention_heads=4,
+        encoder_ffn_dim=96,
+        max_source_positions=16,
+        num_mel_bins=16,
+    )
+    return First(WhisperEncoder(config), "input_features", head=48), torch.randn(2, 16, 32)
+
+
+def bert(eps: float = 1e-12) -> Made:
+    return _read(hf.BertForSequenceClassification(hf.BertConfig(**TEXT, num_labels=5, layer_norm_eps=eps)))
+
+
+def bert_1e5() -> Made:
+    return bert(1e-5)
+
+
+def llama() -> Made:
+    config = hf.LlamaConfig(**{**TEXT, "num_hidden_layers": 4}, num_key_value_heads=2)
+    return _read(hf.LlamaForCausalLM(config), use_cache=False)
