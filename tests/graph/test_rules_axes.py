@@ -21,7 +21,8 @@ AXES: dict[str, Case] = {
         {"a": 4, "b": 5},
         12,
     ),
-    "aminmax": (lambda x: torch.stack(x.flatten(2).aminmax(dim=2), 2)[..., None], ALL, 12),
+    # detached: torch 2.11 has no derivative of it
+    "aminmax": (lambda x: torch.stack(x.detach().flatten(2).aminmax(dim=2), 2)[..., None], ALL, 12),
     "argmax over space": (lambda x: x * x.argmax(3, keepdim=True).to(x.dtype), ALL, 12),
     "nanmean": (lambda x: x.nanmean((2, 3), keepdim=True), ALL, 12),
     "nansum over channels": (lambda x: x * x.abs().nansum(1, keepdim=True), ALL, 12),
