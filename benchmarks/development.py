@@ -1,12 +1,12 @@
-"""The development set: on what decisions about methods are made, so that they stand for users' networks.
+"""The development set: networks, data and budgets by which methods are chosen. They stand for those of users.
 
     python -m benchmarks.development --methods chipnet,fisher,uniform --seeds 10,11,12 --out development.jsonl
     python -m benchmarks.development --read development.jsonl
 
-Seven families of small networks, three data sets (100 classes, 10 classes, an easy one of 5) and six budgets. Every
-family meets every budget once a seed; which data set it is goes round with the seed, so three seeds hold all
-combinations. Images and seeds are those of no table of results: networks are tested on images of the validation
-split, which the tables leave unused.
+It has seven families of small networks, three data sets (100 classes, 10, an easy one of 5) and six budgets. With
+each seed, every family has every budget once, on one data set. The next seed has the next data set there, so three
+seeds hold all combinations. No table of results has these seeds or test images: the images are those of the
+validation split that the tables leave unused.
 
 A dense network is trained for 10 epochs on 3,200 images of 14×14. Every method then has the same weights, 4 epochs
 with its gates and 4 without, under one one-cycle schedule. The accuracy is that of the last epoch.
@@ -31,17 +31,16 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import chipnet
 from benchmarks import networks
-from benchmarks.post_training import Task
+from benchmarks.post_training import BATCH, RATE, Task, fit
 from chipnet.lab.models.preresnet import PreResNet
 from chipnet.lab.models.resnet import ResNet
-from chipnet.methods.schedules import OneCycle, Schedule
+from chipnet.methods.schedules import OneCycle
 
-IMAGES, BATCH, RATE = 3200, 64, 0.1
+IMAGES = 3200
 DENSE, PRUNE, FINETUNE = 10, 4, 4
 
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
@@ -81,38 +80,6 @@ def cells(seed: int) -> Iterator[Cell]:
 @lru_cache(maxsize=3)
 def task(folder: str, data: str, seed: int) -> Task:
     return Task(folder, seed, data, limit=IMAGES)
-
-
-def fit(
-    network: nn.Module,
-    task: Task,
-    epochs: int,
-    rate: Schedule,
-    seed: int,
-    pruner: chipnet.Pruner | None = None,
-) -> None:
-    """Train in place. ``rate`` is a function of the progress through these epochs."""
-    images, labels = task.train
-    images = images.contiguous(memory_format=torch.channels_last)
-    order, size, steps = torch.Generator().manual_seed(seed), images.shape[-1], len(images) // BATCH
-    optimizer = torch.optim.SGD(network.parameters(), RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    network.train()
-    for step in range(epochs * steps):
-        if step % steps == 0:
-            batches = torch.randperm(len(images), generator=order)[: steps * BATCH].split(BATCH)
-        some = batches[step % steps]
-        top, left = torch.randint(0, 3, (2,), generator=order).tolist()
-        x = F.pad(images[some], (1, 1, 1, 1))[..., top : top + size, left : left + size]
-        optimizer.param_groups[0]["lr"] = rate(step / (epochs * steps))
-        optimizer.zero_grad()
-        loss = F.cross_entropy(network(x), labels[some])
-        if pruner is not None:
-            loss = loss + pruner.loss()
-        loss.backward()
-        optimizer.step()
-        if pruner is not None:
-            pruner.step()
-    network.eval()
 
 
 def trained(cell: Cell, task: Task, cache: Path) -> nn.Module:
@@ -194,7 +161,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-dir", default="/usr/share/datasets/fashion-mnist")
-    parser.add_argument("--methods", default="chipnet,fisher,taylor:floor=0.05,uniform,random", help="by ;")
+    parser.add_argument(
+        "--methods",
+        default="chipnet,fisher,taylor:floor=0.05,uniform,random",
+        help="names, with commas between them; with semicolons where one has several settings",
+    )
     parser.add_argument("--seeds", default="10,11,12")
     parser.add_argument("--families", default=",".join(FAMILIES))
     parser.add_argument("--budgets", default=",".join(BUDGETS))

@@ -34,7 +34,7 @@ from benchmarks import datasets, networks
 from benchmarks.rivals import costs
 from chipnet.lab.models import get_model
 from chipnet.lab.steps import recalibrate
-from chipnet.methods.schedules import OneCycle
+from chipnet.methods.schedules import OneCycle, Schedule
 
 EPOCHS, BATCH, RATE, IMAGES = 12, 64, 0.1, 512
 
@@ -60,27 +60,44 @@ class Task:
         return 100 * float(sum(right)) / len(self.test[1])
 
 
-def trained(name: str, task: Task, seed: int) -> nn.Module:
-    """A dense network, trained."""
-    torch.manual_seed(seed)
-    build = getattr(networks, name, None) or (lambda **sizes: get_model(name, **sizes))
-    network: nn.Module = build(num_classes=task.classes, in_channels=task.channels)
-    optimizer = torch.optim.SGD(network.parameters(), RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
+def fit(
+    network: nn.Module,
+    task: Task,
+    epochs: int,
+    rate: Schedule,
+    seed: int,
+    pruner: chipnet.Pruner | None = None,
+) -> None:
+    """Train in place. ``rate`` is a function of the progress through these epochs."""
     images, labels = task.train
-    order, rate = torch.Generator().manual_seed(seed), OneCycle(RATE)
-    steps, size = len(images) // BATCH, images.shape[-1]
+    order, size, steps = torch.Generator().manual_seed(seed), images.shape[-1], len(images) // BATCH
+    optimizer = torch.optim.SGD(network.parameters(), RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
     network.train()
-    for step in range(EPOCHS * steps):
+    for step in range(epochs * steps):
         if step % steps == 0:
             batches = torch.randperm(len(images), generator=order)[: steps * BATCH].split(BATCH)
         some = batches[step % steps]
         top, left = torch.randint(0, 3, (2,), generator=order).tolist()
         x = F.pad(images[some], (1, 1, 1, 1))[..., top : top + size, left : left + size]
-        optimizer.param_groups[0]["lr"] = rate(step / (EPOCHS * steps))
+        optimizer.param_groups[0]["lr"] = rate(step / (epochs * steps))
         optimizer.zero_grad()
-        F.cross_entropy(network(x), labels[some]).backward()
+        loss = F.cross_entropy(network(x), labels[some])
+        if pruner is not None:
+            loss = loss + pruner.loss()
+        loss.backward()
         optimizer.step()
-    return network.eval()
+        if pruner is not None:
+            pruner.step()
+    network.eval()
+
+
+def trained(name: str, task: Task, seed: int) -> nn.Module:
+    """A dense network, trained."""
+    torch.manual_seed(seed)
+    build = getattr(networks, name, None) or (lambda **sizes: get_model(name, **sizes))
+    network: nn.Module = build(num_classes=task.classes, in_channels=task.channels)
+    fit(network, task, EPOCHS, OneCycle(RATE), seed)
+    return network
 
 
 def _gates(network: nn.Module, images: Tensor, budget: str, method: str, seed: int) -> chipnet.Plan:

@@ -66,9 +66,11 @@ class Returns(PerImage):
     def _alone(self) -> list[float]:
         """Of every site that the input can bypass: what its branch costs apart from the site's gates, counted in
         gates of all sites of the branch, in the dense network. 0 of other sites, and where no branch may die."""
-        may_die = self.analysis.bypassed if not self.analysis.options.min_channels else ()
-        found = [max(self._fixed_cost(i), 0.0) if dies else 0.0 for i, dies in enumerate(may_die)]
-        return found or [0.0] * len(self.analysis.site_gates)
+        never = self.analysis.options.min_channels > 0
+        return [
+            0.0 if never or not bypassed else max(self._fixed_cost(i), 0.0)
+            for i, bypassed in enumerate(self.analysis.bypassed)
+        ]
 
     @cached_property
     def _minimum(self) -> list[int]:
