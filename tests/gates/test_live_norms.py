@@ -94,6 +94,18 @@ def test_soft_values_are_weights_and_their_gradients_are_those_of_the_formula():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("eps", [1e-5, 1e-12])
+@pytest.mark.parametrize("width", [3, 48])
+def test_of_one_live_channel_nothing_is_left_but_the_bias(eps, width):
+    """Its variance is 0. Rounding of 1e-7 over the root of an eps of 1e-12 would be a tenth."""
+    torch.manual_seed(0)
+    norm = hung(nn.LayerNorm(width, eps=eps), LAST, [0.0, 1.0] + [0.0] * (width - 2))
+    nn.init.normal_(norm.bias)
+    x = torch.zeros(1000, width)
+    x[:, 1] = 3.7 * torch.randn(1000)
+    assert torch.equal(norm(x)[:, 1], norm.bias[1].expand(1000))
+
+
 def test_a_norm_without_channels_gives_zeros_and_finite_gradients():
     norm = nn.LayerNorm(3).double()
     p = torch.zeros(3, dtype=torch.float64, requires_grad=True)

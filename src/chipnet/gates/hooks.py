@@ -10,6 +10,7 @@ parameters themselves at any time, and what an interrupted forward leaves is hid
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -138,9 +139,12 @@ class LiveHook(FoldHook):
     """Gives a norm over channels the statistics of those that exist: the masked network's meaning.
 
     Where a channel does not exist (p = 0) x is zero. With m = sum x / sum p, and r^2 = sum p^2 / n of n channels,
-    the norm is given ``x / r + (1 - p / r) m`` to read. That has the mean m and, over n channels, the variance
+    the norm is given ``(x - p m) / r`` to read. That has the mean 0 and, over n channels, the variance
     ``sum (x - p m)^2 / sum p^2``. So what the module computes, times r, is ``(x - p m) / sigma``: r goes into its
-    weight, and p into its bias. Where all channels exist (p = 1, r = 1) it reads x, and every bit is as before.
+    weight, and p into its bias. Where all channels exist (p = 1, r = 1) m stays, and every bit is as before.
+
+    Of one live channel ``x - m`` is 0, not almost 0: its variance is 0, and over a small ``eps`` rounding would be
+    seen.
 
     Only what the module reads is changed, so its class and its forward are the user's, whatever they are.
     """
@@ -169,9 +173,10 @@ class LiveHook(FoldHook):
     def _seen(self, x: Tensor) -> Tensor:
         p, r = self._p(x)
         if self.norm.centred:
-            fill = 1 - p / r
-            mean = x.mean(self.norm.over, keepdim=True) * (len(p) / p.sum().clamp_min(self.LEAST)).to(x.dtype)
-            return torch.addcmul(x / r.to(x.dtype), mean, self._along(fill.to(x.dtype), self.norm.axis))
+            positions = math.prod(x.shape[a] for a in self.norm.over) // len(p)
+            mean = x.sum(self.norm.over, keepdim=True, dtype=p.dtype) / (p.sum() * positions).clamp_min(self.LEAST)
+            taken = self._along((p * (p != 1).any()).to(x.dtype), self.norm.axis)
+            x = torch.addcmul(x, mean.to(x.dtype), taken, value=-1)
         return x / r.to(x.dtype)
 
     def shrink(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
