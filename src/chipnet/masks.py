@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,12 @@ import torch
 from torch import Tensor
 
 from chipnet._util.files import write_json
+from chipnet._util.given import path_of
 from chipnet._util.text import few
 from chipnet.analysis.vectors import read_mask
 from chipnet.budget.budget import Budget
 from chipnet.errors import BudgetError, LoadError, PlanError
-from chipnet.structure import Structure
+from chipnet.structure import STRUCTURE, Structure
 
 FORMAT, VERSION = "chipnet-masks", 1
 _TEXTS = ("network", "realisation", "budget")
@@ -61,8 +61,16 @@ class Masks:
     budget: str = ""
 
     @classmethod
-    def of(cls, structure: Structure, mask: Tensor, budget: str = "") -> Masks:
-        """The masks of Boolean gates ``[gates]`` of a structure, such as ``pruner.mask`` or ``plan.mask``."""
+    def of(cls, structure: Structure, mask: Tensor, budget: Budget | Mapping[str, Any] | str = "") -> Masks:
+        """The masks of Boolean gates ``[gates]`` of a structure, such as ``pruner.mask`` or ``plan.mask``.
+
+        Raises:
+            PlanError: a mask of another length or with other values.
+            BudgetError: the budget cannot be read; an empty text is none.
+            ConfigError: the structure is something else.
+        """
+        STRUCTURE.check("structure", structure)
+        asked = "" if isinstance(budget, str) and not budget else str(Budget.parse(budget))
         mask = read_mask(mask, structure.gates).cpu()
         opened = np.append(mask.numpy(), True)  # index -1: a channel without a gate stays
         sites = [site for site in structure.sites if site.free]
@@ -71,7 +79,7 @@ class Masks:
             kept={site.name: tuple(np.flatnonzero(opened[site.gates]).tolist()) for site in sites},
             network=structure.analysis.name,
             realisation=structure.options.realisation,
-            budget=budget,
+            budget=asked,
         )
 
     def __repr__(self) -> str:
@@ -95,7 +103,9 @@ class Masks:
         Raises:
             PlanError: every site that differs, with the reason; or nothing matches at all; or the network would be
                 disconnected.
+            ConfigError: the structure is something else.
         """
+        STRUCTURE.check("structure", structure)
         sites = {site.name: site for site in structure.sites if site.free}
         here, there = f"this {structure.analysis.name}", f"the masks (of a {self.network})"
         if not sites.keys() & self.widths.keys():
@@ -147,7 +157,7 @@ class Masks:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the masks as JSON, all or nothing."""
-        write_json(path, self.to_json())
+        write_json(path_of("path", path), self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
@@ -157,8 +167,9 @@ class Masks:
             LoadError: the file is missing, is of another kind or version, or is damaged: what is wrong, and at
                 which site.
         """
+        path = path_of("path", path)
         try:
-            data = json.loads(Path(path).read_text())
+            data = json.loads(path.read_text())
         except (OSError, ValueError, RecursionError) as e:
             raise LoadError(
                 f"cannot read masks from {path}: {e}. Give the masks.json of a run, or what Masks.save wrote."

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from chipnet._util.distributed import Group, first_
 from chipnet._util.finite import Flags, all_finite, check_finite
+from chipnet._util.given import NETWORK
 from chipnet._util.modes import plainly
 from chipnet.analysis.kinds import KINDS, LATENCY
 from chipnet.analysis.options import Options, Patterns, check_whole
@@ -102,6 +103,7 @@ class Pruner:
         kind, settings = read_method(method)
         check_whole("steps", steps, 1, ": the optimiser steps of the pruning phase")
         check_whole("seed", seed, 0)
+        NETWORK.check("model", model)
         model = getattr(model, "_orig_mod", model)  # what torch.compile was given
         self.model, self.group = model, group
         self.budget, self.steps, self.taken = Budget.parse(budget), steps, 0
@@ -223,6 +225,7 @@ class Pruner:
     @plainly
     def histogram(self, bins: int = 10) -> list[int]:
         """How many gates have values in each of ``bins`` equal parts of [0, 1], as they are learnt now."""
+        check_whole("bins", bins, 1)
         with torch.no_grad():
             values = self.method.relaxed(self.progress).detach().float().cpu()
         return [int(n) for n in torch.histc(values, bins, 0.0, 1.0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import warnings
 import weakref
 from collections.abc import Mapping
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from chipnet._util.finite import check_finite
+from chipnet._util.given import NETWORK, Wanted
 from chipnet._util.modes import plainly
+from chipnet._util.text import value_text
 from chipnet.analysis.analysis import Analysis, Notes, analyse
 from chipnet.analysis.cost import CostModel
 from chipnet.analysis.kinds import LATENCY
@@ -86,6 +89,7 @@ class Structure:
         round_to: int = 1,
         outputs: Any = None,
     ) -> None:
+        NETWORK.check("model", model)
         options = Options(realisation, share, ignore, only, min_channels, round_to, outputs)
         _refuse_gates(model)
         self._model = weakref.ref(model)
@@ -185,8 +189,9 @@ class Structure:
 
         Raises:
             ConfigError: it is another.
-            CaptureError: it has a pruner's gates in it.
+            CaptureError: it has a pruner's gates in it, or is no network.
         """
+        NETWORK.check("model", model)
         known = self.analysis.shapes
         shapes = {n: tuple(t.shape) for n, t in model.state_dict(keep_vars=True).items()}
         if type(model).__name__ != self.analysis.name:
@@ -208,7 +213,12 @@ class Structure:
         return limits(self.analysis, Budget.parse(budget))
 
     def time(self, model: nn.Module) -> None:
-        """Measure the layers of ``model`` on its device, so that budgets may name latency. Does so once."""
+        """Measure the layers of ``model`` on its device, so that budgets may name latency. Does so once.
+
+        Raises:
+            ConfigError, CaptureError: it is not the network that this structure was made of; see `fits`.
+        """
+        self.fits(model)
         if LATENCY not in self.cost.kinds:
             self.analysis = self.analysis.with_cost(with_latency(model, self.analysis))
 
@@ -242,8 +252,15 @@ class Structure:
         Raises:
             PlanError: scores of another length, or that are not finite.
             BudgetError: no connected network meets the budget.
+            ConfigError: the floor is no number from 0 to 1.
         """
-        return Hardener(self.analysis, self.limits(budget), read_scores(scores, self.gates)).solve(floor)
+        if isinstance(floor, bool) or not isinstance(floor, numbers.Real) or not 0 <= floor <= 1:
+            raise ConfigError(
+                f"floor must be a number from 0 to 1, got {value_text(floor)}: the part of each site that stays"
+            )
+        return Hardener(self.analysis, self.limits(budget), read_scores(scores, self.gates)).solve(
+            float(floor)
+        )
 
     @plainly
     def check(self, budget: Budget | Mapping[str, Any] | str) -> None:
@@ -256,17 +273,24 @@ class Structure:
         Hardener(self.analysis, self.limits(budget)).check()
 
     @plainly
-    def plan(self, mask: Tensor, budget: Budget | None = None) -> Plan:
+    def plan(self, mask: Tensor, budget: Budget | Mapping[str, Any] | str | None = None) -> Plan:
         """What to cut for ``mask`` ``[gates]``: Booleans, or numbers that are all 0 or 1.
+
+        ``budget`` is what was asked for; the plan says so, and counts the kinds that it names.
 
         Raises:
             PlanError: a mask of another length or with other values, one under which the input does not reach every
                 output, or weights of the model that are not finite.
+            BudgetError: the budget cannot be read.
         """
+        wanted = None if budget is None else Budget.parse(budget)
         model = self._model()
         if model is not None:
             check_finite(model, kind=PlanError)
-        return make_plan(self.analysis, mask, budget)
+        return make_plan(self.analysis, mask, wanted)
+
+
+STRUCTURE = Wanted(Structure, "a chipnet.Structure", "chipnet.Structure(model, example_inputs) makes one.")
 
 
 def _tried(network: Network, options: Options) -> Analysis:

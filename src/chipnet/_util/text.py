@@ -1,4 +1,5 @@
-"""Text for people: escaped for a terminal, commands to copy, long lists cut short, what a misspelt name meant."""
+"""Text for people: escaped for a terminal, commands to copy, long lists and values cut short, what a misspelt name
+meant."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -64,3 +66,30 @@ def close_names(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
     return f"Close names: {', '.join(close)}." if close else ""
+
+
+def type_text(value: Any) -> str:
+    """What a value is, in an error.
+
+    >>> type_text(None), type_text({}), type_text(3), type_text(dict)
+    ('None', 'a dict', 'an int', 'the class dict')
+    """
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def value_text(value: Any) -> str:
+    """A value as Python writes it, where that is short; else what it is.
+
+    >>> value_text("a"), value_text(list(range(99)))
+    ("'a'", 'a list')
+    """
+    try:
+        text = repr(value)
+    except Exception:  # whole numbers of thousands of digits, and objects whose own text fails
+        return type_text(value)
+    return text if len(text) <= 80 and "\n" not in text else type_text(value)

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chipnet._util.text import type_text
 from chipnet.analysis.counts import ExistingChannels
 from chipnet.analysis.kinds import KIND, KINDS
 from chipnet.analysis.kinds.base import Call
 from chipnet.analysis.vectors import read_mask
+from chipnet.errors import PlanError
 
 Measured = Callable[[Tensor, Tensor], Tensor]
 """A cost that is measured, from counts ``[..., K]`` and the volume ``[...]``: ``[...]``."""
@@ -133,7 +135,14 @@ class CostModel:
         return made
 
     def __call__(self, gates: Tensor) -> Tensor:
-        """Costs ``[..., kinds]`` in the order of ``kinds``, for gate values ``[..., gates]`` in [0, 1]."""
+        """Costs ``[..., kinds]`` in the order of ``kinds``, for gate values ``[..., gates]`` in [0, 1].
+
+        Raises:
+            PlanError: they are no tensor with a value for each gate.
+        """
+        if not isinstance(gates, Tensor) or not gates.dim() or gates.shape[-1] != self._counts.live.gates:
+            shape = f"one of shape {tuple(gates.shape)}" if isinstance(gates, Tensor) else type_text(gates)
+            raise PlanError(f"values of gates are a tensor [..., {self._counts.live.gates}], not {shape}")
         counts, parts = self._parts(gates)
         costs = parts
         if len(self._sizes) < parts.shape[-1]:

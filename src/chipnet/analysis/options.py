@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from chipnet._util.sizes import too_large
+from chipnet._util.text import value_text
 from chipnet.errors import CaptureError, ConfigError
 from chipnet.graph.facts import Realisation
 from chipnet.program.names import is_within
@@ -38,7 +39,11 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.realisation not in ("plain", "indexed"):
-            raise ConfigError(f"realisation must be 'plain' or 'indexed', got {self.realisation!r}")
+            raise ConfigError(f"realisation must be 'plain' or 'indexed', got {value_text(self.realisation)}")
+        if self.share is not None and not isinstance(self.share, bool):
+            raise ConfigError(
+                f"share must be True, False or None (the default of the realisation), got {value_text(self.share)}"
+            )
         check_whole("min_channels", self.min_channels, 0)
         check_whole("round_to", self.round_to, 1)
         object.__setattr__(self, "ignore", read_patterns(self.ignore, "ignore"))
@@ -75,7 +80,7 @@ def check_whole(name: str, value: Any, least: int, why: str = "") -> None:
         ConfigError: it is none.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ConfigError(f"{name} must be a whole number, got {value!r}{why}")
+        raise ConfigError(f"{name} must be a whole number, got {value_text(value)}{why}")
     if value < least:
         raise ConfigError(f"{name} must be at least {least}, got {value}{why}")
     if said := too_large(name, value):
@@ -97,8 +102,8 @@ def read_patterns(given: Any, option: str) -> tuple[Pattern, ...]:
     patterns = tuple(given) if isinstance(given, Iterable) else (given,)
     if wrong := [p for p in patterns if not isinstance(p, (str, type))]:
         raise ConfigError(
-            f"{option} takes patterns and classes of modules, not {wrong[0]!r}: 'layer1.*', 'type:Linear', "
-            "or a list of such"
+            f"{option} takes patterns and classes of modules, not {value_text(wrong[0])}: 'layer1.*', "
+            "'type:Linear', or a list of such"
         )
     return patterns
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from chipnet._util.text import did_you_mean
+from chipnet._util.text import did_you_mean, type_text, value_text
 from chipnet.analysis.kinds import KIND
 from chipnet.errors import BudgetError
 
@@ -132,12 +132,21 @@ class Budget:
         Args:
             dense: the cost of the dense network, for at least every kind of this budget.
 
+        Raises:
+            BudgetError: it has no such cost.
+
         Examples:
             >>> Budget.parse("channels=0.1,macs=2M").limits({"channels": 10, "macs": 500})
             {'channels': 1, 'macs': 500}
         """
+        try:
+            whole = {kind: dense[kind] for kind in self.kinds}
+        except (TypeError, LookupError, AttributeError) as error:
+            raise BudgetError(
+                f"the dense costs must be a mapping that has {', '.join(self.kinds)}: give structure.cost.dense"
+            ) from error
         return {
-            kind: math.floor(value * dense[kind]) if isinstance(value, Fraction) else min(value, dense[kind])
+            kind: math.floor(value * whole[kind]) if isinstance(value, Fraction) else min(value, whole[kind])
             for kind, value in self.targets
         }
 
@@ -177,7 +186,7 @@ def _pairs(spec: Mapping[str, Any] | str | Iterable[str], problems: list[str]) -
         return pairs
     for text in spec:
         if not isinstance(text, str):
-            problems.append(f"{text!r} is not text; write for example ['macs=0.25', 'params=2M']")
+            problems.append(f"{value_text(text)} is not text; write for example ['macs=0.25', 'params=2M']")
             continue
         for part in filter(None, (part.strip() for part in text.split(","))):
             kind, equals, raw = part.partition("=")
@@ -273,9 +282,10 @@ def _count(written_kind: str, count: Fraction, with_unit: bool = False) -> int:
 def _written(value: Any, how: Callable[[Any], str]) -> str:
     """A value in an error: Python refuses to write whole numbers of thousands of digits."""
     try:
-        return how(value)
+        text = how(value)
     except ValueError:
         return "with a number of thousands of digits"
+    return text if isinstance(value, str) or "\n" not in text else type_text(value)
 
 
 def _text(value: Fraction | int, kind: str) -> str:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from chipnet._util.files import replacing
+from chipnet._util.given import NETWORK, path_of
+from chipnet._util.text import value_text
 from chipnet.errors import ChipNetError, ConfigError, ExportError
 from chipnet.formats.batch import batch_of, captured, resized
 from chipnet.formats.fold import fold_norms
@@ -115,14 +117,15 @@ def export(
         >>> done.format, done.folded, done.batches
         ('torch-export', 1, (7, 1))
     """
-    path = Path(path)
+    NETWORK.check("model", model)
+    path = path_of("path", path)
     kind = _kind(path, format)
     if opset is not None and not FORMATS[kind].opsets:
         raise ConfigError(f"opset belongs to ONNX; {kind} has none. Leave it out.")
     if not path.parent.is_dir() or path.is_dir():
         raise ConfigError(f"cannot write {path}: give the name of a file in a folder that exists.")
     try:
-        meta = json.dumps(metadata or {})
+        meta = json.dumps({} if metadata is None else metadata)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"metadata must be JSON values: {error}.") from error
     given = Inputs.of(inputs).to(torch.device("cpu"))
@@ -166,8 +169,8 @@ def _kind(path: Path, format: str | None) -> str:
         if not found:
             raise ConfigError(f"the suffix of {path} names no format: {known}. Give format=.")
         return found[0]
-    if format not in FORMATS:
-        raise ConfigError(f"unknown format {format!r}; known: {known}")
+    if not isinstance(format, str) or format not in FORMATS:
+        raise ConfigError(f"unknown format {value_text(format)}; known: {known}")
     return format
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from chipnet._util.given import NETWORK
 from chipnet._util.torch_private import hooks_after, hooks_before, hooks_called_always, parameters_of
 from chipnet.analysis.liveness import Site
 from chipnet.gates.values import Constants
@@ -294,4 +295,5 @@ def detach(model: nn.Module) -> nn.Module:
         ...     torch.equal(average(x), dense), torch.equal(average(x), net(x))
         (True, False)
     """
+    NETWORK.check("model", model)
     return strip_gates(model)

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 import chipnet
-from chipnet import ChipNetError, ConfigError, Plan, Pruner
+from chipnet import Budget, ChipNetError, ConfigError, Plan, Pruner, Structure
+from chipnet._util.given import ATTRIBUTE
+from chipnet.program.inputs import Inputs
 from chipnet.surgery.optimizer import States, cut_state, set_state
 
 
@@ -37,6 +39,9 @@ class Pruning:
         network: attribute path of the network in the trained module; None: the module itself.
         options: other arguments of `chipnet.Pruner`.
 
+    Raises:
+        BudgetError, CaptureError, ConfigError: the budget, the inputs or the path are none.
+
     Attributes:
         pruner: while the network is trained.
         plan: once it has been cut.
@@ -46,7 +51,11 @@ class Pruning:
     def __init__(
         self, budget: Any, example_inputs: Any, *, network: str | None = None, **options: Any
     ) -> None:
-        self.budget, self.example_inputs, self.path, self.options = budget, example_inputs, network, options
+        self.budget, self.path, self.options = Budget.parse(budget), network, options
+        given = example_inputs
+        self.example_inputs = given if isinstance(given, Structure) else Inputs.of(given)
+        if network is not None:
+            ATTRIBUTE.check("network", network)
         self.pruner: Pruner | None = None
         self.plan: Plan | None = None
         self.compact: nn.Module | None = None

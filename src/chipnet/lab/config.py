@@ -45,9 +45,43 @@ FINETUNING = 0.1
 """Rates for a network that is trained already, as a part of those for one that is trained first."""
 
 
-def option(default: Any, help: str) -> Any:
-    """A field with its line of help: the text of its flag."""
-    return field(default=default, metadata={"help": help})
+@dataclass(frozen=True)
+class Allowed:
+    """What a field may be: in words, and as a test."""
+
+    said: str
+    test: Callable[[Any], bool]
+
+    def has(self, value: Any) -> bool:
+        """Is it one of these? What cannot be compared is not."""
+        try:
+            return bool(self.test(value))
+        except TypeError:
+            return False
+
+
+def at_least(least: int) -> Allowed:
+    return Allowed(f"at least {least}", lambda value: value >= least)
+
+
+def one_of(kind: Any) -> Allowed:
+    """The values of a `Literal`."""
+    *most, last = map(repr, typing.get_args(kind))
+    return Allowed(f"{', '.join(most)} or {last}", lambda value: value in typing.get_args(kind))
+
+
+ANY = Allowed("anything", lambda value: True)
+ABOVE_0 = Allowed("above 0 and finite", lambda value: 0 < value < math.inf)
+FROM_0 = Allowed("at least 0 and finite", lambda value: 0 <= value < math.inf)
+BELOW_1 = Allowed("in [0, 1)", lambda value: 0 <= value < 1)
+
+Schedule = Literal["one-cycle", "cosine", "step"]
+Optimizer = Literal["sgd", "adamw"]
+
+
+def option(default: Any, help: str, allowed: Allowed = ANY) -> Any:
+    """A field with its line of help, the text of its flag, and what it may be; None where that is its default."""
+    return field(default=default, metadata={"help": help, "allowed": allowed})
 
 
 @dataclass(frozen=True)
@@ -76,41 +110,59 @@ class Recipe:
         chipnet.errors.ConfigError: prune must be at least 1, not 0; batch_size must be at least 2, not 1.
     """
 
-    train: int
-    prune: int
-    finetune: int
+    train: int = field(metadata={"allowed": at_least(0)})
+    prune: int = field(metadata={"allowed": at_least(1)})
+    finetune: int = field(metadata={"allowed": at_least(0)})
     batch_size: int = option(
-        128, "images per optimiser step, over all devices; the rates scale with it unless they are given"
+        128,
+        "images per optimiser step, over all devices; the rates scale with it unless they are given",
+        at_least(2),
     )
-    accumulate: int = option(1, "pieces that each device's part of a batch is cut into, to save memory")
-    clip: float | None = option(None, "largest norm of the gradient")
+    accumulate: int = option(
+        1, "pieces that each device's part of a batch is cut into, to save memory", at_least(1)
+    )
+    clip: float | None = option(
+        None, "largest norm of the gradient", Allowed("above 0", lambda value: value > 0)
+    )
     clip_spikes: float = option(
         2.0,
         "largest norm of the gradient, as a multiple of its typical norm; 0: no limit. Not in chipnet-paper",
+        Allowed("above 1, or 0 for no clipping", lambda value: value == 0 or value > 1),
     )
-    train_lr: float = option(0.1, "peak learning rate of dense training")
-    prune_lr: float = option(0.1, "peak learning rate of pruning and fine-tuning")
-    schedule: Literal["one-cycle", "cosine", "step"] = option(
+    train_lr: float = option(0.1, "peak learning rate of dense training", ABOVE_0)
+    prune_lr: float = option(0.1, "peak learning rate of pruning and fine-tuning", ABOVE_0)
+    schedule: Schedule = option(
         "one-cycle",
         "schedule of SGD's learning rates: one-cycle, cosine, or step (a tenth at 50 and at 75 %)",
+        one_of(Schedule),
     )
-    warmup: float = option(0.2, "part of a one-cycle schedule in which the rate rises")
-    momentum: float = option(0.9, "momentum of SGD")
+    warmup: float = option(
+        0.2,
+        "part of a one-cycle schedule in which the rate rises",
+        Allowed("in (0, 1)", lambda value: 0 < value < 1),
+    )
+    momentum: float = option(0.9, "momentum of SGD", BELOW_1)
     nesterov: bool = option(True, "Nesterov's momentum")
-    weight_decay: float = option(5e-4, "weight decay of the optimiser; AdamW's is 0.01 unless it is given")
-    optimizer: Literal["sgd", "adamw"] = option(
+    weight_decay: float = option(
+        5e-4, "weight decay of the optimiser; AdamW's is 0.01 unless it is given", FROM_0
+    )
+    optimizer: Optimizer = option(
         "sgd",
         "sgd or adamw, in all phases; AdamW's peak rates are 0.001, for the suggested batch, unless given",
+        one_of(Optimizer),
     )
-    label_smoothing: float = option(0.0, "label smoothing of the cross-entropy, in [0, 1)")
-    mixup: float = option(0.0, "alpha of mixup; 0: images are not mixed")
+    label_smoothing: float = option(0.0, "label smoothing of the cross-entropy, in [0, 1)", BELOW_1)
+    mixup: float = option(0.0, "alpha of mixup; 0: images are not mixed", FROM_0)
     distill: float = option(
         0.0,
         "weight of distillation from the dense network, in pruning and fine-tuning; 0: the method decides",
+        Allowed("in [0, 1], a part of the loss", lambda value: 0 <= value <= 1),
     )
-    temperature: float = option(4.0, "temperature of distillation")
-    adamw_lr: float = option(1e-3, "AdamW's learning rate in the pruning phase of chipnet-paper")
-    adamw_weight_decay: float = option(1e-3, "AdamW's weight decay in the pruning phase of chipnet-paper")
+    temperature: float = option(4.0, "temperature of distillation", ABOVE_0)
+    adamw_lr: float = option(1e-3, "AdamW's learning rate in the pruning phase of chipnet-paper", ABOVE_0)
+    adamw_weight_decay: float = option(
+        1e-3, "AdamW's weight decay in the pruning phase of chipnet-paper", FROM_0
+    )
     recalibrate: bool = option(False, "measure batch norm statistics again after the cut")
     limit: int | None = option(None, "keep only so many training images")
     limit_test: int | None = option(None, "keep only so many test images")
@@ -120,54 +172,18 @@ class Recipe:
     _usual: ClassVar[Recipe | None] = None
 
     def __post_init__(self) -> None:
-        wrong = [
-            f"{n} must be at least {least}, not {getattr(self, n)}"
-            for n, least in (
-                ("train", 0),
-                ("prune", 1),
-                ("finetune", 0),
-                ("batch_size", 2),
-                ("accumulate", 1),
-            )
-            if getattr(self, n) < least
-        ]
-        wrong += [
-            f"{n} must be above 0 and finite, not {getattr(self, n)}"
-            for n in ("train_lr", "prune_lr", "adamw_lr")
-            if not 0 < getattr(self, n) < math.inf
-        ]
-        wrong += [
-            f"{n} must be in [0, 1), not {getattr(self, n)}"
-            for n in ("momentum", "label_smoothing")
-            if not 0 <= getattr(self, n) < 1
-        ]
-        wrong += [
-            f"{n} must be at least 0 and finite, not {getattr(self, n)}"
-            for n in ("weight_decay", "adamw_weight_decay", "mixup")
-            if not 0 <= getattr(self, n) < math.inf
-        ]
-        if not 0 <= self.distill <= 1:
-            wrong.append(f"distill is a part of the task's loss, in [0, 1], not {self.distill}")
-        if not 0 < self.temperature < math.inf:
-            wrong.append(f"temperature must be above 0 and finite, not {self.temperature}")
-        if self.optimizer not in ("sgd", "adamw"):
-            wrong.append(f"optimizer must be 'sgd' or 'adamw', not {self.optimizer!r}")
+        wrong = []
+        for f in dataclasses.fields(self):
+            value, allowed = getattr(self, f.name), f.metadata.get("allowed", ANY)
+            if not (allowed.has(value) or value is None is f.default):
+                wrong.append(f"{f.name} must be {allowed.said}, not {value!r}")
+            elif said := too_large(f.name, value):
+                wrong.append(said)
         if self.optimizer == "adamw" and type(self).train_lr in (self.train_lr, self.prune_lr):
             wrong.append(
                 f"train_lr and prune_lr of {type(self).train_lr} are SGD's: give AdamW others, such as 0.001, or "
                 'Recipe(...).changed({"optimizer": "adamw"})'
             )
-        if self.schedule not in ("one-cycle", "cosine", "step"):
-            wrong.append(f"schedule must be 'one-cycle', 'cosine' or 'step', not {self.schedule!r}")
-        if self.clip is not None and not self.clip > 0:
-            wrong.append(f"clip must be above 0, not {self.clip}")
-        if self.clip_spikes and not self.clip_spikes > 1:
-            wrong.append(f"clip_spikes must be above 1, or 0 for no clipping, not {self.clip_spikes}")
-        if not 0 < self.warmup < 1:
-            wrong.append(f"warmup is a part of the schedule, in (0, 1), not {self.warmup}")
-        wrong += [
-            said for f in dataclasses.fields(self) if (said := too_large(f.name, getattr(self, f.name)))
-        ]
         if wrong:
             raise ConfigError("; ".join(wrong) + ".")
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from chipnet import Budget, ConfigError, Cost, Masks, Plan, Structure
 from chipnet._util.files import write_atomically
+from chipnet._util.given import Wanted
 from chipnet._util.imports import optional_import
 from chipnet._util.lock import RUN, only_writer
 from chipnet._util.random import seed_everything
@@ -94,6 +95,11 @@ class Job:
         return dataclasses.replace(both, latency=plan.latency)
 
 
+REQUEST = Wanted(
+    Request, "a chipnet.lab.train.Request", "Request(model, data, budget, out) says what a run is."
+)
+
+
 def prepare(request: Request, resume: bool = False, problems: Problems | None = None) -> Job:
     """Read and check all that a run needs: data, network, weights, budget, device, folder. Trains nothing.
 
@@ -117,6 +123,7 @@ def prepare(request: Request, resume: bool = False, problems: Problems | None = 
         chipnet.errors.BudgetError: cannot use the budget 'macs=1.5':
           - macs=1.5: above 1; a fraction is what remains, 0.25 keeps a quarter; for an absolute count ...
     """
+    REQUEST.check("request", request)
     if resume and request.out:
         check_unused(_run_folder(os.fspath(request.out)), request.overwrite, resume)
     job = read_job(request, resume, problems)

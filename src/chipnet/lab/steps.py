@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chipnet import ChipNetError, Pruner
+from chipnet import ChipNetError, ConfigError, Pruner
 from chipnet._util.distributed import sums, world
+from chipnet._util.given import NETWORK, Wanted
+from chipnet._util.text import type_text
 from chipnet._util.torch_private import BatchNorm
 from chipnet.lab.metrics import LOSSES
 from chipnet.methods.losses import distillation
@@ -189,6 +191,16 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
 
 
+BATCHES = Wanted(Iterable, "an iterable of batches (images, labels)", "A loader is one.")
+
+
+def _pair(batch: Any) -> Any:
+    """(images, labels)."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise ConfigError(f"each of the batches must be (images, labels), and one is {type_text(batch)}")
+    return batch
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Batch], fabric: Fabric | None = None) -> float:
     """Accuracy in percent, in eval mode; every image counts once. The mode is put back afterwards.
@@ -199,7 +211,8 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], fabric: Fabric | None =
         fabric: for its precision.
 
     Raises:
-        ChipNetError: there are no images.
+        ConfigError: a batch is not (images, labels).
+        ChipNetError: there are no images, or ``model`` is no network.
 
     Example:
         >>> class Same(nn.Module):
@@ -208,13 +221,15 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], fabric: Fabric | None =
         >>> evaluate(Same(), [(torch.eye(3), torch.tensor([0, 1, 1])), (torch.eye(3)[:1], torch.tensor([0]))])
         75.0
     """
+    NETWORK.check("model", model)
+    BATCHES.check("batches", batches)
     was = model.training
     model.eval()
     device = device_of(model)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     seen = 0
     try:
-        for images, labels in batches:
+        for images, labels in map(_pair, batches):
             if fabric is None:
                 logits = model(images)
             else:

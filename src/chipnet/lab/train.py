@@ -30,6 +30,7 @@ from collections.abc import Callable
 from typing import Any
 
 from chipnet import ChipNetError
+from chipnet._util.given import Wanted
 from chipnet._util.lock import only_writer
 from chipnet.lab import sanity
 from chipnet.lab.config import EPOCHS
@@ -65,6 +66,9 @@ __all__ = [
 ]
 
 
+JOB = Wanted(Job, "a job that chipnet.lab.train.prepare made", "run(prepare(request)) carries a request out.")
+
+
 def run(job: Job, watcher: Watcher | None = None, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Train what `prepare` has prepared, or cut and refit it without training; returns what result.json holds.
 
@@ -89,6 +93,7 @@ def run(job: Job, watcher: Watcher | None = None, stop: Callable[[], bool] = lam
         >>> run(job)["compact"]["accuracy"]  # doctest: +SKIP
         97.2
     """
+    JOB.check("job", job)
     if job.request.no_train:
         return run_untrained([job], watcher or Silent(), stop)[0]
     with only_writer(job.out) if job.fabric.is_global_zero else contextlib.nullcontext():

@@ -51,6 +51,22 @@ def ready(model: nn.Module, inputs: Inputs, train: bool = False) -> tuple[nn.Mod
     return own, inputs
 
 
+def check_runs(model: nn.Module, inputs: Inputs) -> None:
+    """Refuse inputs that a network does not take: it is called once, as it is.
+
+    Raises:
+        CaptureError: its forward fails.
+    """
+    try:
+        with torch.no_grad():
+            inputs(model)
+    except Exception as error:
+        raise CaptureError(
+            f"{type(model).__name__} does not run on the inputs, {inputs}.\n{first_line(error)}\n"
+            f"{_user_line(error)}Give inputs as its forward takes them, of its type of numbers."
+        ) from error
+
+
 def copied(model: nn.Module, *, shared: bool = False) -> nn.Module:
     """A deep copy of a model. ``shared``: with the model's own parameters and buffers.
 

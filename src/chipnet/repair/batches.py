@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chipnet._util.text import first_line
+from chipnet._util.text import first_line, value_text
 from chipnet.errors import ConfigError
 from chipnet.program.inputs import Inputs, device_of
 
@@ -32,7 +32,7 @@ def read_batches(model: nn.Module, inputs: Any, example: Inputs | None, images: 
         ConfigError: there are none, or they are nothing that the network takes.
     """
     if not isinstance(images, int) or images < 1:
-        raise ConfigError(f"images={images!r}: give at least one, as a whole number")
+        raise ConfigError(f"images={value_text(images)}: give at least one, as a whole number")
     found, left = [], images
     for batch in _batches(inputs, images):
         call = _call(model, batch, example).part(slice(left))

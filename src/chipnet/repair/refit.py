@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from chipnet._util.finite import check_finite
+from chipnet._util.given import FUNCTION, NETWORK
 from chipnet._util.modes import plainly
 from chipnet.errors import PlanError
 from chipnet.program.inputs import Inputs
@@ -26,7 +27,7 @@ from chipnet.repair.layers import exact
 from chipnet.repair.sums import Sums, fit
 from chipnet.repair.watch import Call, calls, calls_of
 from chipnet.surgery.apply import freeze
-from chipnet.surgery.plan import Plan
+from chipnet.surgery.plan import PLAN, Plan
 
 MOST_COLUMNS = 8192
 """Of layers that are fitted: matrices of so many columns take 512 MiB each, and solving holds about six."""
@@ -94,6 +95,7 @@ def refit(
     Raises:
         PlanError: ``small`` is not the plan's network.
         ConfigError: there are no inputs, or the network does not take them.
+        CaptureError: one of both is no network.
 
     Example:
         >>> import chipnet
@@ -104,10 +106,12 @@ def refit(
         >>> all(layer.after <= layer.before for layer in chipnet.refit(net, small, plan, images))
         True
     """
-    if not isinstance(plan, Plan):
-        raise PlanError(f"a plan is wanted, not {type(plan).__name__}: Plan.load reads a file")
+    PLAN.check("plan", plan)
     plan.check(model)
+    NETWORK.check("small", small)
     _check(small, plan)
+    if progress is not None:
+        FUNCTION.check("progress", progress)
     check_finite(model)
     check_finite(small)
     dense = copied(model).eval()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from chipnet._util.finite import check_finite
+from chipnet._util.given import NETWORK
 from chipnet._util.modes import plainly
 from chipnet._util.torch_private import (
     ConvNd,
@@ -25,7 +26,7 @@ from chipnet._util.torch_private import (
     refresh,
     tree_leaves,
 )
-from chipnet.errors import PlanError
+from chipnet.errors import ChipNetError, PlanError
 from chipnet.gates.hooks import add_gates, strip_gates
 from chipnet.gates.values import Constants
 from chipnet.graph.facts import Frozen
@@ -33,10 +34,10 @@ from chipnet.graph.groups import small_groups
 from chipnet.graph.rules.layers import LAYERS
 from chipnet.graph.standard import STANDARD_MIX
 from chipnet.program.inputs import Inputs, device_of
-from chipnet.program.ready import copied
+from chipnet.program.ready import check_runs, copied
 from chipnet.program.removal import removable, removed
 from chipnet.surgery.modules import stand_in
-from chipnet.surgery.plan import Plan, Remap, Size
+from chipnet.surgery.plan import PLAN, Plan, Remap, Size
 from chipnet.surgery.verify import Comparison, compare, compare_training, outputs, repeatable
 
 _log = logging.getLogger("chipnet")
@@ -100,6 +101,7 @@ def compact(
     Raises:
         PlanError: the plan is for another network, weights are not finite, the outputs differ, or they have no
             finite number that could be compared (nothing of the model is changed).
+        CaptureError: ``model`` is no network, or does not run on the inputs.
 
     Example:
         >>> import torch
@@ -110,12 +112,13 @@ def compact(
         >>> compact(net, plan)[0].weight.shape
         torch.Size([3, 3])
     """
+    PLAN.check("plan", plan)
     plan.check(model)
+    inputs = plan.called(example_inputs)
     small = strip_gates(copied(model))
     freeze(small, plan)
     _zero(small, plan)
     _cut(small, plan)
-    inputs = plan.called(example_inputs)
     if verify and (empty := next((n for n, p in model.named_parameters() if p.is_meta), None)) is not None:
         raise PlanError(
             f"'{empty}' holds no numbers (it is on the meta device), so there is nothing to verify with. Give the "
@@ -133,7 +136,11 @@ def masked(model: nn.Module, plan: Plan) -> nn.Module:
 
     Layers that compute their weight go on computing it; their shut channels are set to zero after each call, as are
     those of modules without affine parameters.
+
+    Raises:
+        PlanError: the plan is for another network.
     """
+    PLAN.check("plan", plan)
     plan.check(model)
     out = strip_gates(copied(model))
     _zero(out, plan, {f"{f.module}.weight" for f in plan.frozen})
@@ -168,7 +175,7 @@ def agree(
 ) -> bool:
     """Do masked and compact networks compute the same? They do not where an output, but for those in ``blind``, has
     nothing that could be compared. Raises what their forwards raise."""
-    return _same(verify_compact(model, small, plan, inputs), small, plan, inputs, blind=blind)
+    return _same(_compared(model, small, plan, inputs), small, plan, inputs, blind=blind)
 
 
 @plainly
@@ -181,10 +188,36 @@ def verify_compact(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) 
     Returns:
         A `Comparison`, which unpacks as ``difference, scale`` and knows how many numbers were compared. Where none
         were, the difference is NaN: nothing is verified.
+
+    Raises:
+        PlanError: the plan is for another network, or neither it nor the caller has inputs.
+        CaptureError: one of both is no network, or the model does not run on the inputs.
     """
+    PLAN.check("plan", plan)
+    plan.check(model)
+    NETWORK.check("small", small)
+    called = plan.called(inputs)
+    if called is None:
+        raise PlanError(
+            "this plan was read from a file, which holds no inputs: give inputs to compare outputs on"
+        )
+    return _compared_for(model, small, plan, called)
+
+
+def _compared_for(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> Comparison:
+    """As `_compared`. Inputs that the model itself does not run on are refused in words."""
+    try:
+        return _compared(model, small, plan, inputs)
+    except ChipNetError:
+        raise
+    except Exception:
+        check_runs(copied(model).eval(), inputs.to(device_of(model)))
+        raise
+
+
+def _compared(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> Comparison:
+    """What is compared, as `verify_compact` says. Raises what the forwards raise."""
     device = device_of(model)
-    inputs = plan.called(inputs)
-    assert inputs is not None
     try:
         big, other = masked(model, plan).double(), copy.deepcopy(small).double()
         return compare(big, other, inputs.to(device, torch.float64))
@@ -195,7 +228,7 @@ def verify_compact(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) 
 def _verify(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> None:
     """Raise `PlanError` unless the compact network has been seen to compute what the masked one does."""
     check_finite(model, kind=PlanError)
-    found = verify_compact(model, small, plan, inputs)
+    found = _compared_for(model, small, plan, inputs)
     if any(size.value != size.was for size in plan.sizes):  # a number that follows may be a value in training
         _verify_training(model, small, plan, inputs.to(device_of(model)))
     blind = frozenset(found.unverified)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.given import NETWORK, OPTIMIZER, STATES
 from chipnet.surgery.apply import kept
-from chipnet.surgery.plan import Plan
+from chipnet.surgery.plan import PLAN, Plan
 
 States = dict[str, dict[str, Any]]
 
@@ -21,6 +22,9 @@ def cut_state(optimizer: torch.optim.Optimizer, network: nn.Module, plan: Plan) 
         optimizer: of the dense network's parameters.
         network: the dense network.
         plan: of the cut.
+
+    Raises:
+        ConfigError, CaptureError, PlanError: one of them is something else.
 
     Example:
         >>> import chipnet
@@ -35,6 +39,9 @@ def cut_state(optimizer: torch.optim.Optimizer, network: nn.Module, plan: Plan) 
         >>> new.state[small[0].weight]["exp_avg"].shape
         torch.Size([3, 3])
     """
+    OPTIMIZER.check("optimizer", optimizer)
+    PLAN.check("plan", plan)
+    plan.check(network)
     found = {}
     for name, parameter in network.named_parameters():
         state = optimizer.state.get(parameter)
@@ -44,7 +51,14 @@ def cut_state(optimizer: torch.optim.Optimizer, network: nn.Module, plan: Plan) 
 
 
 def set_state(optimizer: torch.optim.Optimizer, network: nn.Module, states: Mapping[str, Any]) -> None:
-    """Give the compact network's optimiser what `cut_state` took; parameters that changed otherwise start anew."""
+    """Give the compact network's optimiser what `cut_state` took; parameters that changed otherwise start anew.
+
+    Raises:
+        ConfigError, CaptureError: one of them is something else.
+    """
+    OPTIMIZER.check("optimizer", optimizer)
+    NETWORK.check("network", network)
+    STATES.check("states", states)
     for name, parameter in network.named_parameters():
         state = states.get(name, {})
         if state and all(v.shape in (parameter.shape, ()) for v in state.values() if isinstance(v, Tensor)):

@@ -7,14 +7,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from torch import nn
 
 from chipnet._util.files import write_json
+from chipnet._util.given import NETWORK, TENSOR, Wanted, path_of
 from chipnet._util.schema import decode, encode, require
-from chipnet._util.text import few
+from chipnet._util.text import did_you_mean, few
 from chipnet.analysis.cost import Cost
 from chipnet.analysis.liveness import COVERED
 from chipnet.budget.budget import Budget
@@ -171,11 +171,18 @@ class Plan:
         return self.inputs if example_inputs is None else Inputs.of(example_inputs, self.outputs)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor after compaction (of modules that are kept)."""
+        """Shape of a tensor after compaction (of modules that are kept).
+
+        Raises:
+            PlanError: the dense network has no tensor of that name.
+        """
+        TENSOR.check("name", name)
         cut, computed = self.keep.get(name, {}), {f"{f.module}.weight": f.shape for f in self.frozen}
-        return tuple(
-            len(cut[a]) if a in cut else n for a, n in enumerate(computed.get(name) or self.shapes[name])
-        )
+        dense = computed.get(name) or self.shapes.get(name)
+        if dense is None:
+            close = did_you_mean(name, self.shapes)
+            raise PlanError(f"the plan's network has no tensor {name!r}. {close}".rstrip())
+        return tuple(len(cut[a]) if a in cut else n for a, n in enumerate(dense))
 
     def explain(self) -> str:
         """The plan as text: costs, then every site with what is kept and why.
@@ -301,7 +308,7 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON, all or nothing."""
-        write_json(path, self.to_json(), indent=None)
+        write_json(path_of("path", path), self.to_json(), indent=None)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -310,8 +317,9 @@ class Plan:
         Raises:
             LoadError: the file is missing, is no JSON, or has an unknown version.
         """
+        path = path_of("path", path)
         try:
-            return cls.from_json(json.loads(Path(path).read_text()))
+            return cls.from_json(json.loads(path.read_text()))
         except (OSError, ValueError, RecursionError) as e:
             raise LoadError(f"cannot read a plan from {path}: {e}") from e
 
@@ -320,7 +328,9 @@ class Plan:
 
         Raises:
             PlanError: lists the first differences.
+            CaptureError: it is no network.
         """
+        NETWORK.check("model", model)
         modules = dict(model.named_modules(remove_duplicate=False))
         mine = {n: tuple(t.shape) for n, t in model.state_dict(keep_vars=True).items()}
         buffers = model.named_buffers(remove_duplicate=False)  # those that are not saved may be cut too
@@ -340,6 +350,14 @@ class Plan:
                 f"this plan was made for another network than {type(model).__name__}: "
                 f"{few(wrong, 5, '; ')}. Give the dense network it was made for."
             )
+
+
+PLAN = Wanted(
+    Plan,
+    "a chipnet.Plan",
+    "Structure.plan(mask) makes one of a mask; Plan.load(path) reads a file, Plan.from_json its values.",
+    PlanError,
+)
 
 
 def _ascending(index: tuple[int, ...], size: int, where: str) -> None:

@@ -22,6 +22,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -29,12 +30,13 @@ import torch
 from torch import Tensor, nn
 
 from chipnet._util.files import write_atomically
+from chipnet._util.given import NETWORK, path_of
 from chipnet._util.modes import plainly
 from chipnet._util.text import few
 from chipnet._util.version import __version__
 from chipnet.errors import LoadError, PlanError
 from chipnet.surgery.apply import apply_plan
-from chipnet.surgery.plan import Plan
+from chipnet.surgery.plan import PLAN, Plan
 
 FORMAT = "chipnet-compact"
 FORMAT_VERSION = "1"
@@ -53,6 +55,7 @@ def save(model: nn.Module, plan: Plan, path: str | os.PathLike[str]) -> None:
 
     Raises:
         PlanError: the network does not have the shapes that the plan leaves.
+        CaptureError, ConfigError: ``model`` is no network, ``path`` no path.
         OSError: the file could not be written (no such folder, no permission, a full disk); an older file at
             `path` is as it was.
 
@@ -71,6 +74,9 @@ def save(model: nn.Module, plan: Plan, path: str | os.PathLike[str]) -> None:
         >>> torch.equal(again(torch.ones(1, 3)), small(torch.ones(1, 3)))
         True
     """
+    NETWORK.check("model", model)
+    PLAN.check("plan", plan)
+    path = path_of("path", path)
     tensors = _tensors(model)
     # A plan knows tied tensors by their first name, which is the one that these iterators give.
     wrong = [
@@ -115,7 +121,8 @@ def load(factory: Callable[[], nn.Module], path: str | os.PathLike[str]) -> nn.M
     Example:
         See `save`.
     """
-    path = Path(path)
+    path = path_of("path", path)
+    _check_factory(factory)
     tensors, header = _read(path)
     text = _checked(path, tensors, header)
     try:
@@ -150,6 +157,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         path: where to; the folder must exist.
 
     Raises:
+        CaptureError, ConfigError: ``model`` is no network, ``path`` no path.
         OSError: the file could not be written; an older file at `path` is as it was.
 
     Example:
@@ -162,6 +170,8 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         >>> torch.equal(net.weight, other.weight)
         True
     """
+    NETWORK.check("model", model)
+    path = path_of("path", path)
     write_atomically(path, safetensors.torch.save(_tensors(model), {"format": "pt"}))
 
 
@@ -252,12 +262,15 @@ def _checked(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str
     return text
 
 
-def _built(factory: Callable[[], nn.Module]) -> nn.Module:
+def _check_factory(factory: Any) -> None:
     if isinstance(factory, nn.Module) or not callable(factory):
         raise LoadError(
             f"factory is a {type(factory).__name__}; give a callable that builds the dense network, for "
             "example lambda: MyNet(num_classes=10)."
         )
+
+
+def _built(factory: Callable[[], nn.Module]) -> nn.Module:
     model = factory()
     if not isinstance(model, nn.Module):
         raise LoadError(

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from chipnet._util.sizes import check_size
+from chipnet.errors import ConfigError
 from chipnet.program.inputs import Inputs, device_of
 
 SAMPLE = 0.002
@@ -81,11 +82,16 @@ def interleaved(
     Returns:
         Per name the seconds per call of every round; sample ``i`` of all names is of the same round.
 
+    Raises:
+        ConfigError: there are no calls.
+
     Example:
         >>> times = interleaved({"a": lambda: sum(range(9)), "b": lambda: sum(range(9999))}, seconds=0.1)
         >>> len(times["a"]) == len(times["b"]) >= 9 and min(times["b"]) > min(times["a"])
         True
     """
+    if not isinstance(calls, Mapping) or not calls or not all(map(callable, calls.values())):
+        raise ConfigError("calls must be functions by name, at least one: give {'dense': lambda: dense(x)}")
     repeats = {name: _warmed(call, min(seconds / 10, 0.3), sync) for name, call in calls.items()}
     samples: dict[str, list[float]]
     names, done, samples = list(calls), 0, {name: [] for name in calls}

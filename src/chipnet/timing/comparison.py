@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.given import NETWORK
 from chipnet._util.imports import optional_import
+from chipnet._util.text import type_text
 from chipnet._util.torch_private import tree_leaves
 from chipnet.errors import ChipNetError, ConfigError
 from chipnet.formats.export import export
 from chipnet.program.inputs import Inputs, device_of
-from chipnet.program.ready import copied
+from chipnet.program.ready import check_runs, copied
 from chipnet.timing.clock import Machine, Timing, device_name, interleaved, sync_of, threads_set_to
 from chipnet.timing.layers import Part, parts, peak_memory
 
@@ -212,6 +214,7 @@ def compare(
 
     Raises:
         ConfigError: not two networks, or an unknown runtime.
+        CaptureError: one of them is no network, or does not run on the inputs.
 
     Example:
         >>> import torch
@@ -227,6 +230,8 @@ def compare(
     _check(networks, runtimes)
     given = Inputs.of(inputs)
     copies = {n: copied(m).eval() for n, m in networks.items()}
+    for network in copies.values():
+        check_runs(network, given)
     first, second = copies
     device = device_of(copies[first])
     with threads_set_to(threads) as used:
@@ -253,8 +258,11 @@ def compare(
 
 
 def _check(networks: Mapping[str, nn.Module], runtimes: Sequence[str]) -> None:
-    if len(networks) != 2:
-        raise ConfigError(f"compare takes two networks, got {len(networks)}")
+    if not isinstance(networks, Mapping) or len(networks) != 2:
+        got = len(networks) if isinstance(networks, Mapping) else type_text(networks)
+        raise ConfigError(f"compare takes two networks, got {got}: give {{'dense': dense, 'compact': small}}")
+    for name, network in networks.items():
+        NETWORK.check(str(name), network)
     if unknown := [r for r in runtimes if r not in RUNTIMES]:
         raise ConfigError(f"unknown runtime {', '.join(unknown)}; known: {', '.join(RUNTIMES)}")
 

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.given import NETWORK
 from chipnet._util.torch_private import ConvTransposeNd, TorchDispatchMode, tree_leaves
 from chipnet.program.inputs import Inputs, device_of
 from chipnet.program.outputs import tensors
+from chipnet.program.ready import check_runs
 from chipnet.timing.clock import sync_of
 
 
@@ -44,14 +46,19 @@ def parts(network: nn.Module, example_inputs: Any, passes: int = 15) -> dict[str
     Args:
         network: as it is called, in its mode.
         example_inputs: a tensor, or a tuple or a mapping of arguments.
-        passes: forwards that are timed, after two that are not.
+        passes: forwards that are timed, after those that are not.
+
+    Raises:
+        CaptureError: it is no network, or does not run on the inputs.
 
     Example:
         >>> part = parts(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.ones(1, 3))["0"]
         >>> part.kind, part.reads, part.writes, part.macs
         ('Linear', 3, 4, 12)
     """
+    NETWORK.check("network", network)
     inputs, sync = Inputs.of(example_inputs), sync_of(device_of(network))
+    check_runs(network, inputs)
     leaves = {n: m for n, m in network.named_modules() if not next(m.children(), None) and n}
     took: dict[str, list[float]] = {n: [] for n in leaves}
     facts: dict[str, tuple[int, int, int, int]] = {}

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from chipnet._util.finite import check_finite
+from chipnet._util.given import FUNCTION, NETWORK
 from chipnet._util.modes import plainly
+from chipnet._util.text import value_text
 from chipnet.analysis.kinds import LATENCY
 from chipnet.analysis.options import Options, Patterns
 from chipnet.budget.budget import Budget
@@ -150,12 +152,15 @@ def shrink_family(
     """
     if isinstance(budgets, str) or not isinstance(budgets, Sequence) or not budgets:
         raise ConfigError(
-            f"budgets={budgets!r}: give at least one, in a list such as ['macs=0.5', 'macs=0.25']"
+            f"budgets={value_text(budgets)}: give at least one, in a list such as ['macs=0.5', 'macs=0.25']"
         )
+    NETWORK.check("model", model)
+    if progress is not None:
+        FUNCTION.check("progress", progress)
     wanted = [Budget.parse(budget) for budget in budgets]
-    if distance not in get_args(Distance):
+    if not isinstance(distance, str) or distance not in get_args(Distance):
         raise ConfigError(
-            f"distance must be one of {', '.join(map(repr, get_args(Distance)))}, not {distance!r}"
+            f"distance must be one of {', '.join(map(repr, get_args(Distance)))}, not {value_text(distance)}"
         )
     tell = progress or (lambda what, done, of: None)
     check_finite(model)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from chipnet._util.given import NAME, PATH
 from chipnet._util.imports import accepted, call_user, import_callable
 from chipnet._util.random import Apart
 from chipnet._util.text import close_names
@@ -322,6 +323,9 @@ def load_data(
         >>> len(load_data("digits", limit=100).train)
         100
     """
+    NAME.check("the name of a data set", name)
+    if data_dir is not None:
+        PATH.check("data_dir", data_dir)
     check_options(seed, validation, limit, limit_test, image_size, mean, std, augment)
     reading = Reading(image_size, mean, std, augment, skip_broken)
     asked = name.strip().lower().replace("_", "-")

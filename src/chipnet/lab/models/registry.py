@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from chipnet._util.given import NAME
 from chipnet._util.imports import call_user, import_callable, optional_import
 from chipnet._util.sizes import MOST, check_size
 from chipnet.errors import ConfigError
@@ -97,6 +98,7 @@ def get_model(name: str, num_classes: int = 10, in_channels: int = 3) -> nn.Modu
         >>> get_model("wrn-16-2").fc
         Linear(in_features=128, out_features=10, bias=True)
     """
+    NAME.check("the name of a network", name)
     check_size("num_classes", num_classes)
     check_size("in_channels", in_channels)
     name = name.strip()

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.given import NETWORK, path_of
 from chipnet._util.torch_private import rebuild_parameter, rebuild_tensor
 from chipnet.errors import ConfigError
 from chipnet.lab.sanity import log
@@ -57,7 +58,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         >>> torch.equal(saved.fc.weight, fresh.fc.weight)
         True
     """
-    path = Path(path).expanduser()
+    NETWORK.check("model", model)
+    path = path_of("path", path).expanduser()
     expected = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
     state = _found(_read(path), expected, path)
     missing = [k for k in expected if k not in state and _needed(k)]

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from chipnet import Masks, Plan, load
 from chipnet._util.files import write_atomically, write_json
+from chipnet._util.given import path_of
 from chipnet._util.imports import IMPORTED
 from chipnet._util.schema import DamagedError, decode
 from chipnet.errors import ConfigError, LoadError
@@ -76,7 +77,7 @@ class Run:
         Raises:
             LoadError: there is no finished run, or its result is damaged.
         """
-        path = Path(folder).expanduser()
+        path = path_of("folder", folder).expanduser()
         return cls(path, read_result(path), trust)
 
     @property
@@ -233,7 +234,7 @@ class Run:
         Raises:
             OSError: it cannot be written.
         """
-        out = Path(folder).expanduser()
+        out = path_of("folder", folder).expanduser()
         out.mkdir(parents=True, exist_ok=True)
         card = self.card()
         labels = {str(i): name for i, name in enumerate(card["labels"])}
@@ -305,7 +306,7 @@ def from_pretrained(
         ...
         chipnet.errors.LoadError: nowhere/config.json does not exist. Give a folder that Run.save_pretrained ...
     """
-    path = Path(folder).expanduser()
+    path = path_of("folder", folder).expanduser()
     if factory is not None:
         return load(factory, path / MODEL).eval()
     if (path / RESULT).exists() and not (path / CONFIG).exists():
@@ -345,7 +346,7 @@ def find_runs(
         LoadError: a folder does not exist, or holds no finished run.
     """
     for folder in folders:
-        path = Path(folder).expanduser()
+        path = path_of("a folder of runs", folder).expanduser()
         if not path.is_dir():
             raise LoadError(f"there is no folder {path}")
         found = sorted(path.rglob(RESULT))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chipnet._util.files import write_atomically
+from chipnet._util.given import path_of
 from chipnet.analysis.kinds import KINDS
 from chipnet.errors import ConfigError
 from chipnet.lab.runs import charts as draw
@@ -48,13 +49,14 @@ def report(*runs: Run | str | os.PathLike[str], path: str | os.PathLike[str] | N
     """
     if not runs:
         raise ConfigError("give the folder of at least one run.")
+    wanted = None if path is None else path_of("path", path)
     opened = [run if isinstance(run, Run) else Run.open(run) for run in runs]
     if len(opened) == 1:
-        out = Path(path) if path else opened[0].folder / REPORT
+        out = wanted or opened[0].folder / REPORT
         content = single(opened[0])
     else:
         parent = os.path.commonpath([run.folder.resolve().parent for run in opened])
-        out = Path(path) if path else Path(parent) / "comparison.html"
+        out = wanted or Path(parent) / "comparison.html"
         content = _several(opened, out.expanduser().resolve().parent)
     out = out.expanduser()
     write_atomically(out, page(**content).encode())
