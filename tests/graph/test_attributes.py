@@ -183,6 +183,26 @@ def test_a_tensor_expanded_to_an_attribute_follows_what_it_meets():
     assert {small.c for small, _ in pruned(Expanded(c=16), {"b": 5})}
 
 
+class Reduced(nn.Module):
+    """A branch reduces positions, and reshapes what it has made to as many channels as it was given (SegFormer)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.r, self.by = nn.Conv2d(3, 7, 3), nn.Conv2d(7, 7, 2, 2), nn.Conv2d(3, 5, 1)
+        self.o, self.head = nn.Linear(7, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        n, c, _, _ = y.shape
+        tokens = self.r(y).reshape(n, c, -1).transpose(1, 2)
+        return self.head(self.o(tokens).mean(1) + self.by(x).mean((2, 3)))
+
+
+def test_a_size_that_follows_from_others_needs_one_channel():
+    """PyTorch refuses ``reshape(2, 0, -1)``: where the branch may die, one channel stays, not all."""
+    pruned(Reduced(), {"a": 6, "r": 6, "o": 5}, ("plain",))
+
+
 def test_capture_marks_no_number_of_the_users():
     model = View(width=16, temperature=16, epochs_seen=16)
     Structure(randomised(model), X)

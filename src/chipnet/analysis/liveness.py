@@ -237,7 +237,7 @@ class Liveness:
             self._site_of[weight] = len(sites)
             sites.append(
                 Site(
-                    name=fact.host.module or fact.host.weight,
+                    name=fact.host.name,
                     host=fact.host,
                     gates=gates,
                     slots=fact.dst,

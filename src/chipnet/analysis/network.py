@@ -15,6 +15,7 @@ from chipnet.program.counting import counted
 from chipnet.program.inputs import Inputs
 from chipnet.program.names import canonical_names
 from chipnet.program.ready import check, ready
+from chipnet.program.spelling import spell
 from chipnet.program.watch import Received, values_in_training
 
 
@@ -23,7 +24,7 @@ class Network:
     """A copy of a model with the graphs of its forward.
 
     Attributes:
-        model: a copy that has run once; the user's model is not changed.
+        model: a copy that has run once, with its attention spelt out; the user's model is not changed.
         inputs: the example inputs.
         shapes: of every tensor in the user's model's state dict.
         unsaved: of its buffers that no state dict has.
@@ -62,6 +63,7 @@ class Network:
         buffers = model.named_buffers(remove_duplicate=False)
         unsaved = {n: tuple(b.shape) for n, b in buffers if n not in shapes}
         own, inputs = ready(model, given)
+        spell(own)
         macs = counted(own, inputs)
         program, training, untraced = _graphs(own, inputs)
         values = values_in_training(own, inputs)

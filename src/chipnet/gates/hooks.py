@@ -23,6 +23,7 @@ from chipnet._util.torch_private import hooks_after, hooks_before, hooks_called_
 from chipnet.analysis.liveness import Site
 from chipnet.gates.values import Constants
 from chipnet.graph.facts import LiveNorm
+from chipnet.program.names import within
 
 Values = Callable[[], Sequence[Tensor]]
 
@@ -44,14 +45,15 @@ class FoldHook(Hook):
         number: which of the vectors of values is the module's.
         constants: the values that copies see.
         own: makes the values that the network itself sees, differentiable where they are learnt; None: as copies.
-        names: of the parameters that values are folded into.
+        names: of the parameters that values are folded into, as the module knows them: ``weight``, or
+            ``proj.weight`` where it reads that of a module inside.
     """
 
     def __init__(
         self, number: int, constants: Constants, own: Values | None, names: Sequence[str | None]
     ) -> None:
         self.constants, self.own, self.number = constants, own, number
-        self.names = [name.rpartition(".")[2] for name in names if name is not None]
+        self.names = [name for name in names if name is not None]
         self._running: list[nn.Module] = []
         """Modules whose forward runs, the innermost last. Replicas of a module are others."""
         self._handles: list[RemovableHandle] = []
@@ -70,9 +72,9 @@ class FoldHook(Hook):
     def __deepcopy__(self, memo: dict[int, Any]) -> FoldHook:
         """The hook of a copy: the same gates, as constants."""
         for module in self._running:  # of an interrupted forward: hide parameters of the copy by themselves
-            for name, p in self._parameters(module):
-                if name in module.__dict__:
-                    memo[id(module.__dict__[name])] = memo.get(id(p), p)
+            for _, owner, key, p in self._parameters(module):
+                if key in owner.__dict__:
+                    memo[id(owner.__dict__[key])] = memo.get(id(p), p)
         copied: FoldHook = object.__new__(type(self))
         copied.__dict__.update(self.__getstate__())
         return copied
@@ -91,31 +93,39 @@ class FoldHook(Hook):
 
     def fold(self, module: nn.Module, args: Any) -> None:
         self._running.append(module)
-        for name, p in self._parameters(module):
-            module.__dict__[name] = p * self.factor(name, p)
+        for name, owner, key, p in self._parameters(module):
+            owner.__dict__[key] = p * self.factor(name, p)
 
     def restore(self, module: nn.Module, args: Any = None, output: Any = None) -> None:
         if self._running:
             self._running.pop()
         if not any(m is module for m in self._running):  # a forward may call itself
-            for name, _ in self._parameters(module):
-                module.__dict__.pop(name, None)
+            for _, owner, key, _ in self._parameters(module):
+                owner.__dict__.pop(key, None)
 
     def clear(self) -> None:
         """Forget forwards that something other than an error ended: Ctrl-C runs no hooks."""
         while self._running:
             self.restore(self._running[-1])
 
-    def _parameters(self, module: nn.Module) -> list[tuple[str, Tensor]]:
-        found = [(n, parameters_of(module).get(n)) for n in self.names]
-        return [(name, p) for name, p in found if p is not None]
+    def _parameters(self, module: nn.Module) -> list[tuple[str, nn.Module, str, Tensor]]:
+        """Of each parameter its name, the module that owns it, its key there, and itself."""
+        found = []
+        for name in self.names:
+            path, _, key = name.rpartition(".")
+            owner = module.get_submodule(path)
+            if (p := parameters_of(owner).get(key)) is not None:
+                found.append((name, owner, key, p))
+        return found
 
 
 class GateHook(FoldHook):
     """Multiplies a site's affine parameters, or where these are computed its output, by the values of its gates."""
 
     def __init__(self, site: Site, number: int, constants: Constants, own: Values | None = None) -> None:
-        super().__init__(number, constants, own, [site.host.weight, site.host.bias])
+        host = site.host
+        known = [None if n is None else within(n, host.module) for n in (host.weight, host.bias)]
+        super().__init__(number, constants, own, known)
         self.axis, self.output = site.host.axis, site.host.output
 
     def hang(self, module: nn.Module) -> None:
@@ -134,6 +144,23 @@ class GateHook(FoldHook):
         if name == self.names[0] and p.dim() > 1:
             z = z.reshape([-1 if a == self.axis else 1 for a in range(p.dim())])
         return z
+
+
+class UnnestedHook(FoldHook):
+    """Keeps ``nn.TransformerEncoder`` from making nested tensors, which only layers without hooks take."""
+
+    def __init__(self, constants: Constants) -> None:
+        super().__init__(0, constants, None, [])
+
+    def fold(self, module: nn.Module, args: Any) -> None:
+        if not any(m is module for m in self._running):
+            vars(module).update(_chipnet_nested=module.use_nested_tensor, use_nested_tensor=False)
+        self._running.append(module)
+
+    def restore(self, module: nn.Module, args: Any = None, output: Any = None) -> None:
+        super().restore(module)
+        if not any(m is module for m in self._running) and "_chipnet_nested" in module.__dict__:
+            vars(module)["use_nested_tensor"] = vars(module).pop("_chipnet_nested")
 
 
 class LiveHook(FoldHook):
@@ -175,7 +202,9 @@ class LiveHook(FoldHook):
         p, r = self._p(x)
         if self.norm.centred:
             positions = math.prod(x.shape[a] for a in self.norm.over) // len(p)
-            mean = x.sum(self.norm.over, keepdim=True, dtype=p.dtype) / (p.sum() * positions).clamp_min(self.LEAST)
+            mean = x.sum(self.norm.over, keepdim=True, dtype=p.dtype) / (p.sum() * positions).clamp_min(
+                self.LEAST
+            )
             taken = self._along((p * (p != 1).any()).to(x.dtype), self.norm.axis)
             x = torch.addcmul(x, mean.to(x.dtype), taken, value=-1)
         return x / r.to(x.dtype)
@@ -223,6 +252,10 @@ def add_gates(
     found += [LiveHook(norm, number, constants, own) for number, norm in enumerate(norms, len(found))]
     for host, hook in zip(hosts, found, strict=True):
         hook.hang(modules[host])
+    for module in model.modules() if found else ():
+        if isinstance(module, nn.TransformerEncoder):
+            found.append(UnnestedHook(constants))
+            found[-1].hang(module)
     return found
 
 

@@ -92,9 +92,10 @@ def _with_place(text: str, at: Place) -> str:
 class Host:
     """The affine parameters that a gate multiplies: ``weight`` along ``axis``, and ``bias``.
 
-    ``module`` is the module whose forward reads them; gates are folded in around its calls. ``output`` is None, or
-    there are no such parameters and the gate multiplies the module's output along this axis. Then the weight is
-    computed, or the module has none and ``weight`` is the module's own name.
+    ``module`` is the module whose forward reads them, its own or those of modules inside. Gates are folded in
+    around its calls. ``output`` is None, or there are no such parameters and the gate multiplies the module's
+    output along this axis. Then the weight is computed, or the module has none and ``weight`` is the module's own
+    name.
     """
 
     module: str
@@ -107,6 +108,11 @@ class Host:
     def is_layer(self) -> bool:
         """Does the module have affine parameters, computed or not?"""
         return self.weight != self.module
+
+    @property
+    def name(self) -> str:
+        """What reports call it: the path of the layer, or of the weight where the module has several."""
+        return self.weight.removesuffix(".weight") if self.is_layer else self.module
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def _traced(
     tie_widths(draft)
     _drop_hosts(draft)
     _keep_queries(draft)
-    for name in draft.foreign | draft.data:  # its module is asked for it: nothing can stand in
+    for name in draft.foreign | draft.asked | draft.data:  # its module is asked for it: nothing can stand in
         draft.owners.pop(name.rpartition(".")[0], None)
     watches = [p.watch for p in (program, training) if p is not None]
     received = [r for watch in watches if watch is not None for r in watch.unclaimed(draft.known)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from chipnet.analysis.liveness import Site
 from chipnet.gates.hooks import Hook
 from chipnet.methods.gradual import Averaging
 from chipnet.methods.scores import price
+from chipnet.program.names import within
 
 
 class PerImage(Averaging):
@@ -24,6 +27,9 @@ class PerImage(Averaging):
 
     What a gate does to the statistics of a norm over channels behind it is left out.
 
+    Where a module has several sites (attention), what a site writes is inside its forward. There the gradient of
+    the gate comes from the layer's parameters: images are added before they are squared.
+
     Images cannot cancel each other, as they can in `Taylor`, which squares the mean gradient of a batch. For that,
     training takes one more pass over the gated activations.
     """
@@ -34,8 +40,9 @@ class PerImage(Averaging):
         # has several first dimensions: only sums over the same one may be added before they are squared.
         self.sums: dict[int, Tensor] = {}
         modules = dict(self.model.named_modules(remove_duplicate=False))
+        inside = Counter(site.host.module for site in self.analysis.sites)
         self.handles = [
-            modules[site.host.module].register_forward_hook(_Watch(site, self._add).watch)
+            modules[site.host.module].register_forward_hook(_watch(site, inside, self._add).watch)
             for site in self.analysis.sites
             if site.free
         ]
@@ -74,6 +81,37 @@ class Fisher(PerImage):
 
     def scores(self) -> Tensor:
         return self.sensitivity().cpu().double() / self.price.clamp(min=1e-12)
+
+
+def _watch(site: Site, sites: Mapping[str, int], add: Callable[[Tensor, Tensor], None]) -> _Watch | _Inside:
+    """What sees a site; ``sites``: how many each module has."""
+    owner = site.host.weight.rpartition(".")[0]
+    own = not site.host.is_layer or (owner == site.host.module and sites[owner] == 1)
+    return _Watch(site, add) if own else _Inside(site, add)
+
+
+class _Inside(Hook):
+    """Sees what gates make of a site's parameters, while they are folded in. All images of a batch are one."""
+
+    def __init__(self, site: Site, add: Callable[[Tensor, Tensor], None]) -> None:
+        self.add, self.host = add, site.host
+        self.gated = torch.from_numpy(site.gates >= 0)
+        self.gates = torch.from_numpy(site.gates)[self.gated]
+
+    def watch(self, module: nn.Module, args: Any, output: Any) -> None:
+        add = getattr(self, "add", None)  # a copy has none
+        for name, axis in ((self.host.weight, self.host.axis), (self.host.bias, 0)):
+            if add is None or name is None:
+                continue
+            owner, _, key = within(name, self.host.module).rpartition(".")
+            folded = vars(module.get_submodule(owner)).get(key)
+            if isinstance(folded, Tensor) and folded.requires_grad:
+                folded.register_hook(functools.partial(self._gather, add, folded.detach(), axis))
+
+    def _gather(self, add: Callable[[Tensor, Tensor], None], value: Tensor, axis: int, grad: Tensor) -> None:
+        product = (value * grad).float().movedim(axis, 0)
+        product = product.reshape(len(product), -1).sum(1)
+        add(self.gates, product[self.gated.to(product.device)][None])
 
 
 class _Watch(Hook):

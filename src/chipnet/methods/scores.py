@@ -50,7 +50,8 @@ def by_gate(model: nn.Module, analysis: Analysis, size: Callable[[Tensor], Tenso
     for site in sorted(analysis.sites, key=lambda s: not s.host.is_layer):
         gated, classes = torch.from_numpy(site.gates >= 0), root[torch.from_numpy(site.slots)]
         if site.host.is_layer:
-            weight = getattr(model.get_submodule(site.host.module), site.host.weight.rpartition(".")[2])
+            owner, _, key = site.host.weight.rpartition(".")
+            weight = getattr(model.get_submodule(owner), key)
             value = size(weight.detach().double().cpu().movedim(site.host.axis, 0))
             written.index_add_(0, classes, value)
         else:

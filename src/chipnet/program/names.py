@@ -11,6 +11,8 @@ from torch.fx import Node
 
 from chipnet._util.torch_private import calls_around, qualified_name, trace_of, value_of
 
+_NOT_USERS = re.compile("/torch/nn/|/chipnet/program/spelling/")
+
 
 def operator_name(node: Node) -> str:
     """The operator of a node, as `short_name` writes it; for a function of Python's, its module and name.
@@ -49,7 +51,7 @@ def shape_of(node: Node) -> tuple[int, ...]:
 def line_of(node: Node) -> str:
     """File and line of the user's code that made a node; "" where they are not known."""
     found = re.findall(r'File "([^"]+)", line (\d+)', trace_of(node))
-    outside = [f for f in found if "/torch/nn/" not in f[0].replace("\\", "/")] or found
+    outside = [f for f in found if not _NOT_USERS.search(f[0].replace("\\", "/"))] or found
     return f"{outside[-1][0].rsplit('/', 1)[-1]}:{outside[-1][1]}" if outside else ""
 
 
@@ -61,6 +63,16 @@ def is_within(name: str, module: str) -> bool:
         (True, False, True)
     """
     return not module or name == module or name.startswith(f"{module}.")
+
+
+def within(name: str, module: str) -> str:
+    """A module's or parameter's path as a module around it knows it.
+
+    Example:
+        >>> within("block.attn.proj.weight", "block.attn"), within("weight", "")
+        ('proj.weight', 'weight')
+    """
+    return name.removeprefix(f"{module}.") if module else name
 
 
 def canonical_names(model: nn.Module) -> dict[str, str]:

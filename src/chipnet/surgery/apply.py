@@ -36,6 +36,7 @@ from chipnet.graph.standard import STANDARD_MIX
 from chipnet.program.inputs import Inputs, device_of
 from chipnet.program.ready import check_runs, copied
 from chipnet.program.removal import removable, removed
+from chipnet.program.spelling import spell, unnested, unspell
 from chipnet.surgery.modules import stand_in
 from chipnet.surgery.plan import PLAN, Plan, Remap, Size
 from chipnet.surgery.verify import Comparison, compare, compare_training, outputs, repeatable
@@ -142,7 +143,7 @@ def masked(model: nn.Module, plan: Plan) -> nn.Module:
     """
     PLAN.check("plan", plan)
     plan.check(model)
-    out = strip_gates(copied(model))
+    out = unnested(strip_gates(copied(model)))
     _zero(out, plan, {f"{f.module}.weight" for f in plan.frozen})
     for name, (axis, channels) in plan.shut.items():
         out.get_submodule(name).register_forward_hook(_Shut(axis, channels))
@@ -399,7 +400,7 @@ class _Seen(TorchFunctionMode):
 
 def _cut(model: nn.Module, plan: Plan) -> None:
     """Cut the model's tensors in place, fix its modules' sizes, put stand-ins and index maps in."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(spell(model).named_modules(remove_duplicate=False))
     done: dict[int, nn.Parameter | Tensor] = {}
     for path, module in modules.items():
         for store in (parameters_of(module), buffers_of(module)):
@@ -429,6 +430,7 @@ def _cut(model: nn.Module, plan: Plan) -> None:
         scaled = parameters_of(modules[owner])[name].data
         scaled[list(rows.at)] *= rows.factor
     _put(model, [(modules[s.module], stand_in(modules[s.module], s)) for s in plan.stand_ins])
+    unspell(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     for remap in plan.remaps:
         _add_remap(modules[remap.module], remap)

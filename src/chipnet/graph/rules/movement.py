@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,18 @@ def move(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
     for axis, number in sizes.items():
         if axis in out.varying:
             claim(op, number, out.along(axis))
+    inferred = {before + i for i, n in enumerate(_given(args, skip)) if n == -1}
+    for axis in set(out.varying) - inferred if inferred else ():
+        if not op.keeps_length(out, axis):
+            reason = "a size that follows from the others (-1) needs at least one channel"
+            op.keep(out.along(axis)[:1], reason, PinCode.ONE_STAYS)
     return out
+
+
+def _given(args: tuple[Any, ...], skip: int) -> Sequence[int]:
+    """The sizes among the arguments of a reshape."""
+    sizes = args[skip] if len(args) > skip else ()
+    return sizes if isinstance(sizes, (list, tuple)) else ()
 
 
 @rule(*aten("repeat_interleave"))
