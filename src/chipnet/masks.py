@@ -20,7 +20,7 @@ from torch import Tensor
 
 from chipnet._util.files import write_json
 from chipnet._util.given import path_of
-from chipnet._util.text import few
+from chipnet._util.text import amount, few
 from chipnet.analysis.vectors import read_mask
 from chipnet.budget.budget import Budget
 from chipnet.errors import BudgetError, LoadError, PlanError
@@ -86,8 +86,8 @@ class Masks:
         kept, whole = sum(map(len, self.kept.values())), sum(self.widths.values())
         asked = f", budget {self.budget}" if self.budget else ""
         return (
-            f"Masks({self.network}, {self.realisation}: {kept:,} of {whole:,} channels of {len(self.widths)} "
-            f"sites{asked})"
+            f"Masks({self.network}, {self.realisation}: {kept:,} of {amount(whole, 'channel')} of "
+            f"{amount(len(self.widths), 'site')}{asked})"
         )
 
     @property
@@ -121,7 +121,7 @@ class Masks:
         for name in self.widths.keys() & sites.keys():
             site, width = sites[name], self.widths[name]
             if site.channels != width:
-                wrong.append(f"{name}: {site.channels} channels in {here}, {width} in {there}")
+                wrong.append(f"{name}: {amount(site.channels, 'channel')} in {here}, {width} in {there}")
                 continue
             opened = np.isin(np.arange(width), self.kept[name])
             gated = site.gates >= 0

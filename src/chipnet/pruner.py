@@ -16,6 +16,7 @@ from chipnet._util.distributed import Group, first_
 from chipnet._util.finite import Flags, all_finite, check_finite
 from chipnet._util.given import NETWORK
 from chipnet._util.modes import plainly
+from chipnet._util.text import amount
 from chipnet.analysis.kinds import KINDS, LATENCY
 from chipnet.analysis.options import Options, Patterns, check_whole
 from chipnet.analysis.vectors import read_mask
@@ -259,12 +260,12 @@ class Pruner:
             PlanError: a mask of another length or with other values than 0 and 1.
             ChipNetError: weights of the network, or the method's scores, are not finite.
         """
-        check_finite(self.model, self._infinite, f"after {self.taken} of {self.steps} steps ")
+        check_finite(self.model, self._infinite, f"after {self.taken} of {amount(self.steps, 'step')} ")
         if mask is None and self.taken < self.steps and not early:
             warnings.warn(
-                f"hardened after {self.taken} of {self.steps} steps: schedules are functions of progress, and the "
-                "masks are not those of the last step. Train to the end, give the Pruner the steps that you take, "
-                "or say that it is meant: harden(early=True)",
+                f"hardened after {self.taken} of {amount(self.steps, 'step')}: schedules are functions of "
+                "progress, and the masks are not those of the last step. Train to the end, give the Pruner the "
+                "steps that you take, or say that it is meant: harden(early=True)",
                 stacklevel=3,  # `plainly` is between
             )
         mask = read_mask(self._solve() if mask is None else mask, self.structure.gates)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from chipnet._util.finite import check_finite
 from chipnet._util.given import NETWORK, Wanted
 from chipnet._util.modes import plainly
-from chipnet._util.text import value_text
+from chipnet._util.text import amount, value_text
 from chipnet.analysis.analysis import Analysis, Notes, analyse
 from chipnet.analysis.cost import CostModel
 from chipnet.analysis.kinds import LATENCY
@@ -145,8 +145,8 @@ class Structure:
 
     def __repr__(self) -> str:
         free = sum(1 for site in self.sites if site.free)
-        sites = f"{free} of {len(self.sites)} sites free"
-        return f"Structure({self.analysis.name}: {self.gates:,} gates, {sites}, {self.cost.dense})"
+        sites = f"{free} of {amount(len(self.sites), 'site')} free"
+        return f"Structure({self.analysis.name}: {amount(self.gates, 'gate')}, {sites}, {self.cost.dense})"
 
     def report(self) -> list[dict[str, Any]]:
         """What may be pruned and what not, site by site, as plain JSON values.
@@ -267,8 +267,8 @@ class Structure:
         """Raise ``BudgetError`` where no connected network meets the budget."""
         if self.gates == 0:
             raise CaptureError(
-                f"nothing in {self.analysis.name} can be pruned: {len(self.graph.layers)} layers, all kept whole. "
-                "`chipnet inspect` lists the reasons."
+                f"nothing in {self.analysis.name} can be pruned: {amount(len(self.graph.layers), 'layer')}, all "
+                "kept whole. `chipnet inspect` lists the reasons."
             )
         Hardener(self.analysis, self.limits(budget)).check()
 

@@ -771,3 +771,36 @@ def test_numbers_that_do_not_depend_on_the_input_are_taken(name, capfd):
 def test_numbers_that_depend_on_the_input_are_refused(something):
     with pytest.raises(CaptureError, match=r"(?s)could not be captured.*test_capture.py:\d+ in "):
         Structure(_Taken(something), torch.randn(2, 3, 5, 5))
+
+
+class TwoResults(nn.Module):
+    """A module that gives two tensors, of other widths, which a gate could only reach at its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 6), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [torch.sigmoid(self.a(x)), torch.sigmoid(self.b(x))]
+
+
+class ReadsBoth(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.two, self.c, self.d = nn.Linear(3, 5), TwoResults(), nn.Linear(6, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.two(self.stem(x))
+        return self.c(first) + self.d(second)
+
+
+def test_no_gate_acts_on_the_output_of_a_module_that_gives_several_tensors() -> None:
+    """The hook would get a list; and both sites had one name, and other widths."""
+    structure = exact_under_random_masks(randomised(ReadsBoth()), torch.randn(2, 3).double())
+    assert {site.name: site.free for site in structure.sites} == {
+        "stem": 5,
+        "two.a": 0,
+        "two.b": 0,
+        "c": 0,
+        "d": 0,
+    }

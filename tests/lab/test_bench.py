@@ -661,7 +661,7 @@ def test_a_run_that_somebody_else_is_at_is_left_to_them(tmp_path):
         assert mine
         with claimed(grid.out / random.folder) as twice:
             assert not twice
-        with pytest.raises(KeyboardInterrupt, match="1 of 3 runs are not finished"):
+        with pytest.raises(KeyboardInterrupt, match="not finished: 1 of 3 runs"):
             bench(grid, {}, stop=lambda: len(told) == 2, told=lambda *a: told.append(a[2:]))
     assert told == [(dense, "done before"), (uniform, "done before")]
     assert bench(grid, {})[1]["status"] == "done"
@@ -675,7 +675,7 @@ def test_a_grid_of_rivals_stops_between_two_of_them(tmp_path, monkeypatch):
         )
     grid = made(tmp_path, methods=["somebody.else:rival", "somebody.else:other"])
     bench(dataclasses.replace(grid, methods=("uniform",)), {})  # the dense network
-    with pytest.raises(KeyboardInterrupt, match="1 of 3 runs are not finished"):
+    with pytest.raises(KeyboardInterrupt, match="not finished: 1 of 3 runs"):
         bench(grid, {}, stop=lambda: bool(asked))
     assert len(asked) == 1
 

@@ -59,7 +59,7 @@ def test_prune_leaves_a_run_folder_and_prints_a_table(tmp_path):
     assert (result["seed"], result["budget"]) == (7, {"params": 2000, "macs": 0.5})
     assert result["recipe"]["recalibrate"]
     for name in ("train", "prune", "finetune"):
-        assert f"{name}: 1 epochs" in done.stdout
+        assert f"{name}: 1 epoch, " in done.stdout
     for word in ("dense", "soft", "hard", "compact", "accuracy", "params", "MACs", "volume", "channels"):
         assert word in done.stdout
     assert f"{result['compact']['macs']:,}" in done.stdout
@@ -356,7 +356,7 @@ def test_a_stopped_run_says_how_far_it_came_and_how_to_go_on(tmp_path, monkeypat
     done = prune(out)
     assert done.exit_code == 130
     assert len(calls) == 100
-    assert "stopped in phase finetune, 0 of 1 epochs done" in done.stderr
+    assert "stopped in phase finetune, 0 of 1 epoch done" in done.stderr
     assert "dense.safetensors (dense weights); plan.json (the plan); masks.json" in done.stderr
     assert "model.safetensors (compact network, not fine-tuned)" in done.stderr
     assert f"Continue with: chipnet prune --resume {out}" in done.stderr
@@ -381,7 +381,7 @@ def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr("chipnet.lab.loop.train_step", stopped)
     done = prune(tmp_path)
-    assert (done.exit_code, "stopped in phase train, 0 of 1 epochs" in done.stderr) == (130, True)
+    assert (done.exit_code, "stopped in phase train, 0 of 1 epoch" in done.stderr) == (130, True)
 
 
 @pytest.mark.parametrize(

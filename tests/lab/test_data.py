@@ -307,7 +307,7 @@ def test_tiny_imagenet_errors(tmp_path):
     with pytest.raises(ConfigError, match=r"n01_3.JPEG is 63x64, not 64x64"):
         load_data("tiny-imagenet", root)
     (root / "val" / "images" / "val_01.JPEG").unlink()
-    with pytest.raises(ConfigError, match=r"1 images of it are missing, the first: .*val_01.JPEG"):
+    with pytest.raises(ConfigError, match=r"missing: 1 image, the first is .*val_01.JPEG"):
         load_data("tiny-imagenet", root)
     (root / "val" / "val_annotations.txt").write_text("val_00.JPEG\tn99\n")
     with pytest.raises(ConfigError, match=r"val_annotations.txt, line 1.*n99"):
@@ -772,13 +772,13 @@ def test_statistics_of_each_channel_and_of_a_constant_one():
 def test_batches_errors():
     with pytest.raises(ConfigError, match="batch_size must be at least 1, not 0"):
         Batches(numbered(4), 0, shuffle=True)
-    with pytest.raises(ConfigError, match="3 channels, but there are 1 means and 3 deviations"):
+    with pytest.raises(ConfigError, match="3 channels, but there are 1 mean and 3 deviations"):
         Batches(numbered(4), 2, shuffle=True, mean=(0.5,))
 
 
 def test_tensor_images_are_checked():
     with pytest.raises(
-        ConfigError, match=r"uint8 .*not torch.float32 \[2, 3\].*int64 .*2 images and 1 labels"
+        ConfigError, match=r"uint8 .*not torch.float32 \[2, 3\].*int64 .*2 images and 1 label"
     ):
         TensorImages(torch.zeros(2, 3), torch.zeros(1))
     with pytest.raises(ConfigError, match="labels start at 0, not -1"):

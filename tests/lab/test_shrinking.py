@@ -275,7 +275,7 @@ def test_what_a_watcher_is_told():
         for done in range(1, of + 1):
             told(part, done, of)
     assert watcher.told == [
-        ("curves", 2), 1, 1, "2 sites, 0 s", ("refit", 1), 1, "1 layers, 0 s", ("refit", 1), 1, "1 layers, 0 s",
+        ("curves", 2), 1, 1, "2 sites, 0 s", ("refit", 1), 1, "1 layer, 0 s", ("refit", 1), 1, "1 layer, 0 s",
     ]  # fmt: skip
     assert set(told.seconds) == {"curves", "refit"}
 

@@ -39,6 +39,17 @@ def few(items: Sequence[str], most: int = 3, between: str = ", ", last: str = " 
     return between.join(items[:most]) + (f"{last}{len(items) - most:,} more" if len(items) > most else "")
 
 
+def amount(number: int, noun: str, plural: str = "") -> str:
+    """A number and what it counts.
+
+    >>> amount(1, "epoch"), amount(2000, "step"), amount(0, "class"), amount(2, "axis", "axes")
+    ('1 epoch', '2,000 steps', '0 classes', '2 axes')
+    """
+    if number != 1:
+        noun = plural or noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+    return f"{number:,} {noun}"
+
+
 def first_line(error: BaseException) -> str:
     r"""The type of an error and the first line of what it says.
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chipnet._util.text import amount
 from chipnet.errors import PlanError
 
 _HOW = "Masks come from harden(), pruner.mask, Plan.mask or a comparison such as scores > 0.5"
@@ -56,7 +57,7 @@ def read_scores(scores: Any, gates: int) -> Tensor:
     if not bool(torch.isfinite(values).all()):
         odd = values[~torch.isfinite(values)]
         raise PlanError(
-            f"{len(odd):,} of {gates:,} scores are NaN or infinite ({odd[0].item():g} first). {how}."
+            f"{len(odd):,} of {amount(gates, 'score')} are NaN or infinite ({odd[0].item():g} first). {how}."
         )
     return values
 
@@ -81,4 +82,6 @@ def _fits(values: Tensor, gates: int, batch: bool, what: str, how: str) -> None:
     wrong = values.dim() < 1 or values.shape[-1] != gates if batch else values.shape != (gates,)
     if wrong:
         verb = "have" if what.endswith("s") else "has"
-        raise PlanError(f"{what} {verb} shape {tuple(values.shape)}; this network has {gates} gates. {how}.")
+        raise PlanError(
+            f"{what} {verb} shape {tuple(values.shape)}; this network has {amount(gates, 'gate')}. {how}."
+        )

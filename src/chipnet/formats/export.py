@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from chipnet._util.files import replacing
 from chipnet._util.given import NETWORK, path_of
-from chipnet._util.text import value_text
+from chipnet._util.text import amount, value_text
 from chipnet.errors import ChipNetError, ConfigError, ExportError
 from chipnet.formats.batch import batch_of, captured, resized
 from chipnet.formats.fold import fold_norms
@@ -65,7 +65,7 @@ class Exported:
     def __str__(self) -> str:
         sizes = " and ".join(map(str, self.batches))
         return (
-            f"{self.path}: {self.size:,} bytes, {self.folded} batch norms folded; loaded again, "
+            f"{self.path}: {amount(self.size, 'byte')}, {amount(self.folded, 'batch norm')} folded; loaded again, "
             f"batches of {sizes}: outputs differ by {self.difference:.1e} at most (scale {self.scale:.3g})"
         )
 

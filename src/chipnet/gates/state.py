@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from chipnet._util.text import amount
 from chipnet.analysis.analysis import Analysis
 from chipnet.budget.budget import Budget
 from chipnet.errors import ConfigError
@@ -59,7 +60,7 @@ def refuse_other(
             "this state of a pruner was written by a newer version of chipnet: update to that one"
         )
     if state["steps"] != steps:
-        raise ConfigError(f"the saved pruner runs {state['steps']} steps, this one {steps}")
+        raise ConfigError(f"the saved pruner runs {amount(state['steps'], 'step')}, this one {steps}")
     wrong = [
         said for key, own in mine.items() if key in theirs and (said := _difference(key, theirs[key], own))
     ]
@@ -87,7 +88,7 @@ def _difference(key: str, theirs: Any, mine: Any) -> str:
             [site for site in sites if site not in others] for sites, others in ((then, now), (now, then))
         )
         was, is_ = (
-            f"'{name}' of {channels} channels, {free} gated" if sites else "none"
+            f"'{name}' of {amount(channels, 'channel')}, {free} gated" if sites else "none"
             for sites in (old, new)
             for name, channels, free in (sites or [("", 0, 0)])[:1]
         )

@@ -31,6 +31,7 @@ class Forward:
             would not see it.
         readers: for every parameter, how many operators read it.
         entered: for every module, the calls by which it is entered.
+        results: for every such call, how many tensors made in it are read outside of it.
         watch: knows which operators received numbers from attributes; None where that is not known.
         counting: do its operators cost anything? Those of a train-mode graph do not.
     """
@@ -42,6 +43,7 @@ class Forward:
     fused: frozenset[str]
     readers: Mapping[str, int]
     entered: Mapping[str, Set[str]]
+    results: Mapping[str, int]
     watch: Watch | None
     counting: bool
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from chipnet._util.text import amount
 from chipnet.graph.facts import (
     Activation,
     Fact,
@@ -131,7 +132,8 @@ class ChannelGraph:
         return replace(self, pins=pins)
 
     def __str__(self) -> str:
-        first = f"{self.slots} slots in {len(np.unique(self.root))} classes, {len(self.pins)} of them pinned"
+        classes = amount(len(np.unique(self.root)), "class")
+        first = f"{amount(self.slots, 'slot')} in {classes}, {len(self.pins)} of them pinned"
         facts = map(fact_text, self.facts, self.places)
         return "\n".join(
             [first, *facts, *param_texts(self.axes), *tie_texts(self.root), *pin_texts(self.pins)]

@@ -67,6 +67,7 @@ def trace(
         fused=fused(modules) if realisation == "indexed" else frozenset(),
         readers=_readers(program, canonical),
         entered=_entered(modules, program.graph.nodes),
+        results=_results(program.graph.nodes),
         watch=program.watch,
         counting=True,
     )
@@ -127,6 +128,13 @@ def _entered(modules: Modules, nodes: Iterable[Node]) -> Mapping[str, Set[str]]:
     for call, path in {c for node in nodes for c in calls_around(node).items()}:
         entered[modules.first(path)].add(call)
     return entered
+
+
+def _results(nodes: Iterable[Node]) -> Mapping[str, int]:
+    """For every call of a module, how many tensors made in it are read outside of it."""
+    return Counter(
+        call for n in nodes for call in calls_around(n) if any(call not in calls_around(u) for u in n.users)
+    )
 
 
 def _held(modules: Mapping[str, nn.Module], attribute: Attribute) -> int:
@@ -265,13 +273,14 @@ def _views_of(node: Node) -> set[Node]:
 
 # -- gates on outputs of modules ----------------------------------------------------------------------------------
 def _offer_gate(op: Operator, x: Any) -> None:
-    """Remember a tensor with channels that is the output of a module, called once: a gate could act there."""
+    """Remember a tensor with channels that is the one output of a module, called once: a gate could act there."""
     if not op.forward.counting or not op.module or not isinstance(x, Labels) or len(x.varying) != 1:
         return
     if any(r.module == op.module for r in op.draft.resizes):
         return
     inner = next(reversed(calls_around(op.node)))
-    if op.forward.entered[op.module] == {inner} and all(inner not in calls_around(u) for u in op.node.users):
+    once = op.forward.entered[op.module] == {inner} and op.forward.results[inner] == 1
+    if once and all(inner not in calls_around(u) for u in op.node.users):
         op.draft.outputs[op.key] = op.module, x.slots()
 
 

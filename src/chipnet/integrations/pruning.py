@@ -10,6 +10,7 @@ from torch import nn
 import chipnet
 from chipnet import Budget, ChipNetError, ConfigError, Plan, Pruner, Structure
 from chipnet._util.given import ATTRIBUTE
+from chipnet._util.text import amount
 from chipnet.program.inputs import Inputs
 from chipnet.surgery.optimizer import States, cut_state, set_state
 
@@ -117,8 +118,8 @@ class Pruning:
             return
         if self.pruner.taken < self.pruner.steps:
             raise ChipNetError(
-                f"training stopped after {self.pruner.taken} of the {self.pruner.steps} steps of soft pruning: "
-                "the masks are not final. Train to the end, or give the number of steps that are taken."
+                f"training stopped after {self.pruner.taken} of the {amount(self.pruner.steps, 'step')} of soft "
+                "pruning: the masks are not final. Train to the end, or give the number of steps that are taken."
             )
         network = self.network(module)
         self.plan = self.pruner.harden()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from chipnet import Budget, Masks, Plan, Structure, compact
+from chipnet._util.text import amount
 from chipnet.errors import BudgetError, ConfigError, PlanError
 from chipnet.lab.config import CONFIG
 from chipnet.lab.config_file import read_config
@@ -120,7 +121,8 @@ class Start:
         widths = {site.name: site.channels for site in structure.sites}
         for name in gated:
             if widths[name] != len(self.masks.kept[name]):
-                return f"{name} has {widths[name]} channels, and the masks kept {len(self.masks.kept[name])}"
+                kept = len(self.masks.kept[name])
+                return f"{name} has {amount(widths[name], 'channel')}, and the masks kept {kept}"
         try:
             both = self.plan(structure, mask, budget)
         except PlanError as error:

@@ -21,7 +21,7 @@ from chipnet._util.imports import optional_import
 from chipnet._util.lock import RUN, only_writer
 from chipnet._util.random import seed_everything
 from chipnet._util.sizes import wrong
-from chipnet._util.text import shell_command
+from chipnet._util.text import amount, shell_command
 from chipnet.errors import Problems
 from chipnet.lab import checkpoint
 from chipnet.lab.config import (
@@ -150,7 +150,7 @@ def read_job(request: Request, resume: bool = False, problems: Problems | None =
     processes = fabric.world_size
     if recipe.batch_size < 2 * processes:
         raise ConfigError(
-            f"a batch of {recipe.batch_size} is too small for {processes} processes. Give --batch-size "
+            f"a batch of {recipe.batch_size} is too small for {amount(processes, 'process')}. Give --batch-size "
             f"{2 * processes} or more."
         )
     data, network, run = _parts(request, recipe, problems, fabric.global_rank, processes)
@@ -366,13 +366,13 @@ def _check_batch(data: Data, batch_size: int, processes: int) -> None:
     if not isinstance(data.train, LoaderImages):
         if batch_size > len(data.train):
             raise ConfigError(
-                f"a batch of {batch_size} is more than the {len(data.train)} training images. "
+                f"a batch of {batch_size} is more than the {amount(len(data.train), 'training image')}. "
                 "Give a smaller --batch-size."
             )
     elif (given := data.train.batch_size * processes) != batch_size:
-        each = f" on each of {processes} processes" if processes > 1 else ""
+        each = f" on each of {amount(processes, 'process')}" if processes > 1 else ""
         raise ConfigError(
-            f"{data.train.name} gives batches of {data.train.batch_size} images{each}, and the run's are "
+            f"{data.train.name} gives batches of {amount(data.train.batch_size, 'image')}{each}, and the run's are "
             f"{batch_size}, which its learning rates are for. Give --batch-size {given}, or let the callable take "
             "batch_size."
         )

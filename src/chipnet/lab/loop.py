@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from chipnet import ChipNetError, Plan, Pruner, compact, detach
 from chipnet._util.distributed import gathered, same_buffers, sums
 from chipnet._util.random import generators, seed_everything, set_generators
-from chipnet._util.text import shell_command
+from chipnet._util.text import amount, shell_command
 from chipnet.analysis.kinds import KINDS
 from chipnet.lab import checkpoint, sanity
 from chipnet.lab.data.images import stream_seed
@@ -170,7 +170,7 @@ class Loop:
                 self.epoch()
             next_phase = self.phase.finish(self)
             if self.phase.epochs:
-                self.watcher.end(f"{self.phase.epochs} epochs, {self.state.text}")
+                self.watcher.end(f"{amount(self.phase.epochs, 'epoch')}, {self.state.text}")
             self.state = dataclasses.replace(
                 self.state, phase=next_phase, epoch=0, step=0, totals={}, best=None, text=""
             )
@@ -443,7 +443,7 @@ class Loop:
         state, out = self.state, self.job.out
         disk = "; ".join(f"{name} ({what})" for name, what in state.saved.items()) or "no results yet"
         return (
-            f"stopped in phase {state.phase}, {state.epoch} of {self.phase.epochs} epochs done. "
+            f"stopped in phase {state.phase}, {state.epoch} of {amount(self.phase.epochs, 'epoch')} done. "
             f"In {out}: {disk}. Continue with: {shell_command('prune', '--resume', out)}"
         )
 

@@ -14,6 +14,7 @@ import torch
 import chipnet
 from chipnet import Budget, Masks, Plan
 from chipnet._util.files import write_atomically, write_json
+from chipnet._util.text import amount
 from chipnet.lab import checkpoint
 from chipnet.lab.config import CONFIG, READING
 from chipnet.lab.config_file import write_config
@@ -90,7 +91,7 @@ def _environment(fabric: Fabric) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.system()} {platform.machine()}, {amount(os.cpu_count() or 1, 'core')}",
         "device": f"{device.type}: {name}",
         "processes": fabric.world_size,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import chipnet
 from chipnet import ChipNetError, Plan, Pruner
 from chipnet._util.distributed import same_buffers
+from chipnet._util.text import amount
 from chipnet.analysis.kinds import KINDS
 from chipnet.lab import sanity
 from chipnet.lab.config import Recipe
@@ -224,7 +225,7 @@ class Finetune(Phase):
         assert best is not None and loop.plan is not None
         if accuracy >= best["accuracy"]:  # of equals the later one, which a falling rate has settled more
             best = self._keep(loop, accuracy)
-            epochs = f"fine-tuned {loop.state.epoch + 1} epochs, validation {accuracy:.2f} %"
+            epochs = f"fine-tuned {amount(loop.state.epoch + 1, 'epoch')}, validation {accuracy:.2f} %"
             self._save(loop, f"compact network, {epochs}")
         loop.state.text = f"best validation {best['accuracy']:.2f} %"
         return {"validation_accuracy": accuracy, **loop.plan.compact.to_json()}

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from chipnet._util.text import amount
 from chipnet.lab.config import PRUNING_STEPS
 
 log = logging.getLogger("chipnet")
@@ -24,9 +25,9 @@ def short(steps: int) -> str:
     if steps >= PRUNING_STEPS:
         return ""
     return (
-        f"soft pruning has {steps} optimiser steps, and masks settle in {PRUNING_STEPS} or more: expect a lower "
-        "accuracy than this budget allows. Give it more epochs (--epochs TRAIN,PRUNE,FINETUNE) or a smaller "
-        "--batch-size."
+        f"soft pruning has {amount(steps, 'optimiser step')}, and masks settle in {PRUNING_STEPS} or more: expect "
+        "a lower accuracy than this budget allows. Give it more epochs (--epochs TRAIN,PRUNE,FINETUNE) or a "
+        "smaller --batch-size."
     )
 
 

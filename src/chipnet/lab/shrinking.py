@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import chipnet
 from chipnet import Budget
 from chipnet._util.lock import only_writer
+from chipnet._util.text import amount
 from chipnet.lab import sanity
 from chipnet.lab.config import Request
 from chipnet.lab.data import LoaderImages
@@ -137,7 +138,7 @@ class _Told:
         self.watcher.tick(f"{timedelta(seconds=round(spent / done * (of - done)))} left")
         self.watcher.advance(1)
         if done == of:
-            self.watcher.end(f"{of} {'sites' if part == 'curves' else 'layers'}, {spent:.0f} s")
+            self.watcher.end(f"{amount(of, 'site' if part == 'curves' else 'layer')}, {spent:.0f} s")
             self.charge(part)
 
     def begin(self, part: str, of: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from chipnet._util.text import amount
 from chipnet.errors import ConfigError
 
 
@@ -75,7 +76,9 @@ class Outputs:
         if isinstance(part, int):
             every = list(tensors(out))
             if part >= len(every):
-                raise ConfigError(f"outputs: the network gives {len(every)} tensors, not {part + 1}")
+                raise ConfigError(
+                    f"outputs: the network gives {amount(len(every), 'tensor')}, not {part + 1}"
+                )
             return every[part]
         if callable(part):
             try:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.text import amount
 from chipnet._util.torch_private import ConvNd, ConvTransposeNd, buffers_of, load_plainly, parameters_of
 from chipnet.errors import PlanError
 from chipnet.graph.standard import STANDARD_MIX, STANDARD_NORM, STANDARD_POOL
@@ -137,7 +138,7 @@ def stand_in(old: nn.Module, s: StandIn) -> nn.Module:
         or (s.kind == "constant" and "bias" not in parameters_of(old))
     ):
         raise PlanError(
-            f"nothing of {s.channels} channels can stand in for '{s.module}', {type(old).__name__}"
+            f"nothing of {amount(s.channels, 'channel')} can stand in for '{s.module}', {type(old).__name__}"
         )
     if s.kind in ("pool", "norm"):
         return cls(old)

@@ -14,7 +14,7 @@ from torch import nn
 from chipnet._util.files import write_json
 from chipnet._util.given import NETWORK, TENSOR, Wanted, path_of
 from chipnet._util.schema import decode, encode, require
-from chipnet._util.text import did_you_mean, few
+from chipnet._util.text import amount, did_you_mean, few
 from chipnet.analysis.cost import Cost
 from chipnet.analysis.liveness import COVERED
 from chipnet.budget.budget import Budget
@@ -164,7 +164,9 @@ class Plan:
         cut = sum(s.kept < s.channels for s in self.sites)
         costs = ", ".join(f"{k} {self.compact[k]:,} of {self.dense[k]:,}" for k in self.dense.kinds)
         asked = f", budget {self.budget}" if self.budget else ""
-        return f"Plan({self.realisation}: {cut} of {len(self.sites)} sites narrower, {costs}{asked})"
+        return (
+            f"Plan({self.realisation}: {cut} of {amount(len(self.sites), 'site')} narrower, {costs}{asked})"
+        )
 
     def called(self, example_inputs: Any) -> Inputs | None:
         """How to call the network: with ``example_inputs`` if they are given, else as when the plan was made."""
@@ -278,7 +280,9 @@ class Plan:
                 all(-1 <= i < 2**31 for i in r.index), f"the index map of {r.module}", "has other indices"
             )
         for d in self.stand_ins:
-            require(0 <= d.channels < 2**31, f"the stand-in of {d.module}", f"has {d.channels} channels")
+            require(
+                0 <= d.channels < 2**31, f"the stand-in of {d.module}", f"has {amount(d.channels, 'channel')}"
+            )
         for size in self.sizes:
             fits = 0 <= size.value < 2**31 and 0 <= (size.index or 0) < 2**31
             require(fits, f"{size.module}.{size.name}", f"is to be {size.value} at {size.index}")
@@ -294,7 +298,7 @@ class Plan:
             require(one.norm.axis in over and all(-8 <= a < 0 for a in over), where, "has other axes")
             known = all(f"{one.norm.module}.{n}".lstrip(".") in weights for n in affine)
             require(known, where, "has a parameter that is no tensor of the network")
-            require(0 <= one.channels < 2**31, where, f"has {one.channels} channels")
+            require(0 <= one.channels < 2**31, where, f"has {amount(one.channels, 'channel')}")
             _ascending(one.kept, one.channels, where)
         for site in self.sites:
             require(0 <= site.kept <= site.channels, site.name, f"keeps {site.kept} of {site.channels}")

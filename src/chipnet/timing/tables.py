@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from chipnet._util.files import write_atomically
 from chipnet._util.finite import check_finite
 from chipnet._util.schema import DamagedError, decode, require
+from chipnet._util.text import amount
 from chipnet._util.torch_private import ConvNd, ConvTransposeNd, hooks_after, hooks_before, parameters_of
 from chipnet.analysis.analysis import Analysis
 from chipnet.analysis.cost import CostModel
@@ -195,7 +196,9 @@ class _Cache:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        where = f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        where = (
+            f"{device_name(device)}, {amount(torch.get_num_threads(), 'thread')}, torch {torch.__version__}"
+        )
         name = "".join(c if c.isalnum() or c in ".+-" else "-" for c in where)
         self.path = Path(root) / "chipnet" / "latency" / f"{name}.json"
         self.tables: dict[str, Any] = {}

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from chipnet._util.lock import claimed
+from chipnet._util.text import amount
 from chipnet.errors import ConfigError
 from chipnet.lab.cli.console import Console
 from chipnet.lab.cli.errors import failures, refusals, stop_signals
@@ -75,7 +76,7 @@ def bench(
             text = f"another process draws the plots in {grid.out / 'plots'}"
             if mine:
                 try:
-                    text = f"{len(tables.write_plots(grid, rows))} plots in {grid.out / 'plots'}"
+                    text = f"{amount(len(tables.write_plots(grid, rows)), 'plot')} in {grid.out / 'plots'}"
                 except ConfigError as error:
                     text = f"no plots: {error}"
             console.tell(text)

@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from chipnet._util.sizes import MOST
-from chipnet._util.text import few
+from chipnet._util.text import amount, few
 from chipnet.errors import ConfigError
 from chipnet.lab.cli.console import Console
 from chipnet.lab.cli.errors import refusals
@@ -73,7 +73,7 @@ def inspect(
         for reason, count in kept.most_common():
             console.print(f"  {count} × {reason}")
     cost = ", ".join(f"{kind} {count:,}" for kind, count in report["cost"].items())
-    console.tell(f"{report['gates']:,} gates. Cost: {cost}")
+    console.tell(f"{amount(report['gates'], 'gate')}. Cost: {cost}")
 
 
 def _why(site: Mapping[str, Any]) -> str:

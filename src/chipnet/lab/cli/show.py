@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, Progress, TaskID
 from rich.table import Column, Table
 
+from chipnet._util.text import amount
 from chipnet.analysis.kinds import LATENCY
 from chipnet.lab.cli import runs
 from chipnet.lab.cli.console import Console, Text
@@ -141,15 +142,18 @@ def dry(job: Job) -> list[str]:
     limits, least = structure.limits(job.budget), structure.smallest()
     counts = ", ".join(f"{name} {count:,}" for name, count in job.data.counts().items() if count is not None)
     if job.request.no_train:
-        how = [f"without training: curves and a refit, on {job.request.images:,} images"]
+        how = [f"without training: curves and a refit, on {amount(job.request.images, 'image')}"]
     else:
         batches = len(job.data.loader("train", recipe.batch_size // job.fabric.world_size, train=True))
-        epochs = [f"{n} {e} (of {e * batches:,} steps)" for n, e in zip(EPOCHS, recipe.epochs, strict=True)]
+        epochs = [
+            f"{n} {e} (of {amount(e * batches, 'step')})" for n, e in zip(EPOCHS, recipe.epochs, strict=True)
+        ]
         how = [f"method: {job.request.method}"]
         how += [f"epochs: {', '.join(epochs)}; batches of {recipe.batch_size}"]
     lines = [
         f"images: {counts}",
-        f"network: {free} of {len(structure.sites)} sites can be pruned, {structure.gates:,} gates",
+        f"network: {free} of {amount(len(structure.sites), 'site')} can be pruned, "
+        f"{amount(structure.gates, 'gate')}",
         "dense: " + ", ".join(f"{kind} {dense[kind]:,}" for kind in dense.to_json()),
     ]
     lines += [

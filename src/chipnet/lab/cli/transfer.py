@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from chipnet._util.text import amount
 from chipnet.errors import ConfigError
 from chipnet.lab.cli.console import Console
 from chipnet.lab.cli.errors import first, refusals
@@ -72,7 +73,7 @@ def transfer(
         job = transfer.prepare(request, strict=bool(budget))
     console.tell(
         f"masks of {source} fit; on {data} they leave {transfer.reached(job)}; "
-        f"{sum(job.recipe.epochs)} epochs by {whose}"
+        f"{amount(sum(job.recipe.epochs), 'epoch')} by {whose}"
     )
     carried_out(console, job)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from chipnet._util.text import amount
 from chipnet.errors import ConfigError
 from chipnet.lab.cli.console import Console
 from chipnet.lab.cli.errors import refusals
@@ -50,7 +51,7 @@ def val(
         print(json.dumps({"data": images.name, **rows}, indent=2))
         return
     count = next(iter(rows.values()))["images"]
-    table = Table("", title=f"{images.name}, {count:,} test images", title_justify="left")
+    table = Table("", title=f"{images.name}, {amount(int(count), 'test image')}", title_justify="left")
     for column in ("loss", "accuracy"):
         table.add_column(column, justify="right")
     for name, row in rows.items():

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chipnet._util.text import few
+from chipnet._util.text import amount, few
 from chipnet.errors import ConfigError
 from chipnet.lab.data.folders import FolderImages, SampleImages
 from chipnet.lab.data.shards import Shards
@@ -64,7 +64,9 @@ def _said(problems: Sequence[tuple[str, str]]) -> str:
     """What is broken, or nothing."""
     broken = [f"{place} ({why})" for place, why in problems if why]
     some = few(broken, _LISTED, "; ", "; and ")
-    return f"{len(broken):,} of {len(problems):,} image files cannot be read: {some}" if broken else ""
+    return (
+        f"{len(broken):,} of {amount(len(problems), 'image file')} cannot be read: {some}" if broken else ""
+    )
 
 
 def _problems(images: Any) -> list[tuple[str, str]]:

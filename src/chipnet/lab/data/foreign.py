@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from chipnet._util.imports import optional_import
-from chipnet._util.text import close_names
+from chipnet._util.text import amount, close_names
 from chipnet.errors import ConfigError
 from chipnet.lab.data.folders import SampleImages
 from chipnet.lab.data.sources import Source, folder
@@ -125,8 +125,8 @@ def from_mapping(name: str, parts: Mapping[str, Any]) -> Source:
         low, high = int(found.labels.min()), int(found.labels.max())
         if low < 0 or high >= len(names):
             raise ConfigError(
-                f"{name}: the labels of {part} run from {low} to {high}, and there are {len(names)} classes: they "
-                f"must be 0 to {len(names) - 1}."
+                f"{name}: the labels of {part} run from {low} to {high}, and there are "
+                f"{amount(len(names), 'class')}: they must be 0 to {len(names) - 1}."
             )
     test = images.get("test", images.get("validation"))
     assert test is not None

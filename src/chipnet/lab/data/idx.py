@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chipnet._util.text import amount
 from chipnet.errors import ConfigError
 
 
@@ -53,7 +54,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
         raise ConfigError(
             f"{path} has the magic number 0x{magic:08x}, not 0x{wanted:08x}: it is no idx file of unsigned "
             f"bytes "
-            f"with {dimensions} dimension{'s' if dimensions > 1 else ''}. Are images and labels swapped?"
+            f"with {amount(dimensions, 'dimension')}. Are images and labels swapped?"
         )
     if len(content) < header:
         raise ConfigError(f"{path} is truncated within its header. Copy it again.")
@@ -61,7 +62,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     expected = header + math.prod(shape)
     if len(content) != expected:
         raise ConfigError(
-            f"{path} is {'truncated' if len(content) < expected else 'too long'}: {len(content):,} bytes "
+            f"{path} is {'truncated' if len(content) < expected else 'too long'}: {amount(len(content), 'byte')} "
             f"(uncompressed) where its header {list(shape)} asks for {expected:,}. Copy it again."
         )
     # A copy, because the bytes object is read-only memory, which a tensor cannot promise to leave alone.

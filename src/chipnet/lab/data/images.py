@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from chipnet._util.text import amount
 from chipnet.errors import ConfigError
 
 _BITS = 2**64 - 1
@@ -84,7 +85,9 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
         if self.labels.dtype != torch.int64 or self.labels.ndim != 1:
             problems.append(f"labels must be int64 [N], not {self.labels.dtype} {list(self.labels.shape)}")
         if self.images.shape[:1] != self.labels.shape[:1]:
-            problems.append(f"there are {len(self.images)} images and {len(self.labels)} labels")
+            problems.append(
+                f"there are {amount(len(self.images), 'image')} and {amount(len(self.labels), 'label')}"
+            )
         if not problems and len(self.labels) and int(self.labels.min()) < 0:
             problems.append(f"labels start at 0, not {int(self.labels.min())}")
         if problems:
@@ -242,8 +245,8 @@ class Batches:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
         if len(mean) != channels or len(std) != channels:
             raise ConfigError(
-                f"The images have {channels} channels, but there are {len(mean)} means and {len(std)} "
-                f"deviations."
+                f"The images have {amount(channels, 'channel')}, but there are {amount(len(mean), 'mean')} "
+                f"and {amount(len(std), 'deviation')}."
             )
         self._images = images.images.to(device)
         self._labels = images.labels.to(device)

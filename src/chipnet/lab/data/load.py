@@ -15,7 +15,7 @@ from torch import Tensor
 from chipnet._util.given import NAME, PATH
 from chipnet._util.imports import accepted, call_user, import_callable
 from chipnet._util.random import Apart
-from chipnet._util.text import close_names
+from chipnet._util.text import amount, close_names
 from chipnet.errors import ConfigError
 from chipnet.lab.data import sources
 from chipnet.lab.data.broken import check_files, without_broken
@@ -377,7 +377,7 @@ def _split(
         count = max(1, round(validation * total))
         if total - count < 2:
             raise ConfigError(
-                f"{name} has {total} training images: too few to hold out {validation:g} of them."
+                f"{name} has {amount(total, 'training image')}: too few to hold out {validation:g} of them."
             )
         out, rest = stratified_choice(train.labels, count, seed)
         held_out, train = train.subset(out), train.subset(rest)

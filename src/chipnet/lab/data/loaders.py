@@ -21,6 +21,7 @@ from torch import Tensor
 from chipnet._util.distributed import gathered
 from chipnet._util.imports import blamed
 from chipnet._util.random import Apart
+from chipnet._util.text import amount
 from chipnet.errors import ChipNetError, ConfigError
 from chipnet.lab.data.images import stream_seed
 from chipnet.lab.data.workers import steadied
@@ -157,7 +158,7 @@ class LoaderBatches:
                 if images.steps is None:
                     return
                 raise ChipNetError(
-                    f"{images.name} ended after {number} batches of epoch {epoch + 1}, and an epoch has "
+                    f"{images.name} ended after {amount(number, 'batch')} of epoch {epoch + 1}, and an epoch has "
                     f"{images.steps}. Give Loaders fewer steps, or a loader that goes on."
                 )
             number += 1
@@ -321,7 +322,7 @@ def read_loaders(
                 "of batches in an epoch. Return chipnet.lab.data.Loaders(train, validation, steps=...)."
             ) from None
     if steps < 1:
-        raise ConfigError(f"{train.name} has {steps} batches in an epoch; it takes at least 1.")
+        raise ConfigError(f"{train.name} has {amount(steps, 'batch')} in an epoch; it takes at least 1.")
     steps = min(gathered(steps))  # all processes take steps together
     names = _classes(loaders, train, steps)
     return {

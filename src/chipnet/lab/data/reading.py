@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from chipnet._util.text import amount
 from chipnet.errors import ConfigError
 from chipnet.lab.data.folders import VARIATIONS
 from chipnet.lab.data.images import Augment
@@ -33,8 +34,8 @@ class Reading:
             values = other if asked is None else asked * channels if len(asked) == 1 else asked
             if len(values) != channels:
                 raise ConfigError(
-                    f"{name} has {len(values)} numbers, and the images have {channels} channels: give {channels}, "
-                    "or one for all."
+                    f"{name} has {amount(len(values), 'number')}, and the images have "
+                    f"{amount(channels, 'channel')}: give {channels}, or one for all."
                 )
             found.append(values)
         return found[0], found[1]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from chipnet._util.imports import optional_import
+from chipnet._util.text import amount
 from chipnet.errors import ConfigError
 from chipnet.lab.data.folders import FolderImages, SampleImages, read_image
 from chipnet.lab.data.idx import read_idx
@@ -119,8 +120,8 @@ def mnist_family(name: str, data_dir: str | Path | None) -> Source:
         labels = read_idx(found[f"{part}-labels"], 1).long()
         if len(images) != len(labels):
             raise ConfigError(
-                f"{found[f'{part}-images']} holds {len(images):,} images but {found[f'{part}-labels']} holds "
-                f"{len(labels):,} labels: they are not of one data set."
+                f"{found[f'{part}-images']} holds {amount(len(images), 'image')} but "
+                f"{found[f'{part}-labels']} holds {amount(len(labels), 'label')}: they are not of one data set."
             )
         if len(labels) and int(labels.max()) > 9:
             raise ConfigError(
@@ -176,7 +177,7 @@ def _cifar_part(paths: list[Path], classes: int) -> TensorImages:
         right = isinstance(listed, list) and len(listed) == len(data)
         if not right or not all(type(v) is int and 0 <= v < classes for v in listed):
             raise ConfigError(
-                f"{path} has no label from 0 to {classes - 1} for each of its {len(data):,} images."
+                f"{path} has no label from 0 to {classes - 1} for each of its {amount(len(data), 'image')}."
             )
         images.append(torch.from_numpy(data.reshape(-1, 3, 32, 32)))
         labels += listed
@@ -244,8 +245,8 @@ def tiny_imagenet(data_dir: str | Path | None) -> Source:
     empty = [w for w in wnids if not _image_files(root / "train" / w / "images")]
     if empty:
         raise ConfigError(
-            f"tiny-imagenet: no images for {len(empty)} of the {len(wnids)} classes of wnids.txt; the first: "
-            f"{root / 'train' / empty[0] / 'images'}. Unpack tiny-imagenet-200.zip again."
+            f"tiny-imagenet: no images for {len(empty)} of the {amount(len(wnids), 'class')} of wnids.txt; "
+            f"the first: {root / 'train' / empty[0] / 'images'}. Unpack tiny-imagenet-200.zip again."
         )
     annotations = root / "val" / "val_annotations.txt"
     test = []
@@ -259,7 +260,7 @@ def tiny_imagenet(data_dir: str | Path | None) -> Source:
     absent = [p for p, _ in test if not p.is_file()]
     if absent or not test:
         what = (
-            f"{len(absent)} images of it are missing, the first: {absent[0]}"
+            f"missing: {amount(len(absent), 'image')}, the first is {absent[0]}"
             if absent
             else "it lists no images"
         )
@@ -329,7 +330,8 @@ def _folder_source(root: Path, images: Mapping[str, FolderImages], names: tuple[
     train, *others = images.values()
     if not others:
         chosen, rest = stratified_choice(train.labels, round(_TEST_PART * len(train)), _TEST_SEED)
-        note = f"{root} has neither val nor test: {len(chosen):,} of its {len(train):,} images, always the same, "
+        every = amount(len(train), "image")
+        note = f"{root} has neither val nor test: {len(chosen):,} of its {every}, always the same, "
         return Source(
             train.subset(rest), train.subset(chosen), names, None, notes=(note + "are the test set",)
         )

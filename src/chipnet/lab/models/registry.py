@@ -14,6 +14,7 @@ from torch import nn
 from chipnet._util.given import NAME
 from chipnet._util.imports import call_user, import_callable, optional_import
 from chipnet._util.sizes import MOST, check_size
+from chipnet._util.text import amount
 from chipnet.errors import ConfigError
 from chipnet.lab.models.mobilenet import MobileNetV2
 from chipnet.lab.models.preresnet import PreResNet
@@ -142,13 +143,15 @@ def _wrn(name: str) -> Callable[..., nn.Module] | None:
         return None
     for digits, called in ((match[1], "depth"), (match[2], "width")):
         if len(digits) > 9:  # int() refuses thousands of them
-            raise ConfigError(f"There is no {name[:60]}: its {called} has {len(digits)} digits.")
+            raise ConfigError(f"There is no {name[:60]}: its {called} has {amount(len(digits), 'digit')}.")
     depth, widen = int(match[1]), int(match[2])
     check_size("depth", depth, f"the depth of {name}")
     # In each of three stages, of 16, 32 and 64 times k channels, are (depth - 2) / 3 convolutions of 3x3.
     params = (depth - 2) // 3 * 9 * (16**2 + 32**2 + 64**2) * widen**2
     if params > MOST:
-        raise ConfigError(f"{name} has about {params:,} parameters, and at most {MOST:,} are built: lower k.")
+        raise ConfigError(
+            f"{name} has about {amount(params, 'parameter')}, and at most {MOST:,} are built: lower k."
+        )
     if depth >= 8 and widen >= 1 and depth % 6 == 4:
         return partial(PreResNet, (depth - 4) // 6, widen=widen)
     if depth >= 8 and widen >= 1 and depth % 6 == 2:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from chipnet._util.given import NETWORK, path_of
+from chipnet._util.text import amount
 from chipnet._util.torch_private import rebuild_parameter, rebuild_tensor
 from chipnet.errors import ConfigError
 from chipnet.lab.sanity import log
@@ -148,7 +149,7 @@ def _tell(path: Path, taken: tuple[str, str], others: list[str], left: int) -> N
     text = f"{path.name}: the network's weights are below '{prefix}'" if prefix else f"{path.name}"
     text += f"; the network calls them '{added}...'" if added else ""
     if prefix and left:
-        text += f"; {left} other tensors are left out"
+        text += f"; left out: {amount(left, 'other tensor')}"
     if others:
         text += (
             f"; weights that fit are also below {', '.join(map(repr, others))}: save those alone to take them"

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from chipnet._util.files import write_json
 from chipnet._util.imports import import_callable
 from chipnet._util.lock import claimed
+from chipnet._util.text import amount
 from chipnet.errors import ConfigError, LoadError
 from chipnet.lab import checkpoint
 from chipnet.lab.runs.grid import DENSE, Grid, GridRun, asked, is_rival, noting, recipe_of, runs_of
@@ -116,7 +117,7 @@ def bench(
             if was := finished(run):
                 told(number, total, run, f"{was} before")
             elif stop():  # a rival's run does not ask
-                raise Interrupted(f"stopped: {len(todo)} of {total} runs are not finished")
+                raise Interrupted(f"stopped; not finished: {len(todo)} of {amount(total, 'run')}")
             elif not all(finished(needed) for needed in run.needs):
                 continue
             else:
@@ -128,8 +129,8 @@ def bench(
                         told(number, total, run, _one(grid, run, data_dirs, command, watcher, stop))
                     except Interrupted:
                         raise Interrupted(
-                            f"stopped in {run.folder}; {len(todo)} of {total} runs are not finished. The same "
-                            "command goes on, from the middle of this run too."
+                            f"stopped in {run.folder}; not finished: {len(todo)} of {amount(total, 'run')}. The "
+                            "same command goes on, from the middle of this run too."
                         ) from None
                     write_results(grid)
             del todo[number]

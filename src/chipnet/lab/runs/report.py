@@ -10,6 +10,7 @@ from typing import Any
 
 from chipnet._util.files import write_atomically
 from chipnet._util.given import path_of
+from chipnet._util.text import amount
 from chipnet.analysis.kinds import KINDS
 from chipnet.errors import ConfigError
 from chipnet.lab.runs import charts as draw
@@ -78,7 +79,7 @@ def _several(runs: Sequence[Run], base: Path) -> dict[str, Any]:
         Tile(f"fewest {NAMES[kinds[0]]}", share(runs[leanest].left(kinds[0])), names[leanest]),
     ]
     return {
-        "title": f"Comparison of {len(runs)} runs",
+        "title": f"Comparison of {amount(len(runs), 'run')}",
         "lead": "Accuracies are in percent, on the test images; costs are parts of each run's dense network.",
         "tiles": tiles,
         "sections": [

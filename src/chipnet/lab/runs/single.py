@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from chipnet._util.text import few
+from chipnet._util.text import amount, few
 from chipnet.analysis.kinds import KINDS
 from chipnet.budget.landing import Landing
 from chipnet.errors import ChipNetError, LoadError
@@ -183,7 +183,8 @@ def _progress(run: Run, kinds: Sequence[str]) -> Section:
             chart(
                 draw.shares,
                 "Masks becoming crisp" if len(columns) > 1 else "Values of the gates",
-                f"Share of the {sum(columns[0]):,} gates by value, epoch by epoch. In the lowest or highest tenth: "
+                f"Share of the {amount(sum(columns[0]), 'gate')} by value, epoch by epoch. In the lowest or "
+                "highest tenth: "
                 + (f"{first:.0f} % after the first epoch of pruning, " if len(columns) > 1 else "")
                 + f"{final:.0f} % after the last.",
                 columns,
@@ -204,7 +205,7 @@ def _channels(run: Run) -> list[Section]:
     picture = chart(
         draw.bars,
         "Channels kept, layer by layer",
-        f"{kept:,} of {had:,} channels that {len(layers)} layers write. Outlines: dense. Filled: kept.",
+        f"{kept:,} of {amount(had, 'channel')} of {amount(len(layers), 'layer')}. Outlines: dense. Filled: kept.",
         [s.channels for s in layers],
         [s.kept for s in layers],
         [s.name for s in layers],
@@ -320,7 +321,7 @@ def _whole(run: Run) -> Section:
         tables.append(Table([("module", False), ("how", False)], gone, "Removed altogether"))
     texts = [] if rows else ["Nothing had to be kept whole."]
     if plan.remaps:
-        texts.append(f"{len(plan.remaps)} index maps stand before or after modules.")
+        texts.append(f"Before or after modules: {amount(len(plan.remaps), 'index map')}.")
     return Section("What could not be pruned, and why", texts, tables=tables)
 
 

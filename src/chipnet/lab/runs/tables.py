@@ -12,6 +12,7 @@ from typing import Any
 
 from chipnet import Budget, Masks
 from chipnet._util.files import replacing, write_atomically
+from chipnet._util.text import amount
 from chipnet.analysis.kinds import KINDS
 from chipnet.errors import ConfigError
 from chipnet.lab.runs.grid import DENSE, Grid
@@ -58,7 +59,7 @@ def tables(rows: Rows) -> str:
         mine = [r for r in rows if (r["model"], r["data"]) == (model, data)]
         dense = [r["final"] for r in mine if r["method"] == DENSE and r["status"] == "done"]
         said = f"; dense {_mean(dense)}" if dense else ""
-        said += f", spread {_spread(dense)}, {len(dense)} seeds" if len(dense) > 1 else ""
+        said += f", spread {_spread(dense)}, {amount(len(dense), 'seed')}" if len(dense) > 1 else ""
         parts.append(f"### {model} on {data}{said}\n")
         budgets = list(dict.fromkeys(r["budget"] for r in mine if r["method"] != DENSE))
         if len(budgets) > 1:
@@ -69,7 +70,7 @@ def tables(rows: Rows) -> str:
         parts.append(f"### Over all of it\n\n{summary}")
     failed = [r for r in rows if r["status"] == "failed"]
     parts.append(
-        f"{len(failed)} of {len(rows)} runs failed.\n"
+        f"{len(failed)} of {amount(len(rows), 'run')} failed.\n"
         + "".join(f"* {r['folder']}: {r['error']}\n" for r in failed)
     )
     return "\n".join(parts)
