@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import api_page
 import pytest
 import typer
 import yaml
@@ -134,10 +135,7 @@ def test_the_table_of_the_readme_is_what_was_measured() -> None:
 
 
 def test_the_api_page_names_what_is_public_and_there() -> None:
-    page, found = (ROOT / "docs" / "api.md").read_text(), {}
-    for module, options in re.findall(r"^::: ([\w.]+)\n    options:(.*?)(?=\n\S|\Z)", page, re.M | re.S):
-        listed = re.search(r"members:\s*(?:\[(.*?)\]|((?:\n\s+- \w+)+))", options)
-        names = re.findall(r"\w+", "".join(filter(None, listed.groups()))) if listed else []
-        found[module] = names
+    found = api_page.members()
+    for module, names in found.items():
         assert [n for n in names if not hasattr(importlib.import_module(module), n)] == [], module
     assert sorted(found["chipnet"]) == sorted(chipnet.__all__)

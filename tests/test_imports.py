@@ -1,12 +1,12 @@
 """Imports go down only: types and imports inside functions too."""
 
 import ast
-import importlib
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import api_page
 import pytest
 from floors import FLOORS
 
@@ -62,23 +62,9 @@ def test_no_circle_of_files() -> None:
             del edges[m]
 
 
-def public() -> set[str]:
-    """Dotted names on the API page; of a module without ``members`` all that have no underscore."""
-    page = (ROOT.parents[1] / "docs" / "api.md").read_text()
-    found = set()
-    for module, options in re.findall(r"^::: (chipnet\S*)\n((?: .*\n)*)", page, re.MULTILINE):
-        members = re.search(r"members:\s*(?:\[(.*)\]|((?:- \w+\s*)+))", options)
-        if members is not None:
-            found |= {f"{module}.{name}" for name in re.findall(r"\w+", members[1] or members[2])}
-        elif module[module.rfind(".") + 1].islower():
-            names = vars(importlib.import_module(module))
-            found |= {f"{module}.{name}" for name in names if not name.startswith("_")}
-    return found
-
-
 def test_the_laboratory_uses_the_public_page_only() -> None:
     """What our own loop needs, a loop of yours needs too. (``errors`` and ``_util`` know nothing of pruning.)"""
-    known = public() | {"chipnet.__version__"}
+    known = api_page.names() | {"chipnet.__version__"}
     assert {"chipnet.Pruner", "chipnet.methods.losses.distillation"} <= known
     private = []
     for path in (ROOT / "lab").rglob("*.py"):

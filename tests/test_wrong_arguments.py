@@ -4,11 +4,13 @@ The functions are read from docs/api.md, so that a new one is tried as soon as i
 """
 
 import functools
+import importlib
 import inspect
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import api_page
 import pytest
 import torch
 from torch import nn
@@ -16,7 +18,6 @@ from torch import nn
 import chipnet
 from chipnet import ChipNetError
 
-DOC = Path(__file__).resolve().parents[1] / "docs" / "api.md"
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 MASK = [True, False, True, True]
 
@@ -43,23 +44,14 @@ def world() -> SimpleNamespace:
 
 # -- which functions are public ------------------------------------------------------------------------------
 def public() -> dict[str, object]:
-    """What docs/api.md lists, by name: functions, classes, and the methods of classes."""
-    found: dict[str, object] = {}
-    for module, options in re.findall(r"^::: (\S+)\n((?:    .*\n)*)", DOC.read_text() + "\n", re.M):
-        within = module.removeprefix("chipnet").lstrip(".")
-        try:
-            owner = __import__(module, fromlist=["_"])
-        except ModuleNotFoundError:  # a class
-            path, _, name = module.rpartition(".")
-            owner, members = __import__(path, fromlist=["_"]), [name]
-        else:
-            listed = re.search(r"members:\s*(?:\[(.*?)\]|((?:\n\s+- \w+)+))", options)
-            own = [n for n, v in vars(owner).items() if getattr(v, "__module__", "") == module]
-            text = (listed[1] or listed[2]) if listed else ", ".join(own)
-            members = [n for n in re.findall(r"\w+", text) if not n.startswith("_")]
-        for name in members:
-            found[f"{within}.{name}".lstrip(".")] = getattr(owner, name)
-    return found
+    """What docs/api.md lists, by name without ``chipnet.``."""
+    return {
+        f"{module}.{name}".removeprefix("chipnet.").lstrip("."): getattr(
+            importlib.import_module(module), name
+        )
+        for module, names in api_page.members().items()
+        for name in names
+    }
 
 
 def calls() -> dict[str, object]:

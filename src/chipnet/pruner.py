@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.device import device_of
 from chipnet._util.distributed import Group, first_
 from chipnet._util.finite import Flags, all_finite, check_finite
 from chipnet._util.given import NETWORK
@@ -29,7 +30,6 @@ from chipnet.gates.state import made_for, refuse_other
 from chipnet.gates.values import GateValues
 from chipnet.graph.facts import Realisation
 from chipnet.methods import Method, read_method, reference
-from chipnet.program.inputs import device_of
 from chipnet.structure import Structure, structure_of
 from chipnet.surgery.plan import Plan
 from chipnet.timing.landing import measuring

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.device import device_of
 from chipnet._util.text import first_line
 from chipnet.analysis.analysis import Analysis, Notes
 from chipnet.analysis.network import Network
 from chipnet.errors import CaptureError, PlanError
 from chipnet.graph.facts import Risk
-from chipnet.program.inputs import Inputs, device_of
+from chipnet.program.inputs import Inputs
 from chipnet.program.ready import copied
 from chipnet.surgery.apply import agree, compact, masked, same_in_training
 from chipnet.surgery.planning import make_plan

@@ -49,6 +49,10 @@ def test_a_run_a_budget_after_one_dense_training(tmp_path, monkeypatch):
     assert (one.folder / "dense.safetensors").read_bytes() == (two.folder / "dense.safetensors").read_bytes()
     for key in ("prune", "finetune", "batch_size", "prune_lr"):
         assert one.result["recipe"][key] == two.result["recipe"][key], key
+    lines = done.stdout.splitlines() + done.stderr.splitlines()
+    starts = ("images are normalised", "warning: soft pruning has")
+    notes = [n for n in lines if "are held out" in n or n.startswith(starts)]
+    assert len(notes) == len(set(notes)) == 3, notes  # not once for each budget
     assert "│ dense  │" in done.stdout and "│ 0.5    │" in done.stdout and "│ 0.25   │" in done.stdout
 
     # The same command again trains nothing; with one budget more it trains that one; with others it is refused.

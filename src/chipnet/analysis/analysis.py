@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chipnet._util.device import device_of
 from chipnet.analysis.cost import CostModel
 from chipnet.analysis.counts import ExistingChannels
 from chipnet.analysis.formula import Program
@@ -27,7 +28,7 @@ from chipnet.analysis.vectors import read_mask
 from chipnet.graph.channels import ChannelGraph
 from chipnet.graph.facts import LiveNorm, Mix, Norm, Pin, PinCode, Place, Slots
 from chipnet.graph.walk import trace
-from chipnet.program.inputs import Inputs, device_of
+from chipnet.program.inputs import Inputs
 from chipnet.program.names import canonical_names
 from chipnet.program.ready import copied
 

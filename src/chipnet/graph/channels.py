@@ -1,8 +1,4 @@
-"""The channel graph: what channels a network has and which facts tie them.
-
-Slots that must exist together (the two sides of an addition, a norm's input and output, the rows of a weight
-that is used twice) are *tied*: they form one class. What must be kept whole is *pinned*, with a reason.
-"""
+"""The channel graph: what a walk has found out. It does not change, and it prints."""
 
 from __future__ import annotations
 

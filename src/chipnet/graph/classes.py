@@ -1,4 +1,8 @@
-"""Which slots exist together, and which classes of them are kept whole?"""
+"""Which slots exist together, and which classes of them are kept whole?
+
+The two sides of an addition, a norm's input and output, the rows of a weight that is used twice are *tied*: they
+form one class. What must be kept whole is *pinned*, with a reason.
+"""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chipnet import ChipNetError, ConfigError, Pruner
+from chipnet._util.device import device_of
 from chipnet._util.distributed import sums, world
 from chipnet._util.given import NETWORK, Wanted
 from chipnet._util.text import type_text
@@ -259,11 +260,6 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(was)
-
-
-def device_of(network: nn.Module) -> torch.device:
-    """Where a network computes: the device of its first parameter; the CPU where it has none."""
-    return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
 def part_of(images: Tensor, size: int | None) -> float:

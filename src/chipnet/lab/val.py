@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chipnet import load
+from chipnet._util.device import device_of
 from chipnet.errors import ChipNetError, ConfigError
 from chipnet.lab.data import Data, load_data
 from chipnet.lab.models import get_model
 from chipnet.lab.runs.folder import Run
 from chipnet.lab.runs.record import RESULT
-from chipnet.lab.steps import NO_IMAGES, device_of
+from chipnet.lab.steps import NO_IMAGES
 
 
 @torch.no_grad()

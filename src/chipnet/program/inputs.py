@@ -167,8 +167,3 @@ def _states(devices: set[torch.device]) -> list[Any]:
     states = [torch.get_rng_state()]
     states += [torch.get_device_module(d).get_rng_state(d.index or 0) for d in devices]
     return [random.getstate(), numpy[1].tolist(), numpy[2:], [s.tolist() for s in states]]
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of a network's first parameter; the CPU where it has none."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -19,8 +19,9 @@ from torch.fx import Node, traceback
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from chipnet._util.device import device_of
 from chipnet._util.torch_private import annotation_of
-from chipnet.program.inputs import Inputs, device_of
+from chipnet.program.inputs import Inputs
 from chipnet.program.lines import users_frame
 from chipnet.program.ready import copied
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.device import device_of
 from chipnet._util.text import first_line, value_text
 from chipnet.errors import ConfigError
-from chipnet.program.inputs import Inputs, device_of
+from chipnet.program.inputs import Inputs
 
 BATCH = 64
 """Images of a tensor that a forward takes at once; loaders have batches of their own."""

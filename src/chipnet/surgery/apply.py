@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from chipnet._util.device import device_of
 from chipnet._util.finite import check_finite
 from chipnet._util.given import NETWORK
 from chipnet._util.modes import plainly
@@ -33,7 +34,7 @@ from chipnet.graph.facts import Frozen
 from chipnet.graph.groups import small_groups
 from chipnet.graph.rules.layers import LAYERS
 from chipnet.graph.standard import STANDARD_MIX
-from chipnet.program.inputs import Inputs, device_of
+from chipnet.program.inputs import Inputs
 from chipnet.program.ready import check_runs, copied
 from chipnet.program.removal import removable, removed
 from chipnet.program.spelling import spell, unnested, unspell

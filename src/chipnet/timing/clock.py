@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from chipnet._util.device import device_of
 from chipnet._util.sizes import check_size
 from chipnet.errors import ConfigError
-from chipnet.program.inputs import Inputs, device_of
+from chipnet.program.inputs import Inputs
 
 SAMPLE = 0.002
 """A sample takes at least so many seconds: fast calls are repeated, as a clock is not exact."""

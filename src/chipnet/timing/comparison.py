@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.device import device_of
 from chipnet._util.given import NETWORK
 from chipnet._util.imports import optional_import
 from chipnet._util.text import type_text
 from chipnet._util.torch_private import tree_leaves
 from chipnet.errors import ChipNetError, ConfigError
 from chipnet.formats.export import export
-from chipnet.program.inputs import Inputs, device_of
+from chipnet.program.inputs import Inputs
 from chipnet.program.ready import check_runs, copied
 from chipnet.timing.clock import Machine, Timing, device_name, interleaved, sync_of, threads_set_to
 from chipnet.timing.layers import Part, parts, peak_memory

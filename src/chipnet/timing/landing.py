@@ -15,13 +15,13 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.device import device_of
 from chipnet.analysis.analysis import Analysis
 from chipnet.analysis.kinds import LATENCY
 from chipnet.budget.budget import Budget
 from chipnet.budget.landing import Landing, target_text
 from chipnet.budget.ranking import Ranking, Solution, Solver, best_mask
 from chipnet.errors import BudgetError
-from chipnet.program.inputs import device_of
 from chipnet.timing.clock import device_name, side_by_side
 from chipnet.timing.tables import networks
 

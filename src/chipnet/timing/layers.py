@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.device import device_of
 from chipnet._util.given import NETWORK
 from chipnet._util.torch_private import ConvTransposeNd, TorchDispatchMode, tree_leaves
-from chipnet.program.inputs import Inputs, device_of
+from chipnet.program.inputs import Inputs
 from chipnet.program.outputs import tensors
 from chipnet.program.ready import check_runs
 from chipnet.timing.clock import sync_of

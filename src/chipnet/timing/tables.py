@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from chipnet._util.device import device_of
 from chipnet._util.files import write_atomically
 from chipnet._util.finite import check_finite
 from chipnet._util.schema import DamagedError, decode, require
@@ -42,7 +43,7 @@ from chipnet.budget.solver import smallest_mask
 from chipnet.errors import PlanError
 from chipnet.gates.hooks import strip_gates
 from chipnet.graph.groups import small_groups
-from chipnet.program.inputs import Inputs, device_of
+from chipnet.program.inputs import Inputs
 from chipnet.program.ready import copied
 from chipnet.surgery.apply import compact, fit_attributes
 from chipnet.surgery.planning import make_plan

@@ -21,6 +21,8 @@ class Console(rich.console.Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+        self.said: set[str] = set()
+        """What the library has said."""
 
     def render_str(self, text: str, **options: Any) -> rich.text.Text:
         """A text, or a table's cell, as rich draws it; a name in it cannot command the terminal."""

@@ -25,17 +25,18 @@ if TYPE_CHECKING:
 
 
 class _Saying(logging.Handler):
-    """What the library logs: facts like other output, warnings on stderr; the same text once."""
+    """What the library logs: facts like other output, warnings on stderr; the same text once in a command,
+    however many runs it has."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.INFO)
-        self.console, self.before = console, set[str]()
+        self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if not first() or text in self.before:
+        if not first() or text in self.console.said:
             return
-        self.before.add(text)
+        self.console.said.add(text)
         if record.levelno >= logging.WARNING:
             print(f"warning: {text}", file=sys.stderr)
         else:
