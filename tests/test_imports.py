@@ -102,3 +102,19 @@ def test_no_two_test_files_have_one_name():
     """Pytest imports them by their names alone, and refuses the second one of a whole run."""
     names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
     assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_files_and_functions_are_short() -> None:
+    """500 lines of a file; 60 of a function, without what its docstring says."""
+    long_ = []
+    for path in ROOT.rglob("*.py"):
+        source = path.read_text()
+        if (lines := source.count("\n")) > 500:
+            long_.append(f"{path.relative_to(ROOT)}: {lines}")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                first = node.body[ast.get_docstring(node) is not None :]
+                lines = node.end_lineno - first[0].lineno + 1 if first else 0
+                if lines > 60:
+                    long_.append(f"{path.relative_to(ROOT)}: {node.name}: {lines}")
+    assert long_ == []

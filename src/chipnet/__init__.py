@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from chipnet.pruner import Pruner
     from chipnet.repair.refit import refit
     from chipnet.structure import Structure
-    from chipnet.surgery.apply import compact, masked, verify_compact
+    from chipnet.surgery.apply import compact
+    from chipnet.surgery.masked import masked, verify_compact
     from chipnet.surgery.plan import Plan
     from chipnet.surgery.storage import load, save
     from chipnet.widths.shrink import shrink, shrink_family
@@ -62,7 +63,8 @@ __all__ = [
 
 _MODULES = {
     "budget.budget": ["Budget"],
-    "surgery.apply": ["compact", "masked", "verify_compact"],
+    "surgery.apply": ["compact"],
+    "surgery.masked": ["masked", "verify_compact"],
     "analysis.cost": ["Cost"],
     "errors": [
         "BudgetError",

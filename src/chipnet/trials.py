@@ -16,7 +16,8 @@ from chipnet.errors import CaptureError, PlanError
 from chipnet.graph.facts import Risk
 from chipnet.program.inputs import Inputs
 from chipnet.program.ready import copied
-from chipnet.surgery.apply import agree, compact, masked, same_in_training
+from chipnet.surgery.apply import compact
+from chipnet.surgery.masked import agree, masked, same_in_training
 from chipnet.surgery.planning import make_plan
 from chipnet.surgery.verify import compare_training, example, repeatable
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from chipnet import PlanError, Structure, compact, verify_compact
 from chipnet.program.inputs import Inputs
 from chipnet.surgery import apply
-from chipnet.surgery.apply import agree
+from chipnet.surgery.masked import agree
 from chipnet.surgery.verify import compare, repeatable
 
 NAN, INF = math.nan, math.inf
