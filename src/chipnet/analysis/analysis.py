@@ -26,7 +26,7 @@ from chipnet.analysis.network import Network
 from chipnet.analysis.options import Options
 from chipnet.analysis.vectors import read_mask
 from chipnet.graph.channels import ChannelGraph
-from chipnet.graph.facts import LiveNorm, Mix, Norm, Pin, PinCode, Place, Slots
+from chipnet.graph.facts import LiveNorm, Mix, Norm, Pin, PinCode, Place, Slots, Source
 from chipnet.graph.walk import trace
 from chipnet.program.inputs import Inputs
 from chipnet.program.names import canonical_names
@@ -326,12 +326,14 @@ def _excluded(graph: ChannelGraph, network: Network) -> Iterator[tuple[Slots, Pi
     """What the user wants to keep whole: classes of which any layer is ignored, or none is wanted."""
     layers = [f for f in graph.facts if isinstance(f, (Mix, Norm))]
     chosen = {int(c) for f in layers if f.module in network.chosen for c in np.unique(graph.classes(f.dst))}
-    for fact in layers:
-        if fact.module in network.ignored:
-            yield fact.dst, Pin(PinCode.EXCLUDED, "excluded by the user", Place(module=fact.module))
+    found = [(f.module, f.dst) for f in layers]
+    found += [(f.host.module, f.dst) for f in graph.facts if isinstance(f, Source) and f.host is not None]
+    for module, dst in found:
+        if module in network.ignored:
+            yield dst, Pin(PinCode.EXCLUDED, "excluded by the user", Place(module=module))
         elif network.chosen:
-            others = [c for c in np.unique(graph.classes(fact.dst)).tolist() if c not in chosen]
-            why = Pin(PinCode.NOT_CHOSEN, "not chosen by the user", Place(module=fact.module))
+            others = [c for c in np.unique(graph.classes(dst)).tolist() if c not in chosen]
+            why = Pin(PinCode.NOT_CHOSEN, "not chosen by the user", Place(module=module))
             yield np.array(others, dtype=np.int64), why
 
 

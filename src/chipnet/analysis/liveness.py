@@ -11,7 +11,9 @@ is live *and* needed, or where it is pinned. That is the whole definition: costs
 surgery keeps them.
 
 A gated layer that the input no longer reaches would emit a constant. It counts as shut, so a branch with one
-fully dead layer dies whole: ``open`` says for every gated channel whether it is.
+fully dead layer dies whole: ``open`` says for every gated channel whether it is. What no input reaches in the
+dense network either (a class token, layers that make a bias of positions) is a constant by itself: there it counts
+whether a channel is live.
 
 Channels of one site that must be removed together always share a gate. With ``share``, so do the channels of
 all sites that write one class (all layers that are added into one stream): without index maps their rows exist
@@ -173,17 +175,28 @@ class Liveness:
             np.logical_and.at(clear, slots, is_clear)
             np.add.at(uses, slots, 1)
 
+        data = np.zeros(n, dtype=bool)  # parameters used as data
+        for fact in g.facts:
+            if isinstance(fact, Source) and fact.host is not None:
+                data[fact.dst] = True
         for i, fact in reversed(list(enumerate(g.facts))):
-            if isinstance(fact, Source):
-                continue
             dst = fact.dst
-            if isinstance(fact, Barrier):
+            if isinstance(fact, Source):
+                if fact.host is not None and not refused(fact.host) and (uses[dst] > 0).any():
+                    wanted[fact.host.weight].append((i, clear[dst] & (uses[dst] > 0), covered[dst]))
+            elif isinstance(fact, Barrier):
                 if fact.output or (uses[dst] > 0).any():  # what nothing reads asks for nothing
                     use(fact.src, False, False)
             elif isinstance(fact, Map):
                 read = uses[dst] > 0
-                for src in fact.srcs:
-                    use(src[read], covered[dst][read], clear[dst][read] & (fact.kind != "const"))
+                for k, src in enumerate(fact.srcs):
+                    met = covered[dst]
+                    if fact.kind == "and":  # a scale goes with what it scales
+                        others = [o for j, o in enumerate(fact.srcs) if j != k]
+                        met = met | (
+                            data[src] & np.any([~data[o] & ~self._is_pinned[o] for o in others], axis=0)
+                        )
+                    use(src[read], met[read], clear[dst][read] & (fact.kind != "const"))
             else:
                 read = uses[dst] > 0
                 live = isinstance(fact, Norm) and fact.statistics == "live"
@@ -220,7 +233,7 @@ class Liveness:
         keys: dict[object, int] = {}
         for weight, calls in reversed(list(self._wanted(refused).items())):
             fact = g.facts[calls[-1][0]]
-            assert isinstance(fact, (Mix, Norm)) and fact.host is not None
+            assert isinstance(fact, (Mix, Norm, Source)) and fact.host is not None
             is_clear = np.logical_and.reduce([c for _, c, _ in calls])
             is_covered = np.logical_and.reduce([c for _, _, c in calls])
             is_pinned = self._is_pinned[fact.dst]
@@ -258,7 +271,7 @@ class Liveness:
 
     def _why(
         self,
-        fact: Mix | Norm,
+        fact: Mix | Norm | Source,
         clear: NDArray[np.bool_],
         covered: NDArray[np.bool_],
         pinned: NDArray[np.bool_],
@@ -286,7 +299,7 @@ class Liveness:
         for fact in g.facts:
             dst = fact.dst
             if isinstance(fact, Source):
-                live[dst] = TRUE if fact.live else FALSE
+                live[dst] = self._gate_of[dst] if fact.live else FALSE
                 flow[dst] = TRUE if fact.flow else FALSE
             elif isinstance(fact, Barrier):
                 live[dst] = TRUE
@@ -315,15 +328,17 @@ class Liveness:
                     live[dst] = live[fact.src]
                     continue
                 _fold(f.both, [arrives, self._gate_of[dst]], flow, dst)
-                live[dst] = np.where(self._gate_of[dst] == TRUE, TRUE, flow[dst])
+                live[dst] = np.where(arrives == FALSE, self._gate_of[dst], flow[dst])
+                live[dst] = np.where(self._gate_of[dst] == TRUE, TRUE, live[dst])
             else:
                 for src_k, dst_k in zip(*_groups(fact), strict=True):
                     hub = TRUE if fact.bias else f.any(np.unique(live[src_k]).tolist())
                     carried = f.any(np.unique(flow[src_k]).tolist())
                     for d, gate in zip(dst_k.tolist(), self._gate_of[dst_k].tolist(), strict=True):
                         flow[d] = f.both(carried, gate)
-                        live[d] = hub if gate == TRUE else flow[d]
+                        live[d] = hub if gate == TRUE else flow[d] if carried != FALSE else f.both(hub, gate)
         self.live, self.flow = live, flow
+        self.arrives = np.where(flow == FALSE, live, flow)
 
     def _backward(self) -> None:
         f, g = self.formulas, self.graph
@@ -369,7 +384,7 @@ class Liveness:
 
     def _open(self, slots: Slots) -> list[int]:
         """Per written channel: what it reads shows in it. A gate that the input does not reach counts as shut."""
-        return np.where(self._gate_of[slots] == TRUE, TRUE, self.flow[slots]).tolist()
+        return np.where(self._gate_of[slots] == TRUE, TRUE, self.arrives[slots]).tolist()
 
     def stuck(self, slots: Slots) -> bool:
         """Are there channels among these that no gates can remove without others, though nothing pins them?"""
@@ -401,12 +416,13 @@ class Liveness:
         return self._alive[key]
 
     def useful(self) -> list[int]:
-        """Per gate: open, it passes the input on to something that reaches an output."""
+        """Per gate: open, it passes the input on, or what is a constant in the dense network too, to something that
+        reaches an output."""
         terms: list[set[int]] = [set() for _ in range(self.gates)]
         for fact, gates in self._gated():
             for d, gate in zip(fact.dst.tolist(), gates.tolist(), strict=True):
                 if gate >= 0:
-                    terms[gate].add(self.formulas.both(int(self.flow[d]), int(self.needed[d])))
+                    terms[gate].add(self.formulas.both(int(self.arrives[d]), int(self.needed[d])))
         return [self.formulas.any(t) for t in terms]
 
     def open(self) -> list[int]:
@@ -416,12 +432,16 @@ class Liveness:
             assert fact.host is not None
             mine = terms[self._site_of[fact.host.weight]]
             for k, (d, gate) in enumerate(zip(fact.dst.tolist(), gates.tolist(), strict=True)):
-                mine[k].add(int(self.flow[d]) if gate >= 0 else TRUE)
+                mine[k].add(int(self.arrives[d]) if gate >= 0 else TRUE)
         return [self.formulas.any(t) for site in terms for t in site]
 
-    def _gated(self) -> Iterator[tuple[Mix | Norm, Ids]]:
+    def _gated(self) -> Iterator[tuple[Mix | Norm | Source, Ids]]:
         for fact in self.graph.facts:
-            if isinstance(fact, (Mix, Norm)) and fact.host is not None and fact.host.weight in self._site_of:
+            if (
+                isinstance(fact, (Mix, Norm, Source))
+                and fact.host is not None
+                and fact.host.weight in self._site_of
+            ):
                 yield fact, self.sites[self._site_of[fact.host.weight]].gates
 
     def connected(self) -> int:

@@ -16,6 +16,7 @@ from chipnet.graph.facts import (
     Barrier,
     Fact,
     Frozen,
+    Host,
     Layer,
     LiveNorm,
     Mix,
@@ -98,6 +99,8 @@ class Draft(Classes):
         self.scores: set[int] = set()
         """Numbers of facts that multiply queries by keys."""
         self._data: dict[tuple[str, int], Slots] = {}
+        self._sources: dict[tuple[str, int], int] = {}
+        """Of each of these, the number of its fact."""
         self.constant, self.zero = self.new(2).tolist()
         """Slots of what is the same in every call."""
         for slot, live in ((self.constant, True), (self.zero, False)):
@@ -126,13 +129,18 @@ class Draft(Classes):
         """Names of parameters that are used as data."""
         return {name for name, _ in self._data}
 
-    def data_slots(self, name: str, axis: int, size: int, at: Place) -> Slots:
-        """The slots of a parameter that is used as data, along ``axis``."""
+    def data_slots(self, name: str, axis: int, size: int, at: Place, host: Host | None = None) -> Slots:
+        """The slots of a parameter that is used as data, along ``axis``. It can hold gates where all who read it
+        say the same ``host``."""
         if (name, axis) not in self._data:
             slots = self.new(size)
-            self.emit(Source(slots, live=True, flow=False), at)
+            self._sources[name, axis] = len(self.facts)
+            self.emit(Source(slots, live=True, flow=False, host=host), at)
             self.own(name, axis, slots)
             self._data[name, axis] = slots
+        fact = self.facts[number := self._sources[name, axis]]
+        if isinstance(fact, Source) and fact.host != host:
+            self.facts[number] = dataclasses.replace(fact, host=None)
         return self._data[name, axis]
 
     def is_data(self, x: Labels) -> bool:
@@ -162,6 +170,8 @@ class Draft(Classes):
         for i, fact in enumerate(self.facts[mark.facts :], mark.facts):
             if isinstance(fact, (Mix, Norm)):
                 self.facts[i] = Barrier(fact.dst, fact.src)
+            elif isinstance(fact, Source):
+                self.facts[i] = dataclasses.replace(fact, host=None)
         del self.layers[mark.layers :]
         del self.products[mark.products :]
         del self.resizes[mark.resizes :]

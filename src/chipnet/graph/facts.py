@@ -103,6 +103,8 @@ class Host:
     bias: str | None
     axis: int = 0
     output: int | None = None
+    data: bool = False
+    """Is the parameter used as data (a class token), and no layer's?"""
 
     @property
     def is_layer(self) -> bool:
@@ -117,14 +119,16 @@ class Host:
 
 @dataclass(frozen=True)
 class Source:
-    """Channels that nothing in the network computes: the input, padding, constants.
+    """Channels that nothing in the network computes: the input, padding, constants, parameters used as data.
 
-    ``live``: can they be non-zero? ``flow``: do they carry the network's input?
+    ``live``: can they be non-zero? ``flow``: do they carry the network's input? ``host``: a parameter used as data
+    can hold gates.
     """
 
     dst: Slots
     live: bool
     flow: bool
+    host: Host | None = None
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ class Param:
         frozen: a layer computes this weight, and surgery puts a plain layer in its place.
         made: how a weight is computed that goes on being so.
         turned: its two axes have changed places.
+        axes: of data that was moved, for each axis of ``shape`` its own axis; None where it is repeated, or new.
     """
 
     name: str
@@ -64,6 +65,16 @@ class Param:
     frozen: bool = False
     made: Made | None = None
     turned: bool = False
+    axes: tuple[int | None, ...] | None = None
+
+    def own(self, axis: int) -> int | None:
+        """The parameter's own axis behind an axis of ``shape``."""
+        return axis if self.axes is None else self.axes[axis]
+
+    @property
+    def long(self) -> list[int]:
+        """The axes of ``shape`` along which it has several elements of its own."""
+        return [a for a, n in enumerate(self.shape) if n > 1 and self.own(a) is not None]
 
     @property
     def varying(self) -> list[int]:

@@ -14,8 +14,9 @@ from torch.fx import Node
 from chipnet.graph.call import Call
 from chipnet.graph.classes import Classes
 from chipnet.graph.draft import Draft
-from chipnet.graph.facts import Barrier, Fact, Map, Mix, PinCode, Product, Risk, Slots, Source
+from chipnet.graph.facts import Barrier, Fact, Host, Map, Mix, PinCode, Product, Risk, Slots, Source
 from chipnet.graph.labels import Labels, Param, Value, along, shrink, uniform
+from chipnet.program.names import is_within
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,26 @@ class Operator(Call):
         with several such axes is kept whole."""
         if isinstance(x, Labels):
             return x
-        long = [a for a, n in enumerate(x.shape) if n > 1]
-        if len(long) == 1:
-            return along(self.data_slots(x.name, long[0], x.shape[long[0]]), long[0], x.shape)
-        for axis, n in enumerate(x.shape[::-1] if x.turned else x.shape):
-            if n > 1:
-                slots = self.data_slots(x.name, axis, n)
+        if len(x.long) == 1:
+            return self.along_of(x, x.long[0])
+        shape = x.shape[::-1] if x.turned else x.shape
+        for axis in x.long if not x.turned else range(len(shape)):
+            if (own := x.own(axis)) is not None and shape[axis] > 1:
+                slots = self.data_slots(x.name, own, shape[axis])
                 self.keep(slots, "a parameter with several axes is used as data", PinCode.READ_WHOLE)
         return self.constant(x.shape)
 
-    def data_slots(self, name: str, axis: int, size: int) -> Slots:
-        """The slots of a parameter that is used as data, along ``axis``."""
-        return self.draft.data_slots(name, axis, size, self.place)
+    def along_of(self, x: Param, axis: int) -> Labels:
+        """Labels of a parameter that is used as data, one for each index along an axis."""
+        own = x.own(axis)
+        assert own is not None
+        return along(self.data_slots(x.name, own, x.shape[axis], gate=True), axis, x.shape)
+
+    def data_slots(self, name: str, axis: int, size: int, *, gate: bool = False) -> Slots:
+        """The slots of a parameter that is used as data, along ``axis``; ``gate``: it may hold gates."""
+        own = name in self.forward.parameters and is_within(name, self.module)
+        host = Host(self.module, name, None, axis, data=True) if gate and own else None
+        return self.draft.data_slots(name, axis, size, self.place, host)
 
     def moved(self, full: Tensor, fixed: Set[int] = frozenset()) -> Labels:
         """Labels that came out of an operator that moves data, at the tensor's own shape.
@@ -226,7 +235,7 @@ class Operator(Call):
         ndim = len(shape)
         labels = [x for x in inputs if isinstance(x, Labels)]
         varying = {a + ndim - len(x.shape) for x in labels for a in x.varying}
-        xs = self._on_one_axis([self._aligned(x, varying, ndim) for x in inputs])
+        xs = self._on_one_axis([self.aligned(x, varying, ndim) for x in inputs])
         varying = {a for x in xs for a in x.varying}
         self._pin_misfits(xs, varying)
         cores = np.broadcast_arrays(*[x.core.numpy() for x in xs])
@@ -287,14 +296,13 @@ class Operator(Call):
             for x in xs
         ]
 
-    def _aligned(self, x: Value, varying: set[int], ndim: int) -> Labels:
+    def aligned(self, x: Value, varying: set[int], ndim: int) -> Labels:
         """``x`` with leading axes added. A parameter gets labels along the axis along which the others vary."""
         shape = (1,) * (ndim - len(x.shape)) + x.shape
         if isinstance(x, Param) and len(varying) == 1:
             (axis,) = varying
-            if shape[axis] > 1:
-                mine = axis - (ndim - len(x.shape))
-                return along(self.data_slots(x.name, mine, shape[axis]), axis, shape)
+            if (mine := axis - (ndim - len(x.shape))) in x.long:
+                return along(self.along_of(x, mine).slots(), axis, shape)
         core = self.labelled(x).core
         return Labels(core.reshape((1,) * (ndim - core.ndim) + tuple(core.shape)), shape)
 

@@ -46,7 +46,7 @@ def fact_text(fact: Fact, at: Place) -> str:
 def _fact(fact: Fact, dst: str) -> str:
     match fact:
         case Source():
-            return f"source {dst}{' live' * fact.live}{' flows' * fact.flow}"
+            return f"source {dst}{' live' * fact.live}{' flows' * fact.flow}{_gate(fact.host)}"
         case Map():
             return f"map {dst} = {fact.kind}({', '.join(ranges(src) for src in fact.srcs)})"
         case Barrier():

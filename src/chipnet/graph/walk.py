@@ -21,7 +21,7 @@ from chipnet.graph.attributes import tie_widths
 from chipnet.graph.call import Forward
 from chipnet.graph.channels import ChannelGraph
 from chipnet.graph.draft import Draft
-from chipnet.graph.facts import Barrier, Host, Mix, Norm, Pin, PinCode, Place, Realisation, sources_of
+from chipnet.graph.facts import Barrier, Host, Mix, Norm, Pin, PinCode, Place, Realisation, Source, sources_of
 from chipnet.graph.frozen_weights import computed_weights
 from chipnet.graph.labels import Labels, Param, along, uniform
 from chipnet.graph.norm_modules import norm_calls
@@ -148,10 +148,10 @@ def _drop_hosts(draft: Draft) -> None:
     those that are read in two ways."""
     hosts: dict[str, set[Host]] = defaultdict(set)
     for fact in draft.facts:
-        if isinstance(fact, (Mix, Norm)) and fact.host:
+        if isinstance(fact, (Mix, Norm, Source)) and fact.host:
             hosts[fact.host.weight].add(fact.host)
     for i, fact in enumerate(draft.facts):
-        host = fact.host if isinstance(fact, (Mix, Norm)) else None
+        host = fact.host if isinstance(fact, (Mix, Norm, Source)) else None
         if host and (draft.foreign & {host.weight, host.bias} or len(hosts[host.weight]) > 1):
             draft.facts[i] = replace(fact, host=None)  # type: ignore[arg-type]
 

@@ -86,7 +86,8 @@ class Fisher(PerImage):
 def _watch(site: Site, sites: Mapping[str, int], add: Callable[[Tensor, Tensor], None]) -> _Watch | _Inside:
     """What sees a site; ``sites``: how many each module has."""
     owner = site.host.weight.rpartition(".")[0]
-    own = not site.host.is_layer or (owner == site.host.module and sites[owner] == 1)
+    alone = owner == site.host.module and sites[owner] == 1 and not site.host.data
+    own = not site.host.is_layer or alone
     return _Watch(site, add) if own else _Inside(site, add)
 
 

@@ -32,7 +32,7 @@ def by_gate(model: nn.Module, analysis: Analysis, size: Callable[[Tensor], Tenso
         analysis: of it.
         size: from a site's weight, channels first ``[channels, ...]``, to a number for each channel ``[channels]``.
             Where a gate multiplies the output of a module without weights, it gets the numbers of the layers that
-            write its channels.
+            write its channels. Parameters that are used as data count where no layer has their gate.
 
     Returns:
         The mean of these numbers over all channels that share the gate.
@@ -47,7 +47,7 @@ def by_gate(model: nn.Module, analysis: Analysis, size: Callable[[Tensor], Tenso
     total, count = torch.zeros(2, analysis.gates, dtype=torch.float64)
     root = torch.from_numpy(analysis.liveness.root)
     written = torch.zeros(len(root), dtype=torch.float64)
-    for site in sorted(analysis.sites, key=lambda s: not s.host.is_layer):
+    for site in sorted(analysis.sites, key=lambda s: (s.host.data, not s.host.is_layer)):
         gated, classes = torch.from_numpy(site.gates >= 0), root[torch.from_numpy(site.slots)]
         if site.host.is_layer:
             owner, _, key = site.host.weight.rpartition(".")
@@ -56,6 +56,8 @@ def by_gate(model: nn.Module, analysis: Analysis, size: Callable[[Tensor], Tenso
             written.index_add_(0, classes, value)
         else:
             value = written[classes]
+        if site.host.data:
+            gated &= count[torch.from_numpy(site.gates).clamp_min(0)] == 0
         gates = torch.from_numpy(site.gates)[gated]
         total.index_add_(0, gates, value[gated])
         count.index_add_(0, gates, torch.ones(len(gates), dtype=torch.float64))

@@ -132,7 +132,7 @@ def _binary(op: Operator, a: Any, b: Any, kind: Any, scalar_kind: str) -> Value:
 def _broadcast(op: Operator, x: Labels) -> Labels:
     """``x`` at the operator's shape: a tensor of one element may have more axes."""
     missing = len(op.shape) - len(x.shape)
-    return expand(op, x) if missing else x
+    return op.labelled(expand(op, x)) if missing else x
 
 
 @rule(*aten("add sub subtract maximum minimum rsub fmax fmin"))

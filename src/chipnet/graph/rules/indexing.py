@@ -36,7 +36,7 @@ def embedding(op: Operator, weight: Value, indices: Value, *args: Any, **kwargs:
     op.keep(
         op.data_slots(weight.name, 0, weight.shape[0]), "its rows are chosen by indices", PinCode.READ_WHOLE
     )
-    columns = op.data_slots(weight.name, 1, weight.shape[1])
+    columns = op.data_slots(weight.name, 1, weight.shape[1], gate=True)
     if isinstance(op.owner, nn.Embedding):
         op.draft.numbers[op.module, "embedding_dim", None] = Number(op.module, "embedding_dim", None, columns)
     return _chosen(op, along(columns, -1, op.shape), indices)

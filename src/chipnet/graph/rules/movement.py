@@ -6,6 +6,7 @@ import functools
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.fx import Node
 
 from chipnet.graph.attributes import claim, pin_literal
 from chipnet.graph.facts import Map, PinCode, Slots, Source
-from chipnet.graph.labels import Labels, Param, Value, along, uniform
+from chipnet.graph.labels import Labels, Param, Value, along, shrink, uniform
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.table import aten, rule
 from chipnet.program.names import operator_name, shape_of
@@ -49,8 +50,10 @@ def turn(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Value:
         "unfold"
     )
 )
-def move(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
+def move(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Value:
     """Elements change places, and so do their labels."""
+    if (data := _moved_data(op, x, args, kwargs)) is not None:
+        return data
     x = op.labelled(x)
     if not x.varying:
         wide = _widened(op, x) if op.name in _REPEATS else None
@@ -84,8 +87,26 @@ def _given(args: tuple[Any, ...], skip: int) -> Sequence[int]:
     return sizes if isinstance(sizes, (list, tuple)) else ()
 
 
+def _moved_data(op: Operator, x: Value, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Param | None:
+    """A parameter of several axes that is data (registers, learnt queries), with its axes in other places; None
+    where they are not whole any more, or something else reads it than what tells which axis has channels."""
+    if not isinstance(x, Param) or len(x.long) < 2 or x.made is not None or x.turned:
+        return None
+    if not op.node.users or not all(operator_name(n) in _MEETS for n in op.node.users):
+        return None
+    axes: list[int | None] = [None] * len(op.shape)
+    for axis in x.long:
+        index = torch.arange(x.shape[axis]).reshape([-1 if a == axis else 1 for a in range(len(x.shape))])
+        out = shrink(op.node.target(index.expand(x.shape), *args, **kwargs))  # type: ignore[operator]
+        varies = [a for a, n in enumerate(out.shape) if n > 1]
+        if len(varies) != 1 or not torch.equal(out.reshape(-1), index.reshape(-1)):
+            return None
+        axes[varies[0]] = x.own(axis)
+    return replace(x, shape=op.shape, axes=tuple(axes))
+
+
 @rule(*aten("repeat_interleave"))
-def repeat_interleave(op: Operator, x: Value, repeats: Any, dim: Any = None, **kwargs: Any) -> Labels:
+def repeat_interleave(op: Operator, x: Value, repeats: Any, dim: Any = None, **kwargs: Any) -> Value:
     """Every element is repeated as often as a number says, or a tensor along axes without channels."""
     if not isinstance(repeats, Value):
         return move(op, x, repeats, dim)
@@ -140,12 +161,14 @@ def roll(op: Operator, x: Value, shifts: Any, dims: Any = ()) -> Labels:
 
 
 @rule(*aten("expand expand_as broadcast_to"))
-def expand(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
+def expand(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Value:
     """Axes of size 1 are repeated; labels stay.
 
     Where the result only meets other tensors element by element, this is broadcasting: the size follows theirs,
     unless it is known to be fixed.
     """
+    if (data := _moved_data(op, x, args, kwargs)) is not None:
+        return data
     x = op.labelled(x)
     shape = op.shape
     core = x.core.reshape((1,) * (len(shape) - x.core.ndim) + tuple(x.core.shape))
@@ -181,6 +204,18 @@ def _widened(op: Operator, x: Labels) -> Labels | None:
 
 
 _ELEMENTWISE = {"add", "sub", "mul", "div", "maximum", "minimum"}
+_MEETS = {
+    *_ELEMENTWISE,
+    "cat",
+    "concat",
+    "concatenate",
+    "expand",
+    "repeat",
+    "unsqueeze",
+    "permute",
+    "transpose",
+}
+"""Where channels of others tell which axis of a parameter has channels; and where its axes only change places."""
 
 
 @rule(*aten("view_as reshape_as"))
@@ -245,7 +280,8 @@ def cat(op: Operator, xs: list[Value], dim: int = 0) -> Labels:
     and exists in all.
     """
     nodes: Any = op.node.args[0]
-    sized = [(op.labelled(x), shape_of(n)) for x, n in zip(xs, nodes, strict=True)]
+    varying = {a for x in xs if isinstance(x, Labels) for a in x.varying}
+    sized = [(op.aligned(x, varying, len(op.shape)), shape_of(n)) for x, n in zip(xs, nodes, strict=True)]
     sized = [(x, s) for x, s in sized if math.prod(s) > 0]
     shape = op.shape
     dim %= len(shape)
