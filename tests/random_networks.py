@@ -728,6 +728,26 @@ class Attention(nn.Module):
 
 
 @unary
+class Tokens(nn.Module):
+    """Positions behind a class token and registers, shifted and scaled: parameters used as data."""
+
+    def __init__(self, x: Tensor, y: Tensor, w: int, k: int) -> None:
+        super().__init__()
+        c, n = x.shape[1], x[0, 0].numel()
+        self.first, self.registers = nn.Parameter(torch.randn(1, 1, c)), nn.Parameter(torch.randn(1, 2, c))
+        self.places, self.scale = nn.Parameter(torch.randn(1, n + 3, c)), nn.Parameter(torch.randn(c))
+        self.attention = nn.MultiheadAttention(c, divisor(c, k), batch_first=True, add_bias_kv=k % 4 == 1)
+        self.kind = k % 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, registers = (p.expand(x.shape[0], -1, -1) for p in (self.first, self.registers))
+        t = torch.cat([first, x.flatten(2).transpose(1, 2), registers], 1)
+        t = t + self.places if self.kind != 2 else t
+        t = t + self.scale * self.attention(t, t, t, need_weights=self.kind == 3)[0]
+        return t[:, 1:-2].transpose(1, 2).reshape(x.shape)
+
+
+@unary
 class TwiceCalled(nn.Module):
     """One convolution (and norm) called on two values."""
 

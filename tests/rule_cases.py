@@ -25,8 +25,10 @@ def gains(
     shape: Sequence[int] = (2, 3, 6, 6),
     *,
     train: bool = True,
+    **options: Any,
 ) -> tuple[Structure, list[Pruned]]:
-    """Exactly the given sites are free, with so many gates each; pruning conforms in both realisations."""
+    """Exactly the given sites are free, with so many gates each; pruning conforms in both realisations. ``options``
+    are those of `Structure`."""
 
     def made() -> nn.Module:
         torch.manual_seed(0)
@@ -34,7 +36,7 @@ def gains(
 
     model, x = made(), torch.randn(*shape, dtype=torch.float64)
     for realisation in ("indexed", "plain"):
-        s = Structure(model, x, realisation=realisation)  # type: ignore[arg-type]
+        s = Structure(model, x, realisation=realisation, **options)  # type: ignore[arg-type]
         masks = [random_mask(s, d) for d in (0.5, 0.25, 0.75)] if s.gates else []
         found = conforms(model, x, s, [*masks, *corner_masks(s)], factory=made, train=train)
     assert {site.name: site.free for site in s.sites if site.free} == dict(gates)

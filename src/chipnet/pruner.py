@@ -7,7 +7,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class Pruner:
         steps: optimiser steps that pruning will take. All schedules are functions of step / steps.
         method: a name from ``chipnet.methods.METHODS``, or ``module:Class`` of your own; with other values for its
             settings as ``"chipnet:floor=0,travel=16"``. Or the class itself.
-        realisation, share, ignore, only, min_channels, round_to, outputs: see `chipnet.Structure`.
+        realisation, share, ignore, only, min_channels, round_to, outputs, heads: see `chipnet.Structure`.
         seed: of everything random in the method.
         group: the processes that train this model together, each with a pruner of its own: a process group, None
             for the default one (if there is one), or False for none. `step` averages the gates' gradients over
@@ -98,6 +98,7 @@ class Pruner:
         min_channels: int = 0,
         round_to: int = 1,
         outputs: Any = None,
+        heads: Literal["narrow", "whole"] = "narrow",
         seed: int = 0,
         group: Group = None,
     ) -> None:
@@ -108,7 +109,7 @@ class Pruner:
         model = getattr(model, "_orig_mod", model)  # what torch.compile was given
         self.model, self.group = model, group
         self.budget, self.steps, self.taken = Budget.parse(budget), steps, 0
-        options = Options(realisation, share, ignore, only, min_channels, round_to, outputs)
+        options = Options(realisation, share, ignore, only, min_channels, round_to, outputs, heads)
         self.structure = _structure(model, example_inputs, options)
         self._infinite = check_finite(model)
         timed = LATENCY in self.budget.kinds

@@ -6,7 +6,7 @@ import numbers
 import warnings
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,9 @@ class Structure:
         round_to: widths of sites are multiples of this (8 suits most hardware), or whole. Needs ``share`` in the
             plain realisation.
 
+        heads: what attention loses: ``"narrow"`` takes the same features out of all heads, ``"whole"`` takes whole
+            heads where the network keeps their number in an attribute, and leaves their features.
+
     Raises:
         CaptureError: export failed, nothing can be pruned, or a pattern matches no module.
         ConfigError: an option has no such value, or the outputs are not there.
@@ -88,9 +91,10 @@ class Structure:
         min_channels: int = 0,
         round_to: int = 1,
         outputs: Any = None,
+        heads: Literal["narrow", "whole"] = "narrow",
     ) -> None:
         NETWORK.check("model", model)
-        options = Options(realisation, share, ignore, only, min_channels, round_to, outputs)
+        options = Options(realisation, share, ignore, only, min_channels, round_to, outputs, heads)
         _refuse_gates(model)
         self._model = weakref.ref(model)
         with untouched(model), torch.compiler.set_stance("force_eager"):

@@ -281,7 +281,9 @@ def _read(
     """Graph and liveness; where channels are stuck though a module's output could be gated; what is known now."""
     gated = notes.gated or frozenset()
     program, training, values = network.program, network.training, network.values
-    graph = trace(network.model, program, options.realisation, notes.literal, training, gated, values)
+    graph = trace(
+        network.model, program, options.realisation, notes.literal, training, gated, values, options.heads
+    )
     uncounted = max(0, network.macs - graph.macs)  # what no rule counts, no mask changes
     graph = replace(graph, fixed_macs=graph.fixed_macs + uncounted).with_pins(_excluded(graph, network))
     liveness = Liveness(

@@ -50,6 +50,8 @@ class Ungated(Enum):
     """A gate further down their channel-wise chain acts for them."""
     FOLLOWS = "follows"
     """Gates of what they read act for them: a zero stays one."""
+    GOES = "goes"
+    """They go where nothing that is read needs them: a head's queries with its values."""
     PINNED = "pinned"
     """They are kept whole; a pin says why."""
     NOT_ZERO = "not zero"
@@ -63,10 +65,11 @@ class Ungated(Enum):
 _TEXTS = {
     Ungated.COVERED: "follows the gates further down its chain",
     Ungated.FOLLOWS: "follows the gates of what it reads",
+    Ungated.GOES: "goes with what it is multiplied by",
     Ungated.NOT_ZERO: "a zero here is not zero where it is read",
     Ungated.ONE_STAYS: "one channel stays: without any, the forward breaks",
 }
-COVERED = frozenset([_TEXTS[Ungated.COVERED], _TEXTS[Ungated.FOLLOWS]])
+COVERED = frozenset(_TEXTS[code] for code in (Ungated.COVERED, Ungated.FOLLOWS, Ungated.GOES))
 """What is said of sites for which gates of others act."""
 
 
@@ -115,7 +118,7 @@ class Site:
     @property
     def covered(self) -> bool:
         """Do gates elsewhere in its channel-wise chain act for it?"""
-        return self.why is not None and self.why.code in (Ungated.COVERED, Ungated.FOLLOWS)
+        return self.why is not None and str(self.why) in COVERED
 
     @property
     def channels(self) -> int:
@@ -160,6 +163,7 @@ class Liveness:
         self._forward()
         self._backward()
         self.exists = self._classes()
+        self.sites = [self._explained(site) for site in self.sites]
 
     # -- where gates go -----------------------------------------------------------------------------------
     def _wanted(self, refused: Callable[[Host], str]) -> dict[str, list[_Call]]:
@@ -264,6 +268,13 @@ class Liveness:
             minlength=len(keys),
         )
         return [replace(s, tied=bool((shared[s.gates[s.gates >= 0]] > 1).any())) for s in sites]
+
+    def _explained(self, site: Site) -> Site:
+        """The site with the reason for channels that have no gate and can go."""
+        if site.why is None or site.why.code is not Ungated.NOT_ZERO:
+            return site
+        found = self.present(site.slots[(site.gates < 0) & ~self._is_pinned[site.slots]])
+        return replace(site, why=Reason(Ungated.GOES)) if len(found) and (found > TRUE).all() else site
 
     def _pins(self, slots: Slots) -> list[Pin]:
         """Why these are pinned, the reason of most first."""

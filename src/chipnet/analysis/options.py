@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -36,6 +36,7 @@ class Options:
     min_channels: int = 0
     round_to: int = 1
     outputs: Any = None
+    heads: Literal["narrow", "whole"] = "narrow"
 
     def __post_init__(self) -> None:
         if self.realisation not in ("plain", "indexed"):
@@ -44,6 +45,8 @@ class Options:
             raise ConfigError(
                 f"share must be True, False or None (the default of the realisation), got {value_text(self.share)}"
             )
+        if self.heads not in ("narrow", "whole"):
+            raise ConfigError(f"heads must be 'narrow' or 'whole', got {value_text(self.heads)}")
         check_whole("min_channels", self.min_channels, 0)
         check_whole("round_to", self.round_to, 1)
         object.__setattr__(self, "ignore", read_patterns(self.ignore, "ignore"))

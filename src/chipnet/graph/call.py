@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +33,7 @@ class Forward:
         entered: for every module, the calls by which it is entered.
         results: for every such call, how many tensors made in it are read outside of it.
         watch: knows which operators received numbers from attributes; None where that is not known.
+        heads: reshapes that make heads of attention, each with the axis of heads, where heads go whole.
         counting: do its operators cost anything? Those of a train-mode graph do not.
     """
 
@@ -46,6 +47,7 @@ class Forward:
     results: Mapping[str, int]
     watch: Watch | None
     counting: bool
+    heads: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

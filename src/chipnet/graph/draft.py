@@ -96,6 +96,10 @@ class Draft(Classes):
         self.results: dict[tuple[bool, int], Any] = {}
         """By the graph (is it the one whose operators count?) and the number of a call of a function: what stands
         for its result."""
+        self.boxes: dict[str, Labels] = {}
+        """Operators that made labels vary along several axes, with these."""
+        self.heads: dict[str, int] = {}
+        """Those of them that made heads of attention, with the axis of heads."""
         self.scores: set[int] = set()
         """Numbers of facts that multiply queries by keys."""
         self._data: dict[tuple[str, int], Slots] = {}

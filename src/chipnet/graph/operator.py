@@ -76,9 +76,12 @@ class Operator(Call):
 
         The axis is taken that leaves the most classes; one whose length is no literal, if there is such.
         """
+        self.draft.boxes[self.key] = x
         core = self.draft.classes(x.core.numpy())
         found = []
-        for axis in [a for a in x.varying if a not in fixed] or x.varying:
+        axes = [a for a in x.varying if a not in fixed] or x.varying
+        heads = self.forward.heads.get(self.key)
+        for axis in [heads] if heads in axes and not self.tied_along(x, {heads}) else axes:
             rows = np.moveaxis(core, axis, 0).reshape(core.shape[axis], -1)
             trial = Classes()
             _, ids = np.unique(rows, return_inverse=True)
@@ -117,6 +120,16 @@ class Operator(Call):
         for c in columns:
             self.draft.tie(dst, c)
         return dst
+
+    def note_heads(self, x: Labels, axis: int) -> None:
+        """Remember which operators made the heads that lie along ``axis`` of what attention reads: features lay
+        behind them."""
+        mine, number = np.unique(self.draft.classes(x.slots())), x.core.shape[axis]
+        for key, box in self.draft.boxes.items():
+            at = box.varying[-2] if len(box.varying) > 1 else 0
+            alike = len(box.varying) > 1 and box.core.shape[at] == number
+            if alike and np.isin(self.draft.classes(box.slots()), mine).any():
+                self.draft.heads[key] = at
 
     # -- what is known of labels --------------------------------------------------------------------------
     def is_constant(self, x: Any) -> bool:

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ def trace(
     training: Captured | None = None,
     gated: Set[str] = frozenset(),
     values: Sequence[Received] = (),
+    heads: Literal["narrow", "whole"] = "narrow",
 ) -> ChannelGraph:
     """Walk the captured graph with the rules, and again while numbers in attributes turn out not to follow.
 
@@ -56,6 +57,7 @@ def trace(
             hold too; its operators cost nothing.
         gated: nodes of ``ChannelGraph.outputs`` after which a gate acts.
         values: numbers that the train-mode forward uses as values.
+        heads: does attention lose features, the same in all heads, or whole heads?
     """
     modules = Modules(model)
     canonical = canonical_names(model)
@@ -73,6 +75,9 @@ def trace(
     )
     while True:
         draft, settled, used = _traced(forward, program, canonical, training, gated, values)
+        if heads == "whole" and draft.heads.keys() > forward.heads.keys():
+            forward = replace(forward, heads={**forward.heads, **draft.heads})
+            continue
         if settled.whole.keys() <= forward.literal.keys():
             break
         forward = replace(forward, literal={**forward.literal, **settled.whole})
@@ -184,7 +189,8 @@ def _walk(
     made = [param.made for param in weights.values() if param.made is not None]
     draft.foreign.update(name for one in made for name in one.leaves.values())
     chosen = set(program.every) <= program.outputs.keys()
-    needed = set(program.graph.nodes) if chosen else program.nodes_behind(program.outputs)
+    every = [*program.every, *program.stored] if chosen else []
+    needed = program.nodes_behind([*program.outputs, *every])
     norms = norm_calls(forward, program, held)
     skipped = {*skipped, *(n for norm in norms.values() for n in norm.nodes)} - norms.keys()
     env: dict[Node, Any] = {}

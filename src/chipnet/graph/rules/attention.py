@@ -40,6 +40,13 @@ def attention(
     """
     v, last = op.labelled(v), len(v.shape) - 1
     heads = {a for a in v.varying if a != last}
+    if len(heads) == 1 and not enable_gqa and last - 1 not in heads and last in v.varying:
+        q, k, (axis,) = op.labelled(q), op.labelled(k), heads
+        if all(_has_whole_heads(op, x, axis) for x in (q, k, v)):
+            return _of_whole_heads(op, q, k, v, mask)
+        for x in (q, k, v):
+            if axis in x.varying:
+                op.note_heads(x, axis)
     whole = [x for x in (q, k, mask) if x is not None]
     if enable_gqa or last - 1 in heads or last not in v.varying or (heads and not op.tied_along(v, heads)):
         return op.barrier([*whole, v], "attention")
@@ -54,6 +61,30 @@ def attention(
     op.count(v.slots(), pairs * v.shape[-1] // len(v.slots()), *more)
     why = "queries and keys of attention" if scores is None else "scores of attention"
     return Labels(op.with_kept(v, whole, why).core, op.shape)
+
+
+def _has_whole_heads(op: Operator, x: Labels, axis: int) -> bool:
+    """Do heads go, along ``axis``, and features not?"""
+    last = len(x.shape) - 1
+    return set(x.varying) == {axis, last} and op.tied_along(x, {last}) and not op.tied_along(x, {axis})
+
+
+def _of_whole_heads(op: Operator, q: Labels, k: Labels, v: Labels, mask: Value | None) -> Labels:
+    """Attention whose heads go whole. Their width stays, and so does the scale. Weights of a head are not zero
+    where its queries are, so a head goes where its values do."""
+    last = len(v.shape) - 1
+    op.keep(v.slots()[:1], "attention keeps one head", PinCode.ONE_STAYS)
+    product = op.map([_first(q), _first(k)], "and", (*q.shape[:-2], 1, q.shape[-1]))
+    total = op.merged(product, [last], "or")
+    scores = Labels(total.core, (*op.shape[:-1], k.shape[-2]))
+    if mask is not None:  # it may have one for each head
+        scores = op.map([scores, mask], "or", scores.shape)
+    weights = op.map([scores], "const", scores.shape)
+    pairs = math.prod(op.shape[:-1]) * k.shape[-2]
+    more = (product.slots(), pairs * q.shape[-1] // len(product.slots()))
+    op.count(v.slots(), pairs * v.shape[-1] // len(v.slots()), more)
+    each = Labels(weights.core, (*op.shape[:-1], 1))
+    return op.map([Labels(v.core, op.shape), each], "and", op.shape)
 
 
 def _scores(op: Operator, q: Value, k: Value, scale: float | None) -> tuple[Slots, Labels] | None:

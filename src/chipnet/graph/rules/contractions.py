@@ -111,6 +111,9 @@ def contract(
     if all(axes_of) and not all(
         op.tied_along(x, set.union(*axes_of) - mine) for x in sides for mine in axes_of
     ):
+        for axis in set.intersection(*axes_of):
+            for x in sides:
+                op.note_heads(x, axis)
         return op.barrier([a, b], f"'{op.name}' multiplies channels by others")
     shape = tuple(max(sizes) for sizes in zip(*(x.shape for x in sides), strict=True))
     product = op.map(sides, "and", shape)
@@ -122,6 +125,8 @@ def contract(
     if over and op.tied_along(product, set(over)):
         product = op.merged(product, over, "or")
     elif over:
+        for axis in rest:
+            op.note_heads(product, axis)
         _keep(op, product, over, narrowest)
         product = _totals(op, product, over, rest)
     return Labels(product.core.reshape(product.core.shape[: len(out)]), op.shape)
@@ -150,9 +155,11 @@ def _of_one_slot(op: Operator, x: Labels, other: Labels) -> Labels:
     mine = set(x.varying)
     if not mine or not mine < set(other.varying) or not op.draft.pinned(x.slots()).all():
         return x
-    return (
-        op.without_channels(x, "what it meets varies along another axis") if op.tied_along(other, mine) else x
-    )
+    if not op.tied_along(other, mine):
+        return x
+    for axis in mine:
+        op.note_heads(other, axis)
+    return op.without_channels(x, "what it meets varies along another axis")
 
 
 def _keep(op: Operator, x: Labels, over: list[int], least: int) -> None:

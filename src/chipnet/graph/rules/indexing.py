@@ -33,6 +33,16 @@ def embedding(op: Operator, weight: Value, indices: Value, *args: Any, **kwargs:
     """Rows of a table, whose columns are channels. All rows stay: any may be asked for."""
     if not isinstance(weight, Param) or weight.made is not None:
         return op.barrier([weight, indices], "rows of a table that is computed")
+    return _rows(op, weight, indices)
+
+
+def _is_table(x: Param) -> bool:
+    """Is it a parameter of two axes, as it is?"""
+    return len(x.shape) == 2 and x.long == [0, 1] and x.made is None and not x.turned
+
+
+def _rows(op: Operator, weight: Param, indices: Value) -> Labels:
+    """Rows of a table of two axes."""
     op.keep(
         op.data_slots(weight.name, 0, weight.shape[0]), "its rows are chosen by indices", PinCode.READ_WHOLE
     )
@@ -54,6 +64,8 @@ def index_select(op: Operator, x: Value, dim: int, index: Value) -> Labels:
 @rule(*aten("index _unsafe_index"))
 def index(op: Operator, x: Value, indices: list[Value | None]) -> Labels:
     """``x[:, :, i]``: parts of several axes. Channels along other axes stay as they are."""
+    if isinstance(x, Param) and _is_table(x) and len(indices) == 1 and indices[0] is not None:
+        return _rows(op, x, indices[0])  # a bias for each pair of positions, in each head
     x = op.labelled(x)
     chosen = [i for i in indices if i is not None]
     if any(indices[a] is not None for a in x.varying if a < len(indices)):

@@ -204,17 +204,9 @@ def _widened(op: Operator, x: Labels) -> Labels | None:
 
 
 _ELEMENTWISE = {"add", "sub", "mul", "div", "maximum", "minimum"}
-_MEETS = {
-    *_ELEMENTWISE,
-    "cat",
-    "concat",
-    "concatenate",
-    "expand",
-    "repeat",
-    "unsqueeze",
-    "permute",
-    "transpose",
-}
+_MEETS = _ELEMENTWISE | set(
+    "cat concat concatenate expand repeat unsqueeze permute transpose scaled_dot_product_attention".split()  # noqa: SIM905
+)
 """Where channels of others tell which axis of a parameter has channels; and where its axes only change places."""
 
 
