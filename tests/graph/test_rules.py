@@ -512,7 +512,7 @@ class Both(nn.Module):
 
 @pytest.mark.parametrize(
     ("build", "site"),
-    [(nn.Sigmoid, "f"), (Shift, "f"), (ChannelShift, "f"), (Nested, "f.shift"), (Both, "f")],
+    [(nn.Sigmoid, "f"), (Shift, "f"), (Nested, "f.shift"), (Both, "f")],
     ids=lambda v: v.__name__ if isinstance(v, type) else v,
 )
 def test_where_zero_does_not_stay_zero_the_modules_output_is_gated(build, site):
@@ -523,6 +523,11 @@ def test_where_zero_does_not_stay_zero_the_modules_output_is_gated(build, site):
             == small.b.in_channels
             == s.sites[0].channels - len(plan.shut.get(site, (0, ()))[1])
         )
+
+
+def test_a_learnt_shift_of_every_channel_is_gated_with_what_it_shifts():
+    _, found = gains(lambda: Around(ChannelShift()), {"a": 12, "f.bias": 12, "b": 5})
+    assert all(small.f.bias.shape[0] == small.a.out_channels for small, *_ in found)
 
 
 def test_a_module_called_twice_gets_no_gate_on_its_output():
@@ -625,17 +630,18 @@ class GRN(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("build", "last"),
+    ("build", "last", "shift"),
     [
-        (lambda: GRN(1e-2), False),  # large, so that it shows
-        (lambda: GRN(1e-2, ("gamma", "beta")), False),
-        (lambda: GlobalResponseNorm(12, eps=1e-2, channels_last=False), False),
-        (lambda: GlobalResponseNorm(12, eps=1e-2), True),
+        (lambda: GRN(1e-2), False, "bias"),  # large, so that it shows
+        (lambda: GRN(1e-2, ("gamma", "beta")), False, "beta"),
+        (lambda: GlobalResponseNorm(12, eps=1e-2, channels_last=False), False, "bias"),
+        (lambda: GlobalResponseNorm(12, eps=1e-2), True, "bias"),
     ],
     ids=["weight", "gamma", "timm", "timm-last"],
 )
-def test_a_mean_over_channels_that_only_scales_is_made_up_for(build, last):
-    _, found = gains(lambda: Normed(build(), last), {"a": 12, "norm": 12, "b": 5})
+def test_a_mean_over_channels_that_only_scales_is_made_up_for(build, last, shift):
+    """What it shifts by is a writer of its channels, beside the convolution before it."""
+    _, found = gains(lambda: Normed(build(), last), {"a": 12, f"norm.{shift}": 12, "b": 5})
     for _, plan, _ in found:
         left = plan.shape("a.weight")[0]
         assert {scale.factor for scale in plan.scales} == ({12 / max(left, 1)} if left < 12 else set())

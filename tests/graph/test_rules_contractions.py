@@ -82,7 +82,8 @@ def test_a_weight_that_is_multiplied_by_hand_is_a_linear_layer(bias):
             x = F.relu(self.a(x, self.adjacency))
             return self.fc(F.relu(self.b(x, self.adjacency)).mean(1))
 
-    s, _ = gains(Net, {"a": 8, "b": 6}, (2, 5, 4))
+    shifts = {"a.bias": 8, "b.bias": 6} if bias else {}
+    s, _ = gains(Net, {"a": 8, "b": 6, **shifts}, (2, 5, 4))
     for site in s.sites:
         if site.free:
             assert "keeps one channel" in site.reason

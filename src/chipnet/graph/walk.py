@@ -33,6 +33,7 @@ from chipnet.graph.unread import unread
 from chipnet.program.capture import Captured, base_of, is_view, written_by
 from chipnet.program.methods_read import fused
 from chipnet.program.names import Modules, canonical_names
+from chipnet.program.spelling import is_spelt
 from chipnet.program.watch import Attribute, Received, attributes_in, made_by
 
 
@@ -189,8 +190,11 @@ def _walk(
     made = [param.made for param in weights.values() if param.made is not None]
     draft.foreign.update(name for one in made for name in one.leaves.values())
     chosen = set(program.every) <= program.outputs.keys()
-    every = [*program.every, *program.stored] if chosen else []
-    needed = program.nodes_behind([*program.outputs, *every])
+    needed = program.nodes_behind(program.outputs)
+    if chosen:  # what forwards of users compute for nobody must run; what ours do, runs at any width
+        needed |= program.nodes_behind(program.stored)
+        modules = forward.modules
+        needed |= {n for n in program.graph.nodes if not is_spelt(modules.get(modules.around(n)))}
     norms = norm_calls(forward, program, held)
     skipped = {*skipped, *(n for norm in norms.values() for n in norm.nodes)} - norms.keys()
     env: dict[Node, Any] = {}

@@ -73,9 +73,9 @@ def move(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Value:
     for axis, number in sizes.items():
         if axis in out.varying:
             claim(op, number, out.along(axis))
-    inferred = {before + i for i, n in enumerate(_given(args, skip)) if n == -1}
-    for axis in set(out.varying) - inferred if inferred else ():
-        if not op.keeps_length(out, axis):
+    given = dict(enumerate(_given(args, skip), before))
+    for axis in out.varying if -1 in given.values() else ():
+        if given.get(axis, -1) != -1 and not op.keeps_length(out, axis):
             reason = "a size that follows from the others (-1) needs at least one channel"
             op.keep(out.along(axis)[:1], reason, PinCode.ONE_STAYS)
     return out
