@@ -207,6 +207,7 @@ class Pruner:
         self._notice()
         before = self.progress
         self.taken += 1
+        self.method.loss_scale = loss_scale
         self.method.step(before, self.progress)
         if not self.method.final and self.method.freezes(self.progress):
             self.method.fix(self._solve())

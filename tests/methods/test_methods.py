@@ -585,20 +585,35 @@ def test_fisher_sees_image_by_image_what_the_gates_gradient_sums_up(name, realis
         pytest.skip("a gate is also in the statistics of live channels, which no activation shows")
     model = copy.deepcopy(model)
     x = torch.randn(3, *toy.shape[1:], dtype=torch.float64)
-    sums, grads = [], []
-    for method, found in (("fisher", sums), ("taylor", grads)):
+    found = []
+    for method in ("fisher", "taylor"):
         pruner = Pruner(model, structure, {"channels": 0.999}, steps=1000, method=method)
         if method == "taylor":
-            pruner.method.sensed = lambda grad, found=grads: found.append(grad) or grad
+            pruner.method.sensed = lambda grad: found.append(grad) or grad
         loss = sum(y.sin().sum() for y in tree_leaves(model(x)))
+        probes = getattr(pruner.method, "probes", None)
+        images = {} if probes is None else dict(probes._images)
+        for zeros in images.values():
+            zeros.retain_grad()
         loss.backward()
         if method == "fisher":
-            found += [total.sum(0) for total in pruner.method.sums.values()]
+            unseen, whole = probes.unseen.clone(), torch.zeros(structure.gates)
+            squares = torch.zeros(structure.gates)
+            for (group, number, _), zeros in images.items():
+                assert zeros.shape == (number, len(probes._groups[group]))
+                whole[probes._groups[group]] += zeros.grad.sum(0)
+                squares[probes._groups[group]] += zeros.grad.square().sum(0)
+            pruner.method.learn = lambda sample: found.append(sample)
         pruner.step()
         pruner.detach()
+    sample, grad = found
     # Both in float32: sums of many terms that nearly cancel.
-    scale = sum(grads).abs().max().clamp(min=1e-6)
-    torch.testing.assert_close(sum(sums) / scale, sum(grads) / scale, rtol=1e-3, atol=1e-4)
+    scale = grad.abs().max().clamp(min=1e-6)
+    expected = torch.where(unseen, grad, whole)
+    torch.testing.assert_close(expected / scale, grad / scale, rtol=1e-3, atol=1e-4)
+    expected = torch.where(unseen, grad.square(), squares)
+    torch.testing.assert_close(sample / scale**2, expected / scale**2, rtol=1e-3, atol=1e-4)
+    assert not unseen.any()
 
 
 @pytest.mark.parametrize("method", ["slimming", "magnitude", "bar", "fisher"])

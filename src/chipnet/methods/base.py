@@ -67,6 +67,8 @@ class Method(ABC):
         """The hard mask ``[gates]`` of a method that has one while it trains, and of any once it is final."""
         self.final = False
         """The mask is decided: from now on the model computes what will be shipped."""
+        self.loss_scale = 1.0
+        """What the loss was multiplied with in this step. Gradients by gates are divided by it already."""
         self.handles: list[Any] = []
         """Of hooks on the model, for ``detach``."""
         self.group = group

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from chipnet.methods.fisher import PerImage
+from chipnet.methods.per_image import PerImage
 
 
 class Returns(PerImage):
