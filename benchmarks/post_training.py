@@ -42,7 +42,7 @@ EPOCHS, BATCH, RATE, IMAGES = 12, 64, 0.1, 512
 class Task:
     """Images and labels, normalised."""
 
-    def __init__(self, folder: str, seed: int, data: str, limit: int = 6000) -> None:
+    def __init__(self, folder: str, seed: int, data: str, limit: int | None = 6000) -> None:
         found = getattr(datasets, data)(folder, seed=seed, limit=limit)
         mean, std = (torch.tensor(x).view(1, -1, 1, 1) for x in (found.mean, found.std))
         self.classes, self.channels = found.num_classes, found.in_channels
@@ -67,15 +67,16 @@ def fit(
     rate: Schedule,
     seed: int,
     pruner: chipnet.Pruner | None = None,
+    batch: int = BATCH,
 ) -> None:
     """Train in place. ``rate`` is a function of the progress through these epochs."""
     images, labels = task.train
-    order, size, steps = torch.Generator().manual_seed(seed), images.shape[-1], len(images) // BATCH
+    order, size, steps = torch.Generator().manual_seed(seed), images.shape[-1], len(images) // batch
     optimizer = torch.optim.SGD(network.parameters(), RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
     network.train()
     for step in range(epochs * steps):
         if step % steps == 0:
-            batches = torch.randperm(len(images), generator=order)[: steps * BATCH].split(BATCH)
+            batches = torch.randperm(len(images), generator=order)[: steps * batch].split(batch)
         some = batches[step % steps]
         top, left = torch.randint(0, 3, (2,), generator=order).tolist()
         x = F.pad(images[some], (1, 1, 1, 1))[..., top : top + size, left : left + size]

@@ -28,7 +28,7 @@ def made(budget="params=0.5", setting="", **options):
     torch.manual_seed(0)
     net = Branch()
     structure = Structure(net, torch.zeros(1, 4), **options)
-    pruner = Pruner(net, structure, budget, steps=100, method=f"returns{setting}")
+    pruner = Pruner(net, structure, budget, steps=100, method=f"chipnet{setting}")
     stream, inside = sorted((g for g in structure.analysis.site_gates if len(g)), key=len, reverse=True)
     assert (len(stream), len(inside)) == (8, 6)
     return pruner, stream, inside
@@ -80,7 +80,7 @@ def test_a_gate_is_worth_more_the_thinner_its_site_for_what_it_costs_now(law):
 )
 def test_a_branch_lives_with_as_many_channels_as_make_the_best_of_its_cost(budget, least):
     net = get_model("resnet20", num_classes=100, in_channels=1)
-    pruner = Pruner(net, torch.randn(2, 1, 14, 14), budget, steps=4, method="returns")
+    pruner = Pruner(net, torch.randn(2, 1, 14, 14), budget, steps=4, method="chipnet")
     analysis, found = pruner.structure.analysis, pruner.method.minimum()
     for gates, bypassed, few in zip(analysis.site_gates, analysis.bypassed, found, strict=True):
         assert few == (least[len(gates)] if bypassed else 1)
