@@ -114,7 +114,7 @@ def test_infinities_that_a_network_is_made_with_are_its_own():
 
 OTHERS = {
     "method": ({"method": "taylor"}, "method was taylor, and is chipnet"),
-    "setting": ({"method": "chipnet:floor=0.2"}, "floor was 0.2, and is 0.05"),
+    "setting": ({"method": "chipnet:floor=0.2"}, "floor was 0.2, and is 0"),
     "budget": ({"budget": "params=0.5"}, "budget was params=0.5, and is macs=0.5"),
     "steps": ({"steps": 9}, "the saved pruner runs 9 steps, this one 8"),
     "structure": ({"net": Net(13)}, r"gates was 23, and is 22.*sites differ, .* 13 channels.* 12 channels"),

@@ -48,7 +48,7 @@ class Pruner:
         budget: what remains: ``{"macs": 0.25}``, ``"params=2M"``, several kinds at once; see `chipnet.Budget`.
         steps: optimiser steps that pruning will take. All schedules are functions of step / steps.
         method: a name from ``chipnet.methods.METHODS``, or ``module:Class`` of your own; with other values for its
-            settings as ``"chipnet:floor=0,travel=16"``. Or the class itself.
+            settings as ``"chipnet:law=1,every=1"``. Or the class itself.
         realisation, share, ignore, only, min_channels, round_to, outputs, heads: see `chipnet.Structure`.
         seed: of everything random in the method.
         group: the processes that train this model together, each with a pruner of its own: a process group, None

@@ -28,7 +28,7 @@ class Listening(Silent):
 
 
 @pytest.mark.parametrize(
-    ("method", "parts"), [("chipnet", True), ("chipnet-paper", True), ("magnitude", False)]
+    ("method", "parts"), [("chipnet-2026a", True), ("chipnet-paper", True), ("magnitude", False)]
 )
 def test_losses_are_split_and_costs_are_shown(request_for, method, parts):
     job, heard = prepare(request_for(method=method)), Listening()

@@ -360,7 +360,7 @@ class Request:
     weights: str | None = option(None, "trained dense weights; the run then has no training phase")
     method: str = option(
         "chipnet",
-        "chipnet, chipnet-paper, bar, slimming, taylor, fisher, ...; with settings: chipnet:floor=0",
+        "chipnet, chipnet-paper, bar, slimming, taylor, fisher, ...; with settings: chipnet:law=1",
     )
     no_train: bool = option(
         False,

@@ -1,4 +1,4 @@
-"""Fisher information with diminishing returns: the next channel of a thin site is worth more."""
+"""Our default: Fisher information with diminishing returns. The next channel of a thin site is worth more."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ comes first: all methods start from its weights, see the images in the same orde
 of `methods` is
 
 ==========================  ===============================================================================
-``chipnet:floor=0``         a method, as `chipnet.Pruner` takes it
+``chipnet:law=1``           a method, as `chipnet.Pruner` takes it
 ``scratch(chipnet)``        the masks of that method's run, trained from new weights for as many epochs in all
 ``transfer(chipnet, D)``    masks that the method learnt on the data set D, on the dense network of this one
 ``package.module:rival``    a function of somebody's own that does a whole run, as `chipnet.lab.train.run` does
