@@ -2,10 +2,10 @@
 
     python -m benchmarks.paper_effort --out paper.jsonl
 
-A ResNet-20 (100 classes, 14×14, 54,000 images) is trained for 12 epochs, pruned for 17 epochs of batches of 32, which
-are the published 28,700 steps, and fine-tuned for 4 epochs, under one one-cycle schedule. After every epoch of
-pruning the accuracy is measured with soft masks and with hard ones. After the last one, each site gets its hard mask
-alone, while all others stay soft, and the gates of its site are counted by their values.
+A ResNet-20 (100 classes, 14×14, 54,000 images) is trained for 12 epochs. It is pruned for 17 epochs of batches of 32,
+the published 28,700 steps, and fine-tuned for 4, under one one-cycle schedule. After every epoch of pruning the
+accuracy is measured with soft masks and with hard ones. After the last one, each site gets its hard mask alone, while
+all others stay soft, and its gates are counted by their values.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BINS = (0.1, 0.2, 0.5, 0.6, 0.9)
 
 
 class Sharpened(ChipNetPaper):
-    """The paper's method with one change: channels are multiplied by z^, of which the budget is counted, not by z."""
+    """The paper's method with one change: channels are multiplied by z^, which the budget counts, and not by z."""
 
     name = "sharpened"
 
@@ -80,7 +80,9 @@ def run(dense: nn.Module, task: Task, budget: str, method: str, seed: int) -> di
     pruner.detach()
     small = chipnet.compact(network, plan).to(memory_format=torch.channels_last)
     cut = task.accuracy(small)
-    fit(small, task, FINETUNE, lambda p: schedule((PRUNE + p * FINETUNE) / whole), seed + 7, batch=SMALL_BATCH)
+    fit(
+        small, task, FINETUNE, lambda p: schedule((PRUNE + p * FINETUNE) / whole), seed + 7, batch=SMALL_BATCH
+    )
     return {
         "budget": budget,
         "method": method,
@@ -153,7 +155,9 @@ def main() -> None:
     parser.add_argument("--budgets", default=";".join(BUDGETS))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cache", type=Path, default=Path("paper-dense.pt"), help="file of the dense weights")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("paper-dense.pt"), help="file of the dense weights"
+    )
     parser.add_argument("--out", type=Path, default=Path("paper.jsonl"), help="a line of JSON for each run")
     a = parser.parse_args()
     torch.set_num_threads(1)

@@ -92,7 +92,7 @@ def test_what_was_written_after_a_checkpoint_is_cut_off(tmp_path):
 @pytest.mark.filterwarnings("ignore")  # of tensorboard's own imports
 def test_tensorboard(request_for):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    job = prepare(request_for(tensorboard=True))
+    job = prepare(request_for(tensorboard=True, method="chipnet-2026a"))
     run(job)
     found = events.EventAccumulator(str(job.out / "tensorboard"), {"histograms": 0})
     found.Reload()
