@@ -2,19 +2,21 @@
 
     python -m benchmarks.paper_effort --out paper.jsonl
 
-A ResNet-20 (100 classes, 14×14, 54,000 images) is trained for 12 epochs. It is pruned for 17 epochs of batches of 32,
-the published 28,700 steps, and fine-tuned for 4, under one one-cycle schedule. After every epoch of pruning the
-accuracy is measured with soft masks and with hard ones. After the last one, each site gets its hard mask alone, while
-all others stay soft, and its gates are counted by their values.
+A ResNet-20 (100 classes, 14×14, 54,000 images) is trained for 12 epochs. It is pruned for 17 epochs of batches of
+32, the published 28,700 steps, and fine-tuned for 4, under one one-cycle schedule. After every epoch of pruning the
+accuracy is measured with soft masks and with hard ones. After the last one, each site gets its hard mask alone,
+while all others stay soft, and its gates are counted by their values.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import platform
 import time
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -128,23 +130,18 @@ def _sites(pruner: chipnet.Pruner, network: nn.Module, task: Task) -> list[dict[
     return found
 
 
-class _computing:
+@contextlib.contextmanager
+def _computing(pruner: chipnet.Pruner, values: Tensor) -> Iterator[None]:
     """Inside, the network computes with these values ``[gates]``."""
-
-    def __init__(self, pruner: chipnet.Pruner, values: Tensor) -> None:
-        self.pruner, self.values = pruner, values
-
-    def __enter__(self) -> None:
-        gates = self.pruner._values
-        soft, gates._soft = gates._soft, lambda: self.values
-        try:
-            gates.fix(gates._channels())
-        finally:
-            gates._soft = soft
-
-    def __exit__(self, *error: object) -> None:
-        self.pruner._values.forget()
-        self.pruner._values.publish()
+    gates = pruner._values
+    soft, gates._soft = gates._soft, lambda: values
+    try:
+        gates.fix(gates._channels())
+    finally:
+        gates._soft = soft
+    yield
+    gates.forget()
+    gates.publish()
 
 
 def main() -> None:

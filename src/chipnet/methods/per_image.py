@@ -143,7 +143,7 @@ class _Squares(torch.autograd.Function):
         return leaf.new_zeros(images, len(leaf), device=device)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad.square().sum(0), None, None
 
 
@@ -157,7 +157,7 @@ class _Products(torch.autograd.Function):
         return x.clone()  # what follows may write into it, as a ReLU in place does
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, places, gated = ctx.saved_tensors
         positions = [a for a in range(1, x.dim()) if a != ctx.axis]
         product = (x * grad).float() if x.dtype == torch.float32 else x.float() * grad.float()
