@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import chipnet
+from chipnet.budget.ranking import best_mask
 from chipnet.lab.models import get_model
-from chipnet.methods.base import Gradual
+from chipnet.methods import Gradual
 
 
 class Steps:
@@ -70,7 +71,7 @@ class Steps:
         method = self.pruner.method if self.pruner is not None else None
         if not isinstance(method, Gradual):
             return 0.0
-        return method.refreshes * self.seconds(1, lambda: method._solve(0.3, full=False)) / steps
+        return method.refreshes * self.seconds(1, lambda: _solve(method)) / steps
 
     def peak(self) -> int:
         """Bytes: the largest sum of what was allocated and not yet freed, during one step."""
@@ -92,6 +93,10 @@ class Steps:
         with profile(activities=[ProfilerActivity.CPU]) as trace:
             self.step()
         return sum(event.name.startswith("aten::") for event in trace.events() or [])
+
+
+def _solve(method: Gradual) -> None:
+    best_mask(method.analysis, method._shrunk(0.3), method.ranking(), full=False)
 
 
 def _tensors(steps: Steps) -> list[torch.Tensor]:

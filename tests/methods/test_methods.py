@@ -362,7 +362,7 @@ def test_fisher_sees_image_by_image_what_the_gates_gradient_sums_up(name, realis
         if method == "fisher":
             unseen, whole = probes.unseen.clone(), torch.zeros(structure.gates)
             squares = torch.zeros(structure.gates)
-            for (group, number, _), zeros in images.items():
+            for (group, number), zeros in images.items():
                 assert zeros.shape == (number, len(probes._groups[group]))
                 whole[probes._groups[group]] += zeros.grad.sum(0)
                 squares[probes._groups[group]] += zeros.grad.square().sum(0)

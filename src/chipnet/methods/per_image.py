@@ -91,7 +91,7 @@ class Probes:
         self.unseen = torch.zeros(analysis.gates, dtype=torch.bool, device=device)
         self._groups = _sharing(self.sites)
         self._leaves = [torch.zeros(len(gates), device=device, requires_grad=True) for gates in self._groups]
-        self._images: dict[tuple[int, int, torch.device], Tensor] = {}
+        self._images: dict[tuple[int, int], Tensor] = {}
         self._axes = {norm.module: norm.axis for norm in analysis.norms}
 
     def hang(self, model: nn.Module, analysis: Analysis) -> list[Any]:
@@ -115,9 +115,9 @@ class Probes:
 
     def images(self, group: int, like: Tensor) -> Tensor:
         """Zeros ``[images, gates of the group]``, the same ones for all of a forward's sites."""
-        key = group, len(like), like.device
+        key = group, len(like)
         if key not in self._images:
-            self._images[key] = _Squares.apply(self._leaves[group], len(like), like.device)
+            self._images[key] = _Squares.apply(self._leaves[group], len(like))
         return self._images[key]
 
     def forget(self) -> None:
@@ -139,12 +139,12 @@ class _Squares(torch.autograd.Function):
     """Zeros for every image; back comes the sum over images of squares."""
 
     @staticmethod
-    def forward(ctx: Any, leaf: Tensor, images: int, device: torch.device) -> Tensor:
-        return leaf.new_zeros(images, len(leaf), device=device)
+    def forward(ctx: Any, leaf: Tensor, images: int) -> Tensor:
+        return leaf.new_zeros(images, len(leaf))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad.square().sum(0), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.square().sum(0), None
 
 
 class _Products(torch.autograd.Function):
@@ -153,7 +153,7 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, images: Tensor, places: Tensor, gated: Tensor, axis: int) -> Tensor:
         ctx.save_for_backward(x, places, gated)
-        ctx.axis, ctx.gates = axis, images.shape[1]
+        ctx.axis, ctx.gates, ctx.home = axis, images.shape[1], images.device
         return x.clone()  # what follows may write into it, as a ReLU in place does
 
     @staticmethod
@@ -163,7 +163,7 @@ class _Products(torch.autograd.Function):
         product = (x * grad).float() if x.dtype == torch.float32 else x.float() * grad.float()
         product = product.sum(positions) if positions else product
         part = product.new_zeros(len(x), ctx.gates).index_add(1, places, product[:, gated])
-        return grad, part, None, None, None
+        return grad, part.to(ctx.home), None, None, None
 
 
 class _Watch(Hook):
