@@ -127,6 +127,7 @@ class Averaging(Gradual):
     """
 
     memory: float = 0.98
+    """The part of the running mean that a step leaves of what was before."""
 
     ranges: ClassVar = {"memory": (0.0, 0.999999)}
 
@@ -139,11 +140,15 @@ class Averaging(Gradual):
         """Add one batch's numbers ``[gates]`` to the running mean, if all are finite."""
         if torch.isfinite(sample).all():
             self.seen += 1
-            self.square.lerp_(sample, 1 - self.memory)
+            self.square.lerp_(sample, 1 - self.keeps())
 
     def sensitivity(self) -> Tensor:
         """The running mean ``[gates]``, without the bias of its start at zero."""
-        return self.square / (1 - self.memory ** max(self.seen, 1))
+        return self.square / (1 - self.keeps() ** max(self.seen, 1))
+
+    def keeps(self) -> float:
+        """The part of the running mean that stays when a batch's numbers come."""
+        return self.memory
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "square": self.square.clone(), "seen": self.seen}

@@ -27,13 +27,14 @@ class PerImage(Averaging):
     One step in ``every`` is measured: it takes a pass over the gated activations, forward and back, and holds a
     copy of them. What a gate does to the statistics of a norm over channels behind it is left out.
 
-    Some sites write what no module returns: a functional call within a larger forward. Their part is the square of
-    the whole batch's gradient. Where images are independent and their gradients have a mean of zero, it has the
-    same expectation.
+    Some sites write what no module returns: a functional call within a larger forward, a layer in attention that is
+    computed in one piece. Their part is the square of the whole batch's gradient. Where images are independent and
+    their gradients have a mean of zero, it has the same expectation. Parameters that are used as data (class
+    tokens, positions) have no part where layers share their gates.
     """
 
     every: int = 4
-    """Of how many steps one is measured."""
+    """Of how many steps one is measured. The mean forgets as fast, in steps, as if all were."""
 
     ranges: ClassVar = {"every": (1, 1e9)}
 
@@ -66,6 +67,9 @@ class PerImage(Averaging):
             sample = torch.where(self.probes.unseen, (leaf * leaf.grad).square(), sample)
         if world(self.group) > 1 or bool(sample.any()):
             self.learn(sample)
+
+    def keeps(self) -> float:
+        return self.memory**self.every
 
     def fix(self, mask: Tensor) -> None:
         super().fix(mask)
@@ -100,13 +104,15 @@ class Probes:
         hosts = [modules[site.host.module] for site in self.sites]
         handles: list[Any] = [model.register_forward_pre_hook(_Forget(self).forget)]
         number = {int(g): i for i, gates in enumerate(self._groups) for g in gates}
-        inside = Counter(site.host.module for site in analysis.sites)
-        for site, host in zip(self.sites, hosts, strict=True):
+        inside, seen = Counter(site.host.module for site in analysis.sites), torch.zeros(analysis.gates) > 0
+        # A layer's sites first: what data adds to a stream of layers is left out.
+        for site, host in sorted(zip(self.sites, hosts, strict=True), key=lambda pair: pair[0].host.data):
             gated = torch.from_numpy(site.gates >= 0)
             gates = torch.from_numpy(site.gates)[gated]
             if inside[site.host.module] > 1 or not _returns_it(site, host):
-                self.unseen[gates] = True
+                self.unseen[gates] |= ~(seen[gates] & site.host.data).to(self.device)
                 continue
+            seen[gates] = True
             group = number[int(gates[0])]
             axis = self._axes.get(site.host.module, _axis(site, host))
             watch = _Watch(self, group, gates, torch.searchsorted(self._groups[group], gates), gated, axis)
@@ -162,7 +168,7 @@ class _Products(torch.autograd.Function):
         positions = [a for a in range(1, x.dim()) if a != ctx.axis]
         product = (x * grad).float() if x.dtype == torch.float32 else x.float() * grad.float()
         product = product.sum(positions) if positions else product
-        part = product.new_zeros(len(x), ctx.gates).index_add(1, places, product[:, gated])
+        part = product.new_zeros(len(x), ctx.gates).index_add(1, places, product.index_select(1, gated))
         return grad, part.to(ctx.home), None, None, None
 
 
@@ -173,7 +179,8 @@ class _Watch(Hook):
         self, probes: Probes, group: int, gates: Tensor, places: Tensor, gated: Tensor, axis: int | None
     ) -> None:
         self.probes, self.group, self.gates, self.axis = probes, group, gates, axis
-        self.places, self.gated = places.to(probes.device), gated.to(probes.device)
+        self.places, self.gated = places.to(probes.device), gated.nonzero()[:, 0].to(probes.device)
+        self.channels = len(gated)
 
     def watch(self, module: nn.Module, args: Any, output: Any) -> Any:
         probes = getattr(self, "probes", None)  # a copy has none
@@ -191,7 +198,7 @@ class _Watch(Hook):
         """The axis of channels in an output, from the first one; None where there is none."""
         if not isinstance(output, Tensor) or output.dim() < 2:
             return None
-        fits = [a for a in range(1, output.dim()) if output.shape[a] == len(self.gated)]
+        fits = [a for a in range(1, output.dim()) if output.shape[a] == self.channels]
         if self.axis is None:
             return fits[0] if fits else None
         axis = self.axis % output.dim()
@@ -223,7 +230,7 @@ def _returns_it(site: Site, module: nn.Module) -> bool:
     """Does the module of a site return what the site writes? It may be a layer within a larger forward."""
     parts = [name for name, _ in module.named_children() if name != "parametrizations"]
     owner = site.host.weight.rpartition(".")[0]
-    return not parts and (owner == site.host.module or not site.host.is_layer)
+    return not parts and not site.host.data and (owner == site.host.module or not site.host.is_layer)
 
 
 def _axis(site: Site, module: nn.Module) -> int | None:
