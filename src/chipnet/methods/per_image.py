@@ -104,7 +104,8 @@ class Probes:
         hosts = [modules[site.host.module] for site in self.sites]
         handles: list[Any] = [model.register_forward_pre_hook(_Forget(self).forget)]
         number = {int(g): i for i, gates in enumerate(self._groups) for g in gates}
-        inside, seen = Counter(site.host.module for site in analysis.sites), torch.zeros(analysis.gates) > 0
+        inside = Counter(site.host.module for site in analysis.sites)
+        seen = torch.zeros(analysis.gates, dtype=torch.bool)
         # A layer's sites first: what data adds to a stream of layers is left out.
         for site, host in sorted(zip(self.sites, hosts, strict=True), key=lambda pair: pair[0].host.data):
             gated = torch.from_numpy(site.gates >= 0)
@@ -166,7 +167,7 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, places, gated = ctx.saved_tensors
         positions = [a for a in range(1, x.dim()) if a != ctx.axis]
-        product = (x * grad).float() if x.dtype == torch.float32 else x.float() * grad.float()
+        product = x.float() * grad.float()
         product = product.sum(positions) if positions else product
         part = product.new_zeros(len(x), ctx.gates).index_add(1, places, product.index_select(1, gated))
         return grad, part.to(ctx.home), None, None, None
