@@ -705,7 +705,7 @@ def test_ctrl_c_at_once_leaves_the_last_saved_state(request_for, monkeypatch, at
 
     monkeypatch.setattr("chipnet.lab.loop.train_step", stopped)
     job = prepare(request_for())
-    with pytest.raises(loop.Interrupted, match=f"stopped in phase {phase} epochs done") as caught:
+    with pytest.raises(loop.Interrupted, match=f"stopped in phase {phase} epochs? done") as caught:
         run(job)
     always = {"split.json", "metrics.csv", "metrics.jsonl", "config.yaml", "checkpoint.pt"}
     assert {p.name for p in job.out.iterdir()} - {"checkpoint-before.pt"} == files | always
