@@ -506,7 +506,7 @@ class SqueezeExcite(nn.Module):
 SQUEEZE_EXCITE = Toy(
     SqueezeExcite,
     gated={"bn": 11, "fc1": 3},
-    whole={"fc2": ("not zero where it is read",)},
+    whole={"fc2": ("goes with what it is multiplied by",)},
     answers=(
         Answer(
             open={"bn": (0, 4, 7, 9), "fc1": (0, 2)},
@@ -1127,7 +1127,7 @@ class Gated(nn.Module):
 SIGMOID_GATED = Toy(
     Gated,
     gated={"bn_a": 7},
-    whole={"bn_b": ("not zero where it is read",)},
+    whole={"bn_b": ("goes with what it is multiplied by",)},
     answers=(
         Answer(
             open={"bn_a": (2, 3, 5)},

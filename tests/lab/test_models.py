@@ -268,8 +268,8 @@ def test_without_torchvision_and_timm(monkeypatch):
     [
         ("wrn-9999994-1", {}, "the depth of wrn-9999994-1 must be at most 2,000, not 9999994"),
         ("WRN_16_9999", {}, "wrn-16-9999 has about 19,.* parameters, and at most 1,000,000,000 are built"),
-        (f"wrn-{'9' * 5000}-1", {}, "its depth has 5000 digits"),
-        (f"wrn-16-{'9' * 5000}", {}, "its width has 5000 digits"),
+        (f"wrn-{'9' * 5000}-1", {}, "its depth has 5,000 digits"),
+        (f"wrn-16-{'9' * 5000}", {}, "its width has 5,000 digits"),
         ("wrn-²-1", {}, "There is no network 'wrn-²-1'"),
         ("resnet8", {"num_classes": 10**10}, "num_classes must be at most 1,000,000, not 10000000000"),
         ("tv/resnet18", {"in_channels": 10**10}, "in_channels must be at most 10,000, not 10000000000"),

@@ -192,7 +192,10 @@ def test_masks_become_crisp_and_that_is_recorded(run_folder):
     assert [len(c) for c in counts] == [10, 10]
     assert sum(counts[0]) == sum(counts[1]) == 224
     ends = [c[0] + c[-1] for c in counts]
-    assert ends[1] > ends[0]
+    assert ends[1] >= ends[0]
+    assert (
+        ends == [224, 224] or Run.open(run_folder).result["method"] != "chipnet"
+    )  # its forward is hard always
     network = torch.nn.Sequential(torch.nn.Linear(3, 20), torch.nn.ReLU(), torch.nn.Linear(20, 2))
     pruner = chipnet.Pruner(network, torch.ones(1, 3), "macs=0.5", steps=5, method="uniform")
     assert pruner.histogram(4) == [0, 0, 0, 20]  # methods that learn no values: those of the forward

@@ -92,7 +92,7 @@ def test_after_detach_the_model_is_bare(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_names_its_source(method):
     text = METHODS[method].__doc__
-    assert method in ("random", "uniform", "chipnet") or "arXiv" in text
+    assert method in ("random", "uniform", "chipnet-2026a") or "arXiv" in text
 
 
 @pytest.mark.parametrize("method", ["chipnet-2026a:floor=0", "random:floor=0"])

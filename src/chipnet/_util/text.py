@@ -42,11 +42,11 @@ def few(items: Sequence[str], most: int = 3, between: str = ", ", last: str = " 
 def amount(number: int, noun: str, plural: str = "") -> str:
     """A number and what it counts.
 
-    >>> amount(1, "epoch"), amount(2, "epoch"), amount(0, "class"), amount(2, "axis", "axes")
-    ('1 epoch', '2 epochs', '0 classes', '2 axes')
+    >>> amount(1, "epoch"), amount(2, "epoch"), amount(0, "batch"), amount(2, "axis", "axes")
+    ('1 epoch', '2 epochs', '0 batches', '2 axes')
     """
     if number != 1:
-        noun = plural or noun + ("es" if noun.endswith(("s", "x", "sh")) else "s")
+        noun = plural or noun + ("es" if noun.endswith(("s", "x", "tch", "sh")) else "s")
     return f"{number:,} {noun}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -74,6 +75,13 @@ class PerImage(Averaging):
     def fix(self, mask: Tensor) -> None:
         super().fix(mask)
         self.probes.open = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "measures": self.probes.open}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.probes.open = state.get("measures", not self.final)
 
 
 class Probes:
