@@ -15,15 +15,24 @@ def _imported_modules_are_no_garbage() -> None:
 
 
 @pytest.fixture(scope="session")
-def run_folder(tmp_path_factory):
-    """A finished run: resnet8, one epoch a phase on 160 digits. Read it, never write into it."""
+def run_quarter(tmp_path_factory):
+    """Makes finished runs: resnet8, one epoch a phase (two of pruning) on 160 digits, with changes."""
     from chipnet.lab.train import Recipe, Request, prepare, run
 
-    recipe = Recipe(1, 2, 1, batch_size=32, train_lr=0.05, prune_lr=0.05, limit=160, limit_test=60)
-    out = tmp_path_factory.mktemp("runs") / "quarter"
-    asked = Request("resnet8", "digits", "macs=0.25", out, recipe, accelerator="cpu", command="chipnet prune")
-    run(prepare(asked))
-    return out
+    def make(**changes):
+        recipe = Recipe(1, 2, 1, batch_size=32, train_lr=0.05, prune_lr=0.05, limit=160, limit_test=60)
+        out = tmp_path_factory.mktemp("runs") / "quarter"
+        fields = {"accelerator": "cpu", "command": "chipnet prune", **changes}
+        run(prepare(Request("resnet8", "digits", "macs=0.25", out, recipe, **fields)))
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_folder(run_quarter):
+    """A finished run of the default method. Read it, never write into it."""
+    return run_quarter()
 
 
 @pytest.fixture

@@ -363,9 +363,9 @@ def test_fisher_sees_image_by_image_what_the_gates_gradient_sums_up(name, realis
             unseen, whole = probes.unseen.clone(), torch.zeros(structure.gates)
             squares = torch.zeros(structure.gates)
             for (group, number), zeros in images.items():
-                assert zeros.shape == (number, len(probes._groups[group]))
-                whole[probes._groups[group]] += zeros.grad.sum(0)
-                squares[probes._groups[group]] += zeros.grad.square().sum(0)
+                assert zeros.shape == (number, len(probes.groups[group]))
+                whole[probes.groups[group]] += zeros.grad.sum(0)
+                squares[probes.groups[group]] += zeros.grad.square().sum(0)
             pruner.method.learn = lambda sample: found.append(sample)
         pruner.step()
         pruner.detach()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from chipnet.methods.per_image import PerImage
+from chipnet.methods.scores import price_at
 
 
 class ChipNet(PerImage):
@@ -81,18 +82,15 @@ class ChipNet(PerImage):
             found.append(int(together.argmax()) + 1 if alone > 0 else 1)
         return found
 
-    def _spent(self, masks: Tensor) -> Tensor:
-        """Costs of masks or soft gates ``[..., gates]`` in parts of the limits, kinds added up: ``[...]``.
+    def _prices(self) -> Tensor:
+        """What one more channel of each gate would cost now, in parts of the limits: ``[gates]``, on the CPU.
 
         Each kind counts by how much of its limit is used now, relative to the one that is used most.
         """
         target = self.target.double()
-        used = self.cost_fraction(self.current.double().to(self.device)) / target
-        return (self.cost_fraction(masks.to(self.device)) / target * (used / used.max())).sum(-1)
 
-    def _prices(self) -> Tensor:
-        """What one more channel of each gate would cost now: ``[gates]``, on the CPU."""
-        gates = self.current.double().requires_grad_()
-        with torch.enable_grad():
-            (price,) = torch.autograd.grad(self._spent(gates), gates)
-        return price
+        def weigh(costs: Tensor) -> Tensor:
+            used = costs / target
+            return used / used.max() / target
+
+        return price_at(self, self.current, weigh).cpu()

@@ -81,7 +81,7 @@ class PerImage(Averaging):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self.probes.open = state.get("measures", not self.final)
+        self.probes.open = state["measures"]
 
 
 class Probes:
@@ -95,14 +95,15 @@ class Probes:
 
     Attributes:
         open: do forwards measure?
-        unseen: gates ``[gates]`` some of whose channels no module returns.
+        unseen: gates ``[gates]`` whose part is that of the whole batch: a layer writes some of their channels where
+            no module returns them, or no layer has them.
     """
 
     def __init__(self, analysis: Analysis, device: torch.device) -> None:
         self.open, self.device, self.sites = True, device, [site for site in analysis.sites if site.free]
         self.unseen = torch.zeros(analysis.gates, dtype=torch.bool, device=device)
-        self._groups = _sharing(self.sites)
-        self._leaves = [torch.zeros(len(gates), device=device, requires_grad=True) for gates in self._groups]
+        self.groups = _sharing(self.sites)
+        self._leaves = [torch.zeros(len(gates), device=device, requires_grad=True) for gates in self.groups]
         self._images: dict[tuple[int, int], Tensor] = {}
         self._axes = {norm.module: norm.axis for norm in analysis.norms}
 
@@ -111,7 +112,7 @@ class Probes:
         modules = dict(model.named_modules(remove_duplicate=False))
         hosts = [modules[site.host.module] for site in self.sites]
         handles: list[Any] = [model.register_forward_pre_hook(_Forget(self).forget)]
-        number = {int(g): i for i, gates in enumerate(self._groups) for g in gates}
+        number = {int(g): i for i, gates in enumerate(self.groups) for g in gates}
         inside = Counter(site.host.module for site in analysis.sites)
         seen = torch.zeros(analysis.gates, dtype=torch.bool)
         # A layer's sites first: what data adds to a stream of layers is left out.
@@ -122,9 +123,8 @@ class Probes:
                 self.unseen[gates] |= ~(seen[gates] & site.host.data).to(self.device)
                 continue
             seen[gates] = True
-            group = number[int(gates[0])]
             axis = self._axes.get(site.host.module, _axis(site, host))
-            watch = _Watch(self, group, gates, torch.searchsorted(self._groups[group], gates), gated, axis)
+            watch = _Watch(self, number[int(gates[0])], gates, gated, axis)
             handles.append(host.register_forward_hook(watch.watch))
         return handles
 
@@ -143,7 +143,7 @@ class Probes:
         """What has gathered ``[gates]``; the next step begins with zeros."""
         self.forget()
         sample = torch.zeros(len(self.unseen), device=self.device)
-        for gates, leaf in zip(self._groups, self._leaves, strict=True):
+        for gates, leaf in zip(self.groups, self._leaves, strict=True):
             if leaf.grad is not None:
                 sample[gates.to(self.device)] = leaf.grad.detach()
             leaf.grad = None
@@ -184,12 +184,10 @@ class _Products(torch.autograd.Function):
 class _Watch(Hook):
     """Sees what a site writes. A `Hook`, so that copies of the model leave it behind."""
 
-    def __init__(
-        self, probes: Probes, group: int, gates: Tensor, places: Tensor, gated: Tensor, axis: int | None
-    ) -> None:
+    def __init__(self, probes: Probes, group: int, gates: Tensor, gated: Tensor, axis: int | None) -> None:
         self.probes, self.group, self.gates, self.axis = probes, group, gates, axis
-        self.places, self.gated = places.to(probes.device), gated.nonzero()[:, 0].to(probes.device)
-        self.channels = len(gated)
+        self.channels, self.gated = len(gated), gated.nonzero()[:, 0].to(probes.device)
+        self.places = torch.searchsorted(probes.groups[group], gates).to(probes.device)
 
     def watch(self, module: nn.Module, args: Any, output: Any) -> Any:
         probes = getattr(self, "probes", None)  # a copy has none

@@ -69,7 +69,22 @@ def price(method: Method) -> Tensor:
 
     It is the derivative of ``cost_fraction``, summed over the budget's kinds.
     """
-    ones = torch.ones(method.analysis.gates, dtype=torch.float64, device=method.device, requires_grad=True)
+    dense = torch.ones(method.analysis.gates, dtype=torch.bool)
+    return per_site_mean(method.analysis, price_at(method, dense, torch.ones_like).float())
+
+
+def price_at(method: Method, mask: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:
+    """What one more channel of each gate costs at a mask: ``[gates]``, float64.
+
+    It is the derivative of ``cost_fraction``, summed over the budget's kinds.
+
+    Args:
+        method: of the budget.
+        mask: hard, ``[gates]``.
+        weigh: makes the kinds' weights in the sum ``[kinds]`` from their costs at the mask.
+    """
+    gates = mask.to(method.device, torch.float64).requires_grad_()
     with torch.enable_grad():
-        (marginal,) = torch.autograd.grad(method.cost_fraction(ones).sum(), ones)
-    return per_site_mean(method.analysis, marginal.float())
+        costs = method.cost_fraction(gates)
+        (marginal,) = torch.autograd.grad((costs * weigh(costs.detach())).sum(), gates)
+    return marginal
