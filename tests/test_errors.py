@@ -158,6 +158,10 @@ def unverifiable(net, structure):
     chipnet.compact(net, structure.plan([1] * 6), torch.full((1, 3), float("nan"))[:0])
 
 
+def saving(path):
+    return lambda: chipnet.Masks({"norm": 11}, {"norm": [0]}, "Net", "plain").save(path)
+
+
 def damaged_masks(budget="", kept=(0, 1)):
     def load():
         chipnet.Masks({"norm": 11}, {"norm": kept}, "Net", "plain", budget).save("m.json")
@@ -336,6 +340,8 @@ CASES = [
     ("a compact file of another network", other_network, LoadError, "was saved from a TinyNet"),
     ("a factory that is a network", lambda: chipnet.load(TinyNet(10, 1), loading_file()), LoadError,
      "give a callable that builds the dense network"),
+    ("a file in a folder that does not exist", saving("runs/small.safetensors"), ConfigError, "mkdir -p runs"),
+    ("a folder in place of a file", saving("."), ConfigError, "it is a folder"),
     ("masks that do not exist", lambda: chipnet.Masks.load("no.json"), LoadError, "cannot read masks from no.json"),
     ("masks of channels that are not there", damaged_masks(kept=[0, 99]), LoadError,
      "site 'norm': kept holds 99, and its channels are 0 to 10"),

@@ -74,10 +74,11 @@ def test_one_nan_in_an_image_is_noticed_in_its_step(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_that_the_user_skips_poisons_nothing(method):
-    net, pruner = made(method)
+    measures = ":every=1" if method in ("fisher", "chipnet") else ""
+    net, pruner = made(method + measures)
     net.eval()  # batch norms keep their statistics
     train(net, pruner, 2)
-    if method in ("chipnet-2026a", "chipnet-paper", "bar", "taylor"):
+    if method in ("chipnet-2026a", "chipnet-paper", "bar", "taylor", "fisher", "chipnet"):
         with pytest.warns(UserWarning, match="in step 3 of 8 the gradient of the gates was not finite"):
             train(net, pruner, 1, bad(), skip=True)
     else:
@@ -95,6 +96,17 @@ def test_steps_that_overflow_a_scale_are_no_faults():
     net.zero_grad()
     train(net, pruner, 7)
     pruner.harden()
+
+
+@pytest.mark.parametrize("scale", [0, -1.0, float("nan"), float("inf"), "2", None, torch.tensor(2.0)])
+def test_a_loss_scale_that_is_none_is_refused_and_the_step_not_taken(scale):
+    net, pruner = made()
+    F.cross_entropy(net(X), Y).backward()
+    with pytest.raises(ConfigError, match=r"loss_scale must be a number above 0, got .*scaler.get_scale"):
+        pruner.step(scale)
+    assert pruner.taken == 0
+    pruner.step(2)
+    assert pruner.taken == 1
 
 
 def test_infinities_that_a_network_is_made_with_are_its_own():

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from chipnet._util.files import write_json
-from chipnet._util.given import path_of
+from chipnet._util.given import new_file, path_of
 from chipnet._util.text import amount, few
 from chipnet.analysis.vectors import read_mask
 from chipnet.budget.budget import Budget
@@ -156,8 +156,12 @@ class Masks:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the masks as JSON, all or nothing."""
-        write_json(path_of("path", path), self.to_json())
+        """Write the masks as JSON, all or nothing.
+
+        Raises:
+            ConfigError: ``path`` is no path of a file in a folder that exists.
+        """
+        write_json(new_file("path", path), self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
+import numbers
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -17,7 +19,7 @@ from chipnet._util.distributed import Group, first_
 from chipnet._util.finite import Flags, all_finite, check_finite
 from chipnet._util.given import NETWORK
 from chipnet._util.modes import plainly
-from chipnet._util.text import amount
+from chipnet._util.text import amount, value_text
 from chipnet.analysis.kinds import KINDS, LATENCY
 from chipnet.analysis.options import Options, Patterns, check_whole
 from chipnet.analysis.vectors import read_mask
@@ -195,14 +197,22 @@ class Pruner:
                 ``scaler.get_scale()`` before ``scaler.update()``).
 
         Raises:
+            ConfigError: ``loss_scale`` is no number above 0. Nothing has changed then.
             ChipNetError: weights of the network are NaN or infinite. On a GPU this is noticed some steps later.
         """
+        if not (isinstance(loss_scale, numbers.Real) and 0 < loss_scale < math.inf):
+            raise ConfigError(
+                f"loss_scale must be a number above 0, got {value_text(loss_scale)}: scaler.get_scale() before "
+                "scaler.update(), or nothing where the loss is not scaled"
+            )
         for hook in self._hooks:
             hook.clear()
         sound = self._values.pass_gradient_on(
             self.method.learnt(), loss_scale, self.group, own_scaled=not self._own_backward
         )
         self._own_backward = False
+        if loss_scale == 1.0:
+            sound = sound & all_finite(self.method.observed())
         self._flags.send(self.taken + 1, [sound, all_finite(self._weights())])
         self._notice()
         before = self.progress

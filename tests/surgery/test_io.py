@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import chipnet
-from chipnet import LoadError, PlanError, Structure
+from chipnet import ConfigError, LoadError, PlanError, Structure
 from chipnet._util.files import write_atomically, write_json
 from chipnet.lab.models import get_model, load_weights
 from chipnet.surgery.storage import save_weights
@@ -302,7 +302,7 @@ def test_the_old_file_survives_a_failure(saved, monkeypatch, error, where):
 
 def test_no_such_folder(saved):
     small, plan, path = saved
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ConfigError, match="there is no folder .*no. Make it first: mkdir -p"):
         chipnet.save(small, plan, path.parent / "no" / "x.safetensors")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from chipnet._util.text import type_text
+from chipnet._util.text import type_text, value_text
 from chipnet.errors import CaptureError, ChipNetError, ConfigError, PlanError
 
 
@@ -73,10 +74,38 @@ FUNCTION = Wanted(Callable, "a function", "Leave it out, or give something that 
 
 
 def path_of(name: str, path: Any) -> Path:
-    """A path as a `Path`.
+    """A path as a `Path`, with ``~`` as the user's folder.
 
     Raises:
         ConfigError: it is none.
     """
     PATH.check(name, path)
-    return Path(path)
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise ConfigError(f"{name} {value_text(path)} is of a user who is not known here") from error
+
+
+def new_file(name: str, path: Any) -> Path:
+    """The path of a file that will be written. Its folder exists, and it is no folder itself.
+
+    Raises:
+        ConfigError: something else was given.
+
+    Example:
+        >>> new_file("path", "nowhere/small.safetensors")
+        Traceback (most recent call last):
+        ...
+        chipnet.errors.ConfigError: nowhere/small.safetensors cannot be written: there is no folder nowhere. Make it
+        first: mkdir -p nowhere
+    """
+    target = path_of(name, path)
+    if not target.parent.is_dir():
+        folder = target.parent
+        raise ConfigError(
+            f"{target} cannot be written: there is no folder {folder}. Make it first: "
+            f"mkdir -p {shlex.quote(str(folder))}"
+        )
+    if target.is_dir():
+        raise ConfigError(f"{target} cannot be written: it is a folder. Give the name of a file in it")
+    return target

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from chipnet._util.files import replacing
-from chipnet._util.given import NETWORK, path_of
+from chipnet._util.given import NETWORK, new_file
 from chipnet._util.text import amount, value_text
 from chipnet.errors import ChipNetError, ConfigError, ExportError
 from chipnet.formats.batch import batch_of, captured, resized
@@ -104,7 +104,7 @@ def export(
 
     Raises:
         ExportError: the network cannot be written in this format, or the file computes something else.
-        ConfigError: an unknown format, or a runtime that is not installed.
+        ConfigError: an unknown format, a runtime that is not installed, or a folder that does not exist.
 
     Example:
         >>> import tempfile, torch
@@ -118,12 +118,10 @@ def export(
         ('torch-export', 1, (7, 1))
     """
     NETWORK.check("model", model)
-    path = path_of("path", path)
+    path = new_file("path", path)
     kind = _kind(path, format)
     if opset is not None and not FORMATS[kind].opsets:
         raise ConfigError(f"opset belongs to ONNX; {kind} has none. Leave it out.")
-    if not path.parent.is_dir() or path.is_dir():
-        raise ConfigError(f"cannot write {path}: give the name of a file in a folder that exists.")
     try:
         meta = json.dumps({} if metadata is None else metadata)
     except (TypeError, ValueError) as error:

@@ -140,6 +140,13 @@ class Method(ABC):
         """The parameters that the method learns."""
         return [p for p in vars(self).values() if isinstance(p, nn.Parameter)]
 
+    def observed(self) -> Sequence[Tensor]:
+        """Gradients of this step that the method learns from, besides those of ``learnt()`` and of its values.
+
+        Where one is not finite the method learns nothing from the step, and the pruner warns.
+        """
+        return ()
+
     @abstractmethod
     def step(self, before: float, after: float) -> None:
         """Called once a step, after the backward pass: progress went from ``before`` to ``after``."""

@@ -51,6 +51,9 @@ class PerImage(Averaging):
             hard = self._leaf = hard.detach().clone().requires_grad_()
         return hard
 
+    def observed(self) -> list[Tensor]:
+        return self.probes.gathered() if self.probes.open else []
+
     def step(self, before: float, after: float) -> None:
         if self.probes.open:
             self._measured()
@@ -138,6 +141,10 @@ class Probes:
     def forget(self) -> None:
         """A forward begins: its images are others."""
         self._images.clear()
+
+    def gathered(self) -> list[Tensor]:
+        """The gradients that backward passes have left, before `take` clears them."""
+        return [leaf.grad for leaf in self._leaves if leaf.grad is not None]
 
     def take(self) -> Tensor:
         """What has gathered ``[gates]``; the next step begins with zeros."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_type_hints
 from torch import nn
 
 from chipnet._util.files import write_json
-from chipnet._util.given import NETWORK, TENSOR, Wanted, path_of
+from chipnet._util.given import NETWORK, TENSOR, Wanted, new_file, path_of
 from chipnet._util.schema import decode, encode, require
 from chipnet._util.text import amount, did_you_mean, few
 from chipnet.analysis.cost import Cost
@@ -311,8 +311,12 @@ class Plan:
             decode(Landing, self.latency, "latency")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON, all or nothing."""
-        write_json(path_of("path", path), self.to_json(), indent=None)
+        """Write the plan as JSON, all or nothing.
+
+        Raises:
+            ConfigError: ``path`` is no path of a file in a folder that exists.
+        """
+        write_json(new_file("path", path), self.to_json(), indent=None)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from chipnet._util.files import write_atomically
-from chipnet._util.given import NETWORK, path_of
+from chipnet._util.given import NETWORK, new_file, path_of
 from chipnet._util.modes import plainly
 from chipnet._util.text import few
 from chipnet._util.version import __version__
@@ -55,8 +55,9 @@ def save(model: nn.Module, plan: Plan, path: str | os.PathLike[str]) -> None:
 
     Raises:
         PlanError: the network does not have the shapes that the plan leaves.
-        CaptureError, ConfigError: ``model`` is no network, ``path`` no path.
-        OSError: the file could not be written (no such folder, no permission, a full disk); an older file at
+        CaptureError: ``model`` is no network.
+        ConfigError: ``path`` is no path of a file in a folder that exists.
+        OSError: the file could not be written (no permission, a full disk); an older file at
             `path` is as it was.
 
     Example:
@@ -76,7 +77,7 @@ def save(model: nn.Module, plan: Plan, path: str | os.PathLike[str]) -> None:
     """
     NETWORK.check("model", model)
     PLAN.check("plan", plan)
-    path = path_of("path", path)
+    path = new_file("path", path)
     tensors = _tensors(model)
     # A plan knows tied tensors by their first name, which is the one that these iterators give.
     wrong = [
@@ -157,7 +158,8 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         path: where to; the folder must exist.
 
     Raises:
-        CaptureError, ConfigError: ``model`` is no network, ``path`` no path.
+        CaptureError: ``model`` is no network.
+        ConfigError: ``path`` is no path of a file in a folder that exists.
         OSError: the file could not be written; an older file at `path` is as it was.
 
     Example:
@@ -171,7 +173,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         True
     """
     NETWORK.check("model", model)
-    path = path_of("path", path)
+    path = new_file("path", path)
     write_atomically(path, safetensors.torch.save(_tensors(model), {"format": "pt"}))
 
 

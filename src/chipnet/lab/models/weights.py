@@ -60,7 +60,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         True
     """
     NETWORK.check("model", model)
-    path = path_of("path", path).expanduser()
+    path = path_of("path", path)
     expected = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
     state = _found(_read(path), expected, path)
     missing = [k for k in expected if k not in state and _needed(k)]

@@ -77,7 +77,7 @@ class Run:
         Raises:
             LoadError: there is no finished run, or its result is damaged.
         """
-        path = path_of("folder", folder).expanduser()
+        path = path_of("folder", folder)
         return cls(path, read_result(path), trust)
 
     @property
@@ -234,7 +234,7 @@ class Run:
         Raises:
             OSError: it cannot be written.
         """
-        out = path_of("folder", folder).expanduser()
+        out = path_of("folder", folder)
         out.mkdir(parents=True, exist_ok=True)
         card = self.card()
         labels = {str(i): name for i, name in enumerate(card["labels"])}
@@ -306,7 +306,7 @@ def from_pretrained(
         ...
         chipnet.errors.LoadError: nowhere/config.json does not exist. Give a folder that Run.save_pretrained ...
     """
-    path = path_of("folder", folder).expanduser()
+    path = path_of("folder", folder)
     if factory is not None:
         return load(factory, path / MODEL).eval()
     if (path / RESULT).exists() and not (path / CONFIG).exists():
@@ -346,7 +346,7 @@ def find_runs(
         LoadError: a folder does not exist, or holds no finished run.
     """
     for folder in folders:
-        path = path_of("a folder of runs", folder).expanduser()
+        path = path_of("a folder of runs", folder)
         if not path.is_dir():
             raise LoadError(f"there is no folder {path}")
         found = sorted(path.rglob(RESULT))

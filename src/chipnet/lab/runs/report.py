@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chipnet._util.files import write_atomically
-from chipnet._util.given import path_of
+from chipnet._util.given import new_file
 from chipnet._util.text import amount
 from chipnet.analysis.kinds import KINDS
 from chipnet.errors import ConfigError
@@ -45,12 +45,12 @@ def report(*runs: Run | str | os.PathLike[str], path: str | os.PathLike[str] | N
 
     Raises:
         LoadError: there is no finished run, or the only one is a rival's, without a plan.
-        ConfigError: no run was given, or matplotlib is missing.
+        ConfigError: no run was given, ``path`` is in no folder that exists, or matplotlib is missing.
         OSError: the file cannot be written.
     """
     if not runs:
         raise ConfigError("give the folder of at least one run.")
-    wanted = None if path is None else path_of("path", path)
+    wanted = None if path is None else new_file("path", path)
     opened = [run if isinstance(run, Run) else Run.open(run) for run in runs]
     if len(opened) == 1:
         out = wanted or opened[0].folder / REPORT
@@ -58,8 +58,7 @@ def report(*runs: Run | str | os.PathLike[str], path: str | os.PathLike[str] | N
     else:
         parent = os.path.commonpath([run.folder.resolve().parent for run in opened])
         out = wanted or Path(parent) / "comparison.html"
-        content = _several(opened, out.expanduser().resolve().parent)
-    out = out.expanduser()
+        content = _several(opened, out.resolve().parent)
     write_atomically(out, page(**content).encode())
     return out
 
