@@ -27,14 +27,17 @@ from chipnet.graph.labels import Labels, Param, along, uniform
 from chipnet.graph.norm_modules import norm_calls
 from chipnet.graph.numbers import Settled, settle
 from chipnet.graph.operator import Operator
-from chipnet.graph.rules.ask import apply
+from chipnet.graph.rules.ask import apply, is_pointwise
 from chipnet.graph.rules.norms import norm_module
+from chipnet.graph.standard import STANDARD_MIX, STANDARD_NORM, STANDARD_POOL
 from chipnet.graph.unread import unread
 from chipnet.program.capture import Captured, base_of, is_view, written_by
 from chipnet.program.methods_read import fused
-from chipnet.program.names import Modules, canonical_names
-from chipnet.program.spelling import is_spelt
+from chipnet.program.names import Modules, canonical_names, operator_name
 from chipnet.program.watch import Attribute, Received, attributes_in, made_by
+
+_LAYERS = (*STANDARD_MIX, *STANDARD_NORM, *STANDARD_POOL)
+_ANY_WIDTH = frozenset("mean sum softmax log_softmax dropout contiguous clone detach to".split())  # noqa: SIM905
 
 
 def trace(
@@ -189,12 +192,7 @@ def _walk(
     draft.frozen.update({f.module: f for f in frozen})
     made = [param.made for param in weights.values() if param.made is not None]
     draft.foreign.update(name for one in made for name in one.leaves.values())
-    chosen = set(program.every) <= program.outputs.keys()
-    needed = program.nodes_behind(program.outputs)
-    if chosen:  # what forwards of users compute for nobody must run; what ours do, runs at any width
-        needed |= program.nodes_behind(program.stored)
-        modules = forward.modules
-        needed |= {n for n in program.graph.nodes if not is_spelt(modules.get(modules.around(n)))}
+    needed = _held_to_widths(forward, program)
     norms = norm_calls(forward, program, held)
     skipped = {*skipped, *(n for norm in norms.values() for n in norm.nodes)} - norms.keys()
     env: dict[Node, Any] = {}
@@ -234,6 +232,26 @@ def _walk(
             for kept in (slots, dst):
                 draft.pin(kept, Pin(PinCode.OUTPUT, why, Place(node.name)))
             op.emit(Barrier(dst, slots, output=True))
+
+
+def _held_to_widths(forward: Forward, program: Captured) -> set[Node]:
+    """Nodes whose rules may keep what they read: those behind outputs that matter, and behind what runs at the widths
+    of the dense network only.
+
+    What is computed for nobody runs in the compact network too. It may read fewer channels where all that follows
+    runs at any width.
+    """
+    every = set(program.every) <= program.outputs.keys()
+    rigid = [n.name for n in program.graph.nodes if not _runs_at_any_width(forward, n)]
+    return program.nodes_behind([*program.outputs, *(program.stored if every else ()), *rigid])
+
+
+def _runs_at_any_width(forward: Forward, node: Node) -> bool:
+    """Is a node no operator, in a layer that surgery cuts or replaces, or a function of one tensor that takes any
+    number of channels, also none?"""
+    if node.op != "call_function" or type(forward.modules.get(forward.modules.around(node))) in _LAYERS:
+        return True
+    return len(node.all_input_nodes) == 1 and (is_pointwise(node.target) or operator_name(node) in _ANY_WIDTH)
 
 
 def _placeholder(op: Operator, held: str | None, constants: Mapping[str, Tensor]) -> Any:

@@ -36,12 +36,12 @@ def _apply(op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if (key := key_of(op.node.target)) in RULES:
         return RULES[key](op, *args, **kwargs)
     inputs = values_in(args, kwargs)
-    if inputs and isinstance(op.node.target, OpOverload) and _is_pointwise(op.node.target):
+    if inputs and is_pointwise(op.node.target):
         return pointwise(op, *args, **kwargs)
     return op.barrier(inputs, f"no rule for operator '{op.name}'", PinCode.NO_RULE)
 
 
-def _is_pointwise(target: OpOverload) -> bool:
+def is_pointwise(target: Any) -> bool:
     """Does PyTorch say of an ATen operator that it computes element by element? Other people's tags are not
     believed."""
-    return target.namespace == "aten" and torch.Tag.pointwise in target.tags
+    return isinstance(target, OpOverload) and target.namespace == "aten" and torch.Tag.pointwise in target.tags
