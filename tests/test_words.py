@@ -1,4 +1,4 @@
-"""Numbers and what they count agree: one helper writes them."""
+"""Numbers and what they count agree: one helper writes them. Names are the field's, and one name is one thing."""
 
 import ast
 import itertools
@@ -38,3 +38,57 @@ def test_one_helper_writes_numbers_of_things() -> None:
     assert list(written_out("f'after {n} epochs'")) and not list(written_out("f'after {n} epoch'"))
     found = {(p.name, text) for p in SOURCE.rglob("*.py") for text in written_out(p.read_text())}
     assert {name for name in found if name not in ALWAYS_SEVERAL} == set(), amount(2, "place")
+
+
+DIALECT = {"beside", "asked", "met", "least", "apart", "whole"}
+FIELD = {
+    "asked",  # of `Landing`: plan files name it
+    "at_least",
+    "check_whole",  # whole numbers
+    "_has_whole_heads", "_of_whole_heads",  # heads="whole"
+    "_kept_whole", "READ_WHOLE", "WHOLE_TENSOR",  # what pins say: kept whole
+}  # fmt: skip
+
+
+def names_in(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+
+
+def words(name: str) -> set[str]:
+    return set(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().split("_"))
+
+
+def test_names_use_no_word_that_only_we_use() -> None:
+    assert words("_LastMetIsWhole") == {"", "last", "met", "is", "whole"}
+    named = {
+        n for p in SOURCE.rglob("*.py") for n in names_in(ast.parse(p.read_text())) if words(n) & DIALECT
+    }
+    assert named == FIELD
+
+
+ONE_IN_EACH = {
+    "PruningCallback": "one for each framework",
+    "Constant": "a schedule; a stand-in, which pickled networks name",
+    "write": "of a format, and of checkpoints: called as `checkpoint.write`",
+    "load": "of a format, and of compact networks",
+    "read": "called as `checkpoint.read` and `options.read`",
+    "bench": "a command is called as what it runs",
+    "report": "a command is called as what it runs",
+}
+
+
+def test_one_public_name_is_one_thing() -> None:
+    places: dict[str, list[str]] = {}
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(path.name)
+    assert {name for name, files in places.items() if len(files) > 1} == ONE_IN_EACH.keys()

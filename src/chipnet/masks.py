@@ -70,7 +70,7 @@ class Masks:
             ConfigError: the structure is something else.
         """
         STRUCTURE.check("structure", structure)
-        asked = "" if isinstance(budget, str) and not budget else str(Budget.parse(budget))
+        target = "" if isinstance(budget, str) and not budget else str(Budget.parse(budget))
         mask = read_mask(mask, structure.gates).cpu()
         opened = np.append(mask.numpy(), True)  # index -1: a channel without a gate stays
         sites = [site for site in structure.sites if site.free]
@@ -79,15 +79,15 @@ class Masks:
             kept={site.name: tuple(np.flatnonzero(opened[site.gates]).tolist()) for site in sites},
             network=structure.analysis.name,
             realisation=structure.options.realisation,
-            budget=asked,
+            budget=target,
         )
 
     def __repr__(self) -> str:
-        kept, whole = sum(map(len, self.kept.values())), sum(self.widths.values())
-        asked = f", budget {self.budget}" if self.budget else ""
+        kept, total = sum(map(len, self.kept.values())), sum(self.widths.values())
+        target = f", budget {self.budget}" if self.budget else ""
         return (
-            f"Masks({self.network}, {self.realisation}: {kept:,} of {amount(whole, 'channel')} of "
-            f"{amount(len(self.widths), 'site')}{asked})"
+            f"Masks({self.network}, {self.realisation}: {kept:,} of {amount(total, 'channel')} of "
+            f"{amount(len(self.widths), 'site')}{target})"
         )
 
     @property

@@ -25,7 +25,7 @@ from chipnet.analysis.options import Options, Patterns, check_whole
 from chipnet.analysis.vectors import read_mask
 from chipnet.budget.budget import Budget
 from chipnet.budget.landing import Landing
-from chipnet.budget.ranking import Solution, counting
+from chipnet.budget.ranking import Solution, counting_solver
 from chipnet.errors import CaptureError, ConfigError
 from chipnet.gates.hooks import add_gates, untouched_by_failure
 from chipnet.gates.state import made_for, refuse_other
@@ -119,7 +119,7 @@ class Pruner:
             self.structure.time(model)
         self.structure.check(self.budget)
         analysis, limits = self.structure.analysis, self.structure.limits(self.budget)
-        self._solver = measuring(model, analysis, self.budget) if timed else counting(analysis)
+        self._solver = measuring(model, analysis, self.budget) if timed else counting_solver(analysis)
         self._measured: Solution | None = None
         """With a latency budget: the mask that was measured last."""
         self._made_for = made_for(

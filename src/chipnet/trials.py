@@ -196,8 +196,8 @@ def _masks(analysis: Analysis) -> Iterator[Tensor]:
     tried = [s.canonical(mask) for mask in tried if not bool(mask.all())]
     yield from tried
     more = _drawn(analysis, 64, generator)
-    whole, *widths = s.widths(torch.stack([torch.ones(s.gates, dtype=torch.bool), *tried, *more]))
-    narrowed = torch.stack([(w > 0) & (w < whole) for w in widths])
+    full, *widths = s.widths(torch.stack([torch.ones(s.gates, dtype=torch.bool), *tried, *more]))
+    narrowed = torch.stack([(w > 0) & (w < full) for w in widths])
     news = narrowed[len(tried) :] & ~narrowed[: len(tried)].any(0)
     while bool(news.any()):
         best = int(news.sum(1).argmax())

@@ -37,7 +37,7 @@ def test_readers_see_images_as_the_run_did(run):
         assert measure(network, images.loader("test", size))["accuracy"] == pytest.approx(
             opened.result[name]["accuracy"]
         )
-    _, options, _ = transfer.recipe_of(str(run), "digits")
+    _, options, _ = transfer.recipe_like(str(run), "digits")
     assert (options["mean"], options["std"], options["validation"]) == ((0.3,), (0.6,), 0.2)
 
 

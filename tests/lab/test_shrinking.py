@@ -155,13 +155,13 @@ def test_masks_of_it_are_trained_and_its_network_is_pruned_further(folder, tmp_p
     assert two["compact"]["macs"] <= 0.15 * one["dense"]["macs"]
     from chipnet.lab.runs import transfer
 
-    recipe, options, whose = transfer.recipe_of(str(folder), "digits")
+    recipe, options, whose = transfer.recipe_like(str(folder), "digits")
     assert (recipe.epochs, recipe.clip_spikes, recipe.limit_test) == (recipe_for("digits").epochs, 2.0, 120)
     assert whose == "the recipe of digits" and options["validation"] == 0.1
     asked = transfer.request_for(
         str(folder), "digits", trust=True, out=str(tmp_path / "moved"), recipe=recipe
     )
-    assert not asked.no_train and transfer.prepare(asked, strict=False).mask is not None
+    assert not asked.no_train and transfer.prepare_transfer(asked, strict=False).mask is not None
 
 
 def test_its_config_repeats_it(folder, tmp_path):

@@ -22,7 +22,7 @@ from chipnet.lab.layers import request_from
 from chipnet.lab.loop import Loop
 from chipnet.lab.models import get_model
 from chipnet.lab.phases import PHASES
-from chipnet.lab.runs.transfer import recipe_of
+from chipnet.lab.runs.transfer import recipe_like
 from chipnet.surgery.storage import save_weights
 
 RUNNER = CliRunner()
@@ -344,15 +344,15 @@ def test_a_name_that_says_little_means_the_run_s_data_only_in_the_run_s_folder(
     same = ("there", tmp_path / "there", tmp_path / "here" / ".." / "there")
     monkeypatch.chdir(tmp_path)
     for folder in same:
-        assert recipe_of(str(source), "image_folder", str(folder))[2] == "the run's own recipe"
+        assert recipe_like(str(source), "image_folder", str(folder))[2] == "the run's own recipe"
     config = (source / "config.yaml").read_text().replace("image_size: null", "image_size: 96")
     (source / "config.yaml").write_text(
         re.sub(r" *clip_spikes:.*\n", "", config)
     )  # from before there was one
-    recipe, reading, _ = recipe_of(str(source), "image_folder", "there")
+    recipe, reading, _ = recipe_like(str(source), "image_folder", "there")
     assert (recipe.clip_spikes, reading["image_size"]) == (0.0, 96)
     for folder in ("here", None):
-        assert recipe_of(str(source), "image_folder", folder)[2] == "the recipe of image_folder"
+        assert recipe_like(str(source), "image_folder", folder)[2] == "the recipe of image_folder"
 
 
 def test_a_run_s_config_that_cannot_be_read_is_named(own_way, tmp_path):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from chipnet.program.inputs import Inputs
-from chipnet.repair.layers import Layer
+from chipnet.repair.layers import LayerProduct
 from chipnet.repair.watch import calls
 
 CONVOLUTIONS = [
@@ -28,7 +28,7 @@ TRANSPOSED = [
 ]
 
 
-def _same(layer: nn.Module, x: torch.Tensor) -> Layer:
+def _same(layer: nn.Module, x: torch.Tensor) -> LayerProduct:
     layer = layer.double()
     (call,) = calls(layer, Inputs.of(x))
     assert call.layer is not None
@@ -87,5 +87,5 @@ def test_pieces_are_of_bounded_size(monkeypatch):
 )
 def test_outputs_of_a_grouped_transposed_convolution_that_are_left(keep, rows):
     """Two groups of two inputs and three outputs: an index of the weight's second axis is one output of each."""
-    kept = Layer("conv_transpose1d", (4, 3, 1), groups=2).kept(keep)
+    kept = LayerProduct("conv_transpose1d", (4, 3, 1), groups=2).kept(keep)
     assert kept == rows if rows is not None else list(kept) == list(range(6))

@@ -302,7 +302,7 @@ def test_the_old_file_survives_a_failure(saved, monkeypatch, error, where):
 
 def test_no_such_folder(saved):
     small, plan, path = saved
-    with pytest.raises(ConfigError, match="there is no folder .*no. Make it first: mkdir -p"):
+    with pytest.raises(ConfigError, match=r"there is no folder .*no\. Make it first: mkdir -p"):
         chipnet.save(small, plan, path.parent / "no" / "x.safetensors")
 
 

@@ -14,7 +14,7 @@ from chipnet import PlanError, Structure, compact, verify_compact
 from chipnet.program.inputs import Inputs
 from chipnet.surgery import apply
 from chipnet.surgery.masked import agree
-from chipnet.surgery.verify import compare, repeatable
+from chipnet.surgery.verify import compare_outputs, repeatable
 
 NAN, INF = math.nan, math.inf
 
@@ -80,7 +80,7 @@ class Const(nn.Module):
     ],
 )
 def test_what_is_compared(a, b, difference, compared, unverified):
-    found = compare(Const(*a), Const(*b), Inputs.of(torch.tensor([1, 2])))
+    found = compare_outputs(Const(*a), Const(*b), Inputs.of(torch.tensor([1, 2])))
     assert found.difference == difference or (math.isnan(found.difference) and math.isnan(difference))
     assert (found.compared, found.unverified) == (compared, unverified)
     assert found.within(1.0) == (difference < 1 and not unverified and compared > 0)

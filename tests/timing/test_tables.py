@@ -9,9 +9,9 @@ from torch import nn
 
 from chipnet import BudgetError, Structure
 from chipnet.timing import tables
-from chipnet.timing.tables import LatencyModel, Table, measure_layer
+from chipnet.timing.tables import LatencyModel, LayerTable, measure_layer
 
-HALF = Table((0, 2, 4), (0, 3), ((0, 0), (0, 60), (0, 100)))
+HALF = LayerTable((0, 2, 4), (0, 3), ((0, 0), (0, 60), (0, 100)))
 """Rows 0, 2, 4 and columns 0, 3: 60 for half of the rows, 100 for all."""
 
 
@@ -37,7 +37,7 @@ def test_tables_are_interpolated_and_empty_layers_take_nothing(alive, rows, colu
 
 def test_rest_scale_batch_and_gradient():
     model = LatencyModel(
-        [(0, 1, 2), (0, 2, 1)], [HALF, Table((0, 3), (0, 4), ((0, 0), (0, 12)))], (7.0, 0.5, 2.0)
+        [(0, 1, 2), (0, 2, 1)], [HALF, LayerTable((0, 3), (0, 4), ((0, 0), (0, 12)))], (7.0, 0.5, 2.0)
     )
     counts = torch.tensor([[1, 4, 3], [1, 3, 3]], dtype=torch.float64, requires_grad=True)
     volume = torch.tensor([10.0, 0.0], dtype=torch.float64)
@@ -100,17 +100,17 @@ def test_the_fifth_cost_is_there_when_asked_for_and_never_falls_with_open_gates(
         structure.limits("latency=0.5")
     structure.time(network)
     assert torch.equal(structure.cost(ones)[:4], before)
-    assert structure.cost.whole["latency"] > 10_000
+    assert structure.cost.dense_costs["latency"] > 10_000
     mask, last = torch.zeros_like(ones), 0.0
     for gate in torch.randperm(structure.gates):
         mask[gate] = 1
         now = float(structure.cost(mask)[-1])
         assert now >= last - 1e-6
         last = now
-    assert structure.limits("latency=0.5")["latency"] == structure.cost.whole["latency"] // 2
+    assert structure.limits("latency=0.5")["latency"] == structure.cost.dense_costs["latency"] // 2
     mask = structure.harden(torch.rand(structure.gates), "latency=0.5,macs=0.9")
     cost = structure.cost(mask.double())
-    assert cost[-1] <= structure.cost.whole["latency"] / 2
+    assert cost[-1] <= structure.cost.dense_costs["latency"] / 2
     assert cost[3] <= 0.9 * structure.cost.dense.macs
     with pytest.raises(BudgetError, match=r"latency: asked .* smallest reachable .* ns\)\. Ask for more\."):
         structure.check("latency=0.0001")

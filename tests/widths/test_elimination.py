@@ -6,18 +6,18 @@ from torch import nn
 
 from chipnet import Structure
 from chipnet.program.inputs import Inputs
-from chipnet.repair.layers import Layer
+from chipnet.repair.layers import LayerProduct
 from chipnet.repair.watch import calls
 from chipnet.widths.curves import _gone
 from chipnet.widths.elimination import eliminate
-from chipnet.widths.reads import RIDGE, Reads, read_layers
+from chipnet.widths.reads import RIDGE, Reads, layer_reads
 
 
 def _reads(x: torch.Tensor, weight: torch.Tensor, channels: int | None = None) -> Reads:
     """Of a linear layer; of a convolution with a kernel of several positions, where it has fewer channels."""
     covariance = x.T @ x / len(x)
     shape = (weight.shape[1], channels or x.shape[1]) + ((x.shape[1] // channels,) if channels else ())
-    layer = Layer("conv1d" if channels else "linear", shape)
+    layer = LayerProduct("conv1d" if channels else "linear", shape)
     return Reads(layer, weight, torch.zeros(x.shape[1], dtype=torch.float64), covariance, "bias", 1)
 
 
@@ -93,9 +93,9 @@ def test_layers_that_read_a_stream_are_found():
     s = Structure(net, images[:1])
     sites = {site.name: gates for site, gates in zip(s.sites, s.analysis.site_gates, strict=True)}
     layers = {
-        "branch.weight": Layer("conv2d", (4, 4, 3, 3)),
-        "up.weight": Layer("conv_transpose2d", (4, 6, 2, 2)),
-        "head.weight": Layer("linear", (2, 384)),
+        "branch.weight": LayerProduct("conv2d", (4, 4, 3, 3)),
+        "up.weight": LayerProduct("conv_transpose2d", (4, 6, 2, 2)),
+        "head.weight": LayerProduct("linear", (2, 384)),
     }
     stream = _gone(s.analysis, sites["stem"], layers)
     assert {name: rows.tolist() for name, rows in stream.items()} == {
@@ -104,7 +104,7 @@ def test_layers_that_read_a_stream_are_found():
     up = _gone(s.analysis, sites["up"], layers)
     assert list(up) == ["head.weight"] and up["head.weight"].sum(1).tolist() == [64] * 6
     seen = {call.name: call for call in calls(net.eval(), Inputs.of(images))}
-    reads = read_layers(net, [Inputs.of(images)], {name: seen[name] for name in layers})
+    reads = layer_reads(net, [Inputs.of(images)], {name: seen[name] for name in layers})
     assert {name: read.layer.columns for name, read in reads.items()} == {
         "branch.weight": 36,
         "up.weight": 16,
@@ -133,7 +133,7 @@ def test_channels_that_are_never_there_vanish_with_no_gate():
             return self.head(self.used(x))
 
     s = Structure(Net(), torch.ones(1, 3))
-    layers = {f"{name}.weight": Layer("linear", (3, 3)) for name in ("more", "head")}
+    layers = {f"{name}.weight": LayerProduct("linear", (3, 3)) for name in ("more", "head")}
     for site, gates in zip(s.sites, s.analysis.site_gates, strict=True):
         if len(gates):
             assert list(_gone(s.analysis, gates, layers)) == (["head.weight"] if site.name == "used" else [])

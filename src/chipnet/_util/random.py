@@ -39,17 +39,17 @@ def set_generators(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-class Apart:
+class OwnRandomness:
     """Random numbers of its own for somebody else's code: every ``with`` goes on where the last one ended.
 
     What runs inside depends on the seed alone, and nothing outside depends on it.
 
     Example:
-        >>> apart, again = Apart(3), Apart(3)
-        >>> with apart:
+        >>> own, again = OwnRandomness(3), OwnRandomness(3)
+        >>> with own:
         ...     first = torch.rand(1)
         >>> noise = torch.rand(1)  # draws from the usual generator
-        >>> with apart:
+        >>> with own:
         ...     second = torch.rand(1)
         >>> with again:
         ...     both = torch.rand(1), torch.rand(1)

@@ -10,7 +10,7 @@ from typing import Any
 
 from chipnet.errors import ConfigError
 
-LEAST_OF = {
+MIN_OF = {
     **dict.fromkeys(
         ("threads", "num_nodes", "checkpoint_steps", "round_to", "num_classes", "in_channels"), 1
     ),
@@ -18,7 +18,7 @@ LEAST_OF = {
     **dict.fromkeys(("workers", "min_channels", "seed"), 0),
 }
 """The least that a size may be; others have no least here."""
-MOST_OF = {
+MAX_OF = {
     **dict.fromkeys(("train", "prune", "finetune", "epochs"), 10**6),
     **dict.fromkeys(("batch", "batch_size", "static_batch", "images"), 10**7),
     **dict.fromkeys(("threads", "workers", "devices"), 1024),
@@ -31,7 +31,7 @@ MOST_OF = {
     "depth": 2000,
 }
 """The most that a size may be."""
-MOST = 10**9
+MAX = 10**9
 """That of others; of the numbers in one tensor; and of the parameters of a network that a name makes."""
 
 
@@ -43,9 +43,9 @@ def too_large(name: str, value: Any, called: str = "") -> str:
         value: to be judged.
         called: what to call it; by default its name.
     """
-    most = MOST_OF.get(name, MOST)
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value <= most:
+    most = MAX_OF.get(name, MAX)
+    integral = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not integral or value <= most:
         return ""
     shown = value if value < 10**24 else "a number of many digits"
     return f"{called or name} must be at most {most:,}, not {shown}"
@@ -57,9 +57,9 @@ def wrong(name: str, value: Any, called: str = "") -> str:
     >>> wrong("threads", 0), wrong("threads", 4), wrong("batch", 10**11, "--batch")
     ('threads must be at least 1, not 0', '', '--batch must be at most 10,000,000, not 100000000000')
     """
-    least = LEAST_OF.get(name)
-    if isinstance(value, int) and least is not None and value < least:
-        return f"{called or name} must be at least {least}, not {value}"
+    minimum = MIN_OF.get(name)
+    if isinstance(value, int) and minimum is not None and value < minimum:
+        return f"{called or name} must be at least {minimum}, not {value}"
     return too_large(name, value, called)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from chipnet._util.text import type_text
 from chipnet.analysis.counts import ExistingChannels
 from chipnet.analysis.kinds import KIND, KINDS
-from chipnet.analysis.kinds.base import Call
+from chipnet.analysis.kinds.base import CountedCall
 from chipnet.analysis.vectors import read_mask
 from chipnet.errors import PlanError
 
@@ -117,7 +117,7 @@ class CostModel:
         self.dense = _cost(dense)
 
     @property
-    def calls(self) -> Sequence[Call]:
+    def calls(self) -> Sequence[CountedCall]:
         """Every call of a layer, with the indices of its counts."""
         return self._counts.calls
 
@@ -149,9 +149,11 @@ class CostModel:
             costs = torch.stack([kind.amax(-1) for kind in parts.split(self._sizes, -1)], -1)
         return self._with_measured(counts, costs)
 
-    def telling_apart(self, gates: Tensor) -> Tensor:
-        """As the costs, but of a kind with several parts the sum of all, each weighed at random. Gates with equal
-        derivatives of these are interchangeable, which the largest part alone would not tell."""
+    def by_part(self, gates: Tensor) -> Tensor:
+        """Costs in which all parts of a kind count: their sum, with random weights, in place of the largest.
+
+        Two gates with the same derivatives of these are interchangeable. The largest part alone would not tell.
+        """
         counts, parts = self._parts(gates)
         if len(self._sizes) < parts.shape[-1]:
             weights = torch.rand(
@@ -186,7 +188,7 @@ class CostModel:
         return (*self._counted, *self.measured)
 
     @functools.cached_property
-    def whole(self) -> dict[str, int]:
+    def dense_costs(self) -> dict[str, int]:
         """The dense network's cost of every kind."""
         costs = self(torch.ones(self._counts.live.gates, dtype=torch.float64)).tolist()
         return {**self.dense.to_json(), **{k: round(costs[self.kinds.index(k)]) for k in self.measured}}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from chipnet._util.torch_private import parameters_of
 from chipnet.analysis.formula import FALSE, TRUE, Program
-from chipnet.analysis.kinds.base import Call, Term
+from chipnet.analysis.kinds.base import CountedCall, Term
 from chipnet.analysis.liveness import Liveness
 from chipnet.graph.facts import Layer, Slots
 from chipnet.program.names import is_within
@@ -34,7 +34,7 @@ class ExistingChannels:
         self._alive_of = {name: liveness.alive(facts) for name, facts in self.graph.owners.items()}
         # Surgery replaces a module when all of its calls are dead; what is no module runs on.
         self._module_of = {fact: name for name, facts in self.graph.owners.items() for fact in facts}
-        self.calls: Sequence[Call] = [self._call(layer) for layer in self.graph.layers]
+        self.calls: Sequence[CountedCall] = [self._call(layer) for layer in self.graph.layers]
         for product in self.graph.products:
             self.count(product.slots)
 
@@ -42,12 +42,12 @@ class ExistingChannels:
         """Index of the number of these slots that exist."""
         return self._key(Counter(self.live.present(slots).tolist()))
 
-    def _call(self, layer: Layer) -> Call:
+    def _call(self, layer: Layer) -> CountedCall:
         works = reads = 0  # what is no module always runs
         if layer.fact in self._module_of:
             anything = self.live.formulas.any(self.live.present(layer.cols).tolist())
             works, reads = self._one(self._alive_of[self._module_of[layer.fact]]), self._one(anything)
-        return Call(layer, works, reads, self.count(layer.rows), self.count(layer.cols))
+        return CountedCall(layer, works, reads, self.count(layer.rows), self.count(layer.cols))
 
     def parameters(self) -> Iterator[Term]:
         """Elements of every parameter. A frozen layer has its computed weight and its bias, whatever the weight was

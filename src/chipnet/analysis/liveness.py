@@ -194,13 +194,13 @@ class Liveness:
             elif isinstance(fact, Map):
                 read = uses[dst] > 0
                 for k, src in enumerate(fact.srcs):
-                    met = covered[dst]
+                    served = covered[dst]
                     if fact.kind == "and":  # a scale goes with what it scales
                         others = [o for j, o in enumerate(fact.srcs) if j != k]
-                        met = met | (
+                        served = served | (
                             data[src] & np.any([~data[o] & ~self._is_pinned[o] for o in others], axis=0)
                         )
-                    use(src[read], met[read], clear[dst][read] & (fact.kind != "const"))
+                    use(src[read], served[read], clear[dst][read] & (fact.kind != "const"))
             else:
                 read = uses[dst] > 0
                 live = isinstance(fact, Norm) and fact.statistics == "live"
@@ -208,17 +208,17 @@ class Liveness:
                 gated = np.logical_and(read & clear[dst], can) & ~covered[dst] & ~self._is_pinned[dst]
                 if fact.host is not None and (fact.host.is_layer or gated.any()):
                     wanted[fact.host.weight].append((i, clear[dst] & read, covered[dst] & read))
-                met = gated | (covered[dst] & read)
+                served = gated | (covered[dst] & read)
                 if live:  # its statistics read every channel that is not zero
                     if read.any():
                         use(fact.src, False, clear[dst])
                 elif isinstance(fact, Norm):
                     if fact.groups:
-                        met = np.repeat(met.reshape(fact.groups, -1).all(1), len(dst) // fact.groups)
+                        served = np.repeat(served.reshape(fact.groups, -1).all(1), len(dst) // fact.groups)
                     if read.any():
-                        use(fact.src, met, met)
+                        use(fact.src, served, served)
                 elif small_groups(fact.groups, len(fact.src)):
-                    by_group = met.reshape(fact.groups, -1).all(1)
+                    by_group = served.reshape(fact.groups, -1).all(1)
                     zero = (clear[dst] & (not fact.bias)).reshape(fact.groups, -1).all(1)
                     per = len(fact.src) // fact.groups
                     use(fact.src, np.repeat(by_group, per), np.repeat(by_group | zero, per))

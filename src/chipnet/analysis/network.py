@@ -14,7 +14,7 @@ from chipnet.program.capture import Captured, capture
 from chipnet.program.counting import counted
 from chipnet.program.inputs import Inputs
 from chipnet.program.names import canonical_names
-from chipnet.program.ready import check, ready
+from chipnet.program.ready import check_ready, ready
 from chipnet.program.spelling import spell
 from chipnet.program.watch import Received, values_in_training
 
@@ -57,7 +57,7 @@ class Network:
             ConfigError: the outputs are not there.
         """
         given = Inputs.of(example_inputs, options.outputs)
-        check(model, given)
+        check_ready(model, given)
         ignored, chosen = options.ignored(model), options.chosen(model)
         shapes = {n: tuple(t.shape) for n, t in model.state_dict(keep_vars=True).items()}
         buffers = model.named_buffers(remove_duplicate=False)

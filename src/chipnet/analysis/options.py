@@ -76,16 +76,16 @@ class Options:
         return _named(model, read_patterns(self.only, "only"), "only")
 
 
-def check_whole(name: str, value: Any, least: int, why: str = "") -> None:
-    """Refuse what is no whole number of at least ``least``.
+def check_whole(name: str, value: Any, minimum: int, why: str = "") -> None:
+    """Refuse what is no whole number of at least ``minimum``.
 
     Raises:
         ConfigError: it is none.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ConfigError(f"{name} must be a whole number, got {value_text(value)}{why}")
-    if value < least:
-        raise ConfigError(f"{name} must be at least {least}, got {value}{why}")
+    if value < minimum:
+        raise ConfigError(f"{name} must be at least {minimum}, got {value}{why}")
     if said := too_large(name, value):
         raise ConfigError(said + why)
 

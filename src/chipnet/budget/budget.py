@@ -140,13 +140,15 @@ class Budget:
             {'channels': 1, 'macs': 500}
         """
         try:
-            whole = {kind: dense[kind] for kind in self.kinds}
+            counts = {kind: dense[kind] for kind in self.kinds}
         except (TypeError, LookupError, AttributeError) as error:
             raise BudgetError(
                 f"the dense costs must be a mapping that has {', '.join(self.kinds)}: give structure.cost.dense"
             ) from error
         return {
-            kind: math.floor(value * whole[kind]) if isinstance(value, Fraction) else min(value, whole[kind])
+            kind: math.floor(value * counts[kind])
+            if isinstance(value, Fraction)
+            else min(value, counts[kind])
             for kind, value in self.targets
         }
 
@@ -231,8 +233,8 @@ def _from_text(written_kind: str, kind: str, text: str) -> Fraction | int:
         return _fraction(number / 100)
     prefix, unit = (match["prefix"] or "").lower(), (match["unit"] or "").lower().removesuffix("s")
     if not prefix and not unit:
-        whole = re.fullmatch(r"[+-]?[\d_]+(e\+?\d+)?", match["number"], re.IGNORECASE)
-        return _fraction_or_count(written_kind, int(number)) if whole else _fraction(number)
+        is_count = re.fullmatch(r"[+-]?[\d_]+(e\+?\d+)?", match["number"], re.IGNORECASE)
+        return _fraction_or_count(written_kind, int(number)) if is_count else _fraction(number)
     count = number * _PREFIXES[prefix]
     if not unit:
         return _count(written_kind, count)

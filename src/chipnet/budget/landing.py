@@ -41,7 +41,7 @@ class Landing:
         return self.left if isinstance(self.asked, float) else self.left * self.dense
 
     @property
-    def whole(self) -> float:
+    def dense_measured(self) -> float:
         """The dense network's time, in the unit of the target."""
         return 1.0 if isinstance(self.asked, float) else self.dense
 

@@ -40,7 +40,7 @@ Solver = Callable[[Mapping[str, int], Ranking], Solution]
 """From limits (kind -> largest integer cost) and a ranking to a mask. A `BudgetError` where none meets them."""
 
 
-def counting(analysis: Analysis) -> Solver:
+def counting_solver(analysis: Analysis) -> Solver:
     """The solver for costs that are counted, exactly (`chipnet.budget.solver`)."""
     return lambda limits, ranking: Solution(best_mask(analysis, limits, ranking))
 

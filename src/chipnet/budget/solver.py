@@ -34,18 +34,18 @@ def limits(analysis: Analysis, budget: Budget) -> dict[str, int]:
     """
     if LATENCY in budget.kinds and LATENCY not in analysis.cost.kinds:
         raise BudgetError("a latency budget needs measured layers: call structure.time(model) first")
-    return budget.limits(analysis.priced(budget.kinds).cost.whole)
+    return budget.limits(analysis.priced(budget.kinds).cost.dense_costs)
 
 
 class Units:
-    """What the solver opens and shuts: gates, or blocks of a site's gates where widths are aligned or have a least.
+    """What the solver opens and shuts: gates, or blocks of them where widths are aligned or have a minimum.
 
-    The best-scored gates of a site make its first block, ``least`` of them or more. A block ends where the site's
+    The best-scored gates of a site make its first block, ``minimum`` of them or more. A block ends where the site's
     width is a multiple of ``round_to``; the last one may be smaller (a site may always stay whole). Masks of the
     solver are over units.
     """
 
-    def __init__(self, analysis: Analysis, scores: Tensor, least: Sequence[int] = ()) -> None:
+    def __init__(self, analysis: Analysis, scores: Tensor, minimum: Sequence[int] = ()) -> None:
         self.analysis = analysis
         self.of_gate = torch.arange(analysis.gates)
         self.site = analysis.site_of_gate
@@ -53,13 +53,13 @@ class Units:
         self.of_site = analysis.site_gates
         self.partial: dict[int, Tensor] = {}
         """Units of an odd width -> the other units of the site, which must be open before."""
-        least = least or [1] * len(self.of_site)
-        if analysis.options.round_to > 1 or max(least, default=1) > 1:
-            self._align(analysis.options.round_to, least)
+        minimum = minimum or [1] * len(self.of_site)
+        if analysis.options.round_to > 1 or max(minimum, default=1) > 1:
+            self._align(analysis.options.round_to, minimum)
         self.count = len(self.scores)
         self.first = torch.arange(self.count)
-        """Of every unit, which must be open before it: the first of a site with a least width, else itself."""
-        for units, width in zip(self.of_site, least, strict=True):
+        """For each unit the one that opens before it: the first of a site with a minimum, else itself."""
+        for units, width in zip(self.of_site, minimum, strict=True):
             if width > 1:
                 self.first[units] = units[:1]
         self.size = torch.bincount(self.of_gate, minlength=self.count)
@@ -67,7 +67,7 @@ class Units:
         self.always = self._first_of_sites(analysis.options.min_channels)
         """Units that no budget shuts."""
 
-    def _align(self, multiple: int, least: Sequence[int]) -> None:
+    def _align(self, multiple: int, minimum: Sequence[int]) -> None:
         sites: list[int] = []
         scores: list[Tensor] = []
         self.of_site = []
@@ -78,7 +78,7 @@ class Units:
             for g in gates[torch.argsort(self.scores[gates], descending=True, stable=True)].tolist():
                 block.append(g)
                 width += int((channels == g).sum())
-                if width % multiple == 0 and (len(sites) > first or len(block) >= least[i]):
+                if width % multiple == 0 and (len(sites) > first or len(block) >= minimum[i]):
                     self._close(block, i, sites, scores)
                     block = []
             if block:
@@ -123,7 +123,7 @@ class Units:
         return self._any(self.analysis.useful(self.gates(masks)) > 0.5)
 
     def ready(self, mask: Tensor) -> Tensor:
-        """Which units may be opened next: no site is thinner than its least, an odd rest only makes it whole."""
+        """Which units may be opened next. No site gets thinner than its minimum; a smaller unit comes last."""
         out = mask[self.first] | (self.first == torch.arange(self.count))
         for unit, others in self.partial.items():
             out[unit] = bool(mask[others].all())
@@ -145,8 +145,9 @@ class Hardener:
         analysis: of the network.
         limits: what the mask may cost.
         scores: of the gates; None: one is as good as another.
-        least: ``[sites]``, how many of a site's gates are open if any are; more than it has: all. With ``round_to``
-            the next width that is aligned. Where no connected network of such widths fits, none of them counts.
+        minimum: ``[sites]``, how many of a site's gates are open if any are; all, where it has fewer. With
+            ``round_to`` it is the next width that is aligned. Where no connected network of such widths fits, none
+            of them counts.
     """
 
     def __init__(
@@ -154,13 +155,13 @@ class Hardener:
         analysis: Analysis,
         limits: Mapping[str, int],
         scores: Tensor | None = None,
-        least: Sequence[int] = (),
+        minimum: Sequence[int] = (),
     ) -> None:
         self.analysis = analysis = analysis.priced(limits)
         if scores is None:
             scores = -torch.arange(analysis.gates, dtype=torch.float64)
-        self.units = Units(analysis, scores.detach().cpu().double(), least)
-        self._narrow = (analysis, limits, scores) if max(least, default=1) > 1 else None
+        self.units = Units(analysis, scores.detach().cpu().double(), minimum)
+        self._narrow = (analysis, limits, scores) if max(minimum, default=1) > 1 else None
         self.kinds = analysis.cost.kinds
         self.limits = torch.full((len(self.kinds),), float("inf"), dtype=torch.float64)
         for kind, limit in limits.items():
@@ -183,14 +184,14 @@ class Hardener:
         """What to raise where no connected network is within the limits."""
         reachable = smallest_costs(self.analysis)
         limits = dict(zip(self.kinds, self.limits.tolist(), strict=True))
-        asked = [k for k, v in limits.items() if v != float("inf")]
-        dense = self.analysis.cost.whole
+        limited = [k for k, v in limits.items() if v != float("inf")]
+        dense = self.analysis.cost.dense_costs
         parts = [
             f"{k}: asked {int(limits[k]):,}, smallest reachable {reachable[k]:,} "
             f"({reachable[k] / dense[k]:.2%} of {dense[k]:,}{KIND[k].unit})"
-            for k in asked
+            for k in limited
         ]
-        together = all(reachable[k] <= limits[k] for k in asked)
+        together = all(reachable[k] <= limits[k] for k in limited)
         return BudgetError(
             (
                 "no connected network meets all of the budget at once, each kind alone could be met. "
@@ -199,7 +200,7 @@ class Hardener:
             )
             + "; ".join(parts)
             + ". Ask for more"
-            + (" of at least one kind." if len(asked) > 1 else ".")
+            + (" of at least one kind." if len(limited) > 1 else ".")
         )
 
     def solve(self, floor: float | Sequence[float] = 0.0, full: bool = True) -> Tensor:
@@ -291,15 +292,15 @@ class Hardener:
         First each kind by itself; then mixtures, in which a kind weighs more the further the last mask was above
         its limit.
         """
-        asked = self.limits < float("inf")
+        limited = self.limits < float("inf")
         candidates = []
-        for kind in torch.nonzero(asked).flatten().tolist():
+        for kind in torch.nonzero(limited).flatten().tolist():
             weights = torch.zeros(len(self.kinds), dtype=torch.float64)
             weights[kind] = 1
             candidates.append(_cheapest(self.units, weights, self._skeleton))
             if bool(self.fits(candidates[-1])):
                 return candidates[-1]
-        weights = torch.where(asked, 1 / self.limits.clamp(min=1), 0)
+        weights = torch.where(limited, 1 / self.limits.clamp(min=1), 0)
         for _ in range(6 if len(candidates) > 1 else 0):
             mask = _cheapest(self.units, weights, self._skeleton)
             if bool(self.fits(mask)):
@@ -328,7 +329,7 @@ class Hardener:
         """d cost / d unit at ``point``: ``[units, kinds]``; kinds with several parts told apart."""
         x = point.double().clone().requires_grad_()
         with torch.enable_grad():
-            costs = self.analysis.cost.telling_apart(self.units.gates(x))
+            costs = self.analysis.cost.by_part(self.units.gates(x))
             rows = [torch.autograd.grad(c, x, retain_graph=True, allow_unused=True)[0] for c in costs]
         return torch.stack(
             [torch.zeros_like(point, dtype=torch.float64) if r is None else r for r in rows], -1

@@ -177,7 +177,7 @@ class LiveHook(FoldHook):
     Only what the module reads is changed, so its class and its forward are the user's, whatever they are.
     """
 
-    LEAST = 1e-12
+    TINY = 1e-12
     """Of a norm without channels: nothing is divided by zero."""
 
     def __init__(self, norm: LiveNorm, number: int, constants: Constants, own: Values | None = None) -> None:
@@ -203,7 +203,7 @@ class LiveHook(FoldHook):
         if self.norm.centred:
             positions = math.prod(x.shape[a] for a in self.norm.over) // len(p)
             mean = x.sum(self.norm.over, keepdim=True, dtype=p.dtype) / (p.sum() * positions).clamp_min(
-                self.LEAST
+                self.TINY
             )
             taken = self._along((p * (p != 1).any()).to(x.dtype), self.norm.axis)
             x = torch.addcmul(x, mean.to(x.dtype), taken, value=-1)
@@ -222,7 +222,7 @@ class LiveHook(FoldHook):
     def _p(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """How far each channel exists ``[channels]``, and r, in float32 at least."""
         p = self.z(like.new_empty((), dtype=torch.promote_types(like.dtype, torch.float32)))
-        return p, (p.square().mean()).clamp_min(self.LEAST).sqrt()
+        return p, (p.square().mean()).clamp_min(self.TINY).sqrt()
 
     @staticmethod
     def _along(values: Tensor, axis: int) -> Tensor:

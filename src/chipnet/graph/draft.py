@@ -91,7 +91,7 @@ class Draft(Classes):
         """Parameter and axis -> vectors with an element for each index along it."""
         self.foreign: set[str] = set()
         """Parameters that a module reads which does not hold them: no gate can be folded into these."""
-        self.asked: set[str] = set()
+        self.foreign_reads: set[str] = set()
         """Parameters that a module reads of another, be that inside it or not."""
         self.results: dict[tuple[bool, int], Any] = {}
         """By the graph (is it the one whose operators count?) and the number of a call of a function: what stands

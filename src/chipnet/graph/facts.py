@@ -248,7 +248,7 @@ class Number:
     """A size that a module keeps as a number: ``module.name``, or its element ``index``.
 
     It counts each of ``slots`` as often as it stands there, and ``rest`` more. It never becomes less than
-    ``least``.
+    ``minimum``.
     """
 
     module: str
@@ -256,7 +256,7 @@ class Number:
     index: int | None
     slots: Slots
     rest: int = 0
-    least: int = 0
+    minimum: int = 0
 
 
 @dataclass(frozen=True)

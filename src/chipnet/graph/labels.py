@@ -124,7 +124,7 @@ def along(slots: Slots, axis: int, shape: tuple[int, ...]) -> Labels:
     return Labels(core.reshape([-1 if a == axis % len(shape) else 1 for a in range(len(shape))]), shape)
 
 
-def shrink(full: Tensor) -> Tensor:
+def smallest_core(full: Tensor) -> Tensor:
     """The smallest core of labels at a tensor's own shape.
 
     Example:

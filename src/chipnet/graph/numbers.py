@@ -148,7 +148,7 @@ class Settled(NamedTuple):
     """Attributes that follow, and operators whose tensors are kept whole, with the reason."""
 
     numbers: list[Number]
-    whole: dict[str, str]
+    kept: dict[str, str]
 
 
 def settle(
@@ -173,17 +173,17 @@ def settle(
     def follows(source: Expression) -> list[Attribute]:
         return [a for a in attributes_in(source) if not known(a).fixed]
 
-    whole: dict[str, str] = {}
+    kept: dict[str, str] = {}
 
     def keep(attributes: list[Attribute], why: str) -> None:
         for claim in claims:
             if claim.key not in literal and not set(attributes).isdisjoint(attributes_in(claim.source)):
-                whole.setdefault(claim.key, why)
+                kept.setdefault(claim.key, why)
 
     for claim in claims:
         if claim.key not in literal and not _holds(claim.source, known, count(graph, claim.slots)):
             why = f"'{claim.source}' cannot follow its width"
-            whole.setdefault(claim.key, why)
+            kept.setdefault(claim.key, why)
     for source, where in [*values, *((c.source, "") for c in claims if c.key in literal)]:
         if following := follows(source):
             try:
@@ -193,14 +193,14 @@ def settle(
             if now is None or not now.fixed:
                 at = f" ({where})" if where else ""
                 keep(following, f"'{following[0]}' holds this width and is a fixed number elsewhere{at}")
-    return Settled([number(a, form) for a, form in forms.items() if not form.fixed], whole)
+    return Settled([number(a, form) for a, form in forms.items() if not form.fixed], kept)
 
 
-def number(attribute: Attribute, form: Form, least: int = 0) -> Number:
+def number(attribute: Attribute, form: Form, minimum: int = 0) -> Number:
     """The record of an attribute that follows."""
     pairs = np.array(list(form.counts.items()), dtype=np.int64).reshape(-1, 2)
     slots = np.repeat(pairs[:, 0], pairs[:, 1])
-    return Number(attribute.module, attribute.name, attribute.index, slots, form.rest, least)
+    return Number(attribute.module, attribute.name, attribute.index, slots, form.rest, minimum)
 
 
 def _holds(source: Expression, known: Known, target: Form) -> bool:

@@ -15,7 +15,7 @@ from chipnet.graph.call import Call
 from chipnet.graph.classes import Classes
 from chipnet.graph.draft import Draft
 from chipnet.graph.facts import Barrier, Fact, Host, Map, Mix, PinCode, Product, Risk, Slots, Source
-from chipnet.graph.labels import Labels, Param, Value, along, shrink, uniform
+from chipnet.graph.labels import Labels, Param, Value, along, smallest_core, uniform
 from chipnet.program.names import is_within
 
 
@@ -66,7 +66,7 @@ class Operator(Call):
         Where they vary along several axes, slots are tied so that what is left of the tensor is a dense box.
         ``fixed``: axes whose length is a literal.
         """
-        out = Labels(shrink(full), tuple(full.shape))
+        out = Labels(smallest_core(full), tuple(full.shape))
         if len(out.varying) > 1:
             self._box(out, fixed)
         return out

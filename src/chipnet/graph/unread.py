@@ -56,7 +56,7 @@ def unread(
         modules: all modules by their paths.
         used: modules and attributes that operators received.
     """
-    asked: dict[str, dict[str, list[str]]] = {}
+    candidates: dict[str, dict[str, list[str]]] = {}
     for path, module in modules.items():
         if is_torchs(type(module)) or isinstance(module, (*STANDARD_MIX, *STANDARD_NORM)):
             continue
@@ -65,17 +65,17 @@ def unread(
             if type(value) is not int or value < 2 or name in methods.forward or (path, name) in used:
                 continue
             if readers := [m for m, method in methods.others.items() if name in method.names]:
-                asked.setdefault(path, {})[name] = readers
+                candidates.setdefault(path, {})[name] = readers
     numbers, notes = [], []
-    widths = _widths(graph, pieces, asked.keys()) if asked else {}
-    for path, names in asked.items():
+    widths = _widths(graph, pieces, candidates.keys()) if candidates else {}
+    for path, names in candidates.items():
         others = methods_of(modules[path]).others
         for name, readers in names.items():
             value = vars(modules[path])[name]
             sized = any(others[reader].has_sizes for reader in readers)
             form, equal = _counted(graph, widths[path], name, value, sized)
             if form is not None and not form.fixed:
-                numbers.append(number(Attribute(path, name), form, least=int(_is(name, _GROUPS))))
+                numbers.append(number(Attribute(path, name), form, minimum=int(_is(name, _GROUPS))))
             elif form is None and any(not count(graph, s).fixed for s in equal):
                 readers.sort(key=lambda r: r.startswith("_"))
                 where = f" of '{path}'" if path else ""
@@ -99,8 +99,8 @@ def _widths(graph: ChannelGraph, pieces: Iterable[tuple[str, Slots]], paths: Set
             found[path].written.append(fact.dst)
             if isinstance(fact, Mix) and fact.groups > 1:
                 per_group = fact.src.reshape(fact.groups, -1)
-                whole = fact.groups > per_group.shape[1]  # else surgery keeps their number
-                found[path].groups.append(per_group[:, 0] if whole else np.empty(0, dtype=np.int64))
+                independent = fact.groups > per_group.shape[1]  # else surgery keeps their number
+                found[path].groups.append(per_group[:, 0] if independent else np.empty(0, dtype=np.int64))
     for module, slots in pieces:
         if module in paths:
             found[module].pieces.append(slots)

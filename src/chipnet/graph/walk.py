@@ -82,9 +82,9 @@ def trace(
         if heads == "whole" and draft.heads.keys() > forward.heads.keys():
             forward = replace(forward, heads={**forward.heads, **draft.heads})
             continue
-        if settled.whole.keys() <= forward.literal.keys():
+        if settled.kept.keys() <= forward.literal.keys():
             break
-        forward = replace(forward, literal={**forward.literal, **settled.whole})
+        forward = replace(forward, literal={**forward.literal, **settled.kept})
     graph = draft.finished(forward.literal)
     more, notes = unread(graph, draft.pieces, modules, used)
     numbers = {(n.module, n.name, n.index): n for n in [*settled.numbers, *more]}
@@ -109,7 +109,8 @@ def _traced(
     tie_widths(draft)
     _drop_hosts(draft)
     _keep_queries(draft)
-    for name in draft.foreign | draft.asked | draft.data:  # its module is asked for it: nothing can stand in
+    # Others read these of their modules, so nothing can stand in for the modules.
+    for name in draft.foreign | draft.foreign_reads | draft.data:
         draft.owners.pop(name.rpartition(".")[0], None)
     watches = [p.watch for p in (program, training) if p is not None]
     received = [r for watch in watches if watch is not None for r in watch.unclaimed(draft.known)]
@@ -235,8 +236,8 @@ def _walk(
 
 
 def _held_to_widths(forward: Forward, program: Captured) -> set[Node]:
-    """Nodes whose rules may keep what they read: those behind outputs that matter, and behind what runs at the widths
-    of the dense network only.
+    """Nodes whose rules may keep what they read: those behind outputs that matter, and behind what runs only at the
+    widths of the dense network.
 
     What is computed for nobody runs in the compact network too. It may read fewer channels where all that follows
     runs at any width.

@@ -201,7 +201,7 @@ def host_of(op: Operator, weight: Value | None, bias: Value | None, axis: int = 
     if not op.forward.parameters.issuperset(names):  # a buffer
         return None
     if any(n.rpartition(".")[0] != op.module for n in names):
-        op.draft.asked.update(names)
+        op.draft.foreign_reads.update(names)
     if not all(is_within(n, op.module) for n in names):
         op.draft.foreign.update(names)  # of a module outside: no one forward call to fold the gate into
         return None

@@ -39,7 +39,7 @@ TRAINING = (
 """Fields of `Request` that a run without training has no use for."""
 PRUNING_STEPS = 300
 """Optimiser steps that soft pruning should have: masks move a little in each, and with fewer they do not settle."""
-EPOCH_STEPS, LEAST_BATCH = 16, 8
+EPOCH_STEPS, MIN_BATCH = 16, 8
 """A suggested batch is small enough for so many steps an epoch, and large enough for batch norm's statistics."""
 FINETUNING = 0.1
 """Rates for a network that is trained already, as a part of those for one that is trained first."""
@@ -60,8 +60,8 @@ class Allowed:
             return False
 
 
-def at_least(least: int) -> Allowed:
-    return Allowed(f"at least {least}", lambda value: value >= least)
+def at_least(minimum: int) -> Allowed:
+    return Allowed(f"at least {minimum}", lambda value: value >= minimum)
 
 
 def one_of(kind: Any) -> Allowed:

@@ -100,14 +100,14 @@ def _loader() -> Any:
         def compose_node(self, parent: Any, index: Any) -> Any:
             alias = self.check_event(yaml.AliasEvent)
             event = self.peek_event()
-            if alias and event.anchor in self.anchors and not hasattr(self.anchors[event.anchor], "whole"):
+            if alias and event.anchor in self.anchors and not hasattr(self.anchors[event.anchor], "complete"):
                 refuse(f"the alias *{event.anchor} is inside of what it stands for", event)
             if self.depth > _DEEPEST:
                 refuse(f"it is nested deeper than {_DEEPEST} levels", event)
             self.depth += 1
             node = super().compose_node(parent, index)
             self.depth -= 1
-            node.whole = True
+            node.complete = True
             return node
 
         def get_single_node(self) -> Any:

@@ -45,13 +45,13 @@ class Start:
 
     Attributes:
         run: the finished run.
-        whole: structure of its dense network.
+        dense_structure: of its dense network.
         masks: what the run kept of it.
         dense: the trained dense network.
     """
 
     run: Run
-    whole: Structure
+    dense_structure: Structure
     masks: Masks
     dense: nn.Module
 
@@ -65,22 +65,23 @@ class Start:
         dense, masks = run.dense(), run.masks()
         config = read_config(run.folder / CONFIG) if (run.folder / CONFIG).exists() else {}
         chosen: dict[str, Any] = {name: config.get(name) or () for name in ("ignore", "only", "outputs")}
-        whole = Structure(dense, example, realisation=masks.realisation, **chosen)  # type: ignore[arg-type]
-        return cls(run, whole, masks, dense)
+        dense_structure = Structure(dense, example, realisation=masks.realisation, **chosen)  # type: ignore[arg-type]
+        return cls(run, dense_structure, masks, dense)
 
-    def budget(self, asked: Budget, structure: Structure) -> Budget:
-        """``asked`` in counts of the run's dense network, for the ``structure`` of its compact one.
+    def budget(self, target: Budget, structure: Structure) -> Budget:
+        """``target`` in counts of the run's dense network, for the ``structure`` of its compact one.
 
         Raises:
             BudgetError: the compact network is within it already.
         """
-        if "latency" in asked.kinds:
-            self.whole.time(self.dense)
-        limits, dense, now = self.whole.limits(asked), self.whole.cost.whole, structure.cost.whole
+        if "latency" in target.kinds:
+            self.dense_structure.time(self.dense)
+        limits, now = self.dense_structure.limits(target), structure.cost.dense_costs
+        dense = self.dense_structure.cost.dense_costs
         if all(now[kind] <= limit for kind, limit in limits.items()):
             costs = ", ".join(f"{k} {now[k]:,} of {dense[k]:,}" for k in limits)
             raise BudgetError(
-                f"the network of {self.run.folder} is within the budget {asked} already ({costs}). A budget is "
+                f"the network of {self.run.folder} is within the budget {target} already ({costs}). A budget is "
                 "counted from the dense network that run began with: ask for less."
             )
         return Budget(tuple(limits.items()))
@@ -93,7 +94,7 @@ class Start:
             for site, first in self.masks.kept.items()
         }
         both = dataclasses.replace(self.masks, kept=kept)
-        return self.whole.plan(both.transfer(self.whole), budget)
+        return self.dense_structure.plan(both.transfer(self.dense_structure), budget)
 
     def check(self, structure: Structure, network: nn.Module, budget: Budget) -> None:
         """Try on random masks that what is cut in two steps is what the composed plan cuts in one.

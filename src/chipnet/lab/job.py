@@ -28,7 +28,7 @@ from chipnet.lab.config import (
     CONFIG,
     EPOCH_STEPS,
     EPOCHS,
-    LEAST_BATCH,
+    MIN_BATCH,
     Recipe,
     Request,
     check_no_train,
@@ -75,7 +75,7 @@ class Job:
     @property
     def dense(self) -> Cost:
         """Cost of the dense network, which budgets are counted from: where there was an earlier run, of its."""
-        return (self.start.whole if self.start else self.structure).cost.dense
+        return (self.start.dense_structure if self.start else self.structure).cost.dense
 
     @property
     def paper(self) -> bool:
@@ -172,8 +172,8 @@ def read_job(request: Request, resume: bool = False, problems: Problems | None =
     start = Start.of(run, example) if run else None
     budget, mask = _goal(request, structure, network, start)
     _check_logits(network, example, request.model, data.num_classes)
-    asked, recipe = recipe, _fitted(recipe, request, data, processes)
-    _tell(data, recipe if request.no_train else asked, recipe)
+    unfitted, recipe = recipe, _fitted(recipe, request, data, processes)
+    _tell(data, recipe if request.no_train else unfitted, recipe)
     job = Job(request, recipe, budget, data, network, example, structure, fabric, out, resume, mask, start)
     return dataclasses.replace(job, request=_written_out(job))
 
@@ -247,11 +247,11 @@ def _goal(
     return budget, None
 
 
-def _tell(data: Data, asked: Recipe, recipe: Recipe) -> None:
+def _tell(data: Data, unfitted: Recipe, recipe: Recipe) -> None:
     """What has been decided for the user."""
     for note in (*data.notes, data.normalisation()):
         log.info("%s", note)
-    if recipe != asked:
+    if recipe != unfitted:
         log.info(
             "recipe for these images: batches of %d, epochs %s, peak rates %.3g in training and %.3g in pruning; "
             "what is given (--epochs, --batch-size, --lr) stays as it is",
@@ -357,7 +357,7 @@ def _fitted(recipe: Recipe, request: Request, data: Data, processes: int) -> Rec
     if isinstance(images, LoaderImages):
         steps = images.steps or 1
         return recipe.fitted(images.batch_size * processes, lambda size: steps, trained)
-    most = max(len(images) // EPOCH_STEPS, LEAST_BATCH * processes)
+    most = max(len(images) // EPOCH_STEPS, MIN_BATCH * processes)
     size = min(recipe.batch_size, 2 ** int(math.log2(most)), len(images))
     return recipe.fitted(size, lambda n: count_batches(len(images), n, True, (0, processes)), trained)
 

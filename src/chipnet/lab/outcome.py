@@ -58,28 +58,28 @@ def close_folder(job: Job, result: dict[str, Any]) -> None:
 
 def masks_of(job: Job, shipped: Plan) -> Masks:
     """What a plan for the dense network keeps of it."""
-    whole = job.start.whole if job.start else job.structure
-    return Masks.of(whole, torch.tensor(shipped.mask), shipped.budget)
+    structure = job.start.dense_structure if job.start else job.structure
+    return Masks.of(structure, torch.tensor(shipped.mask), shipped.budget)
 
 
 def facts(job: Job) -> dict[str, Any]:
     """What result.json says of a run whatever came out of it."""
-    asked = job.request
+    request = job.request
     recipe = dataclasses.asdict(job.recipe)
     return {
-        "model": job.start.run.result["model"] if job.start else asked.model,
-        "data": asked.data,
-        "input": job.data.to_json() | {"data_dir": asked.data_dir and os.path.abspath(asked.data_dir)},
-        "method": SHRINK if asked.no_train else asked.method,
-        "seed": asked.seed,
-        "budget": {k: v if isinstance(v, int) else float(v) for k, v in Budget.parse(asked.budget).targets},
+        "model": job.start.run.result["model"] if job.start else request.model,
+        "data": request.data,
+        "input": job.data.to_json() | {"data_dir": request.data_dir and os.path.abspath(request.data_dir)},
+        "method": SHRINK if request.no_train else request.method,
+        "seed": request.seed,
+        "budget": {k: v if isinstance(v, int) else float(v) for k, v in Budget.parse(request.budget).targets},
         "limits": job.structure.limits(job.budget),
-        "realisation": asked.realisation,
+        "realisation": request.realisation,
         "images": job.data.counts(),
-        "recipe": {name: recipe[name] for name in READING} if asked.no_train else recipe,
+        "recipe": {name: recipe[name] for name in READING} if request.no_train else recipe,
         "environment": _environment(job.fabric),
-        "command": asked.command,
-        **({"masks": asked.masks} if asked.masks is not None else {}),
+        "command": request.command,
+        **({"masks": request.masks} if request.masks is not None else {}),
     }
 
 

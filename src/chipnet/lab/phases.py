@@ -71,10 +71,10 @@ class Train(Phase):
 
     def finish(self, loop: Loop) -> str:
         start, known = loop.job.start, loop.state.known
-        whole = start.dense.to(loop.fabric.device) if start else self.network
-        loop.save(DENSE, "dense weights", lambda path: save_weights(whole, path))
+        unpruned = start.dense.to(loop.fabric.device) if start else self.network
+        loop.save(DENSE, "dense weights", lambda path: save_weights(unpruned, path))
         loop.charge("train")
-        dense = known["dense"] = evaluate(whole, loop.test, loop.fabric)
+        dense = known["dense"] = evaluate(unpruned, loop.test, loop.fabric)
         if start is not None:
             dense = known["start"] = evaluate(self.network, loop.test, loop.fabric)
             if start.run.result["dense"]["accuracy"] is None:  # it was never trained

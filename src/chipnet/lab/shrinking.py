@@ -48,13 +48,13 @@ def family(job: Job, requests: Sequence[Request]) -> list[Job]:
         ConfigError: a folder holds a run, or cannot be written to.
     """
     jobs = []
-    for asked in requests:
-        out, budget = Path(asked.out), Budget.parse(asked.budget)
-        check_unused(out, asked.overwrite)
-        asked = dataclasses.replace(asked, budget=str(budget))
+    for request in requests:
+        out, budget = Path(request.out), Budget.parse(request.budget)
+        check_unused(out, request.overwrite)
+        request = dataclasses.replace(request, budget=str(budget))
         if job.start:
             budget = job.start.budget(budget, job.structure)
-        jobs.append(dataclasses.replace(job, request=asked, budget=budget, out=out, resume=False))
+        jobs.append(dataclasses.replace(job, request=request, budget=budget, out=out, resume=False))
     for one in jobs:
         make_folder(one.out)
     return sorted(jobs, key=lambda one: -sum(one.structure.limits(one.budget).values()))
@@ -158,14 +158,14 @@ class _Trained:
     def __init__(self, job: Job) -> None:
         self.job, self.device, self.doubt = job, job.fabric.device, ""
         self.network = job.network.to(self.device).eval()
-        self.whole = job.start.dense.to(self.device) if job.start else self.network
+        self.trained = job.start.dense.to(self.device) if job.start else self.network
         workers = job.request.workers
         self.test = job.data.loader("test", job.recipe.batch_size, device=self.device, workers=workers)
 
     def dense(self) -> dict[str, dict[str, Any]]:
         """How good the dense network is, and the one that a run before left."""
         job, data = self.job, self.job.data
-        known = {"dense": self.measured(self.whole)}
+        known = {"dense": self.measured(self.trained)}
         trained = known["dense"]["accuracy"]
         if job.start is not None:
             known["start"] = self.measured(self.network)
@@ -194,7 +194,7 @@ class _Trained:
         shipped, costs = job.shipped(plan), plan.compact.to_json()
         shipped.save(job.out / PLAN)
         masks_of(job, shipped).save(job.out / MASKS)
-        save_weights(self.whole, job.out / DENSE)
+        save_weights(self.trained, job.out / DENSE)
         chipnet.save(shrunk.model, shipped, job.out / MODEL)
         rows = {"dense": {**known["dense"], **job.dense.to_json()}}
         if job.start is not None:

@@ -73,7 +73,7 @@ class Method(ABC):
         """Of hooks on the model, for ``detach``."""
         self.group = group
         self.kinds = torch.tensor([self.analysis.cost.kinds.index(k) for k in limits], device=device)
-        dense = self.analysis.cost.whole
+        dense = self.analysis.cost.dense_costs
         self.dense = torch.tensor([dense[k] for k in limits], dtype=torch.float64, device=device)
         self.target = torch.tensor([min(limits[k] / dense[k], 1.0) for k in limits], device=device)
 

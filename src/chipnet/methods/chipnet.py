@@ -50,12 +50,12 @@ class ChipNet(PerImage):
     def scores(self) -> Tensor:
         worth, price = self.sensitivity().cpu().double(), self._prices()
         scores = torch.zeros_like(worth)
-        for gates, alone, least in zip(self.analysis.site_gates, self._alone, self._minimum, strict=True):
+        for gates, alone, minimum in zip(self.analysis.site_gates, self._alone, self._minimum, strict=True):
             size, gates = len(gates), gates[self.current[gates]]
             if len(gates):
                 order = gates[torch.argsort(worth[gates], descending=True, stable=True)]
                 gain = worth[order] * size ** (1 + self.law) * self._law(len(order))
-                gain[:least] = gain[:least].sum() / (alone + least)
+                gain[:minimum] = gain[:minimum].sum() / (alone + minimum)
                 scores[order] = gain / price[gates].mean().clamp(min=1e-12)
         return scores
 

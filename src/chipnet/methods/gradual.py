@@ -68,7 +68,7 @@ class Gradual(Method):
 
     def _shrunk(self, progress: float) -> dict[str, int]:
         """The budget of the moment: kind -> largest integer cost."""
-        dense = self.analysis.cost.whole
+        dense = self.analysis.cost.dense_costs
         return {
             kind: max(limit, int(Cubic(dense[kind], limit, until=self.shrink)(progress)))
             for kind, limit in self.limits.items()

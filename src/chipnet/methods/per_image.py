@@ -234,9 +234,9 @@ def _sharing(sites: list[Site]) -> list[Tensor]:
     found: list[set[int]] = []
     for site in sites:
         gates = {int(g) for g in site.gates if g >= 0}
-        apart = [group for group in found if group.isdisjoint(gates)]
+        others = [group for group in found if group.isdisjoint(gates)]
         together = gates.union(*(group for group in found if not group.isdisjoint(gates)))
-        found = [*apart, together]
+        found = [*others, together]
     return [torch.tensor(sorted(group)) for group in found]
 
 

@@ -28,7 +28,7 @@ _SIZES = frozenset(
 """What a number is given to as a size."""
 
 
-class Method(NamedTuple):
+class NamesRead(NamedTuple):
     """What a method reads, with the methods that it calls: attributes (``names``), and names in functions that
     these call (``far``)."""
 
@@ -49,7 +49,7 @@ class Methods(NamedTuple):
     """What ``forward`` reads, and every method that it does not call."""
 
     forward: frozenset[str]
-    others: Mapping[str, Method]
+    others: Mapping[str, NamesRead]
 
 
 def methods_of(module: nn.Module) -> Methods:
@@ -80,7 +80,7 @@ def _methods_of(cls: type, forward: FunctionType | None) -> Methods:
             continue
         reached = _called(own, function)
         names = frozenset().union(*(_read(f.__code__)[0] for f in reached))
-        method = Method(names, frozenset(_far(reached)))
+        method = NamesRead(names, frozenset(_far(reached)))
         if function not in building or method.reads_weights:  # what only builds has done so
             others[name] = method
     return Methods(frozenset().union(*(_read(f.__code__)[0] for f in running)), others)

@@ -179,7 +179,7 @@ _WRAPPERS = {
 """Classes whose forward cannot be captured, and what to give in their place."""
 
 
-def check(model: nn.Module, inputs: Inputs) -> None:
+def check_ready(model: nn.Module, inputs: Inputs) -> None:
     """Refuse what cannot be captured, before anything takes long.
 
     Raises:

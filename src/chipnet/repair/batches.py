@@ -62,7 +62,7 @@ def _check(model: nn.Module, calls: Sequence[Inputs], example: Inputs | None) ->
         kind = *call.kwargs, *((x.shape[1:], x.dtype) for x in call.tensors())
         if kind not in tried:
             tried.add(kind)
-            one = few(call, example).to(device_of(model))
+            one = first_images(call, example).to(device_of(model))
             try:
                 one(model)
             except Exception as error:
@@ -74,7 +74,7 @@ def _check(model: nn.Module, calls: Sequence[Inputs], example: Inputs | None) ->
                 ) from error
 
 
-def few(batch: Inputs, example: Inputs | None) -> Inputs:
+def first_images(batch: Inputs, example: Inputs | None) -> Inputs:
     """Of a batch as many images as the example has: enough to see which layers run."""
     return batch.part(slice((example and example.size) or 1))
 

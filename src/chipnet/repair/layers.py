@@ -17,7 +17,7 @@ _CHUNK = 2**23
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerProduct:
     """What a layer's operator does with its weight.
 
     A convolution is a product of the weight with windows of the input; a transposed one is a convolution, with the
@@ -39,7 +39,7 @@ class Layer:
     groups: int = 1
 
     @classmethod
-    def of(cls, operator: str, given: Mapping[str, Any]) -> Layer:
+    def of(cls, operator: str, given: Mapping[str, Any]) -> LayerProduct:
         """From the arguments of a call, as `bound` gives them."""
         shape = tuple(given["weight"].shape)
         if operator == "linear":
@@ -125,10 +125,10 @@ class Layer:
         x, stride = exact(x), self.stride
         if self.transposed:
             sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)]
-            apart = x.new_zeros(*x.shape[:2], *sizes)
+            spread = x.new_zeros(*x.shape[:2], *sizes)
             there: Any = (..., *(slice(None, None, s) for s in stride))
-            apart[there] = x
-            x, stride = apart, (1,) * len(stride)
+            spread[there] = x
+            x, stride = spread, (1,) * len(stride)
         x = F.pad(x, [n for both in reversed(self.padding) for n in both])
         for axis, (k, s, d) in enumerate(zip(self.kernel, stride, self.dilation, strict=True), 2):
             x = x.unfold(axis, d * (k - 1) + 1, s)[..., ::d]

@@ -22,10 +22,10 @@ from chipnet._util.modes import plainly
 from chipnet.errors import PlanError
 from chipnet.program.inputs import Inputs
 from chipnet.program.ready import copied
-from chipnet.repair.batches import few, read_batches
+from chipnet.repair.batches import first_images, read_batches
 from chipnet.repair.layers import exact
 from chipnet.repair.sums import Sums, fit
-from chipnet.repair.watch import Call, calls, calls_of
+from chipnet.repair.watch import LayerCall, calls, calls_of
 from chipnet.surgery.apply import freeze
 from chipnet.surgery.plan import PLAN, Plan
 
@@ -147,7 +147,7 @@ class Refit:
         self.dense, self.small, self.plan, self.batches = dense, small, plan, batches
         self.everything = everything
         self.tensors: dict[str, Tensor] = {**dict(small.named_parameters()), **dict(small.named_buffers())}
-        shown = few(batches[0], plan.inputs)
+        shown = first_images(batches[0], plan.inputs)
         self.seen = calls(small, shown)
         self.count = Counter(call.name for call in self.seen)
         wanted = calls(dense, shown)
@@ -170,7 +170,7 @@ class Refit:
                 progress(done, len(todo))
         return found
 
-    def _todo(self) -> list[Call]:
+    def _todo(self) -> list[LayerCall]:
         """First calls of what is fitted: from the first cut on, what both networks call equally often. Norms that
         read a layer are fitted with it."""
         first = {call.name: call for call in reversed(self.seen)}
@@ -184,7 +184,7 @@ class Refit:
             if self.same[name] == self.count[name] and _possible(first[name])
         ]
 
-    def _pairs(self, call: Call) -> Iterator[tuple[int, Call, Call]]:
+    def _pairs(self, call: LayerCall) -> Iterator[tuple[int, LayerCall, LayerCall]]:
         """Of every batch, by its number: a call in the compact network, and the same one in the dense network."""
         added = call.name in self.added and self.count[call.name] == 1
         for i, batch in enumerate(self.batches):
@@ -195,7 +195,7 @@ class Refit:
             for pair in zip(mine, theirs, strict=True):
                 yield i, *pair
 
-    def _layer(self, call: Call) -> LayerRefit | None:
+    def _layer(self, call: LayerCall) -> LayerRefit | None:
         layer = call.layer
         assert layer is not None
         norm = call.norm if call.normed else None
@@ -209,7 +209,7 @@ class Refit:
                 halves[i % 2] = sums if old is None else old + sums
         return self._fitted(call, norm, [half.check(call.name) for half in halves if half is not None])
 
-    def _fitted(self, call: Call, norm: Call | None, halves: list[Sums]) -> LayerRefit:
+    def _fitted(self, call: LayerCall, norm: LayerCall | None, halves: list[Sums]) -> LayerRefit:
         """Solve, write the weight and the offset."""
         layer, weight, bias = call.layer, self.tensors[call.name], self.tensors.get(call.bias or "")
         assert layer is not None
@@ -233,7 +233,7 @@ class Refit:
             mean.copy_((exact(mean) - missing).to(mean))
         return LayerRefit(call.name, float(before.sum()) / scale, float(after.sum()) / scale, shrinkage)
 
-    def _norm(self, call: Call) -> None:
+    def _norm(self, call: LayerCall) -> None:
         """A norm that reads no layer: its running mean follows that of what it reads."""
         rows = self.plan.keep.get(call.name, {}).get(0)
         count, total = 0, torch.zeros((), dtype=torch.float64)
@@ -241,20 +241,20 @@ class Refit:
             x, y = mine.given["input"], _chosen(theirs.given["input"], 1, rows)
             if x.shape != y.shape:
                 return
-            apart = (exact(x) - exact(y)).movedim(1, -1).flatten(0, -2)
-            count, total = count + len(apart), total + apart.sum(0)
+            difference = (exact(x) - exact(y)).movedim(1, -1).flatten(0, -2)
+            count, total = count + len(difference), total + difference.sum(0)
         mean = self.tensors[call.name]
         mean.copy_((exact(mean) + total / max(count, 1)).to(mean))
 
 
-def _possible(call: Call) -> bool:
+def _possible(call: LayerCall) -> bool:
     """Is it a layer of not too many columns, or a norm that is not fitted with the layer before it?"""
     if call.layer is not None:
         return call.layer.columns <= MOST_COLUMNS
     return call.source is None or not call.source.normed
 
 
-def _wanted(mine: Call, theirs: Call, keep: Mapping[int, Sequence[int]], biased: bool) -> Tensor:
+def _wanted(mine: LayerCall, theirs: LayerCall, keep: Mapping[int, Sequence[int]], biased: bool) -> Tensor:
     """What a layer of the compact network should give: what the dense one gave, of the outputs that are left; and
     what the sum that it goes into is off by, seen through the norm between them. ``biased``: with the bias."""
     assert mine.layer is not None and theirs.layer is not None

@@ -14,14 +14,14 @@ from torch.overrides import TorchFunctionMode
 from chipnet._util.torch_private import tree_leaves
 from chipnet.graph.rules.layers import LAYERS
 from chipnet.program.inputs import Inputs
-from chipnet.repair.layers import Layer, bound
+from chipnet.repair.layers import LayerProduct, bound
 
 _NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _ADD = frozenset(("add", "__add__", "__radd__", "__iadd__", "iadd", "add_"))
 
 
 @dataclass(eq=False)
-class Call:
+class LayerCall:
     """One call of a layer, or of a batch norm with running statistics in eval mode.
 
     Attributes:
@@ -38,13 +38,13 @@ class Call:
     """
 
     name: str
-    layer: Layer | None
+    layer: LayerProduct | None
     given: Mapping[str, Any]
     output: Tensor
     bias: str | None = None
-    source: Call | None = None
+    source: LayerCall | None = None
     readers: int = 0
-    norm: Call | None = None
+    norm: LayerCall | None = None
     normed: bool = False
     other: Tensor | None = None
 
@@ -58,7 +58,7 @@ class _Enough(BaseException):
     """All that was wanted has been seen. No forward is meant to catch it."""
 
 
-class Watch(TorchFunctionMode):
+class LayerWatch(TorchFunctionMode):
     """While it is on, calls of layers whose weight is a parameter, and of batch norms, are seen.
 
     Args:
@@ -72,7 +72,7 @@ class Watch(TorchFunctionMode):
         self,
         model: nn.Module,
         wanted: Collection[str] | None = None,
-        each: Callable[[Call], None] | None = None,
+        each: Callable[[LayerCall], None] | None = None,
         done: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
@@ -81,8 +81,8 @@ class Watch(TorchFunctionMode):
         self.users = defaultdict[str, set[str]](set)
         """Of a parameter: names of the weights of layers that use it; an empty one for anything else."""
         self.wanted, self.each, self.done = wanted, each, done
-        self.calls: list[Call] = []
-        self.giver: dict[int, tuple[Call, Tensor, int]] = {}
+        self.calls: list[LayerCall] = []
+        self.giver: dict[int, tuple[LayerCall, Tensor, int]] = {}
         """By the id of a tensor: who gave it, itself (so that no other one gets the same id), and its version."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -118,7 +118,7 @@ class Watch(TorchFunctionMode):
                 if written:
                     del self.giver[id(leaf)]
 
-    def _use(self, leaves: Iterable[Any], call: Call | None, gives: bool) -> None:
+    def _use(self, leaves: Iterable[Any], call: LayerCall | None, gives: bool) -> None:
         """Note who uses parameters."""
         for leaf in leaves if gives else ():
             if id(leaf) in self.parameters:
@@ -126,17 +126,17 @@ class Watch(TorchFunctionMode):
                 layer = call is not None and call.layer is not None and name in (call.name, call.bias)
                 self.users[name].add(call.name if call is not None and layer else "")
 
-    def _giver(self, x: Any) -> Call | None:
+    def _giver(self, x: Any) -> LayerCall | None:
         return self.giver[id(x)][0] if id(x) in self.giver else None
 
-    def _call(self, func: Any, args: Any, kwargs: Any, out: Any) -> Call | None:
+    def _call(self, func: Any, args: Any, kwargs: Any, out: Any) -> LayerCall | None:
         operator = getattr(func, "__name__", "")
         if func is nn.functional.batch_norm:
             given = {**dict(zip(_NORM, args, strict=False)), **kwargs}
             name, source = self.buffers.get(id(given["running_mean"])), self._giver(given["input"])
             if name is None or given.get("training"):
                 return None
-            call = Call(name, None, given, out, source=source)
+            call = LayerCall(name, None, given, out, source=source)
             if source is not None and source.norm is None:
                 source.norm = call
             return call
@@ -146,7 +146,9 @@ class Watch(TorchFunctionMode):
         name = self.parameters.get(id(given["weight"]))
         if name is None:
             return None
-        return Call(name, Layer.of(operator, given), given, out, self.parameters.get(id(given.get("bias"))))
+        return LayerCall(
+            name, LayerProduct.of(operator, given), given, out, self.parameters.get(id(given.get("bias")))
+        )
 
     def _add(self, a: Any, b: Any = None) -> None:
         for mine, other in ((a, b), (b, a)):
@@ -156,10 +158,10 @@ class Watch(TorchFunctionMode):
 
 
 @torch.no_grad()
-def calls(model: nn.Module, inputs: Inputs) -> list[Call]:
+def calls(model: nn.Module, inputs: Inputs) -> list[LayerCall]:
     """All calls of one forward, in their order; of layers only those whose weight nothing else uses, and a bias
     that others use too is none."""
-    with Watch(model) as watch:
+    with LayerWatch(model) as watch:
         inputs(model)
     users, norms = watch.users, defaultdict[str, set[str]](set)
     for call in watch.calls:
@@ -178,9 +180,9 @@ def calls(model: nn.Module, inputs: Inputs) -> list[Call]:
 
 
 @torch.no_grad()
-def calls_of(model: nn.Module, inputs: Inputs, name: str, count: int, added: bool = False) -> list[Call]:
+def calls_of(model: nn.Module, inputs: Inputs, name: str, count: int, added: bool = False) -> list[LayerCall]:
     """The first ``count`` calls of one layer or norm; the forward ends with the last, or once it is ``added``."""
-    watch = Watch(model, {name}, done=lambda: _complete(watch.calls, count, added))
+    watch = LayerWatch(model, {name}, done=lambda: _complete(watch.calls, count, added))
     try:
         with watch:
             inputs(model)
@@ -189,12 +191,12 @@ def calls_of(model: nn.Module, inputs: Inputs, name: str, count: int, added: boo
     return watch.calls
 
 
-def _complete(seen: list[Call], count: int, added: bool) -> bool:
+def _complete(seen: list[LayerCall], count: int, added: bool) -> bool:
     return len(seen) >= count and (not added or seen[-1].other is not None)
 
 
 @torch.no_grad()
-def each_call(model: nn.Module, inputs: Inputs, seen: Callable[[Call], None]) -> None:
+def each_call(model: nn.Module, inputs: Inputs, seen: Callable[[LayerCall], None]) -> None:
     """Hand every call of a forward to ``seen``, as it happens; nothing is kept."""
-    with Watch(model, each=seen):
+    with LayerWatch(model, each=seen):
         inputs(model)

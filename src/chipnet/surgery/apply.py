@@ -252,8 +252,8 @@ def fit_attributes(module: nn.Module) -> None:
         if known is not None:
             module.num_features = known.shape[0]
     elif isinstance(module, nn.GroupNorm) and isinstance(weight, Tensor):
-        whole = module.num_groups * weight.shape[0] // module.num_channels
-        module.num_groups = max(1, whole)  # several groups are removed whole, one gets narrower
+        groups = module.num_groups * weight.shape[0] // module.num_channels
+        module.num_groups = max(1, groups)  # several groups are removed whole, one gets narrower
         module.num_channels = weight.shape[0]
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and isinstance(weight, Tensor):
         module.normalized_shape = tuple(weight.shape)

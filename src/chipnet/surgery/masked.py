@@ -26,7 +26,7 @@ from chipnet.program.inputs import Inputs
 from chipnet.program.ready import check_runs, copied
 from chipnet.program.spelling import unnested
 from chipnet.surgery.plan import PLAN, Plan
-from chipnet.surgery.verify import Comparison, compare, compare_training, outputs, repeatable
+from chipnet.surgery.verify import OutputComparison, compare_outputs, compare_training, outputs, repeatable
 
 _log = logging.getLogger("chipnet")
 
@@ -81,15 +81,15 @@ def agree(
 
 
 @plainly
-def verify_compact(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) -> Comparison:
+def verify_compact(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) -> OutputComparison:
     """Largest difference between the masked and the compact outputs on ``inputs``, and the outputs' scale.
 
     Runs in eval mode and in float64 where both networks do. Numbers that are not finite must stand in the same
     places; where outputs have no others, or the inputs are constant, random inputs of the same shapes are used too.
 
     Returns:
-        A `Comparison`, which unpacks as ``difference, scale`` and knows how many numbers were compared. Where none
-        were, the difference is NaN: nothing is verified.
+        An `OutputComparison`, which unpacks as ``difference, scale`` and has the count of numbers compared. Where
+        there are none, the difference is NaN: nothing is verified.
 
     Raises:
         PlanError: the plan is for another network, or neither it nor the caller has inputs.
@@ -106,7 +106,7 @@ def verify_compact(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) 
     return _compared_for(model, small, plan, called)
 
 
-def _compared_for(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> Comparison:
+def _compared_for(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> OutputComparison:
     """As `_compared`. Inputs that the model itself does not run on are refused in words."""
     try:
         return _compared(model, small, plan, inputs)
@@ -117,14 +117,14 @@ def _compared_for(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs
         raise
 
 
-def _compared(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> Comparison:
+def _compared(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> OutputComparison:
     """What is compared, as `verify_compact` says. Raises what the forwards raise."""
     device = device_of(model)
     try:
         big, other = masked(model, plan).double(), copy.deepcopy(small).double()
-        return compare(big, other, inputs.to(device, torch.float64))
+        return compare_outputs(big, other, inputs.to(device, torch.float64))
     except (RuntimeError, TypeError):  # a forward that makes tensors of its own dtype: as it is, then
-        return compare(masked(model, plan), copy.deepcopy(small), inputs.to(device))
+        return compare_outputs(masked(model, plan), copy.deepcopy(small), inputs.to(device))
 
 
 def check_compact(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> None:
@@ -134,7 +134,7 @@ def check_compact(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs
     if any(size.value != size.was for size in plan.sizes):  # a number that follows may be a value in training
         _verify_training(model, small, plan, inputs.to(device_of(model)))
     blind = frozenset(found.unverified)
-    same = found.compared == 0 or _same(found, small, plan, inputs, least=1e-12, blind=blind)
+    same = found.compared == 0 or _same(found, small, plan, inputs, min_scale=1e-12, blind=blind)
     if found.difference == math.inf or not same:
         raise PlanError(
             f"the compact network does not compute what the masked one does: outputs differ by "
@@ -168,12 +168,12 @@ def _verify_training(model: nn.Module, small: nn.Module, plan: Plan, inputs: Inp
         )
 
 
-def same_in_training(found: Comparison, small: nn.Module) -> bool:
+def same_in_training(found: OutputComparison, small: nn.Module) -> bool:
     """Is what was compared in train mode the same? Statistics of a batch blow rounding up."""
-    return found.within(1e-6 if _is_double(small) else 1e-2, least=1e-12)
+    return found.within(1e-6 if _is_double(small) else 1e-2, min_scale=1e-12)
 
 
-def _same(found: Comparison, small: nn.Module, plan: Plan, inputs: Inputs, **known: Any) -> bool:
+def _same(found: OutputComparison, small: nn.Module, plan: Plan, inputs: Inputs, **known: Any) -> bool:
     """Is what was compared in eval mode the same, but for rounding?
 
     In float64 rounding is tiny. Where constants make up most of an output, a small difference may be all that shows

@@ -163,9 +163,9 @@ class Plan:
     def __repr__(self) -> str:
         cut = sum(s.kept < s.channels for s in self.sites)
         costs = ", ".join(f"{k} {self.compact[k]:,} of {self.dense[k]:,}" for k in self.dense.kinds)
-        asked = f", budget {self.budget}" if self.budget else ""
+        target = f", budget {self.budget}" if self.budget else ""
         return (
-            f"Plan({self.realisation}: {cut} of {amount(len(self.sites), 'site')} narrower, {costs}{asked})"
+            f"Plan({self.realisation}: {cut} of {amount(len(self.sites), 'site')} narrower, {costs}{target})"
         )
 
     def called(self, example_inputs: Any) -> Inputs | None:
@@ -208,8 +208,8 @@ class Plan:
             rows.append(f"{k:8} {now:>6,} of {was:>6,} {100 * now / max(was, 1):7.2f} %")
         for s in self.sites:
             tied = f", tied to {few(s.tied_to)}{s.ties and f' ({s.ties})'}" if s.tied_to else ""
-            whole = "" if s.covered or s.kept < s.channels else "kept whole: "
-            why = f", {whole}{s.reason}" if s.reason else ""
+            label = "" if s.covered or s.kept < s.channels else "kept whole: "
+            why = f", {label}{s.reason}" if s.reason else ""
             rows.append(f"{s.name}: {s.kept} of {s.channels}{tied}{why}")
         rows += [f"{d.module}: removed ({d.kind})" for d in self.stand_ins]
         rows += [str(size) for size in self.sizes if size.value != size.was]
@@ -217,14 +217,14 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values: records by the names of their fields."""
-        apart = {
+        other = {
             "dense": self.dense.to_json(),
             "compact": self.compact.to_json(),
             "outputs": self.outputs and self.outputs.to_json(),
             "inputs": None,
             "mask": "".join("1" if m else "0" for m in self.mask),
         }
-        values = {n: apart[n] if n in apart else encode(v) for n, v in vars(self).items()}
+        values = {n: other[n] if n in other else encode(v) for n, v in vars(self).items()}
         return {"version": VERSION, **{n: v for n, v in values.items() if v is not None}}
 
     @classmethod

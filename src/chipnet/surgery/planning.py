@@ -143,7 +143,7 @@ def _sizes(analysis: Analysis, present: NDArray[np.bool_]) -> Iterator[Size]:
     """Attributes that follow widths."""
     for n in analysis.graph.numbers.values():
         now = int(present[n.slots].sum()) + n.rest
-        yield Size(n.module, n.name, n.index, max(now, n.least), len(n.slots) + n.rest)
+        yield Size(n.module, n.name, n.index, max(now, n.minimum), len(n.slots) + n.rest)
 
 
 def _scales(analysis: Analysis, present: NDArray[np.bool_]) -> Iterator[Scale]:

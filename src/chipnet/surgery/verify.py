@@ -14,7 +14,7 @@ from chipnet.program.ready import copied
 
 
 @dataclass(frozen=True)
-class Comparison:
+class OutputComparison:
     """Outputs of two networks, side by side. Unpacks as ``difference, scale``.
 
     Attributes:
@@ -41,15 +41,15 @@ class Comparison:
         """Has every output that has elements been compared, and any?"""
         return self.compared > 0 and not self.unverified
 
-    def within(self, limit: float, least: float = 0.0, blind: frozenset[int] = frozenset()) -> bool:
+    def within(self, limit: float, min_scale: float = 0.0, blind: frozenset[int] = frozenset()) -> bool:
         """Complete but for outputs ``blind``, and no difference above ``limit`` times the scale (of at least
-        ``least``)?"""
+        ``min_scale``)?"""
         complete = self.compared > 0 and blind.issuperset(self.unverified)
-        return complete and self.difference <= limit * max(self.scale, least)
+        return complete and self.difference <= limit * max(self.scale, min_scale)
 
 
 @torch.no_grad()
-def compare(a: nn.Module, b: nn.Module, inputs: Inputs) -> Comparison:
+def compare_outputs(a: nn.Module, b: nn.Module, inputs: Inputs) -> OutputComparison:
     """Compare two networks in eval mode on ``inputs``; where these tell too little, on drawn ones too.
 
     Raises:
@@ -92,7 +92,7 @@ def train_outputs(model: nn.Module, inputs: Inputs, *, spent: bool = False) -> l
         return inputs.twice().read((model if spent else copied(model)).train())
 
 
-def compare_training(a: nn.Module, b: nn.Module, inputs: Inputs, *, spent: bool = False) -> Comparison:
+def compare_training(a: nn.Module, b: nn.Module, inputs: Inputs, *, spent: bool = False) -> OutputComparison:
     """Compare (copies of) two networks in train mode."""
     return compared(train_outputs(a, inputs, spent=spent), train_outputs(b, inputs, spent=spent))
 
@@ -159,19 +159,19 @@ def _floats(inputs: Inputs) -> list[Tensor]:
     return [x for x in inputs.tensors() if x.is_floating_point()]
 
 
-def _both(a: Comparison, b: Comparison) -> Comparison:
+def _both(a: OutputComparison, b: OutputComparison) -> OutputComparison:
     """Of two comparisons of the same networks: the worse difference, and what neither compared."""
     parts = [c for c in (a, b) if c.compared] or [a]
     worst = max(parts, key=lambda c: c.difference / c.scale if c.scale else float(c.difference > 0))
     left = tuple(i for i in a.unverified if i in b.unverified) if b.compared else a.unverified
     if any(c.difference == math.inf for c in (a, b)):
-        return Comparison(math.inf, 1.0, drawn=True)
-    return Comparison(worst.difference, worst.scale, a.compared + b.compared, left, drawn=True)
+        return OutputComparison(math.inf, 1.0, drawn=True)
+    return OutputComparison(worst.difference, worst.scale, a.compared + b.compared, left, drawn=True)
 
 
-def compared(wanted: list[Tensor], found: list[Tensor]) -> Comparison:
+def compared(wanted: list[Tensor], found: list[Tensor]) -> OutputComparison:
     """Two lists of outputs, tensor by tensor."""
-    different = Comparison(math.inf, 1.0)
+    different = OutputComparison(math.inf, 1.0)
     if [x.shape for x in wanted] != [y.shape for y in found]:
         return different
     worst, scale, count, unverified = 0.0, 0.0, 0, []
@@ -201,5 +201,5 @@ def compared(wanted: list[Tensor], found: list[Tensor]) -> Comparison:
         if difference * scale >= worst * size:  # the worst output relative to its own scale
             worst, scale = difference, size
     if not count:
-        return Comparison(math.nan, 1.0, 0, tuple(unverified))
-    return Comparison(worst, scale, count, tuple(unverified))
+        return OutputComparison(math.nan, 1.0, 0, tuple(unverified))
+    return OutputComparison(worst, scale, count, tuple(unverified))

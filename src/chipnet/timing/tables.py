@@ -54,7 +54,7 @@ _STEPS = (0.125, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
-class Table:
+class LayerTable:
     """Nanoseconds ``[rows, columns]`` of one layer at a grid of widths. At width 0 it is removed and takes none."""
 
     rows: tuple[int, ...]
@@ -72,7 +72,10 @@ class LatencyModel:
     """
 
     def __init__(
-        self, calls: Sequence[tuple[int, int, int]], tables: Sequence[Table], rest: tuple[float, float, float]
+        self,
+        calls: Sequence[tuple[int, int, int]],
+        tables: Sequence[LayerTable],
+        rest: tuple[float, float, float],
     ) -> None:
         size = max((max(len(t.rows), len(t.columns)) for t in tables), default=2)
         self.calls = torch.tensor(calls, dtype=torch.int64).reshape(-1, 3).T.contiguous()
@@ -217,19 +220,19 @@ class _Cache:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(self.path, json.dumps(self.tables).encode())
 
-    def table(self, module: nn.Module, shape: tuple[int, ...]) -> Table:
+    def table(self, module: nn.Module, shape: tuple[int, ...]) -> LayerTable:
         weight = module.weight
         assert isinstance(weight, Tensor)
         key = f"{type(module).__name__}({module.extra_repr()}) {list(shape)} {weight.dtype}"
         try:
-            return _usable(decode(Table, self.tables.get(key), "a table"))
+            return _usable(decode(LayerTable, self.tables.get(key), "a table"))
         except DamagedError:  # or not there: measure anew
             table = measure_layer(module, shape)
             self.tables[key], self.new = asdict(table), True
             return table
 
 
-def _usable(table: Table) -> Table:
+def _usable(table: LayerTable) -> LayerTable:
     """The table itself, if its times are for its widths and never fall as widths grow.
 
     Raises:
@@ -244,7 +247,7 @@ def _usable(table: Table) -> Table:
     return table
 
 
-def measure_layer(module: nn.Module, shape: tuple[int, ...]) -> Table:
+def measure_layer(module: nn.Module, shape: tuple[int, ...]) -> LayerTable:
     """Time a convolution or linear layer at a grid of widths.
 
     The shortest of a few times counts: it is the one that nothing else disturbed.
@@ -266,7 +269,7 @@ def measure_layer(module: nn.Module, shape: tuple[int, ...]) -> Table:
     grid = np.array([[_shortest(_slim(module, rows_axis, r, c), shape) for c in columns] for r in rows])
     grid = np.maximum.accumulate(np.maximum.accumulate(grid, 0), 1)
     values = np.pad(grid, ((1, 0), (1, 0)))
-    return Table((0, *rows), (0, *columns), tuple(tuple(map(float, row)) for row in values))
+    return LayerTable((0, *rows), (0, *columns), tuple(tuple(map(float, row)) for row in values))
 
 
 def _shortest(layer: Any, shape: tuple[int, ...]) -> float:

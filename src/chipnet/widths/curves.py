@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from chipnet.analysis.analysis import Analysis
 from chipnet.program.inputs import Inputs
-from chipnet.repair.batches import few
-from chipnet.repair.layers import Layer, exact
+from chipnet.repair.batches import first_images
+from chipnet.repair.layers import LayerProduct, exact
 from chipnet.repair.watch import calls
 from chipnet.surgery.apply import compact
 from chipnet.surgery.plan import Plan
 from chipnet.surgery.planning import make_plan
 from chipnet.widths.distance import Distance, between
 from chipnet.widths.elimination import eliminate
-from chipnet.widths.reads import Reads, read_layers, usable
+from chipnet.widths.reads import Reads, layer_reads, usable
 
 MEMORY = 2**30
 """Bytes that covariances of layers take at once; one layer with more columns than fit is not looked at."""
@@ -61,13 +61,13 @@ def measure_curves(
         progress: is called with the number of sites that are done, and of all.
     """
     most = int((MEMORY // 8) ** 0.5)
-    seen = {c.name: c for c in calls(model, few(batches[0], analysis.inputs)) if usable(c, most)}
+    seen = {c.name: c for c in calls(model, first_images(batches[0], analysis.inputs)) if usable(c, most)}
     layers = {name: call.layer for name, call in seen.items() if call.layer is not None}
     sites = [i for i, gates in enumerate(analysis.site_gates) if len(gates)]
     gone = {i: _gone(analysis, analysis.site_gates[i], layers) for i in sites}
     curves: list[Curve] = []
     for part in _parts(sites, lambda i: {name: 8 * layers[name].columns ** 2 for name in gone[i]}):
-        reads = read_layers(model, batches, {name: seen[name] for i in part for name in gone[i]})
+        reads = layer_reads(model, batches, {name: seen[name] for i in part for name in gone[i]})
         for i in part:
             mine = {name: reads[name] for name in gone[i]}
             curves.append(_curve(model, analysis, i, mine, gone[i], batches, distance))
@@ -76,14 +76,14 @@ def measure_curves(
     return curves
 
 
-def _gone(analysis: Analysis, gates: Tensor, layers: Mapping[str, Layer]) -> dict[str, Tensor]:
+def _gone(analysis: Analysis, gates: Tensor, layers: Mapping[str, LayerProduct]) -> dict[str, Tensor]:
     """Of layers that read a site: which of their input channels vanish with each gate, ``[gates, channels]``."""
     found: dict[str, list[Tensor]] = {}
-    whole = analysis.present(torch.ones(analysis.gates, dtype=torch.bool))
+    present = analysis.present(torch.ones(analysis.gates, dtype=torch.bool))
     for some in gates.split(64):
         masks = torch.ones(len(some), analysis.gates, dtype=torch.bool)
         masks[torch.arange(len(some)), some] = False
-        lost = whole & ~analysis.present(masks)
+        lost = present & ~analysis.present(masks)
         for name, layer in layers.items():
             slots = analysis.graph.axes.get(name, {}).get(0 if layer.transposed else 1)
             if slots is not None:

@@ -24,15 +24,15 @@ def between(
     finite or of other shapes."""
     if not others:
         return []
-    apart = [torch.zeros(0, dtype=torch.float64)] * len(others)
+    distances = [torch.zeros(0, dtype=torch.float64)] * len(others)
     size = torch.zeros(0, dtype=torch.float64)
     for batch in batches:
         wanted = _floats(batch, dense)
         size = _plus(size, [_size(w, distance) for w in wanted])
         for i, other in enumerate(others):
-            apart[i] = _plus(apart[i], _apart(wanted, _floats(batch, other), distance))
+            distances[i] = _plus(distances[i], _distances(wanted, _floats(batch, other), distance))
     size = size.clamp(min=torch.finfo(torch.float64).tiny)
-    return [float(torch.nan_to_num(a / size, nan=torch.inf, posinf=torch.inf).sum()) for a in apart]
+    return [float(torch.nan_to_num(a / size, nan=torch.inf, posinf=torch.inf).sum()) for a in distances]
 
 
 def _floats(batch: Inputs, model: nn.Module) -> list[Tensor]:
@@ -49,7 +49,7 @@ def _size(x: Tensor, distance: Distance) -> float:
     return float(len(x)) if _logits(x, distance) else float(x.square().sum())
 
 
-def _apart(wanted: Sequence[Tensor], given: Sequence[Tensor], distance: Distance) -> list[float]:
+def _distances(wanted: Sequence[Tensor], given: Sequence[Tensor], distance: Distance) -> list[float]:
     if [x.shape for x in wanted] != [x.shape for x in given]:
         return [float("inf")] * len(wanted)
     return [_one(x, y, distance) for x, y in zip(wanted, given, strict=True)]

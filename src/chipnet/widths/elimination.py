@@ -93,11 +93,11 @@ def eliminate(readers: Sequence[tuple[Reads, Tensor]], count: int) -> tuple[Tens
     while left:
         each = sum((state.errors(left) for state in states), torch.zeros(len(left), dtype=torch.float64))
         many = max(1, len(left) // AT_ONCE)
-        least = torch.argsort(each, stable=True)[:many].tolist()
-        for i in least:
+        cheapest = torch.argsort(each, stable=True)[:many].tolist()
+        for i in cheapest:
             gone.append(left[i])
             errors.append(errors[-1] + max(float(each[i]), 0.0))
         for state in states:
-            state.drop([left[i] for i in least])
-        left = [g for i, g in enumerate(left) if i not in set(least)]
+            state.drop([left[i] for i in cheapest])
+        left = [g for i, g in enumerate(left) if i not in set(cheapest)]
     return torch.tensor(gone[::-1], dtype=torch.int64), torch.tensor(errors[::-1], dtype=torch.float64)

@@ -108,14 +108,14 @@ class Knapsack:
 
     def _bisect(self, weights: NDArray[np.float64]) -> tuple[list[int], float]:
         """The lowest price at which the widths are within the limits."""
-        whole = list(self.most)
+        widest = list(self.most)
         finite = [curve.losses[np.isfinite(curve.losses)] for curve in self.curves]
         scale = max((float(x.max()) for x in finite), default=1.0) or 1.0
         low, high = scale * 1e-9, scale * 1e3
-        found = self.descend(list(whole), high * weights)
+        found = self.descend(list(widest), high * weights)
         while high / low > _CLOSE:
             price = (low * high) ** 0.5
-            widths = self.descend(list(whole), price * weights)
+            widths = self.descend(list(widest), price * weights)
             if bool((self.costs([widths])[0] <= 1).all()):
                 high, found = price, widths
             else:

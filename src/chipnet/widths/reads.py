@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from chipnet.program.inputs import Inputs
-from chipnet.repair.layers import Layer
+from chipnet.repair.layers import LayerProduct
 from chipnet.repair.sums import Sums, ridged
-from chipnet.repair.watch import Call, each_call
+from chipnet.repair.watch import LayerCall, each_call
 
 RIDGE = 1e-2
 """Added to the diagonal of covariances, in mean variances: inputs that hardly vary call for no large weights."""
@@ -31,7 +31,7 @@ class Reads:
         sign: of the offset there.
     """
 
-    layer: Layer
+    layer: LayerProduct
     weight: Tensor
     mean: Tensor
     covariance: Tensor
@@ -67,12 +67,14 @@ class Reads:
         return weight, self.mean @ self.weight - self.mean[columns] @ weight
 
 
-def read_layers(model: nn.Module, batches: Sequence[Inputs], wanted: Mapping[str, Call]) -> dict[str, Reads]:
+def layer_reads(
+    model: nn.Module, batches: Sequence[Inputs], wanted: Mapping[str, LayerCall]
+) -> dict[str, Reads]:
     """Of layers by the names of their weights, each with a call of it, what they read. Sums are float64:
     ``8 columns²`` bytes a layer."""
     sums: dict[str, Sums] = {}
 
-    def seen(call: Call) -> None:
+    def seen(call: LayerCall) -> None:
         if call.layer is not None and call.name in wanted:
             for x, _ in call.layer.pairs(call.given["input"], call.output):
                 mine = Sums.of(x, x[..., :0])
@@ -84,7 +86,7 @@ def read_layers(model: nn.Module, batches: Sequence[Inputs], wanted: Mapping[str
     return {name: _read(wanted[name], found.check(name), weights[name]) for name, found in sums.items()}
 
 
-def _read(call: Call, sums: Sums, weight: Tensor) -> Reads:
+def _read(call: LayerCall, sums: Sums, weight: Tensor) -> Reads:
     norm = call.norm if call.normed else None
     means = sums.centred(call.bias is not None or norm is not None)
     assert call.layer is not None
@@ -98,6 +100,6 @@ def _read(call: Call, sums: Sums, weight: Tensor) -> Reads:
     )
 
 
-def usable(call: Call, most: int) -> bool:
+def usable(call: LayerCall, most: int) -> bool:
     """May a layer's inputs be summed up: is it ungrouped, with at most ``most`` columns?"""
     return call.layer is not None and call.layer.groups == 1 and call.layer.columns <= most

@@ -17,7 +17,7 @@ from chipnet._util.text import value_text
 from chipnet.analysis.kinds import LATENCY
 from chipnet.analysis.options import Options, Patterns
 from chipnet.budget.budget import Budget
-from chipnet.budget.ranking import Ranking, counting
+from chipnet.budget.ranking import Ranking, counting_solver
 from chipnet.errors import ConfigError
 from chipnet.graph.facts import Realisation
 from chipnet.program.inputs import Inputs
@@ -227,7 +227,7 @@ def _shrunk(
 def _plan(model: nn.Module, structure: Structure, ranking: Ranking, budget: Budget, within: Tensor) -> Plan:
     """The plan of the gates that rank highest within the budget, of the gates ``within``."""
     analysis, limits = structure.analysis, structure.limits(budget)
-    solver = measuring(model, analysis, budget) if LATENCY in budget.kinds else counting(analysis)
+    solver = measuring(model, analysis, budget) if LATENCY in budget.kinds else counting_solver(analysis)
     solution = solver(limits, ranking)
     mask = analysis.canonical(solution.mask & within)
     if not analysis.connected(mask):

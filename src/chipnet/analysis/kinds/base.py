@@ -18,7 +18,7 @@ Term = tuple[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Call:
+class CountedCall:
     """One call of a layer, with indices of counts.
 
     ``works`` and ``reads`` count 1 or 0: is what it writes needed, and is there anything to read? ``rows`` and
@@ -38,7 +38,7 @@ class Counts(Protocol):
     graph: ChannelGraph
     shapes: Mapping[str, tuple[int, ...]]
     """Of every parameter of the dense network."""
-    calls: Sequence[Call]
+    calls: Sequence[CountedCall]
     """Of layers, in order."""
 
     def count(self, slots: Slots) -> int:

@@ -47,9 +47,9 @@ def attention(
         for x in (q, k, v):
             if axis in x.varying:
                 op.note_heads(x, axis)
-    whole = [x for x in (q, k, mask) if x is not None]
+    kept = [x for x in (q, k, mask) if x is not None]
     if enable_gqa or last - 1 in heads or last not in v.varying or (heads and not op.tied_along(v, heads)):
-        return op.barrier([*whole, v], "attention")
+        return op.barrier([*kept, v], "attention")
     reason = "attention keeps one channel of values: without any it computes no scores"
     op.keep(v.slots()[:1], reason, PinCode.ONE_STAYS)
     pairs = math.prod(op.shape[:-1]) * k.shape[-2]
@@ -57,10 +57,10 @@ def attention(
     if (scores := _scores(op, q, k, scale)) is not None:
         product, total = scores
         more.append((product, pairs * q.shape[-1] // len(product)))
-        whole = [total, *([mask] if mask is not None else [])]
+        kept = [total, *([mask] if mask is not None else [])]
     op.count(v.slots(), pairs * v.shape[-1] // len(v.slots()), *more)
     why = "queries and keys of attention" if scores is None else "scores of attention"
-    return Labels(op.with_kept(v, whole, why).core, op.shape)
+    return Labels(op.with_kept(v, kept, why).core, op.shape)
 
 
 def _has_whole_heads(op: Operator, x: Labels, axis: int) -> bool:

@@ -14,7 +14,7 @@ _SHIFTS = "softmax _softmax log_softmax _log_softmax logcumsumexp"
 
 
 @rule(*aten(_SHIFTS), *aten("cumsum cumprod cummax cummin"))
-def along(op: Operator, x: Value, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
+def cumulative(op: Operator, x: Value, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
     """Along space every channel is computed by itself; along channels all are pinned."""
     x = op.labelled(x)
     kind: Any = "const" if op.name in _SHIFTS.split() else "or"
@@ -30,13 +30,13 @@ def along(op: Operator, x: Value, dim: int = -1, *args: Any, **kwargs: Any) -> A
 @rule(*aten("sort argsort msort"))
 def sort(op: Operator, x: Value, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
     """Along space every channel is sorted by itself."""
-    return along(op, x, 0 if op.name == "msort" else dim)
+    return cumulative(op, x, 0 if op.name == "msort" else dim)
 
 
 @rule(*aten("topk"))
 def topk(op: Operator, x: Value, k: int, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
     """Along space every channel has its own largest values."""
-    return along(op, x, dim)
+    return cumulative(op, x, dim)
 
 
 @rule(*aten("diff"))
@@ -44,7 +44,7 @@ def diff(op: Operator, x: Value, n: int = 1, dim: int = -1, before: Any = None, 
     """Differences of neighbours along space."""
     if before is not None or after is not None:
         return op.barrier(values_in(x, before, after), "differences with given ends")
-    return along(op, x, dim)
+    return cumulative(op, x, dim)
 
 
 @rule(

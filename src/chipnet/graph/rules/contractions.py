@@ -162,10 +162,10 @@ def _of_one_slot(op: Operator, x: Labels, other: Labels) -> Labels:
     return op.without_channels(x, "what it meets varies along another axis")
 
 
-def _keep(op: Operator, x: Labels, over: list[int], least: int) -> None:
-    """Pin the first ``least`` channels of those that are summed over."""
-    first = x.core.numpy().take(range(least), over[0]) if least else x.slots()[:0]
-    op.keep(first.reshape(-1), f"'{op.node.name}' sums over at least {least} channels", PinCode.ONE_STAYS)
+def _keep(op: Operator, x: Labels, over: list[int], count: int) -> None:
+    """Pin the first ``count`` channels of those that are summed over."""
+    first = x.core.numpy().take(range(count), over[0]) if count else x.slots()[:0]
+    op.keep(first.reshape(-1), f"'{op.node.name}' sums over at least {count} channels", PinCode.ONE_STAYS)
 
 
 def _totals(op: Operator, x: Labels, over: list[int], rest: list[int]) -> Labels:

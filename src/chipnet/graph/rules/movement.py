@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from chipnet.graph.attributes import claim, pin_literal
 from chipnet.graph.facts import Map, PinCode, Slots, Source
-from chipnet.graph.labels import Labels, Param, Value, along, shrink, uniform
+from chipnet.graph.labels import Labels, Param, Value, along, smallest_core, uniform
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.table import aten, rule
 from chipnet.program.names import operator_name, shape_of
@@ -97,7 +97,7 @@ def _moved_data(op: Operator, x: Value, args: tuple[Any, ...], kwargs: dict[str,
     axes: list[int | None] = [None] * len(op.shape)
     for axis in x.long:
         index = torch.arange(x.shape[axis]).reshape([-1 if a == axis else 1 for a in range(len(x.shape))])
-        out = shrink(op.node.target(index.expand(x.shape), *args, **kwargs))  # type: ignore[operator]
+        out = smallest_core(op.node.target(index.expand(x.shape), *args, **kwargs))  # type: ignore[operator]
         varies = [a for a, n in enumerate(out.shape) if n > 1]
         if len(varies) != 1 or not torch.equal(out.reshape(-1), index.reshape(-1)):
             return None
@@ -355,8 +355,8 @@ def take(op: Operator, x: Value, dim: int = 0, *args: Any, **kwargs: Any) -> Lab
     if any(isinstance(a, Value) for a in args):
         return op.barrier([x], "indexes by a tensor")
     full = op.node.target(x.full(), dim, *args, **kwargs)  # type: ignore[operator]
-    whole = tuple(full.shape) == x.shape or op.keeps_length(x, dim)
-    if not whole and not _bounded(op, x.along(dim), args):
+    complete = tuple(full.shape) == x.shape or op.keeps_length(x, dim)
+    if not complete and not _bounded(op, x.along(dim), args):
         pin_literal(op, x, "a fixed part of its channels is taken")
     return op.moved(full)
 
@@ -383,5 +383,5 @@ def _bounded(op: Operator, slots: Slots, bounds: tuple[Any, ...]) -> bool:
 
 
 @rule(*aten("_assert_tensor_metadata _assert_async _assert_scalar"))
-def check(op: Operator, *args: Any, **kwargs: Any) -> None:
+def assertion(op: Operator, *args: Any, **kwargs: Any) -> None:
     """Checks of dtypes and values that torch.export leaves. They compute nothing."""

@@ -134,15 +134,15 @@ def failures(more: str = "") -> Iterator[None]:
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM (how batch systems end jobs) ask the run to save and stop; a second one ends it."""
-    asked: list[int] = []
+    received: list[int] = []
     own = os.getpid()
 
     def ask(number: int, frame: Any) -> None:
         if os.getpid() != own:  # a worker of a data loader, which has inherited this
             return
-        if asked:
+        if received:
             raise KeyboardInterrupt
-        asked.append(number)
+        received.append(number)
         if first():
             print("stopping after this step; once more stops at once", file=sys.stderr)
 
@@ -153,7 +153,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(received)
     finally:
         for number, handler in zip(signals, old, strict=True):
             signal.signal(number, handler)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, cast
 import typer
 from rich.table import Table
 
-from chipnet._util.sizes import MOST
+from chipnet._util.sizes import MAX
 from chipnet._util.text import amount, few
 from chipnet.errors import ConfigError
 from chipnet.lab.cli.console import Console
@@ -111,8 +111,8 @@ def parse_shape(text: str) -> tuple[int, ...]:
         shape = ()
     if len(shape) < 2 or min(shape) < 1:
         raise ConfigError(f"--input {text!r}: give the shape of a batch of one, such as 1,3,224,224.")
-    if math.prod(shape) > MOST:
-        raise ConfigError(f"--input {text!r} is of more than {MOST:,} numbers.")
+    if math.prod(shape) > MAX:
+        raise ConfigError(f"--input {text!r} is of more than {MAX:,} numbers.")
     return shape
 
 

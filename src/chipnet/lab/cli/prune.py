@@ -82,8 +82,10 @@ def prune(
             with problems.collected("method"):
                 read_method(options["method"])
         if dry_run or not budgets:
-            asked = dataclasses.replace(request, budget=next(iter(budgets.values()), request.budget))
-            job = (read_job if dry_run else prepare)(asked, resume=resume is not None, problems=problems)
+            first_request = dataclasses.replace(request, budget=next(iter(budgets.values()), request.budget))
+            job = (read_job if dry_run else prepare)(
+                first_request, resume=resume is not None, problems=problems
+            )
     if dry_run:
         console.tell("\n".join(dry(job)))
     elif budgets:

@@ -71,14 +71,13 @@ def sweep(
 ) -> None:
     """One run for each of ``budgets`` (name of its folder -> budget), in folders below the request's."""
     with said(console), refusals(flags):
-        job, asked = _requests(request, budgets, problems)
-        requests = dict(zip(budgets, asked, strict=True))
+        job, requests = _requests(request, budgets, problems)
     if request.no_train:
         results = _family(console, job, requests, flags)
     else:
         results = _one_by_one(console, requests, budgets, flags)
     console.print(table(results))
-    folders = shlex.join(str(r.out) for r in asked)
+    folders = shlex.join(str(r.out) for r in requests.values())
     console.tell(f"Runs in {request.out}: {', '.join(results)}. Side by side: chipnet report {folders}")
 
 
@@ -89,7 +88,7 @@ def _family(
     from chipnet.lab.shrinking import family, run_untrained
 
     with said(console), refusals(flags):
-        done = {name: _finished(Path(asked.out), asked) for name, asked in requests.items()}
+        done = {name: _finished(Path(one.out), one) for name, one in requests.items()}
         if all(done.values()):
             return {name: result for name, result in done.items() if result is not None}
         jobs = family(job, list(requests.values()))
@@ -97,7 +96,7 @@ def _family(
         found = {one.out: result for one, result in zip(jobs, run_untrained(jobs, bars, stop), strict=True)}
     for folder in found:
         runs.report_after(folder)
-    return {name: found[Path(asked.out)] for name, asked in requests.items()}
+    return {name: found[Path(one.out)] for name, one in requests.items()}
 
 
 def _one_by_one(
@@ -111,14 +110,14 @@ def _one_by_one(
     from chipnet.lab import train
 
     results = {}
-    for number, (name, asked) in enumerate(requests.items(), 1):
-        folder = Path(asked.out)
+    for number, (name, request) in enumerate(requests.items(), 1):
+        folder = Path(request.out)
         console.tell(f"{number}/{len(budgets)}: budget {budgets[name]}, into {folder}")
         with said(console), refusals(flags):
-            done = _finished(folder, asked)
+            done = _finished(folder, request)
             if done is None:
-                goes_on = not asked.overwrite and (folder / config.CONFIG).is_file()
-                job = train.prepare(asked, resume=goes_on)
+                goes_on = not request.overwrite and (folder / config.CONFIG).is_file()
+                job = train.prepare(request, resume=goes_on)
         if done is None:
             more = ". For the other budgets: the same command again"
             with said(console), failures(more), stop_signals() as stop, Bars(console) as bars:
@@ -131,8 +130,8 @@ def _one_by_one(
 
 def _requests(
     request: config.Request, budgets: Mapping[str, str], problems: Problems
-) -> tuple[Job, list[config.Request]]:
-    """The first run, read and checked, and the request of every run, whose every budget can be met."""
+) -> tuple[Job, dict[str, config.Request]]:
+    """The first run, read and checked, and the request of every run by name. Every budget can be reached."""
     from chipnet import Budget
     from chipnet.lab.devices import torchruns
     from chipnet.lab.job import read_job
@@ -163,25 +162,25 @@ def _requests(
     weights = job.request.weights
     if weights is None and job.start is None and not request.no_train:
         weights = str(folders[name] / DENSE)
-    asked = {
+    requests = {
         n: dataclasses.replace(job.request, budget=budgets[n], out=folders[n], weights=weights)
         for n in budgets
     }
-    asked[name] = dataclasses.replace(asked[name], weights=job.request.weights)
-    return job, list(asked.values())
+    requests[name] = dataclasses.replace(requests[name], weights=job.request.weights)
+    return job, requests
 
 
-def _finished(folder: Path, asked: config.Request) -> dict[str, Any] | None:
+def _finished(folder: Path, request: config.Request) -> dict[str, Any] | None:
     """What the finished run in ``folder`` came to, if there is one.
 
     Raises:
-        ConfigError: a run there was asked for otherwise.
+        ConfigError: the run there is of another request.
     """
     path = folder / config.CONFIG
-    if asked.overwrite or not path.is_file():
+    if request.overwrite or not path.is_file():
         return None
     there = plain(request_from(read_config(path), source=str(path)))
-    here = plain(asked)
+    here = plain(request)
     other = [name for name in here if here[name] != there.get(name) and name not in ("out", "recipe")]
     other += [
         f"recipe.{n}" for n, v in here["recipe"].items() if v != there["recipe"].get(n) and n != "train"

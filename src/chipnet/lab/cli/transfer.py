@@ -61,7 +61,7 @@ def transfer(
     with said(console), refusals():
         from chipnet.lab.runs import transfer
 
-        recipe, options, whose = transfer.recipe_of(source, data, data_dir, quick)
+        recipe, options, whose = transfer.recipe_like(source, data, data_dir, quick)
         changes: dict[str, Any] = {"batch_size": batch_size, "limit": limit, "limit_test": limit_test}
         changes |= {"train_lr": lr, "prune_lr": lr, **_phases(epochs)}
         options["recipe"] = recipe.changed({n: value for n, value in changes.items() if value is not None})
@@ -70,7 +70,7 @@ def transfer(
         options |= {"realisation": realisation, "ignore": tuple(ignore or ()), "only": tuple(only or ())}
         options |= {"seed": seed, "accelerator": accelerator, "precision": precision, "threads": threads}
         request = transfer.request_for(source, data, model=model, budget=budget, trust=trust, **options)
-        job = transfer.prepare(request, strict=bool(budget))
+        job = transfer.prepare_transfer(request, strict=bool(budget))
     console.tell(
         f"masks of {source} fit; on {data} they leave {transfer.reached(job)}; "
         f"{amount(sum(job.recipe.epochs), 'epoch')} by {whose}"

@@ -54,7 +54,7 @@ def without_broken(
     ]
     if not said:
         return parts, kept, []
-    if any(len(k) < least for k, least in zip(kept, (2, 1, 1), strict=True)):
+    if any(len(k) < minimum for k, minimum in zip(kept, (2, 1, 1), strict=True)):
         raise ConfigError(f"{name}: {said}. Too few images are left.")
     train, held_out, test = (images.subset(k) for images, k in zip(parts, kept, strict=True))
     return (train, held_out, test), kept, [f"left out: {said}"]

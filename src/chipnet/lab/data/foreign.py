@@ -1,6 +1,6 @@
 """Data sets of other libraries: torchvision's by name, Hugging Face's from disk, and the user's own.
 
-This file turns each into a `Source`; what is wrong with them is said here, before any training.
+This file turns each into a `PublishedData`; what is wrong with them is said here, before any training.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from chipnet._util.imports import optional_import
 from chipnet._util.text import amount, close_names
 from chipnet.errors import ConfigError
 from chipnet.lab.data.folders import SampleImages
-from chipnet.lab.data.sources import Source, folder
+from chipnet.lab.data.sources import PublishedData, folder
 
 
-def torchvision_set(name: str, data_dir: str | Path | None) -> Source:
+def torchvision_set(name: str, data_dir: str | Path | None) -> PublishedData:
     """A classification data set of `torchvision.datasets`, as it lies on disk."""
     datasets = optional_import("torchvision.datasets", needed_for=f"tv/{name}", install="torchvision")
     if name not in datasets.__all__ or not inspect.isclass(getattr(datasets, name)):
@@ -55,7 +55,7 @@ def torchvision_set(name: str, data_dir: str | Path | None) -> Source:
     return from_mapping(f"tv/{name}", {"train": parts[0], "test": parts[1]})
 
 
-def hugging_face(data_dir: str | Path | None) -> Source:
+def hugging_face(data_dir: str | Path | None) -> PublishedData:
     """A `datasets.DatasetDict` that `save_to_disk` wrote: one column of images, one of class labels."""
     datasets = optional_import("datasets", needed_for="The data set hf", install="datasets")
     wanted = "the folder of a DatasetDict, written by its save_to_disk"
@@ -99,7 +99,7 @@ class _Columns:
         return row[self.image], row[self.label]
 
 
-def from_mapping(name: str, parts: Mapping[str, Any]) -> Source:
+def from_mapping(name: str, parts: Mapping[str, Any]) -> PublishedData:
     """Map-style data sets of (image, label) by part: train, and test or validation or both."""
     parts = {{"val": "validation", "valid": "validation"}.get(k, k): v for k, v in parts.items()}
     if "train" not in parts or not {"test", "validation"} & set(parts):
@@ -130,7 +130,9 @@ def from_mapping(name: str, parts: Mapping[str, Any]) -> Source:
             )
     test = images.get("test", images.get("validation"))
     assert test is not None
-    return Source(images["train"], test, names, None, images.get("validation") if "test" in images else None)
+    return PublishedData(
+        images["train"], test, names, None, images.get("validation") if "test" in images else None
+    )
 
 
 def _labels(name: str, part: str, samples: Any) -> Tensor:

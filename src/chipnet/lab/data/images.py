@@ -291,15 +291,15 @@ class Batches:
         order = torch.randperm(N, generator=generator) if self.shuffle else torch.arange(N)
         if not self.shuffle:
             order = order.tensor_split(world)[rank]
-        for number, whole in enumerate(order.split(self.batch_size)[: len(self)]):
+        for number, batch in enumerate(order.split(self.batch_size)[: len(self)]):
             if self.augment is not None:
                 pad = self.augment.pad
-                shift = torch.randint(-pad, pad + 1, (len(whole), 2), generator=generator)
+                shift = torch.randint(-pad, pad + 1, (len(batch), 2), generator=generator)
                 # Drawn even where no image is mirrored, so that the shifts do not depend on `flip`.
-                flip = torch.rand(len(whole), generator=generator) < (0.5 if self.augment.flip else 0.0)
+                flip = torch.rand(len(batch), generator=generator) < (0.5 if self.augment.flip else 0.0)
             if number < start:  # drawn for, all the same: what follows does not depend on where a run began
                 continue
-            index = whole.tensor_split(world)[rank] if self.shuffle else whole
+            index = batch.tensor_split(world)[rank] if self.shuffle else batch
             # Without a shuffle the batch is a slice, which costs no copy of the images.
             at: Tensor | slice = (
                 index.to(device) if self.shuffle else slice(int(index[0]), int(index[-1]) + 1)
@@ -308,7 +308,7 @@ class Batches:
             if self.augment is not None:
                 mine = slice(None)
                 if self.shuffle:
-                    first = sum(len(p) for p in whole.tensor_split(world)[:rank])
+                    first = sum(len(p) for p in batch.tensor_split(world)[:rank])
                     mine = slice(first, first + len(index))
                 images = shift_and_flip(images, shift[mine].to(device), flip[mine].to(device))
             yield torch.addcmul(self._offset, images.float(), self._scale), labels.clone()

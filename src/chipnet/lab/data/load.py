@@ -14,7 +14,7 @@ from torch import Tensor
 
 from chipnet._util.given import NAME, PATH
 from chipnet._util.imports import accepted, call_user, import_callable
-from chipnet._util.random import Apart
+from chipnet._util.random import OwnRandomness
 from chipnet._util.text import amount, close_names
 from chipnet.errors import ConfigError
 from chipnet.lab.data import sources
@@ -25,7 +25,7 @@ from chipnet.lab.data.images import Augment, Batches, TensorImages, channel_stat
 from chipnet.lab.data.loaders import LoaderBatches, LoaderImages, Loaders, read_loaders
 from chipnet.lab.data.reading import Reading, check_options
 from chipnet.lab.data.shards import web_dataset
-from chipnet.lab.data.sources import Images, Source
+from chipnet.lab.data.sources import Images, PublishedData
 from chipnet.lab.data.split import stratified_choice
 
 Split = Literal["train", "validation", "test"]
@@ -33,7 +33,7 @@ Split = Literal["train", "validation", "test"]
 # Of the photographs of ImageNet; what networks for image folders are nearly always trained with.
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-_SOURCES: dict[str, Callable[[str | Path | None], Source]] = {
+_SOURCES: dict[str, Callable[[str | Path | None], PublishedData]] = {
     "mnist": partial(sources.mnist_family, "mnist"),
     "fashion-mnist": partial(sources.mnist_family, "fashion-mnist"),
     **{name: partial(sources.cifar, name) for name in ("cifar10", "cifar100")},
@@ -242,8 +242,8 @@ def identity(name: str, data_dir: str | Path | None) -> tuple[str, str | None]:
         False
     """
     if ":" not in name and not name.startswith("tv/"):
-        asked = name.strip().lower().replace("_", "-")
-        name = _ALIASES.get(asked, asked)
+        plain = name.strip().lower().replace("_", "-")
+        name = _ALIASES.get(plain, plain)
         if name in list_data() and name not in _DECODED:
             return name, None
     return name, os.path.realpath(os.path.expanduser(str(data_dir))) if data_dir else None
@@ -328,8 +328,8 @@ def load_data(
         PATH.check("data_dir", data_dir)
     check_options(seed, validation, limit, limit_test, image_size, mean, std, augment)
     reading = Reading(image_size, mean, std, augment, skip_broken)
-    asked = name.strip().lower().replace("_", "-")
-    key = _ALIASES.get(asked, asked)
+    plain = name.strip().lower().replace("_", "-")
+    key = _ALIASES.get(plain, plain)
     if not checksum and key not in _SUMMED:
         raise ConfigError(f"checksum is an option of {', '.join(_SUMMED)}; {name} has no checksums.")
     if ":" in name:
@@ -362,7 +362,7 @@ def load_data(
 
 def _split(
     name: str,
-    source: Source,
+    source: PublishedData,
     seed: int,
     validation: float,
     limit: int | None,
@@ -391,9 +391,9 @@ def _split(
         chosen = kept if rest is None else rest[kept]
     train = _reduce(train, limit, seed)
     test = _reduce(test, limit_test, seed)
-    for part, images, least in (("training", train, 2), ("validation", held_out, 1), ("test", test, 1)):
-        if len(images) < least:
-            raise ConfigError(f"{name} has {len(images)} {part} images; it takes at least {least}.")
+    for part, images, minimum in (("training", train, 2), ("validation", held_out, 1), ("test", test, 1)):
+        if len(images) < minimum:
+            raise ConfigError(f"{name} has {len(images)} {part} images; it takes at least {minimum}.")
     notes = list(source.notes)
     if source.validation is None:
         notes.append(f"{len(held_out):,} of the training images are held out to choose epochs (validation)")
@@ -409,12 +409,12 @@ def _split(
 
 
 def _finish(
-    name: str, source: Source, train: Images, held_out: Images, test: Images, reading: Reading
+    name: str, source: PublishedData, train: Images, held_out: Images, test: Images, reading: Reading
 ) -> Data:
     if name == "tiny-imagenet":
         # Decoded after the split and the limits, so that only the images in use are read.
         train, held_out, test = (
-            sources.decode(part, 64) if isinstance(part, FolderImages) else part
+            sources.decoded_images(part, 64) if isinstance(part, FolderImages) else part
             for part in (train, held_out, test)
         )
     if isinstance(train, TensorImages):
@@ -445,19 +445,19 @@ def _reduce(images: Images, count: int | None, seed: int) -> Images:
     return images.subset(stratified_choice(images.labels, count, seed)[0])
 
 
-def _from_callable(reference: str, options: dict[str, Any], asked: dict[str, Any], reading: Reading) -> Data:
+def _from_callable(reference: str, options: dict[str, Any], wanted: dict[str, Any], reading: Reading) -> Data:
     build = import_callable(reference)
-    asked = {key: value for key, value in asked.items() if value is not None}
-    options = asked | {key: value for key, value in options.items() if value is not None}
+    wanted = {key: value for key, value in wanted.items() if value is not None}
+    options = wanted | {key: value for key, value in options.items() if value is not None}
     taken = accepted(build, options)
     # Defaults may be left unread, but what the user asked for must not be dropped in silence.
-    ignored = [key for key in asked if key not in taken]
+    ignored = [key for key in wanted if key not in taken]
     data = None
     if "data_dir" not in ignored:
-        with Apart(options["seed"]):
+        with OwnRandomness(options["seed"]):
             data = call_user(reference, build, taken)
     if isinstance(data, Mapping):  # split, limited and sized here, unless the callable has
-        source, rest = from_mapping(reference, data), {key: asked[key] for key in ignored}
+        source, rest = from_mapping(reference, data), {key: wanted[key] for key in ignored}
         return _split(
             reference,
             source,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from chipnet._util.distributed import gathered
 from chipnet._util.imports import blamed
-from chipnet._util.random import Apart
+from chipnet._util.random import OwnRandomness
 from chipnet._util.text import amount
 from chipnet.errors import ChipNetError, ConfigError
 from chipnet.lab.data.images import stream_seed
@@ -147,12 +147,12 @@ class LoaderBatches:
 
     def _run(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         images = self.images
-        apart = Apart(stream_seed(self.seed, epoch, self.part[0]))
-        with apart:
+        randomness = OwnRandomness(stream_seed(self.seed, epoch, self.part[0]))
+        with randomness:
             batches = opened(images.loader, images.name, epoch, self.seed)
         number = 0
         while images.steps is None or number < images.steps:
-            with apart:
+            with randomness:
                 batch = following(batches, images.name)
             if batch is None:
                 if images.steps is None:
@@ -298,7 +298,7 @@ def read_loaders(
                 f"{where} has persistent_workers: their random numbers run on from epoch to epoch, and a run that "
                 "is continued could not repeat them. Leave persistent_workers out."
             )
-        with Apart(0):
+        with OwnRandomness(0):
             first = following(opened(loader, where, 0, 0), where)
         if first is None:
             raise ConfigError(f"{where} is empty.")

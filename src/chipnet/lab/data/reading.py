@@ -30,8 +30,8 @@ class Reading:
             ConfigError: not one number, and not one a channel.
         """
         found = []
-        for name, asked, other in zip(("mean", "std"), (self.mean, self.std), usual, strict=True):
-            values = other if asked is None else asked * channels if len(asked) == 1 else asked
+        for name, chosen, other in zip(("mean", "std"), (self.mean, self.std), usual, strict=True):
+            values = other if chosen is None else chosen * channels if len(chosen) == 1 else chosen
             if len(values) != channels:
                 raise ConfigError(
                     f"{name} has {amount(len(values), 'number')}, and the images have "
@@ -72,13 +72,13 @@ def check_options(
         problems.append(f"seed must be at least 0, not {seed}")
     if not 0 < validation < 1:
         problems.append(f"validation is a fraction between 0 and 1 (0.1 holds out a tenth), not {validation}")
-    for option, value, least in (
+    for option, value, minimum in (
         ("limit", limit, 2),
         ("limit_test", limit_test, 1),
         ("image_size", image_size, 1),
     ):
-        if value is not None and value < least:
-            problems.append(f"{option} must be at least {least}, not {value}")
+        if value is not None and value < minimum:
+            problems.append(f"{option} must be at least {minimum}, not {value}")
     if mean is not None and not all(map(math.isfinite, mean)):
         problems.append(f"mean must be finite, not {mean}")
     if std is not None and not all(0 < v < math.inf for v in std):

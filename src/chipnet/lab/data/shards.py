@@ -18,7 +18,7 @@ import torch
 from chipnet.errors import ConfigError
 from chipnet.lab.data.folders import problem_of, read_image
 from chipnet.lab.data.foreign import from_mapping
-from chipnet.lab.data.sources import Source, folder
+from chipnet.lab.data.sources import PublishedData, folder
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "ppm", "pgm", "bmp", "gif", "tif", "tiff")
 _PART = re.compile(r"(?<![a-z])(train|val|test)(?:id|idation)?(?![a-z])")
@@ -110,7 +110,7 @@ def _samples(tar: tarfile.TarFile, path: Path) -> list[tuple[tuple[int, int], in
     return found
 
 
-def web_dataset(data_dir: str | Path | None) -> Source:
+def web_dataset(data_dir: str | Path | None) -> PublishedData:
     """Folders or files called train, val and test: `train-000000.tar` or `train/000000.tar`."""
     wanted = "a folder of WebDataset shards, such as train-000000.tar and val-000000.tar"
     root = folder(data_dir, "wds", wanted)

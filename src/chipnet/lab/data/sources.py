@@ -46,7 +46,7 @@ run's seed."""
 
 
 @dataclass(frozen=True)
-class Source:
+class PublishedData:
     """A data set as published: training and test images, and validation images where it has a third set."""
 
     train: Images
@@ -72,7 +72,7 @@ def folder(data_dir: str | Path | None, name: str, wanted: str) -> Path:
     return path
 
 
-def digits() -> Source:
+def digits() -> PublishedData:
     """scikit-learn's 1,797 digits of 8x8 pixels; 359 of them, a fixed stratified fifth, are the test set."""
     datasets = optional_import("sklearn.datasets", needed_for="The data set digits", install="scikit-learn")
     bunch = datasets.load_digits()
@@ -81,10 +81,12 @@ def digits() -> Source:
     )  # levels 0 to 16
     everything = TensorImages(images, torch.from_numpy(bunch.target.astype(np.int64)))
     test, train = stratified_choice(everything.labels, round(_TEST_PART * len(everything)), _TEST_SEED)
-    return Source(everything.subset(train), everything.subset(test), _DIGITS, Augment(pad=1, flip=False))
+    return PublishedData(
+        everything.subset(train), everything.subset(test), _DIGITS, Augment(pad=1, flip=False)
+    )
 
 
-def mnist_family(name: str, data_dir: str | Path | None) -> Source:
+def mnist_family(name: str, data_dir: str | Path | None) -> PublishedData:
     """MNIST or Fashion-MNIST from its four idx files."""
     fashion = name == "fashion-mnist"
     sub = "FashionMNIST" if fashion else "MNIST"
@@ -133,10 +135,10 @@ def mnist_family(name: str, data_dir: str | Path | None) -> Source:
             f"{name}: training and test images differ in size in {found['train-images'].parent}."
         )
     class_names = _CLOTHES if fashion else _DIGITS
-    return Source(split["train"], split["t10k"], class_names, Augment(pad=2, flip=fashion))
+    return PublishedData(split["train"], split["t10k"], class_names, Augment(pad=2, flip=fashion))
 
 
-def cifar(name: str, data_dir: str | Path | None, checksum: bool = True) -> Source:
+def cifar(name: str, data_dir: str | Path | None, checksum: bool = True) -> PublishedData:
     """CIFAR-10 or CIFAR-100 from the files of the official "python version". They are pickles: only arrays and
     plain values are read from them, and no code of theirs is run."""
     datasets = optional_import(
@@ -163,7 +165,7 @@ def cifar(name: str, data_dir: str | Path | None, checksum: bool = True) -> Sour
         _cifar_part([root / base / file for file, _ in listed], len(classes))
         for listed in (reader.train_list, reader.test_list)
     )
-    return Source(train, test, tuple(classes), Augment(pad=4, flip=True), notes=other)
+    return PublishedData(train, test, tuple(classes), Augment(pad=4, flip=True), notes=other)
 
 
 def _cifar_part(paths: list[Path], classes: int) -> TensorImages:
@@ -205,7 +207,7 @@ def _check_sums(root: Path, sums: Mapping[str, str], name: str, again: str, refu
     return ()
 
 
-def svhn(data_dir: str | Path | None, checksum: bool = True) -> Source:
+def svhn(data_dir: str | Path | None, checksum: bool = True) -> PublishedData:
     """SVHN's cropped digits (format 2); the "extra" images are not used."""
     datasets = optional_import("torchvision.datasets", needed_for="The data set svhn", install="torchvision")
     io = optional_import("scipy.io", needed_for="The data set svhn", install="scipy")
@@ -227,10 +229,10 @@ def svhn(data_dir: str | Path | None, checksum: bool = True) -> Source:
         # The digit 0 has the label 10.
         images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)))
         parts.append(TensorImages(images, torch.from_numpy(labels % 10)))
-    return Source(parts[0], parts[1], _DIGITS, Augment(pad=4, flip=False), notes=other)
+    return PublishedData(parts[0], parts[1], _DIGITS, Augment(pad=4, flip=False), notes=other)
 
 
-def tiny_imagenet(data_dir: str | Path | None) -> Source:
+def tiny_imagenet(data_dir: str | Path | None) -> PublishedData:
     """Tiny ImageNet's files; the official validation set is the test set, whose own labels were never
     published.
     """
@@ -265,10 +267,10 @@ def tiny_imagenet(data_dir: str | Path | None) -> Source:
             else "it lists no images"
         )
         raise ConfigError(f"{annotations}: {what}. Unpack tiny-imagenet-200.zip again.")
-    return Source(_files(train), _files(test), _words(root, wnids), Augment(pad=8, flip=True))
+    return PublishedData(_files(train), _files(test), _words(root, wnids), Augment(pad=8, flip=True))
 
 
-def image_folder(data_dir: str | Path | None) -> Source:
+def image_folder(data_dir: str | Path | None) -> PublishedData:
     """A folder per class, in DIR/train and in DIR/val or DIR/test (both: val validates, test tests); or in
     DIR/train alone, or in DIR: then a fixed fifth is the test set."""
     datasets = optional_import(
@@ -325,23 +327,23 @@ def image_folder(data_dir: str | Path | None) -> Source:
     return _folder_source(root, {part: _files(found[part]) for part in parts}, tuple(names))
 
 
-def _folder_source(root: Path, images: Mapping[str, FolderImages], names: tuple[str, ...]) -> Source:
+def _folder_source(root: Path, images: Mapping[str, FolderImages], names: tuple[str, ...]) -> PublishedData:
     """Which images of an image folder train, validate and test."""
     train, *others = images.values()
     if not others:
         chosen, rest = stratified_choice(train.labels, round(_TEST_PART * len(train)), _TEST_SEED)
         every = amount(len(train), "image")
         note = f"{root} has neither val nor test: {len(chosen):,} of its {every}, always the same, "
-        return Source(
+        return PublishedData(
             train.subset(rest), train.subset(chosen), names, None, notes=(note + "are the test set",)
         )
     if len(others) == 1:
-        return Source(train, others[0], names, None, notes=(f"{list(images)[1]}/ is the test set",))
+        return PublishedData(train, others[0], names, None, notes=(f"{list(images)[1]}/ is the test set",))
     notes = ("val/ chooses epochs (validation), and test/ is the test set",)
-    return Source(train, images["test"], names, None, images["val"], notes)
+    return PublishedData(train, images["test"], names, None, images["val"], notes)
 
 
-def decode(images: FolderImages, size: int) -> TensorImages:
+def decoded_images(images: FolderImages, size: int) -> TensorImages:
     """Read image files of one size into memory: uint8 [N, 3, size, size]; ConfigError for any other size."""
 
     def pixels(path: str) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 
 from chipnet._util.given import NAME
 from chipnet._util.imports import call_user, import_callable, optional_import
-from chipnet._util.sizes import MOST, check_size
+from chipnet._util.sizes import MAX, check_size
 from chipnet._util.text import amount
 from chipnet.errors import ConfigError
 from chipnet.lab.models.mobilenet import MobileNetV2
@@ -148,9 +148,9 @@ def _wrn(name: str) -> Callable[..., nn.Module] | None:
     check_size("depth", depth, f"the depth of {name}")
     # In each of three stages, of 16, 32 and 64 times k channels, are (depth - 2) / 3 convolutions of 3x3.
     params = (depth - 2) // 3 * 9 * (16**2 + 32**2 + 64**2) * widen**2
-    if params > MOST:
+    if params > MAX:
         raise ConfigError(
-            f"{name} has about {amount(params, 'parameter')}, and at most {MOST:,} are built: lower k."
+            f"{name} has about {amount(params, 'parameter')}, and at most {MAX:,} are built: lower k."
         )
     if depth >= 8 and widen >= 1 and depth % 6 == 4:
         return partial(PreResNet, (depth - 4) // 6, widen=widen)

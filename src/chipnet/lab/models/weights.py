@@ -204,8 +204,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     tensors = dict(_flat(content, ""))
     if tensors:
         return tensors
-    if whole := _whole(content):
-        where, name = whole
+    if pickled := _pickled_network(content):
+        where, name = pickled
         raise ConfigError(
             f"{path} holds a whole pickled network ({name}), and reading that runs code which the file names. "
             f"Convert it where you trust it: torch.save(torch.load({path.name!r}, weights_only=False){where}"
@@ -302,7 +302,7 @@ def _flat(content: Any, name: str, depth: int = 0) -> Iterator[tuple[str, Tensor
             yield from _flat(value, f"{name}{key}.", depth + 1)
 
 
-def _whole(content: Any) -> tuple[str, str] | None:
+def _pickled_network(content: Any) -> tuple[str, str] | None:
     """(how to get at it, its class) of a pickled object that may be a network."""
     if isinstance(content, _Inert):
         return "", f"{type(content).__module__}.{type(content).__name__}"

@@ -26,7 +26,7 @@ from chipnet._util.lock import claimed
 from chipnet._util.text import amount
 from chipnet.errors import ConfigError, LoadError
 from chipnet.lab import checkpoint
-from chipnet.lab.runs.grid import DENSE, Grid, GridRun, asked, is_rival, noting, recipe_of, runs_of
+from chipnet.lab.runs.grid import DENSE, Grid, GridRun, grid_request, is_rival, noting, recipe_of, runs_of
 from chipnet.lab.runs.record import MASKS, MODEL, RESULT
 from chipnet.lab.runs.rows import ERROR, row, status, write_results
 
@@ -52,7 +52,7 @@ def request_of(grid: Grid, run: GridRun, data_dirs: Mapping[str, str], command: 
         if not run.anew:
             weights = str(grid.out / run.dense.folder / MODEL)
     return dataclasses.replace(
-        asked(grid, run.data),
+        grid_request(grid, run.data),
         model=run.model,
         budget=run.budget or "channels=1.0",
         out=grid.out / run.folder,
@@ -172,7 +172,7 @@ def preflight(grid: Grid, data_dirs: Mapping[str, str], retry: bool = False) -> 
             get_model(name)
 
     def data_set(name: str, seed: int) -> None:
-        request = asked(grid, name)
+        request = grid_request(grid, name)
         recipe = recipe_of(grid, name)
         load_data(
             name,
@@ -186,7 +186,7 @@ def preflight(grid: Grid, data_dirs: Mapping[str, str], retry: bool = False) -> 
 
     seeds = dict.fromkeys(run.seed for run in runs)
     every = dataclasses.replace(
-        asked(grid, grid.data[0]), model=grid.models[0], budget="channels=1.0", out=grid.out
+        grid_request(grid, grid.data[0]), model=grid.models[0], budget="channels=1.0", out=grid.out
     )
     for seed in seeds:
         with noting(problems):
@@ -224,7 +224,8 @@ def _settings(grid: Grid, data_dirs: Mapping[str, str]) -> dict[str, Any]:
         was = json.loads(path.read_text()) if path.exists() else {"recipe": {}, "request": grid.request}
         before = {d: {**BEFORE, **recipe} for d, recipe in was["recipe"].items()}
         requests = [
-            asked(dataclasses.replace(grid, request=r), grid.data[0]) for r in (was["request"], grid.request)
+            grid_request(dataclasses.replace(grid, request=r), grid.data[0])
+            for r in (was["request"], grid.request)
         ]
         known = dict(was.get("data_dir", {}))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ConfigError) as error:
@@ -270,7 +271,7 @@ def _one(
                 raise ConfigError(f"it needs the run {needed.folder}, which failed")
         request = request_of(grid, run, data_dirs, command)
         if run.method == DENSE:
-            _whole(request)
+            _write_dense_masks(request)
         job = train.prepare(request, resume=_goes_on(folder))
         if is_rival(run.method):
             _rivals(grid, run, job, watcher)
@@ -314,7 +315,7 @@ def _goes_on(folder: Path) -> bool:
         return False
 
 
-def _whole(request: Request) -> None:
+def _write_dense_masks(request: Request) -> None:
     """Masks that keep everything, where the dense run will look for them."""
     import torch
 

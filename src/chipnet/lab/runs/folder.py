@@ -155,14 +155,14 @@ class Run:
         if "recipe" not in self.result:
             raise LoadError(f"{self.folder / RESULT} does not say which images the run saw (recipe).")
         recipe, config = self.result["recipe"], self.folder / OPTIONS
-        asked = data_options(read_config(config)) if config.exists() else {}
+        options = data_options(read_config(config)) if config.exists() else {}
         data = load_data(
             self._known(self.result["data"], "data set"),
             data_dir or self.input["data_dir"],
             seed=self.result["seed"],
             limit=recipe["limit"],
             limit_test=recipe["limit_test"],
-            **asked,
+            **options,
             batch_size=recipe["batch_size"],
         )
         return self.seen(data)

@@ -270,7 +270,7 @@ def is_rival(text: str) -> bool:
     return False
 
 
-def asked(grid: Grid, data: str) -> Request:
+def grid_request(grid: Grid, data: str) -> Request:
     """What all runs on a data set have in common."""
     from chipnet.lab.layers import request_from
 
@@ -280,7 +280,7 @@ def asked(grid: Grid, data: str) -> Request:
 
 def recipe_of(grid: Grid, data: str) -> Recipe:
     """How a data set is trained in this grid."""
-    recipe = asked(grid, data).recipe
+    recipe = grid_request(grid, data).recipe
     assert recipe is not None
     return dataclasses.replace(recipe)  # as it is: nothing of it is fitted to the data, so that runs compare
 

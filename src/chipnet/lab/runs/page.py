@@ -24,7 +24,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     columns: Sequence[tuple[str, bool]]
     rows: Sequence[Sequence[Cell]]
     caption: str = ""
@@ -43,7 +43,7 @@ class Section:
     title: str
     texts: Sequence[str] = ()
     charts: Sequence[Chart] = ()
-    tables: Sequence[Table] = ()
+    tables: Sequence[PageTable] = ()
     code: Sequence[str] = ()
 
 
@@ -64,7 +64,7 @@ def page(**content: Any) -> str:
     return environment.from_string(template).render(content)
 
 
-def counted(result: Mapping[str, Any]) -> list[str]:
+def limited_kinds(result: Mapping[str, Any]) -> list[str]:
     """Kinds of cost that the budget limits; MACs where it limits nothing but latency, which is not counted."""
     return [k for k in KINDS if k in result["limits"]] or ["macs"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from chipnet._util.schema import DamagedError, decode, require
-from chipnet._util.sizes import MOST, MOST_OF
+from chipnet._util.sizes import MAX, MAX_OF
 from chipnet._util.text import shell_command
 from chipnet.analysis.kinds import KIND, KINDS, LATENCY
 from chipnet.budget.landing import Landing
@@ -183,9 +183,9 @@ def _consistent(data: Mapping[str, Any]) -> None:
     given = data.get("input")
     if given is not None:
         for name in ("num_classes", "in_channels", "image_size"):
-            require(1 <= given[name] <= MOST_OF[name], f"input.{name}", f"is {given[name]:,}")
+            require(1 <= given[name] <= MAX_OF[name], f"input.{name}", f"is {given[name]:,}")
         require(
-            given["in_channels"] * given["image_size"] ** 2 <= MOST,
+            given["in_channels"] * given["image_size"] ** 2 <= MAX,
             "input",
             "is of images of too many numbers",
         )

@@ -20,11 +20,11 @@ from chipnet.lab.runs.page import (
     STATES,
     Cell,
     Chart,
+    PageTable,
     Section,
-    Table,
     Tile,
     chart,
-    counted,
+    limited_kinds,
     page,
     share,
 )
@@ -65,7 +65,7 @@ def report(*runs: Run | str | os.PathLike[str], path: str | os.PathLike[str] | N
 
 def _several(runs: Sequence[Run], base: Path) -> dict[str, Any]:
     names = _distinct(runs)
-    kinds = [k for k in KINDS if any(k in counted(run.result) for run in runs)]
+    kinds = [k for k in KINDS if any(k in limited_kinds(run.result) for run in runs)]
     tasks = {(run.result["model"], run.result["data"]) for run in runs}
     texts = []
     if len(tasks) > 1:
@@ -115,7 +115,7 @@ def _front(runs: Sequence[Run], names: Sequence[str], kind: str, wide: bool) -> 
     )
 
 
-def _rows(runs: Sequence[Run], names: Sequence[str], base: Path) -> Table:
+def _rows(runs: Sequence[Run], names: Sequence[str], base: Path) -> PageTable:
     rows = []
     for run, name in zip(runs, names, strict=True):
         r = run.result
@@ -134,7 +134,7 @@ def _rows(runs: Sequence[Run], names: Sequence[str], base: Path) -> Table:
         rows.append(row)
     columns = [("run", False), ("network", False), ("data", False), ("method", False), ("seed", True)]
     columns += [(s, True) for s in STATES] + [(f"{NAMES[k]} left", True) for k in KINDS]
-    return Table(columns, rows, "Click a heading to sort")
+    return PageTable(columns, rows, "Click a heading to sort")
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

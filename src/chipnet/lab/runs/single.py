@@ -15,7 +15,7 @@ from chipnet.budget.landing import Landing
 from chipnet.errors import ChipNetError, LoadError
 from chipnet.lab.runs import charts as draw
 from chipnet.lab.runs.folder import Run, loss_text, percent
-from chipnet.lab.runs.page import NAMES, Cell, Section, Table, Tile, chart, counted, share
+from chipnet.lab.runs.page import NAMES, Cell, PageTable, Section, Tile, chart, limited_kinds, share
 from chipnet.lab.runs.record import SHRINK, budget_text, output_error, states
 from chipnet.lab.sanity import LOST_POINTS
 from chipnet.timing import Part, parts
@@ -30,7 +30,7 @@ def single(run: Run) -> dict[str, Any]:
     dense, small = result["dense"], result["compact"]
     trained = dense["accuracy"] is not None
     change = small["accuracy"] - dense["accuracy"] if trained else 0.0
-    kinds = counted(result)
+    kinds = limited_kinds(result)
     tiles = [
         Tile("accuracy, dense", percent(dense["accuracy"]), "test images" if trained else "never trained"),
         Tile(
@@ -55,13 +55,13 @@ def single(run: Run) -> dict[str, Any]:
     if "latency" in result:
         took = Landing(**result["latency"])
         note = f"shortest {took.compact / 1e6:.3g} of {took.dense / 1e6:.3g} ms; {took.device}"
-        met = took.measured <= took.asked
-        tiles.append(Tile("latency left", share(took.left), note, "good" if met else "bad"))
+        reached = took.measured <= took.asked
+        tiles.append(Tile("latency left", share(took.left), note, "good" if reached else "bad"))
     tiles.append(
         Tile("time of the run", _duration(result["seconds"]["total"]), result["environment"]["device"])
     )
     how = _refit(result) if SHRINK in result else _progress(run, kinds)
-    sections = [_states(result), how, *_channels(run), _whole(run), _conditions(run)]
+    sections = [_states(result), how, *_channels(run), _kept_whole(run), _conditions(run)]
     return {
         "title": f"{result['model']} on {result['data']}: {run.name}",
         "lead": f"{_how(result)} a budget of {budget_text(result['budget'])}, seed {result['seed']}, "
@@ -113,7 +113,7 @@ def _states(result: Mapping[str, Any]) -> Section:
             "Masked and compact network computed the same: outputs differ by "
             f"{verify['max_abs_difference']:.1e} at most, at scale {verify['output_scale']:.3g}.",
         ],
-        tables=[Table(columns, rows, "Accuracy and cost, and the part of the dense cost")],
+        tables=[PageTable(columns, rows, "Accuracy and cost, and the part of the dense cost")],
     )
 
 
@@ -134,7 +134,7 @@ def _refit(result: Mapping[str, Any]) -> Section:
             "The error of a layer is the squared difference of its outputs from the dense network's, as a part of "
             "their variance; the layers before it are refitted already. Layers that are not listed stayed as cut.",
         ],
-        tables=[Table(columns, rows, "Errors of layers")],
+        tables=[PageTable(columns, rows, "Errors of layers")],
     )
 
 
@@ -162,12 +162,12 @@ def _progress(run: Run, kinds: Sequence[str]) -> Section:
         xs, ys = _series(rows, at, kind)
         costs["hard"] = (xs, [100 * y / total for y in ys])
         level = ("budget", 100 * limits[kind] / total) if kind in limits else None
-        asked = f"The budget is {level[1]:.4g} %, the" if level is not None else "The"
+        lead = f"The budget is {level[1]:.4g} %, the" if level is not None else "The"
         charts.append(
             chart(
                 draw.lines,
                 f"{NAMES[kind].capitalize()} against progress" if kind != "macs" else "MACs against progress",
-                f"As a part of the dense network's. {asked} shipped network has {share(run.left(kind))}.",
+                f"As a part of the dense network's. {lead} shipped network has {share(run.left(kind))}.",
                 costs,
                 x="epoch",
                 y="left, %",
@@ -229,7 +229,7 @@ def _channels(run: Run) -> list[Section]:
         ("left", True),
         ("shares its gates with", False),
     ]
-    out = [Section("Channels", charts=[picture], tables=[Table(columns, rows, "Where gates act")])]
+    out = [Section("Channels", charts=[picture], tables=[PageTable(columns, rows, "Where gates act")])]
     try:
         dense, small = run.dense(), run.compact()
     except ChipNetError as error:
@@ -299,11 +299,11 @@ def _saved(run: Run, dense: nn.Module, small: nn.Module) -> Section:
             "this page, layer by layer; chipnet latency measures whole networks, in turns."
         ],
         charts,
-        [Table(columns, rows, "Layers before and after")],
+        [PageTable(columns, rows, "Layers before and after")],
     )
 
 
-def _whole(run: Run) -> Section:
+def _kept_whole(run: Run) -> Section:
     plan = run.plan()
     reasons: dict[str, list[str]] = defaultdict(list)
     for s in plan.sites:
@@ -316,9 +316,9 @@ def _whole(run: Run) -> Section:
     gone = [[Cell(s.module), Cell(s.kind)] for s in plan.stand_ins]
     tables = []
     if rows:
-        tables.append(Table([("why", False), ("places", True), ("which", False)], rows, "Kept whole"))
+        tables.append(PageTable([("why", False), ("places", True), ("which", False)], rows, "Kept whole"))
     if gone:
-        tables.append(Table([("module", False), ("how", False)], gone, "Removed altogether"))
+        tables.append(PageTable([("module", False), ("how", False)], gone, "Removed altogether"))
     texts = [] if rows else ["Nothing had to be kept whole."]
     if plan.remaps:
         texts.append(f"Before or after modules: {amount(len(plan.remaps), 'index map')}.")
@@ -334,7 +334,7 @@ def _conditions(run: Run) -> Section:
     rows = [[Cell(k), Cell(str(v))] for k, v in flat.items()]
     return Section(
         "Conditions",
-        tables=[Table([("what", False), ("value", False)], rows, "Environment, recipe and times")],
+        tables=[PageTable([("what", False), ("value", False)], rows, "Environment, recipe and times")],
         code=[result["command"]],
     )
 

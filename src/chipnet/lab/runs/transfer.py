@@ -61,12 +61,12 @@ def request_for(
         raise ConfigError(f"{path} does not say how to build the network. Give --model.")
     given = {k: v for k, v in options.items() if v is not None}
     # A hand-made mask has no budget of its own; every network is within all of its channels.
-    asked = list(budget or ()) or masks.budget or "channels=1.0"
+    target = list(budget or ()) or masks.budget or "channels=1.0"
     defaults = {"realisation": masks.realisation, "method": result.get("method", "chipnet")}
-    return Request(model=model, data=data, budget=asked, masks=str(path), **{**defaults, **given})
+    return Request(model=model, data=data, budget=target, masks=str(path), **{**defaults, **given})
 
 
-def recipe_of(
+def recipe_like(
     source: str, data: str, data_dir: str | None = None, quick: bool = False
 ) -> tuple[Recipe, dict[str, Any], str]:
     """How to train where nothing else is said, how images are read, and whose recipe that is, for people.
@@ -103,7 +103,7 @@ def recipe_of(
     return recipe_for(data, quick), {}, f"the {'quick ' if quick else ''}recipe of {data}"
 
 
-def prepare(request: Request, strict: bool) -> Job:
+def prepare_transfer(request: Request, strict: bool) -> Job:
     """`chipnet.lab.train.prepare`, and the budget checked on the target.
 
     Args:

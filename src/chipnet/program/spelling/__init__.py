@@ -57,7 +57,7 @@ def unspell(model: nn.Module) -> nn.Module:
     layers = [m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer)]
     fused = {id(m.self_attn): m for m in layers}
     for module in model.modules():
-        if _is_spelt(module) and module.is_whole() and _can_be_fused(fused.get(id(module))):  # type: ignore[operator]
+        if _is_spelt(module) and module.is_unchanged() and _can_be_fused(fused.get(id(module))):  # type: ignore[operator]
             kind: Any = type(module).__bases__[-1]
             module.end()  # type: ignore[operator]
             module.__class__ = kind

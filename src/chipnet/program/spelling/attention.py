@@ -35,7 +35,7 @@ class Attention(nn.MultiheadAttention):
         del self.widths, self.scale
         self._qkv_same_embed_dim = self.in_proj_weight is not None
 
-    def is_whole(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Is every width what it was?"""
         read = [(self.in_proj_weight, self.embed_dim), (self.q_proj_weight, self.embed_dim)]
         read += [(self.k_proj_weight, self.kdim), (self.v_proj_weight, self.vdim)]

@@ -34,7 +34,7 @@ class _Windows(_Base):
     def end(self) -> None:
         del self.widths, self.scale
 
-    def is_whole(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Are all widths one, as the scale has it?"""
         widths = {*self.proj.weight.shape, self.qkv.weight.shape[1], *self.widths}
         return len(widths) == 1 and self.scale == float(self.proj.weight.shape[0] // self.num_heads) ** -0.5
@@ -60,8 +60,8 @@ class _Windows(_Base):
         q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in self._projected(x))
         scores = self._scores(q, k) + bias
         if shifted:
-            apart = _apart(x, tall, wide, self.window_size, shifts)
-            scores = (scores.unflatten(0, (-1, rows * columns)) + apart[None, :, None]).flatten(0, 1)
+            masks = _shift_masks(x, tall, wide, self.window_size, shifts)
+            scores = (scores.unflatten(0, (-1, rows * columns)) + masks[None, :, None]).flatten(0, 1)
         weights = F.dropout(F.softmax(scores, dim=-1), p=self.attention_dropout, training=self.training)
         x = F.linear(weights.matmul(v).transpose(1, 2).flatten(2), self.proj.weight, self.proj.bias)
         x = F.dropout(x, p=self.dropout, training=self.training)
@@ -79,7 +79,7 @@ class _Windows(_Base):
         return (q * self.scale).matmul(k.transpose(-2, -1))
 
 
-def _apart(x: Tensor, tall: int, wide: int, window: list[int], shifts: list[int]) -> Tensor:
+def _shift_masks(x: Tensor, tall: int, wide: int, window: list[int], shifts: list[int]) -> Tensor:
     """What keeps tokens of one window apart that were not neighbours before the shift ``[windows, tokens,
     tokens]``."""
     part = x.new_zeros((tall, wide))
