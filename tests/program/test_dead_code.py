@@ -31,8 +31,6 @@ class Apart(nn.Module):
         return F.linear(self.attend(q, k, v).transpose(1, 2).flatten(2), self.out)
 
 
-
-
 def attention(how: str, heads: int, bias: bool) -> nn.Module:
     if how == "fused":
         return Apart(heads, bias, F.scaled_dot_product_attention)

@@ -44,4 +44,6 @@ def _apply(op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def is_pointwise(target: Any) -> bool:
     """Does PyTorch say of an ATen operator that it computes element by element? Other people's tags are not
     believed."""
-    return isinstance(target, OpOverload) and target.namespace == "aten" and torch.Tag.pointwise in target.tags
+    return (
+        isinstance(target, OpOverload) and target.namespace == "aten" and torch.Tag.pointwise in target.tags
+    )
