@@ -23,12 +23,12 @@ def net(width):
 @pytest.mark.parametrize(
     ("part", "why"),
     [
-        (Part("BatchNorm2d", 8, 8, 0, 4000, 1e-5), "call"),
-        (Part("BatchNorm2d", 8, 8, 0, 4_000_000, 1e-3), "memory"),
-        (Part("Conv2d", 8, 8, 1_000, 4_000, 1e-3), "memory"),
-        (Part("Conv2d", 13, 16, 100_000, 1_000, 1e-3), "width 13"),
-        (Part("Conv2d", 13, 21, 100_000, 1_000, 1e-3), "width 13, 21"),
-        (Part("Conv2d", 8, 16, 100_000, 1_000, 1e-3), "small"),
+        (Part("BatchNorm2d", 8, 8, 0, 4000, 1e-5), ("call", ())),
+        (Part("BatchNorm2d", 8, 8, 0, 4_000_000, 1e-3), ("memory", ())),
+        (Part("Conv2d", 8, 8, 1_000, 4_000, 1e-3), ("memory", ())),
+        (Part("Conv2d", 13, 16, 100_000, 1_000, 1e-3), ("width", (13,))),
+        (Part("Conv2d", 13, 21, 100_000, 1_000, 1e-3), ("width", (13, 21))),
+        (Part("Conv2d", 8, 16, 100_000, 1_000, 1e-3), ("small", ())),
     ],
 )
 def test_reasons(part, why):
@@ -66,7 +66,7 @@ def test_time_that_is_left_is_explained():
             **vars(done),
             "macs": {"one": 100, "other": 10},
             "rows": (
-                Row("0", rows["0"].first, rows["0"].second, 3e-3, "width 13"),
+                Row("0", rows["0"].first, rows["0"].second, 3e-3, "width", (13,)),
                 Row("1", rows["1"].first, rows["1"].second, 1e-3, "call"),
             ),
         }

@@ -83,7 +83,8 @@ class Row:
         first, second: the module in each network, where it is there.
         excess: the second time in seconds, less the first time multiplied by the fraction of MACs that is left (of
             the module, or of the network where the module has none).
-        why: a key of `WHY`, for widths with the widths; empty where the excess is not above zero.
+        why: a key of `WHY`; empty where the excess is not above zero.
+        widths: those that are no multiple of 8, where these are the reason.
     """
 
     name: str
@@ -91,16 +92,20 @@ class Row:
     second: Part | None
     excess: float
     why: str
+    widths: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join([self.why, ", ".join(map(str, self.widths))]).strip()
 
 
-def reason(machine: Machine, part: Part) -> str:
-    """What holds a layer back: a key of `WHY`, and for widths which."""
+def reason(machine: Machine, part: Part) -> tuple[str, tuple[int, ...]]:
+    """What holds a layer back: a key of `WHY`, and the widths where they are it."""
     if part.seconds < 3 * machine.call:
-        return "call"
+        return "call", ()
     if part.macs / part.bytes < machine.macs / machine.bytes:
-        return "memory"
-    odd = [n for n in (part.reads, part.writes) if n % ALIGN]
-    return f"width {', '.join(map(str, dict.fromkeys(odd)))}" if odd else "small"
+        return "memory", ()
+    odd = tuple(dict.fromkeys(n for n in (part.reads, part.writes) if n % ALIGN))
+    return ("width", odd) if odd else ("small", ())
 
 
 def _rows(
@@ -112,8 +117,8 @@ def _rows(
         a, b = first.get(name), second.get(name)
         left = b.macs / a.macs if a is not None and b is not None and a.macs else overall
         excess = (b.seconds if b is not None else 0.0) - (a.seconds * left if a is not None else 0.0)
-        why = reason(machine, b) if b is not None and excess > 0 else ""
-        rows.append(Row(name, a, b, excess, why))
+        why, widths = reason(machine, b) if b is not None and excess > 0 else ("", ())
+        rows.append(Row(name, a, b, excess, why, widths))
     return tuple(sorted(rows, key=lambda row: -row.excess))
 
 
@@ -183,8 +188,7 @@ class Comparison:
         out: dict[str, float] = {}
         for row in self.rows:
             if row.excess > 0:
-                why = row.why.split()[0]
-                out[why] = out.get(why, 0.0) + row.excess
+                out[row.why] = out.get(row.why, 0.0) + row.excess
         return dict(sorted(out.items(), key=lambda item: -item[1]))
 
     def to_json(self) -> dict[str, Any]:

@@ -252,7 +252,7 @@ def _show(done: Comparison, sizes: Mapping[str, int], limit: int) -> None:
                 f"{after.macs / before.macs:.0%}" if before and after and before.macs else "",
                 " to ".join(times),
                 f"{after.seconds / before.seconds:.0%}" if before and after and before.seconds else "",
-                row.why,
+                str(row),
             )
         console.print(layers)
 

@@ -46,7 +46,7 @@ from chipnet.lab.runs.record import (
     read_result,
 )
 
-CONFIG = "config.json"
+HUB_CONFIG = "config.json"
 """Of a folder in the style of the Hugging Face Hub; see `Run.save_pretrained`."""
 
 
@@ -242,7 +242,7 @@ class Run:
         write_atomically(out / MODEL, self.file(MODEL).read_bytes())
         if (self.folder / PLAN).exists():
             shutil.copyfile(self.file(PLAN), out / PLAN)
-        write_json(out / CONFIG, {"library_name": "chipnet", **card, "id2label": labels})
+        write_json(out / HUB_CONFIG, {"library_name": "chipnet", **card, "id2label": labels})
 
     @property
     def input(self) -> Mapping[str, Any]:
@@ -309,11 +309,13 @@ def from_pretrained(
     path = path_of("folder", folder)
     if factory is not None:
         return load(factory, path / MODEL).eval()
-    if (path / RESULT).exists() and not (path / CONFIG).exists():
+    if (path / RESULT).exists() and not (path / HUB_CONFIG).exists():
         return Run.open(path).compact()
-    config = read_json(path / CONFIG, "Give a folder that Run.save_pretrained wrote, or a run, or a factory.")
+    config = read_json(
+        path / HUB_CONFIG, "Give a folder that Run.save_pretrained wrote, or a run, or a factory."
+    )
     try:
-        given = decode(_Built, config, str(path / CONFIG))
+        given = decode(_Built, config, str(path / HUB_CONFIG))
     except DamagedError as error:
         raise LoadError(f"{error}. Give a factory that builds the dense network.") from error
     refuse_code(given["model"], "network", path)

@@ -97,7 +97,7 @@ class GridRun:
     @property
     def anew(self) -> bool:
         """Does it begin with new weights?"""
-        return self.method == DENSE or self.method.startswith("scratch(")
+        return self.method == DENSE or masks_from(self.method) == "scratch"
 
     @property
     def needs(self) -> tuple[GridRun, ...]:
@@ -249,6 +249,17 @@ def _method(text: str, data: Sequence[str]) -> _Method:
         raise ConfigError(f"{text!r}: {method} leaves no masks; give a method, such as {kind}(chipnet)")
     method = method_text(method)
     return _Method(kind, f"{kind}({method}, {source})" if source else f"{kind}({method})", method, source)
+
+
+def masks_from(method: str) -> str:
+    """``"scratch"`` or ``"transfer"`` for a method whose masks another run decides on; empty for others.
+
+    Example:
+        >>> masks_from("scratch(chipnet)"), masks_from("chipnet")
+        ('scratch', '')
+    """
+    match = _CALL.fullmatch(method)
+    return match[1] if match else ""
 
 
 @cache

@@ -15,7 +15,7 @@ from chipnet._util.files import replacing, write_atomically
 from chipnet._util.text import amount
 from chipnet.analysis.kinds import KINDS
 from chipnet.errors import ConfigError
-from chipnet.lab.runs.grid import DENSE, Grid
+from chipnet.lab.runs.grid import DENSE, Grid, masks_from
 from chipnet.lab.runs.record import MASKS, read_metrics
 from chipnet.lab.runs.rows import RECOVERY
 
@@ -26,8 +26,6 @@ _STAGES = {
     "after_2": "after 2 (validation)",
     "final": "fine-tuned",
 }
-_GIVEN = ("scratch(", "transfer(")
-"""How methods begin whose masks another run decided on."""
 _LEGEND = {"fontsize": 7, "handlelength": 3.5}  # so long that dashes show
 Rows = Sequence[dict[str, Any]]
 
@@ -128,7 +126,7 @@ def standings(rows: Rows) -> str:
     """
     places: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for r in rows:
-        if r["status"] == "done" and r["method"] != DENSE and not r["method"].startswith(_GIVEN):
+        if r["status"] == "done" and r["method"] != DENSE and not masks_from(r["method"]):
             places.setdefault((r["model"], r["data"], r["budget"]), []).append(r)
     behind: dict[tuple[str, str], list[float]] = {}
     for here, stage in itertools.product(places.values(), _STAGES):
@@ -251,7 +249,7 @@ def write_plots(grid: Grid, rows: Rows) -> list[Path]:
             title = f"{model} on {data}, {budget}"
             paths.append(_recovery(folder, title, chosen))
             first = [r for r in chosen if r["seed"] == min(c["seed"] for c in chosen)]
-            own = [r for r in first if not r["method"].startswith(_GIVEN)]
+            own = [r for r in first if not masks_from(r["method"])]
             own = [r for r in own if (grid.out / r["folder"] / MASKS).exists()]
             paths += [_layers(grid, folder, title, own)] if own else []
             paths += _histograms(grid, folder, title, first)
