@@ -100,18 +100,8 @@ def trained(cell: Cell, task: Task, cache: Path) -> nn.Module:
 
 def run(cell: Cell, method: str, dense: nn.Module, task: Task) -> dict[str, object]:
     """Prune and fine-tune a copy of ``dense``."""
-    start, network = time.perf_counter(), copy.deepcopy(dense)
-    torch.manual_seed(cell.seed + 100)
-    schedule, whole = OneCycle(RATE, 0.15), PRUNE + FINETUNE
-    steps = PRUNE * (len(task.train[0]) // BATCH)
-    example = task.train[0][:1]
-    pruner = chipnet.Pruner(network, example, cell.budget, steps=steps, method=method, seed=cell.seed)
-    fit(network, task, PRUNE, lambda p: schedule(p * PRUNE / whole), cell.seed + 1, pruner)
-    plan = pruner.harden()
-    pruner.detach()
-    small = chipnet.compact(network, plan).to(memory_format=torch.channels_last)
-    cut = task.accuracy(small)
-    fit(small, task, FINETUNE, lambda p: schedule((PRUNE + p * FINETUNE) / whole), cell.seed + 2)
+    start = time.perf_counter()
+    small, cut = pruned(dense, task, cell.budget, method, cell.seed)
     return {
         **vars(cell),
         "method": method,
@@ -120,6 +110,29 @@ def run(cell: Cell, method: str, dense: nn.Module, task: Task) -> dict[str, obje
         "accuracy": task.accuracy(small),
         "seconds": time.perf_counter() - start,
     }
+
+
+def pruned(
+    dense: nn.Module,
+    task: Task,
+    budget: str | dict[str, float],
+    method: str,
+    seed: int,
+    epochs: tuple[int, int] = (PRUNE, FINETUNE),
+) -> tuple[nn.Module, float]:
+    """A network within a budget, fine-tuned, and its accuracy as cut. ``epochs``: with gates and without."""
+    network, (soft, hard) = copy.deepcopy(dense), epochs
+    torch.manual_seed(seed + 100)
+    schedule, whole = OneCycle(RATE, 0.15), soft + hard
+    steps = soft * (len(task.train[0]) // BATCH)
+    pruner = chipnet.Pruner(network, task.train[0][:1], budget, steps=steps, method=method, seed=seed)
+    fit(network, task, soft, lambda p: schedule(p * soft / whole), seed + 1, pruner)
+    plan = pruner.harden()
+    pruner.detach()
+    small = chipnet.compact(network, plan).to(memory_format=torch.channels_last)
+    cut = task.accuracy(small)
+    fit(small, task, hard, lambda p: schedule((soft + p * hard) / whole), seed + 2)
+    return small, cut
 
 
 # -- what came out ----------------------------------------------------------------------------------------

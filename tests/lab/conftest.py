@@ -11,7 +11,7 @@ REPORT_AFTER = runs.report_after
 def _without_reports():
     """The charts of its report take half of a small run's time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "report_after", lambda folder: None)
+        patch.setattr(runs, "report_after", lambda *folders: None)
         yield
 
 

@@ -178,12 +178,13 @@ def test_its_config_repeats_it(folder, tmp_path):
 
 def test_a_family_is_nested_and_made_once(weights, tmp_path, monkeypatch):
     reports = []
-    monkeypatch.setattr(runs, "report_after", reports.append)
+    monkeypatch.setattr(runs, "report_after", lambda *folders: reports.append(folders))
     given = {"--budget": "macs=0.2,0.5,params=0.9"}
     done = shrink(tmp_path, weights, "--round-to", "2", **given)
     assert done.exit_code == 0, done.output
     assert done.stdout.count("curves: ") == 1 and done.stdout.count("refit: ") >= 2
-    assert reports == [tmp_path / "0.5", tmp_path / "0.2"]
+    folders = tmp_path / "0.5", tmp_path / "0.2"
+    assert reports == [folders[:1], folders[1:], folders[::-1]]
     large, small = (Run.open(tmp_path / name) for name in ("0.5", "0.2"))
     assert all(a or not b for a, b in zip(large.plan().mask, small.plan().mask, strict=True))
     for one, part in ((large, 0.5), (small, 0.2)):

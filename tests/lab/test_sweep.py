@@ -1,6 +1,8 @@
 """Several budgets in one command, `--dry-run`, `chipnet val` and `--version`."""
 
+import itertools
 import json
+import re
 
 import pytest
 from command import chipnet_, prune
@@ -37,11 +39,12 @@ def test_a_run_a_budget_after_one_dense_training(tmp_path, monkeypatch):
         phases.Train, "finish", lambda self, run: trained.append(self.epochs) or finish(self, run)
     )
     reports = []
-    monkeypatch.setattr(runs, "report_after", reports.append)
+    monkeypatch.setattr(runs, "report_after", lambda *folders: reports.append(folders))
     budget = {"--budget": "macs=0.5,0.25"}
     done = prune(tmp_path, *SHORT, **budget)
     assert done.exit_code == 0, done.output
-    assert reports == [tmp_path / "0.5", tmp_path / "0.25"]
+    folders = tmp_path / "0.5", tmp_path / "0.25"
+    assert reports == [folders[:1], folders[1:], folders]
     one, two = (Run.open(tmp_path / name) for name in ("0.5", "0.25"))
     assert trained == [1, 0]
     assert one.result["budget"] == {"macs": 0.5} and two.result["budget"] == {"macs": 0.25}
@@ -86,6 +89,66 @@ def test_a_sweep_that_was_stopped_goes_on(tmp_path, monkeypatch):
     assert len(calls) == 101  # of 100 steps, one was not made
     one, two = (Run.open(tmp_path / name).result for name in ("0.5", "0.25"))
     assert two["compact"]["macs"] <= 0.25 * one["dense"]["macs"]
+
+
+def test_nested_networks_are_pruned_one_from_the_other(tmp_path, monkeypatch):
+    trained, pages = [], []
+    finish = phases.Train.finish
+    monkeypatch.setattr(
+        phases.Train, "finish", lambda self, run: trained.append(self.epochs) or finish(self, run)
+    )
+    monkeypatch.setattr(runs, "report_after", lambda *folders: pages.append(folders))
+    given = {"--budget": "macs=0.25,0.6,0.4,params=0.9", "--epochs": "1,2,3"}
+    done = prune(tmp_path, *SHORT, "--nested", **given)
+    assert done.exit_code == 0, done.output
+    folders = [tmp_path / name for name in ("0.6", "0.4", "0.25")]
+    assert pages == [*((f,) for f in folders), tuple(folders)]
+    found = [Run.open(folder) for folder in folders]
+    assert trained == [1, 0, 0]
+    assert [run.result["recipe"]["prune"] for run in found] == [2, 1, 1]
+    assert [run.result["recipe"]["finetune"] for run in found] == [3, 2, 2]
+    assert [run.result.get("start", {}).get("run") for run in found] == [
+        None, *(str(folder.resolve()) for folder in folders[:2])
+    ]  # fmt: skip
+    dense = found[0].result["dense"]
+    for wide, thin in itertools.pairwise(found):
+        assert all(a or not b for a, b in zip(wide.plan().mask, thin.plan().mask, strict=True))
+    for run, part in zip(found, (0.6, 0.4, 0.25), strict=True):
+        assert run.result["dense"] == dense and run.result["model"] == "tiny:tiny_net"
+        assert run.result["budget"] == {"params": 0.9, "macs": part}
+        assert run.result["compact"]["macs"] <= part * dense["macs"]
+    assert re.search(r"│ 0\.25 .*│ 0\.6 .*│ 0\.4 ", done.stdout, re.DOTALL)
+
+    # Again: nothing is trained. Without --nested it is another family.
+    monkeypatch.setattr("chipnet.lab.loop.train_step", lambda *a, **k: pytest.fail("trained"))
+    again = prune(tmp_path, *SHORT, "--nested", **given)
+    assert again.exit_code == 0 and "│ 0.25 " in again.stdout
+    other = prune(tmp_path, *SHORT, **given)
+    assert (other.exit_code, "holds a run with other options" in other.stderr) == (2, True)
+
+
+def test_a_nested_family_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    calls, real = [], loop.train_step
+
+    def stopped(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 75:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr("chipnet.lab.loop.train_step", stopped)
+    given = {"--budget": "macs=0.5,0.25"}
+    done = prune(tmp_path, *SHORT, "--nested", "--checkpoint-steps", "1", **given)
+    assert done.exit_code == 130 and "For the other budgets: the same command again" in done.stderr
+    assert prune(tmp_path, *SHORT, "--nested", "--checkpoint-steps", "1", **given).exit_code == 0
+    assert len(calls) == 101  # of 100 steps, one was not made
+    assert Run.open(tmp_path / "0.25").result["start"]["run"] == str(tmp_path / "0.5")
+
+
+@pytest.mark.parametrize("budget", ["macs=0.5", "macs=0.5,params=0.5"])
+def test_one_network_is_not_nested(tmp_path, no_training, budget):
+    done = prune(tmp_path / "run", "--nested", **{"--budget": budget})
+    assert (done.exit_code, "--nested is for several values of one kind" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

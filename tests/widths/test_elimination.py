@@ -18,7 +18,8 @@ def _reads(x: torch.Tensor, weight: torch.Tensor, channels: int | None = None) -
     covariance = x.T @ x / len(x)
     shape = (weight.shape[1], channels or x.shape[1]) + ((x.shape[1] // channels,) if channels else ())
     layer = LayerProduct("conv1d" if channels else "linear", shape)
-    return Reads(layer, weight, torch.zeros(x.shape[1], dtype=torch.float64), covariance, "bias", 1)
+    zeros = torch.zeros(x.shape[1], dtype=torch.float64)
+    return Reads(layer, weight, zeros, covariance, zeros[0], "bias", 1)
 
 
 def _draw(count, columns, outputs, seed=0):
@@ -137,3 +138,15 @@ def test_channels_that_are_never_there_vanish_with_no_gate():
     for site, gates in zip(s.sites, s.analysis.site_gates, strict=True):
         if len(gates):
             assert list(_gone(s.analysis, gates, layers)) == (["head.weight"] if site.name == "used" else [])
+
+
+@pytest.mark.parametrize("value", [0.1, 1e3, 1e-3])
+def test_inputs_that_never_vary_have_an_order(value):
+    """The covariance of what never varies is what rounding leaves of a difference; it may have no factor."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 2)).double()
+    batch = Inputs.of(torch.full((7, 3), value, dtype=torch.float64))
+    (found,) = [call for call in calls(net.eval(), batch) if call.name == "1.weight"]
+    reads = read_layers(net, [batch], {"1.weight": found})["1.weight"]
+    order, errors = eliminate([(reads, torch.eye(6, dtype=torch.bool))], 6)
+    assert sorted(order.tolist()) == list(range(6)) and bool(torch.isfinite(errors).all())

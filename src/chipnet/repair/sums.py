@@ -74,23 +74,26 @@ class Sums:
             self.xx / n - x.unsqueeze(2) * x.unsqueeze(1),
             self.xy / n - x.unsqueeze(2) * y.unsqueeze(1),
             self.yy / n - y.square(),
+            torch.finfo(torch.float64).eps * x.square().sum(1) * x.shape[1],
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Means of inputs, outputs and their products, as `Sums` has them; all about the means where ``x`` and ``y``
-    are not zero."""
+    are not zero. ``rounding``: ``[groups]``, what may be wrong in an eigenvalue of ``xx``, since it is a difference
+    of numbers that may be much larger."""
 
     x: Tensor
     y: Tensor
     xx: Tensor
     xy: Tensor
     yy: Tensor
+    rounding: Tensor
 
     def solve(self, start: Tensor, shrinkage: float) -> Tensor:
         """The weight ``[groups, columns, outputs]``; ``shrinkage`` is λ in mean squares of the inputs."""
-        regular, ridge = ridged(self.xx, shrinkage)
+        regular, ridge = ridged(self.xx, shrinkage, self.rounding)
         factor, failed = torch.linalg.cholesky_ex(regular)
         if bool(failed.any()):
             return start
@@ -106,11 +109,11 @@ class Moments:
         return self.y - (self.x.unsqueeze(1) @ weight).squeeze(1)
 
 
-def ridged(squares: Tensor, part: float) -> tuple[Tensor, Tensor]:
+def ridged(squares: Tensor, part: float, rounding: Tensor) -> tuple[Tensor, Tensor]:
     """Matrices ``[..., columns, columns]`` with something added to their diagonals, and what was: a ``part`` of the
-    diagonal's mean, ``[..., 1, 1]``."""
+    diagonal's mean, ``[..., 1, 1]``. It is not less than ``rounding`` ``[...]``, so the matrices have inverses."""
     mean = squares.diagonal(dim1=-2, dim2=-1).mean(-1)
-    ridge = (part * mean).clamp(min=torch.finfo(torch.float64).tiny)
+    ridge = torch.maximum(part * mean, rounding).clamp(min=torch.finfo(torch.float64).tiny)
     regular = squares.clone()
     regular.diagonal(dim1=-2, dim2=-1).add_(ridge[..., None])
     return regular, ridge[..., None, None]

@@ -26,6 +26,7 @@ class Reads:
         weight: the weight, ``[columns, outputs]`` in float64.
         mean: ``[columns]``.
         covariance: ``[columns, columns]``; about zero where there is no place for an offset.
+        rounding: what may be wrong in an eigenvalue of the covariance.
         place: where an offset goes: the name of the bias, or of the running mean of the batch norm that alone reads
             the output; None: nowhere.
         sign: of the offset there.
@@ -35,13 +36,14 @@ class Reads:
     weight: Tensor
     mean: Tensor
     covariance: Tensor
+    rounding: Tensor
     place: str | None
     sign: int
 
     @property
     def regular(self) -> Tensor:
         """The covariance with the ridge."""
-        return ridged(self.covariance, RIDGE)[0]
+        return ridged(self.covariance, RIDGE, self.rounding)[0]
 
     @property
     def variance(self) -> float:
@@ -95,6 +97,7 @@ def _read(call: LayerCall, sums: Sums, weight: Tensor) -> Reads:
         call.layer.matrix(weight)[0],
         means.x[0],
         means.xx[0],
+        means.rounding[0],
         call.bias or (norm.name if norm is not None else None),
         1 if call.bias is not None else -1,
     )

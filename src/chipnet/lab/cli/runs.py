@@ -201,17 +201,18 @@ def list_runs(
     console.print(table)
 
 
-def report_after(folder: Path) -> None:
-    """The report at the end of a run; the run is finished whatever becomes of it."""
+def report_after(*folders: Path) -> Path | None:
+    """The report at the end of a run, or the comparison of several; they are finished whatever becomes of it."""
     from chipnet.lab.runs.report import report as write
 
     try:
-        write(folder)
+        return write(*folders)
     except Exception as error:
         print(
-            f"no report: {type(error).__name__}: {error}. Later: {shell_command('report', folder)}",
+            f"no report: {type(error).__name__}: {error}. Later: {shell_command('report', *folders)}",
             file=sys.stderr,
         )
+        return None
 
 
 def _show(done: Comparison, sizes: Mapping[str, int], limit: int) -> None:

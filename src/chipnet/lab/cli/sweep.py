@@ -1,10 +1,16 @@
-"""`chipnet prune` to several budgets in one command: one run each, one dense training."""
+"""`chipnet prune` to several budgets in one command: one run each, one dense training.
+
+separate    dense ──> 0.5        nested      dense ──> 0.5 ──> 0.25 ──> 0.125
+            dense ──> 0.25       (each arrow is a run; a later one has half of the epochs)
+            dense ──> 0.125
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,17 +74,23 @@ def sweep(
     budgets: Mapping[str, str],
     problems: Problems,
     flags: Mapping[str, str],
+    nested: bool = False,
 ) -> None:
-    """One run for each of ``budgets`` (name of its folder -> budget), in folders below the request's."""
+    """One run for each of ``budgets`` (name of its folder -> budget), in folders below the request's. Where they
+    are ``nested``, each prunes the network of the next larger one."""
     with said(console), refusals(flags):
         job, requests = _requests(request, budgets, problems)
-    if request.no_train:
-        results = _family(console, job, requests, flags)
-    else:
-        results = _one_by_one(console, requests, budgets, flags)
-    console.print(table(results))
-    folders = shlex.join(str(r.out) for r in requests.values())
-    console.tell(f"Runs in {request.out}: {', '.join(results)}. Side by side: chipnet report {folders}")
+        if nested and not request.no_train:  # without training they always are
+            requests = _nested(job, requests)
+    results = (
+        _family(console, job, requests, flags)
+        if request.no_train
+        else _one_by_one(console, requests, flags)
+    )
+    console.print(table({name: results[name] for name in budgets}))
+    folders = [Path(r.out) for r in requests.values()]
+    if page := runs.report_after(*folders):
+        console.tell(f"Runs in {request.out}: {', '.join(budgets)}. Side by side: {page}")
 
 
 def _family(
@@ -100,10 +112,7 @@ def _family(
 
 
 def _one_by_one(
-    console: Console,
-    requests: Mapping[str, config.Request],
-    budgets: Mapping[str, str],
-    flags: Mapping[str, str],
+    console: Console, requests: Mapping[str, config.Request], flags: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
     """The first trains the dense network, unless there are weights; the others begin with what it has trained. The
     same command again goes on where it stopped."""
@@ -112,7 +121,7 @@ def _one_by_one(
     results = {}
     for number, (name, request) in enumerate(requests.items(), 1):
         folder = Path(request.out)
-        console.tell(f"{number}/{len(budgets)}: budget {budgets[name]}, into {folder}")
+        console.tell(f"{number}/{len(requests)}: budget {request.budget}, into {folder}")
         with said(console), refusals(flags):
             done = _finished(folder, request)
             if done is None:
@@ -168,6 +177,36 @@ def _requests(
     }
     requests[name] = dataclasses.replace(requests[name], weights=job.request.weights)
     return job, requests
+
+
+def _nested(job: Job, requests: Mapping[str, config.Request]) -> dict[str, config.Request]:
+    """The requests from the largest network to the smallest; each but the first prunes the network of the one
+    before it, which is trained already, in half of the epochs."""
+    from chipnet import Budget
+    from chipnet.lab.data import LoaderImages
+
+    def size(request: config.Request) -> float:
+        return sum(job.structure.limits(Budget.parse(request.budget)).values())
+
+    names = sorted(requests, key=lambda name: -size(requests[name]))
+    first = requests[names[0]]
+    weights = next(iter(requests.values())).weights  # those that the first of the command line has
+    ordered = {names[0]: dataclasses.replace(first, weights=weights)}
+    for wide, thin in itertools.pairwise(names):
+        recipe = first.recipe
+        assert recipe is not None
+        shorter = {name: math.ceil(getattr(recipe, name) / 2) for name in ("prune", "finetune")}
+        values: dict[str, Any] = {"recipe": recipe.changed(shorter)}
+        if not isinstance(job.data.train, LoaderImages):
+            values |= {"mean": job.data.mean, "std": job.data.std}
+        ordered[thin] = dataclasses.replace(
+            requests[thin],
+            model=str(Path(ordered[wide].out).resolve()),
+            weights=None,
+            trust=True,  # of the runs that this command makes
+            **values,
+        )
+    return ordered
 
 
 def _finished(folder: Path, request: config.Request) -> dict[str, Any] | None:
