@@ -12,6 +12,7 @@ Every method then has 512 unlabelled training images, and no gradient step. Accu
 | `random` | random gates at the same budget, then `chipnet.refit` |
 | `magnitude` | L2 norms of weights, then statistics of batch norms measured anew |
 | `torch_pruning` | Torch-Pruning's `BasePruner`, group norms, then the same statistics |
+| `onnxsim` | onnxsim's calibrated channel pruning and its refit of matrix products; ``-``: budget not reached |
 """
 
 from __future__ import annotations
@@ -31,12 +32,15 @@ from torch import Tensor, nn
 
 import chipnet
 from benchmarks import datasets, networks
-from benchmarks.rivals import costs
 from chipnet.lab.models import get_model
-from chipnet.lab.steps import recalibrate
 from chipnet.methods.schedules import OneCycle, Schedule
+from chipnet.program.counting import counting
 
 EPOCHS, BATCH, RATE, IMAGES = 12, 64, 0.1, 512
+
+
+class UnreachableError(Exception):
+    """A method cannot reach a budget."""
 
 
 class Task:
@@ -101,51 +105,93 @@ def trained(name: str, task: Task, seed: int) -> nn.Module:
     return network
 
 
-def _gates(network: nn.Module, images: Tensor, budget: str, method: str, seed: int) -> chipnet.Plan:
+Inputs = Tensor | dict[str, Tensor]
+"""What a network takes: a batch of images, or batches by argument."""
+
+
+def parts(inputs: Inputs, size: int) -> list[Inputs]:
+    """Batches of at most ``size``."""
+    if isinstance(inputs, Tensor):
+        return list(inputs.split(size))
+    split = {name: x.split(size) for name, x in inputs.items()}
+    return [dict(zip(split, some, strict=True)) for some in zip(*split.values(), strict=True)]
+
+
+def called(network: nn.Module, inputs: Inputs) -> Tensor:
+    """The network's output."""
+    found: Tensor = network(inputs) if isinstance(inputs, Tensor) else network(**inputs)
+    return found
+
+
+def _gates(network: nn.Module, inputs: Inputs, budget: str, method: str, seed: int) -> chipnet.Plan:
     """The plan of a method's scores on the trained network, as it is."""
-    pruner = chipnet.Pruner(copy.deepcopy(network), images[:1], budget, steps=1, method=method, seed=seed)
+    example = parts(inputs, 1)[0]
+    pruner = chipnet.Pruner(copy.deepcopy(network), example, budget, steps=1, method=method, seed=seed)
     return pruner.harden(early=True)
 
 
-def _measured(network: nn.Module, images: Tensor) -> nn.Module:
-    recalibrate(network, [(part, torch.zeros(len(part))) for part in images.split(BATCH)])
-    return network
+@torch.no_grad()
+def _measured(network: nn.Module, inputs: Inputs) -> nn.Module:
+    """The network with statistics of batch norms measured anew, as means over batches."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    network.train()
+    for part in parts(inputs, BATCH):
+        called(network, part)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+    return network.eval()
 
 
-def _shrink(network: nn.Module, images: Tensor, budget: str, seed: int) -> nn.Module:
-    return chipnet.shrink(network, images, budget, distance="kl").model
+def _shrink(network: nn.Module, inputs: Inputs, budget: str, seed: int) -> nn.Module:
+    return chipnet.shrink(network, parts(inputs, BATCH), budget, distance="kl").model
 
 
-def _error(network: nn.Module, images: Tensor, budget: str, seed: int) -> nn.Module:
-    return chipnet.shrink(network, images, budget).model
+def _error(network: nn.Module, inputs: Inputs, budget: str, seed: int) -> nn.Module:
+    return chipnet.shrink(network, parts(inputs, BATCH), budget).model
 
 
-def _random(network: nn.Module, images: Tensor, budget: str, seed: int) -> nn.Module:
-    plan = _gates(network, images, budget, "random", seed)
+def _random(network: nn.Module, inputs: Inputs, budget: str, seed: int) -> nn.Module:
+    plan = _gates(network, inputs, budget, "random", seed)
     small = chipnet.compact(network, plan)
-    chipnet.refit(network, small, plan, images)
+    chipnet.refit(network, small, plan, parts(inputs, BATCH))
     return small
 
 
-def _magnitude(network: nn.Module, images: Tensor, budget: str, seed: int) -> nn.Module:
-    return _measured(chipnet.compact(network, _gates(network, images, budget, "magnitude", seed)), images)
+def _magnitude(network: nn.Module, inputs: Inputs, budget: str, seed: int) -> nn.Module:
+    return _measured(chipnet.compact(network, _gates(network, inputs, budget, "magnitude", seed)), inputs)
 
 
-def _torch_pruning(network: nn.Module, images: Tensor, budget: str, seed: int) -> nn.Module:
+def _torch_pruning(network: nn.Module, inputs: Inputs, budget: str, seed: int) -> nn.Module:
     from benchmarks._torch_pruning import pruned
 
+    example = parts(inputs, 1)[0]
+    given = (example,) if isinstance(example, Tensor) else tuple(example.values())
+
     def macs(model: nn.Module) -> int:
-        return costs(model, images[:1])["macs"]
+        with torch.no_grad(), counting() as counter:
+            model.eval()(*given)
+        return int(counter.get_total_flops()) // 2
 
-    return _measured(pruned(network, (images[:1],), float(budget.partition("=")[2]), macs), images)
+    return _measured(pruned(network, given, float(budget.partition("=")[2]), macs), inputs)
 
 
-METHODS: dict[str, Callable[[nn.Module, Tensor, str, int], nn.Module]] = {
+def _onnxsim(network: nn.Module, inputs: Inputs, budget: str, seed: int) -> nn.Module:
+    from benchmarks._onnxsim import pruned
+
+    return pruned(network, inputs, float(budget.partition("=")[2]))
+
+
+METHODS: dict[str, Callable[[nn.Module, Inputs, str, int], nn.Module]] = {
     "shrink": _shrink,
     "error": _error,
     "random": _random,
     "magnitude": _magnitude,
     "torch_pruning": _torch_pruning,
+    "onnxsim": _onnxsim,
 }
 
 
@@ -177,7 +223,10 @@ def main() -> None:
             for budget in a.budgets.split(","):
                 for method in a.methods.split(","):
                     start = time.perf_counter()
-                    small = METHODS[method](network, images, budget, seed)
+                    try:
+                        small = METHODS[method](network, images, budget, seed)
+                    except UnreachableError:
+                        continue
                     seconds, found = time.perf_counter() - start, task.accuracy(small)
                     cells.setdefault((budget, method), []).append((found, seconds))
                     row = {
