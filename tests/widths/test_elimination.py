@@ -147,6 +147,6 @@ def test_inputs_that_never_vary_have_an_order(value):
     net = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 2)).double()
     batch = Inputs.of(torch.full((7, 3), value, dtype=torch.float64))
     (found,) = [call for call in calls(net.eval(), batch) if call.name == "1.weight"]
-    reads = read_layers(net, [batch], {"1.weight": found})["1.weight"]
+    reads = layer_reads(net, [batch], {"1.weight": found})["1.weight"]
     order, errors = eliminate([(reads, torch.eye(6, dtype=torch.bool))], 6)
     assert sorted(order.tolist()) == list(range(6)) and bool(torch.isfinite(errors).all())

@@ -16,8 +16,6 @@ def _described(model):
     return [(n, type(m)) for n, m in model.named_modules()], [(n, t.shape, t.dtype) for n, t in tensors]
 
 
-
-
 @pytest.mark.parametrize(
     "number",
     # dead branches, stand-ins, gates that share channels, inputs that never vary

@@ -83,9 +83,7 @@ def sweep(
         if nested and not request.no_train:  # without training they always are
             requests = _nested(job, requests)
     results = (
-        _family(console, job, requests, flags)
-        if request.no_train
-        else _one_by_one(console, requests, flags)
+        _family(console, job, requests, flags) if request.no_train else _one_by_one(console, requests, flags)
     )
     console.print(table({name: results[name] for name in budgets}))
     folders = [Path(r.out) for r in requests.values()]
