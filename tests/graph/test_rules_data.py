@@ -120,4 +120,4 @@ class ConvLSTM(nn.Module):
 
 
 def test_a_cell_that_begins_like_a_state_of_zeros():
-    gains(ConvLSTM, {"gates": 5})
+    gains(ConvLSTM, {"gates": 6})

@@ -56,9 +56,9 @@ class Apart(nn.Module):
 
 
 def test_heads_of_one_layer_go_with_their_queries_keys_and_values():
-    """One head stays: a reshape counts heads. Their width and scale stay."""
-    _, found = gains(Fused, {"qkv": 2}, (2, 5, 4), heads="whole")
-    assert {small.num_heads for small, *_ in found} == {1, 2, 3}
+    """One head is there, be it zero: a reshape counts heads. Their width and scale stay."""
+    _, found = gains(Fused, {"qkv": 3}, (2, 5, 4), heads="whole")
+    assert {small.num_heads for small, *_ in found} == {1, 3}
     for small, plan, _ in found:
         assert small.head_dim == 4
         assert small.qkv.out_features == 3 * small.num_heads * 4
@@ -81,10 +81,9 @@ def test_which_rows_a_head_has_as_worked_out_by_hand():
 
 @pytest.mark.parametrize("how", ["plain", "bias", "table", "written out"])
 def test_heads_of_three_layers_and_their_biases(how):
-    free = 3 if how == "written out" else 2  # the fused operator keeps one head
-    _, found = gains(lambda: Apart(how), {"v": free}, (2, 5, 4), heads="whole")
+    _, found = gains(lambda: Apart(how), {"v": 3}, (2, 5, 4), heads="whole")
     heads = {small.v.out_features // 4 for small, *_ in found}
-    assert heads >= {1, 2, 3}
+    assert heads >= {1, 3}
     for small, *_ in found:
         left = small.v.out_features // 4
         assert small.q.out_features == small.k.out_features == 2 * left
@@ -95,7 +94,7 @@ def test_heads_of_three_layers_and_their_biases(how):
 
 
 def test_where_the_number_of_heads_is_a_literal_features_go():
-    _, found = gains(lambda: Fused(literal=True), {"qkv": 3}, (2, 5, 4), heads="whole")
+    _, found = gains(lambda: Fused(literal=True), {"qkv": 4}, (2, 5, 4), heads="whole")
     assert {small.qkv.out_features // small.head_dim for small, *_ in found} == {9}
     assert {small.head_dim for small, *_ in found} > {1}
 
@@ -113,11 +112,11 @@ def test_heads_of_pytorchs_attention():
 
     _, found = gains(
         Net,
-        {"a": 11, "attention.in_proj_weight": 2, "attention.out_proj": 11},
+        {"a": 12, "attention.in_proj_weight": 3, "attention.out_proj": 12},
         (2, 5, 4),
         heads="whole",
     )
-    assert {small.attention.num_heads for small, *_ in found} == {1, 2, 3}
+    assert {small.attention.num_heads for small, *_ in found} >= {1, 3}
 
 
 def test_what_is_said_of_heads():

@@ -121,11 +121,11 @@ class Encoder(nn.Module):
 
 @NESTED
 def test_attention_of_pytorch_loses_stream_queries_and_values_apart():
-    wanted = {"embed": 7}
+    wanted = {"embed": 8}
     for i in (0, 1):
         at = f"layers.layers.{i}"
-        wanted |= {f"{at}.self_attn.in_proj_weight": 6, f"{at}.self_attn.out_proj": 7}
-        wanted |= {f"{at}.linear1": 10, f"{at}.linear2": 7}
+        wanted |= {f"{at}.self_attn.in_proj_weight": 7, f"{at}.self_attn.out_proj": 8}
+        wanted |= {f"{at}.linear1": 10, f"{at}.linear2": 8}
     _, found = gains(Encoder, wanted, (2, 5, 4))
     cut = {tuple(m.widths) for small, *_ in found for m in small.modules() if hasattr(m, "widths")}
     assert any(len({*widths}) > 1 for widths in cut)  # values have another width than queries

@@ -239,6 +239,12 @@ class Analysis:
         return self._evaluate("alive", lambda: [self.liveness.alive(facts) for facts in owners], mask)
 
     @torch.no_grad()
+    def reading(self, mask: Tensor) -> Tensor:
+        """Per module in ``graph.owners``: does it read, if it is a layer, anything but zeros?"""
+        owners, mask = self.graph.owners.values(), read_mask(mask, self.gates, batch=True)
+        return self._evaluate("reading", lambda: [self.liveness.reading(facts) for facts in owners], mask)
+
+    @torch.no_grad()
     def canonical(self, mask: Tensor) -> Tensor:
         """Close gates that do nothing: a branch with one fully dead layer dies whole."""
         mask = read_mask(mask, self.gates, batch=True).clone()

@@ -34,6 +34,8 @@ class ExistingChannels:
         self._alive_of = {name: liveness.alive(facts) for name, facts in self.graph.owners.items()}
         # Surgery replaces a module when all of its calls are dead; what is no module runs on.
         self._module_of = {fact: name for name, facts in self.graph.owners.items() for fact in facts}
+        self._reading = {name: liveness.reading(facts) for name, facts in self.graph.owners.items()}
+        self._cols = {layer.weight: layer for layer in self.graph.layers if layer.fact in self._module_of}
         self.calls: Sequence[CountedCall] = [self._call(layer) for layer in self.graph.layers]
         for product in self.graph.products:
             self.count(product.slots)
@@ -44,10 +46,16 @@ class ExistingChannels:
 
     def _call(self, layer: Layer) -> CountedCall:
         works = reads = 0  # what is no module always runs
-        if layer.fact in self._module_of:
-            anything = self.live.formulas.any(self.live.present(layer.cols).tolist())
-            works, reads = self._one(self._alive_of[self._module_of[layer.fact]]), self._one(anything)
-        return CountedCall(layer, works, reads, self.count(layer.rows), self.count(layer.cols))
+        cols = self.count(layer.cols)
+        if (module := self._module_of.get(layer.fact)) is not None:
+            works, reads = self._one(self._alive_of[module]), self._one(self._reading[module])
+            cols = self._key(self._columns(layer))
+        return CountedCall(layer, works, reads, self.count(layer.rows), cols)
+
+    def _columns(self, layer: Layer) -> Counter[int]:
+        """Formulas of a layer's columns. Those that are always there go where all that it reads is zero."""
+        reading = self._reading[self._module_of[layer.fact]]
+        return Counter(reading if f == TRUE else f for f in self.live.present(layer.cols).tolist())
 
     def parameters(self) -> Iterator[Term]:
         """Elements of every parameter. A frozen layer has its computed weight and its bias, whatever the weight was
@@ -62,8 +70,10 @@ class ExistingChannels:
             if all(o in self._alive_of for o in owners):
                 factors.append(self._one(self.live.formulas.any({self._alive_of[o] for o in owners})))
             fixed = math.prod(shape)
+            layer = self._cols.get(name)
             for axis, slots in g.axes.get(name, {}).items():
-                factors.append(self.count(slots))
+                read = layer is not None and np.array_equal(slots, layer.cols)
+                factors.append(self._key(self._columns(layer)) if layer and read else self.count(slots))
                 fixed //= shape[axis]
             yield fixed, tuple(factors)
 

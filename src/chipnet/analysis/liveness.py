@@ -152,6 +152,7 @@ class Liveness:
         self.formulas = Formulas()
         self.root = graph.root
         self._is_pinned = graph.pinned(np.arange(graph.slots))
+        self._is_held = graph.held(np.arange(graph.slots))
         self.sites = self._place_gates(refused, anchored)
         self.gates = 1 + max((int(s.gates.max(initial=-1)) for s in self.sites), default=-1)
         self._gate_of = np.full(graph.slots, TRUE, dtype=np.int64)
@@ -159,6 +160,7 @@ class Liveness:
             for slot, gate in zip(fact.dst.tolist(), gates.tolist(), strict=True):
                 if gate >= 0:
                     self._gate_of[slot] = self.formulas.gate(gate)
+        self._layer_of = {layer.fact: layer for layer in graph.layers}
         self._alive: dict[tuple[int, ...], int] = {}
         self._forward()
         self._backward()
@@ -198,14 +200,14 @@ class Liveness:
                     if fact.kind == "and":  # a scale goes with what it scales
                         others = [o for j, o in enumerate(fact.srcs) if j != k]
                         served = served | (
-                            data[src] & np.any([~data[o] & ~self._is_pinned[o] for o in others], axis=0)
+                            data[src] & np.any([~data[o] & ~self._is_held[o] for o in others], axis=0)
                         )
                     use(src[read], served[read], clear[dst][read] & (fact.kind != "const"))
             else:
                 read = uses[dst] > 0
                 live = isinstance(fact, Norm) and fact.statistics == "live"
                 can = fact.host is not None and not live and not refused(fact.host)
-                gated = np.logical_and(read & clear[dst], can) & ~covered[dst] & ~self._is_pinned[dst]
+                gated = np.logical_and(read & clear[dst], can) & ~covered[dst] & ~self._is_held[dst]
                 if fact.host is not None and (fact.host.is_layer or gated.any()):
                     wanted[fact.host.weight].append((i, clear[dst] & read, covered[dst] & read))
                 served = gated | (covered[dst] & read)
@@ -240,16 +242,16 @@ class Liveness:
             assert isinstance(fact, (Mix, Norm, Source)) and fact.host is not None
             is_clear = np.logical_and.reduce([c for _, c, _ in calls])
             is_covered = np.logical_and.reduce([c for _, _, c in calls])
-            is_pinned = self._is_pinned[fact.dst]
+            is_held = self._is_held[fact.dst]
             live = isinstance(fact, Norm) and fact.statistics == "live"
-            on = is_clear & ~is_covered & ~is_pinned & (not (live or refused(fact.host)))
+            on = is_clear & ~is_covered & ~is_held & (not (live or refused(fact.host)))
             if weight in anchored:
                 on[np.flatnonzero(on)[:1]] = False
             gates = np.full(len(fact.dst), -1, dtype=np.int64)
             for k in np.flatnonzero(on):
                 root = int(self.root[fact.dst[k]])
                 gates[k] = keys.setdefault(root if self._share else (weight, root), len(keys))
-            why = None if on.all() else self._why(fact, is_clear, is_covered, is_pinned, refused(fact.host))
+            why = None if on.all() else self._why(fact, is_clear, is_covered, is_held, refused(fact.host))
             ties = dict.fromkeys(p for r in np.unique(self.root[fact.dst]).tolist() for p in tied_by[r])
             self._site_of[weight] = len(sites)
             sites.append(
@@ -425,6 +427,14 @@ class Liveness:
                 terms.update(map(self.formulas.both, self.live[dst].tolist(), self.needed[dst].tolist()))
             self._alive[key] = self.formulas.any(terms)
         return self._alive[key]
+
+    def reading(self, facts: Sequence[int]) -> int:
+        """True where a layer, called in these facts, reads any channel that is not for certain zero, or not there."""
+        terms: set[int] = set()
+        for layer in (self._layer_of[i] for i in facts if i in self._layer_of):
+            terms.update(np.where(self._is_pinned[layer.cols], self.live[layer.cols], self.present(layer.cols)).tolist())
+        found = self.formulas.any(terms)
+        return TRUE if found == FALSE else found  # all that it reads is zero in the dense network, too
 
     def useful(self) -> list[int]:
         """Per gate: open, it passes the input on, or what is a constant in the dense network too, to something that

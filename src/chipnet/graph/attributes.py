@@ -28,7 +28,7 @@ def claim(op: Operator, number: Any, slots: Slots, empty: bool = False) -> bool:
         return True  # surgery keeps those of layers true anyway
     op.draft.claims.append(Claim(op.key, number.source, slots.copy()))
     if not empty:
-        op.keep(slots[:1], f"'{number.source}' must not become 0", PinCode.ONE_STAYS)
+        op.keep(slots[:1], f"'{number.source}' must not become 0", PinCode.NEVER_EMPTY)
     return True
 
 

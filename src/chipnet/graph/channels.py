@@ -18,6 +18,7 @@ from chipnet.graph.facts import (
     Note,
     Number,
     Pin,
+    PinCode,
     Place,
     Product,
     Queries,
@@ -119,12 +120,17 @@ class ChannelGraph:
         """Which of ``slots`` are in a pinned class."""
         return np.isin(self.root[slots], list(self.pins))
 
+    def held(self, slots: Slots) -> NDArray[np.bool_]:
+        """Which of ``slots`` are in a pinned class that must not be zero either."""
+        return np.isin(self.root[slots], [r for r, p in self.pins.items() if p.code is not PinCode.NEVER_EMPTY])
+
     def with_pins(self, more: Iterable[tuple[Slots, Pin]]) -> ChannelGraph:
         """The same with more classes kept whole. Of several reasons for one class the first stays."""
         pins = dict(self.pins)
         for slots, why in more:
             for root in self.root[np.unique(slots)].tolist():
-                pins.setdefault(root, why)
+                if root not in pins or pins[root].code is PinCode.NEVER_EMPTY:
+                    pins[root] = why
         return replace(self, pins=pins)
 
     def __str__(self) -> str:

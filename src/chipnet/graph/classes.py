@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from chipnet.graph.facts import Pin, Slots
+from chipnet.graph.facts import Pin, PinCode, Slots
 
 
 class Partition(Protocol):
@@ -83,12 +83,16 @@ class Classes:
             x, y = y, x
         self._parent[y] = x
         if y in self.pins:
-            self.pins.setdefault(x, self.pins.pop(y))
+            self._pin(x, self.pins.pop(y))
 
     def pin(self, slots: Slots, why: Pin) -> None:
-        """Keep the classes of ``slots`` whole. The first reason stays."""
+        """Keep the classes of ``slots`` whole. The first reason stays, unless it lets them be zero."""
         for s in np.unique(slots).tolist():
-            self.pins.setdefault(self.find(s), why)
+            self._pin(self.find(s), why)
+
+    def _pin(self, root: int, why: Pin) -> None:
+        if root not in self.pins or self.pins[root].code is PinCode.NEVER_EMPTY:
+            self.pins[root] = why
 
     def pinned(self, slots: Slots) -> NDArray[np.bool_]:
         """Which of ``slots`` are in a pinned class."""
@@ -98,8 +102,11 @@ class Classes:
     @contextlib.contextmanager
     def unpinned(self) -> Iterator[None]:
         """While the block lasts, old slots get no pins: no output that matters reads what is made of them."""
-        slots, known = self.slots, {id(why) for why in self.pins.values()}
+        slots, before = self.slots, dict(self.pins)
         yield
+        known = {id(why) for why in before.values()}
         for root, why in list(self.pins.items()):
             if root < slots and id(why) not in known:
                 del self.pins[root]
+        for root, why in before.items():
+            self._pin(self.find(root), why)

@@ -51,6 +51,8 @@ class PinCode(Enum):
     """An operator counts or orders all that it reads: a mean over channels, attention."""
     FIXED_WIDTH = "fixed width"
     """A number in the forward, or a tensor that they meet, says how many there are."""
+    NEVER_EMPTY = "never empty"
+    """A width must not become 0: one channel is there whatever the mask, and may be zero."""
     ONE_STAYS = "one stays"
     """An operator or module does not work without any."""
     COMPUTED = "computed"

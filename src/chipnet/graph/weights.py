@@ -31,6 +31,7 @@ from chipnet.graph.labels import Labels, Made, Param, Value
 from chipnet.graph.operator import Operator
 from chipnet.graph.standard import STANDARD_MIX, STANDARD_NORM
 from chipnet.program.names import is_within
+from chipnet.program.spelling import is_spelt
 
 COMPUTED = "a weight that is computed: what is left of it need not be what it would be made of less"
 FRESH = frozenset(f"{new}{kind}" for new in ("", "new_") for kind in ("zeros", "ones", "full", "empty"))
@@ -219,7 +220,8 @@ def _register(op: Operator, module: str | None, fact: int, src: Slots, dst: Slot
     if module is not None:
         op.draft.owners.setdefault(module, []).append(fact)
     else:
-        why = op.why(f"a {what} that is not a plain torch.nn module keeps one channel", PinCode.ONE_STAYS)
+        code = PinCode.NEVER_EMPTY if op.owner is not None and is_spelt(op.owner) else PinCode.ONE_STAYS
+        why = op.why(f"a {what} that is not a plain torch.nn module keeps one channel", code)
         op.draft.pin(dst[:1], why)
         op.draft.pin(src[:1], why)
 

@@ -104,7 +104,8 @@ def _stand_ins(analysis: Analysis, mask: Tensor, present: NDArray[np.bool_]) -> 
     """What takes the place of modules that are dead, or that read nothing."""
     g = analysis.graph
     layer_of = {layer.fact: layer for layer in g.layers}
-    for module, value in zip(g.owners, analysis.alive(mask).tolist(), strict=True):
+    known = zip(g.owners, analysis.alive(mask).tolist(), analysis.reading(mask).tolist(), strict=True)
+    for module, value, reads in known:
         fact = g.owners[module][0]
         layer = layer_of.get(fact)
         width = int(present[g.facts[fact].dst].sum())
@@ -113,7 +114,7 @@ def _stand_ins(analysis: Analysis, mask: Tensor, present: NDArray[np.bool_]) -> 
                 yield StandIn(module, "norm", width)
         elif value < 0.5:
             yield StandIn(module, "dead", width)
-        elif not present[layer.cols].any():
+        elif reads < 0.5:
             yield StandIn(module, "constant", width)
     for module, slots in g.pools.items():
         if not present[slots].any():

@@ -50,8 +50,8 @@ def attention(
     kept = [x for x in (q, k, mask) if x is not None]
     if enable_gqa or last - 1 in heads or last not in v.varying or (heads and not op.tied_along(v, heads)):
         return op.barrier([*kept, v], "attention")
-    reason = "attention keeps one channel of values: without any it computes no scores"
-    op.keep(v.slots()[:1], reason, PinCode.ONE_STAYS)
+    reason = "attention has at least one channel of values, be it zero"
+    op.keep(v.slots()[:1], reason, PinCode.NEVER_EMPTY)
     pairs = math.prod(op.shape[:-1]) * k.shape[-2]
     more = []
     if (scores := _scores(op, q, k, scale)) is not None:
@@ -73,7 +73,7 @@ def _of_whole_heads(op: Operator, q: Labels, k: Labels, v: Labels, mask: Value |
     """Attention whose heads go whole. Their width stays, and so does the scale. Weights of a head are not zero
     where its queries are, so a head goes where its values do."""
     last = len(v.shape) - 1
-    op.keep(v.slots()[:1], "attention keeps one head", PinCode.ONE_STAYS)
+    op.keep(v.slots()[:1], "attention has at least one head, be it zero", PinCode.NEVER_EMPTY)
     product = op.map([_first(q), _first(k)], "and", (*q.shape[:-2], 1, q.shape[-1]))
     total = op.merged(product, [last], "or")
     scores = Labels(total.core, (*op.shape[:-1], k.shape[-2]))
@@ -102,7 +102,7 @@ def _scores(op: Operator, q: Value, k: Value, scale: float | None) -> tuple[Slot
     product = op.map([_first(q), _first(k)], "and", (*q.shape[:-2], 1, q.shape[-1]))
     if scale is None:
         op.draft.scores.add(len(op.draft.facts) - 1)
-    op.keep(product.slots()[:1], "attention keeps one feature of queries and keys", PinCode.ONE_STAYS)
+    op.keep(product.slots()[:1], "attention has at least one feature of queries and keys, be it zero", PinCode.NEVER_EMPTY)
     return product.slots(), uniform(op.total(product.slots()), op.shape)
 
 

@@ -77,7 +77,7 @@ def move(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Value:
     for axis in out.varying if -1 in given.values() else ():
         if given.get(axis, -1) != -1 and not op.keeps_length(out, axis):
             reason = "a size that follows from the others (-1) needs at least one channel"
-            op.keep(out.along(axis)[:1], reason, PinCode.ONE_STAYS)
+            op.keep(out.along(axis)[:1], reason, PinCode.NEVER_EMPTY)
     return out
 
 

@@ -57,7 +57,7 @@ def unspell(model: nn.Module) -> nn.Module:
     layers = [m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer)]
     fused = {id(m.self_attn): m for m in layers}
     for module in model.modules():
-        if _is_spelt(module) and module.is_unchanged() and _can_be_fused(fused.get(id(module))):  # type: ignore[operator]
+        if is_spelt(module) and module.is_unchanged() and _can_be_fused(fused.get(id(module))):  # type: ignore[operator]
             kind: Any = type(module).__bases__[-1]
             module.end()  # type: ignore[operator]
             module.__class__ = kind
@@ -71,6 +71,6 @@ def _can_be_fused(layer: nn.TransformerEncoderLayer | None) -> bool:
     return all(type(part) in (nn.Linear, nn.LayerNorm) for part in parts)
 
 
-def _is_spelt(module: nn.Module) -> bool:
+def is_spelt(module: nn.Module) -> bool:
     """Has a module a class of ours?"""
     return type(module).__module__.startswith(f"{__name__}.")
