@@ -145,6 +145,18 @@ def test_a_nested_family_that_was_stopped_goes_on(tmp_path, monkeypatch):
     assert Run.open(tmp_path / "0.25").result["start"]["run"] == str(tmp_path / "0.5")
 
 
+def test_a_nested_family_of_data_that_normalises_itself(tmp_path):
+    """The second run must not ask a callable for a mean that it does not take; its own config.yaml neither."""
+    given = {"--budget": "macs=0.5,0.25", "--data": "test_bench:some_images"}
+    done = prune(tmp_path, "--threads", "1", "--nested", **given)
+    assert done.exit_code == 0, done.output
+    config = tmp_path / "0.25" / "config.yaml"
+    again = chipnet_("prune", "--config", config, "--out", tmp_path / "again", "--quiet")
+    assert again.exit_code == 0, again.output
+    one, two = (Run.open(tmp_path / name).result for name in ("0.25", "again"))
+    assert one["compact"] == two["compact"] and one["start"] == two["start"]
+
+
 @pytest.mark.parametrize("budget", ["macs=0.5", "macs=0.5,params=0.5"])
 def test_one_network_is_not_nested(tmp_path, no_training, budget):
     done = prune(tmp_path / "run", "--nested", **{"--budget": budget})

@@ -1,4 +1,4 @@
-"""A block whose heads are all shut is dead, as any branch of which a layer is: its projections go, the residual stays."""
+"""A block whose heads are all shut is dead, as any branch with a layer: its projections go, the residual stays."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def test_a_block_without_heads_is_dead(name, heads):
     assert s.connected(mask)
     ((small, plan, _),) = conforms(model, x, s, [s.canonical(mask)])
     left = sum(p.numel() for n, p in small.named_parameters() if block in n)
-    if name == "torchvision":  # its projections are no modules: zeros stay, of one feature in each head, or one head
+    if (
+        name == "torchvision"
+    ):  # its projections are no modules: zeros stay, of one feature in each head, or one head
         features = 2 if heads == "narrow" else 4
         assert left == 3 * features * (8 + 1) + 8 * features + 8
     else:
@@ -66,7 +68,12 @@ class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stream, self.norm, self.v = nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 6)
-        self.q, self.k, self.out, self.head = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(4, 2)
+        self.q, self.k, self.out, self.head = (
+            nn.Linear(4, 6),
+            nn.Linear(4, 6),
+            nn.Linear(6, 4),
+            nn.Linear(4, 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stream(x)

@@ -429,10 +429,11 @@ class Liveness:
         return self._alive[key]
 
     def reading(self, facts: Sequence[int]) -> int:
-        """True where a layer, called in these facts, reads any channel that is not for certain zero, or not there."""
+        """True where a layer, called in these facts, reads a channel that is not for certain zero, or not there."""
         terms: set[int] = set()
         for layer in (self._layer_of[i] for i in facts if i in self._layer_of):
-            terms.update(np.where(self._is_pinned[layer.cols], self.live[layer.cols], self.present(layer.cols)).tolist())
+            read, pinned = layer.cols, self._is_pinned[layer.cols]
+            terms.update(np.where(pinned, self.live[read], self.present(read)).tolist())
         found = self.formulas.any(terms)
         return TRUE if found == FALSE else found  # all that it reads is zero in the dense network, too
 

@@ -122,7 +122,9 @@ class ChannelGraph:
 
     def held(self, slots: Slots) -> NDArray[np.bool_]:
         """Which of ``slots`` are in a pinned class that must not be zero either."""
-        return np.isin(self.root[slots], [r for r, p in self.pins.items() if p.code is not PinCode.NEVER_EMPTY])
+        return np.isin(
+            self.root[slots], [r for r, p in self.pins.items() if p.code is not PinCode.NEVER_EMPTY]
+        )
 
     def with_pins(self, more: Iterable[tuple[Slots, Pin]]) -> ChannelGraph:
         """The same with more classes kept whole. Of several reasons for one class the first stays."""

@@ -264,7 +264,7 @@ def _tell(data: Data, unfitted: Recipe, recipe: Recipe) -> None:
 
 def _written_out(job: Job) -> Request:
     """A job's request with what was left to this machine, so that config.yaml repeats the run on another one."""
-    request, fabric, data = job.request, job.fabric, job.data
+    request, fabric = job.request, job.fabric
     devices = getattr(fabric.strategy, "num_processes", 1)
     values: dict[str, Any] = {
         "recipe": job.recipe,
@@ -278,8 +278,6 @@ def _written_out(job: Job) -> Request:
         values["precision"] = "32-true"
     if job.start is not None:
         values["model"] = str(job.start.run.folder)  # from wherever it goes on
-        if not isinstance(data.train, LoaderImages):
-            values |= {"mean": data.mean, "std": data.std}
     if job.resume and (command := started_by(job.out)) is not None:
         values["command"] = command
     return dataclasses.replace(request, **values)

@@ -181,7 +181,6 @@ def _nested(job: Job, requests: Mapping[str, config.Request]) -> dict[str, confi
     """The requests from the largest network to the smallest; each but the first prunes the network of the one
     before it, which is trained already, in half of the epochs."""
     from chipnet import Budget
-    from chipnet.lab.data import LoaderImages
 
     def size(request: config.Request) -> float:
         return sum(job.structure.limits(Budget.parse(request.budget)).values())
@@ -194,15 +193,12 @@ def _nested(job: Job, requests: Mapping[str, config.Request]) -> dict[str, confi
         recipe = first.recipe
         assert recipe is not None
         shorter = {name: math.ceil(getattr(recipe, name) / 2) for name in ("prune", "finetune")}
-        values: dict[str, Any] = {"recipe": recipe.changed(shorter)}
-        if not isinstance(job.data.train, LoaderImages):
-            values |= {"mean": job.data.mean, "std": job.data.std}
         ordered[thin] = dataclasses.replace(
             requests[thin],
             model=str(Path(ordered[wide].out).resolve()),
             weights=None,
             trust=True,  # of the runs that this command makes
-            **values,
+            recipe=recipe.changed(shorter),
         )
     return ordered
 
