@@ -7,6 +7,7 @@ import csv
 import torch
 from torch import nn
 
+from chipnet.lab.data import load_data
 from chipnet.lab.train import Recipe
 
 TINY = Recipe(1, 2, 2, batch_size=32, train_lr=0.05, prune_lr=0.05, limit=160, limit_test=60)
@@ -50,3 +51,8 @@ def features(num_classes, in_channels):
 def rows(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def own_digits(data_dir, seed, limit, limit_test):
+    """Data of a user's own, which normalises by itself."""
+    return load_data("digits", seed=seed, limit=limit, limit_test=limit_test)

@@ -147,7 +147,7 @@ def test_a_nested_family_that_was_stopped_goes_on(tmp_path, monkeypatch):
 
 def test_a_nested_family_of_data_that_normalises_itself(tmp_path):
     """The second run must not ask a callable for a mean that it does not take; its own config.yaml neither."""
-    given = {"--budget": "macs=0.5,0.25", "--data": "test_bench:some_images", "--data-dir": tmp_path}
+    given = {"--budget": "macs=0.5,0.25", "--data": "tiny:own_digits", "--data-dir": tmp_path}
     done = prune(tmp_path, *SHORT, "--nested", **given)
     assert done.exit_code == 0, done.output
     config = tmp_path / "0.25" / "config.yaml"
