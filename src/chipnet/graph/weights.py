@@ -34,7 +34,8 @@ from chipnet.program.names import is_within
 from chipnet.program.spelling import is_spelt
 
 COMPUTED = "a weight that is computed: what is left of it need not be what it would be made of less"
-FRESH = frozenset(f"{new}{kind}" for new in ("", "new_") for kind in ("zeros", "ones", "full", "empty"))
+_SIZES_FIRST = frozenset(["zeros", "ones", "full", "empty"])
+FRESH = _SIZES_FIRST | {f"new_{kind}" for kind in _SIZES_FIRST}
 """Operators that make tensors of given sizes, out of nothing."""
 _SIZED = frozenset(["view", "reshape", "_unsafe_view", "repeat", "tile", "expand", "broadcast_to", *FRESH])
 
@@ -301,5 +302,4 @@ def _follow(op: Operator, axis: int, slots: Slots) -> None:
         op.keep(slots, op.forward.literal[op.key] or reason, PinCode.FIXED_WIDTH)
     known = op.draft.risky.get(op.key)
     op.risk(slots if known is None else torch.tensor([*known.slots, *slots]).numpy())
-    fresh = op.name in FRESH and not op.name.startswith("new_")
-    claim(op, op.sizes(op.shape, 0, 0 if fresh else 1)[axis], slots)
+    claim(op, op.sizes(op.shape, 0, 0 if op.name in _SIZES_FIRST else 1)[axis], slots)

@@ -87,8 +87,23 @@ def _blur(op: Operator, src: Slots, axis: int, weight: Value) -> Labels:
     return along(dst, axis, op.shape)
 
 
-@rule(*aten("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"))
+@rule(*aten("conv1d conv2d conv3d"))
 def conv(
+    op: Operator,
+    x: Value,
+    weight: Value,
+    bias: Value | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Labels:
+    """A convolution, grouped or not."""
+    return _convolution(op, x, weight, bias, groups)
+
+
+@rule(*aten("conv_transpose1d conv_transpose2d conv_transpose3d"))
+def conv_transpose(
     op: Operator,
     x: Value,
     weight: Value,
@@ -99,9 +114,8 @@ def conv(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Labels:
-    """A convolution, grouped or not, transposed or not. Where it is not transposed, the dilation stands in the
-    place of ``output_padding``; neither matters here."""
-    return _convolution(op, x, weight, bias, groups, transposed=op.name.startswith("conv_transpose"))
+    """A transposed convolution, grouped or not."""
+    return _convolution(op, x, weight, bias, groups, transposed=True)
 
 
 @rule("torchvision::deform_conv2d")

@@ -217,31 +217,45 @@ def view_as(op: Operator, x: Value, other: Value) -> Labels:
     return op.moved(x.full().reshape(op.shape)) if x.varying else uniform(int(x.slots()[0]), op.shape)
 
 
-@rule(*aten("zeros_like ones_like full_like rand_like randn_like empty_like"))
+@rule(*aten("zeros_like"))
+def zeros_like(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
+    """Zeros as wide as another tensor."""
+    return op.labelled(x)
+
+
+@rule(*aten("ones_like full_like rand_like randn_like empty_like"))
 def like(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
-    """A tensor as wide as another. Zeros are zero; the others are not zero where that tensor is."""
-    x = op.labelled(x)
-    return x if "zeros" in op.name else op.map([x], "const")
+    """A tensor as wide as another, and not zero where that one is."""
+    return op.map([op.labelled(x)], "const")
 
 
-@rule(*aten("zeros ones full empty rand randn new_zeros new_ones new_full new_empty"))
+@rule(*aten("zeros ones full empty rand randn"))
 def fresh(op: Operator, *args: Any, **kwargs: Any) -> Labels:
+    """A tensor of given sizes; see `_of_sizes`."""
+    return _of_sizes(op, op.sizes(op.shape, 0, 0), zero=op.name == "zeros")
+
+
+@rule(*aten("new_zeros new_ones new_full new_empty"))
+def new(op: Operator, *args: Any, **kwargs: Any) -> Labels:
+    """A tensor of given sizes, and of another's type; see `_of_sizes`."""
+    return _of_sizes(op, op.sizes(op.shape, 0, 1), zero=op.name == "new_zeros")
+
+
+def _of_sizes(op: Operator, sizes: Sequence[Any], *, zero: bool) -> Labels:
     """A tensor of given sizes, such as the first state of a recurrent network.
 
     Where it only meets tensors element by element, or is concatenated to channels, it follows their width, unless
     its sizes are known to be fixed.
     """
-    name, shape = op.name, op.shape
-    sizes = op.sizes(shape, 0, 1 if name.startswith("new_") else 0)
     named = [a for a, number in enumerate(sizes) if is_from_attribute(number)]
-    constant = functools.partial(op.constant, zero="zeros" in name)
+    constant, shape = functools.partial(op.constant, zero=zero), op.shape
     meets = op.node.users and all(operator_name(n) in _ELEMENTWISE | _CATS for n in op.node.users)
     if op.is_literal or len(named) > 1 or not (named or meets):
         return constant(shape)
     if not named:  # it follows what it meets
         op.risk(np.array([op.draft.zero], dtype=np.int64))
         return constant((1,) * len(shape))
-    out = _filled(op, "zeros" not in name, named[0], shape)
+    out = _filled(op, not zero, named[0], shape)
     op.risk(out.slots())
     claim(op, sizes[named[0]], out.slots())
     return out
