@@ -118,6 +118,13 @@ def bert_1e5() -> Made:
     return bert(1e-5)
 
 
+def mamba() -> Made:
+    config = hf.MambaConfig(
+        vocab_size=64, hidden_size=32, state_size=4, num_hidden_layers=2, conv_kernel=4, time_step_rank=4
+    )
+    return _read(hf.MambaForCausalLM(config), use_cache=False)
+
+
 def llama() -> Made:
     config = hf.LlamaConfig(**{**TEXT, "num_hidden_layers": 4}, num_key_value_heads=2)
     return _read(hf.LlamaForCausalLM(config), use_cache=False)

@@ -34,6 +34,25 @@ class Between(nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
 
 
+class OfOneGroup(nn.GroupNorm):
+    """As timm's pooling networks have it: over all of an example."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(1, width, eps=0.1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class OfExamples(Affine):
+    """The same by hand, with a weight for each channel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean((1, 2, 3), keepdim=True)
+        x = x * torch.rsqrt(x.square().mean((1, 2, 3), keepdim=True) + self.eps)
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
+
+
 class ByHand(Affine):
     """As ConvNeXt writes it."""
 
@@ -96,6 +115,8 @@ SPELLINGS = {
         "live",
     ),  # nothing stands in for a class of the user's: one stays
     "between": (lambda: Between(9), 9, "live"),
+    "one-group": (lambda: OfOneGroup(9), 9, "live"),
+    "examples": (lambda: OfExamples(9), 8, "live"),
     "by-hand": (lambda: ByHand(9), 8, "live"),
     "root": (lambda: Root(9), 8, {"scale": 0.5, "small": 1.0}),
     "root-of-literal": (lambda: RootOfLiteral(9), 8, "live"),
@@ -111,6 +132,12 @@ def test_every_spelling_is_pruned_exactly(build, free, how):
         assert s.graph.live.keys() == {"norm"} and not s.graph.rescaled
     else:
         assert s.graph.rescaled["norm"].numbers == how and not s.graph.live
+
+
+@pytest.mark.parametrize("build", [Between, OfOneGroup], ids=["between", "one-group"])
+def test_images_as_wide_and_high_as_a_norm_has_channels(build):
+    """Any of three axes could be that of channels: the norm runs on one only."""
+    gains(lambda: Net(build(9)), {"a": 9, "b": 9, "c": 6}, (2, 3, 9, 9))
 
 
 class Deviation(Affine):

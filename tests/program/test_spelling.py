@@ -93,6 +93,32 @@ def test_windows_of_torchvision_spelt_out_compute_the_same(kind, shift, bias):
         torch.testing.assert_close(spell(copy.deepcopy(plain))(x), plain(x))
 
 
+def test_response_norm_of_hugging_face_spelt_out_computes_the_same():
+    """Its eps is a literal. Spelt out it follows: of 3 channels of 9 it is three times as large."""
+    grn = pytest.importorskip("transformers.models.convnextv2.modeling_convnextv2").ConvNextV2GRN
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.grn, self.b = nn.Linear(4, 9), grn(9), nn.Linear(9, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.grn(self.a(x))).mean((1, 2))
+
+    torch.manual_seed(0)
+    plain, x = randomised(grn(9)), 1e-4 * torch.randn(2, 5, 5, 9).double()
+    torch.testing.assert_close(spell(copy.deepcopy(plain))(x), plain(x))
+    _, found = gains(Around, {"a": 9, "grn.bias": 9}, (2, 5, 5, 4))
+    cut = [
+        (small.grn.eps, plan.shape("grn.weight")[-1]) for small, plan, _ in found if hasattr(small.grn, "eps")
+    ]
+    assert cut and all(eps == pytest.approx(1e-6 * 9 / max(left, 1)) for eps, left in cut)
+    whole = torch.ones(9 + 9, dtype=torch.bool)
+    model = randomised(Around())
+    s = chipnet.Structure(model, torch.randn(2, 5, 5, 4).double())
+    assert type(chipnet.compact(model, s.plan(whole[: s.gates])).grn) is grn
+
+
 def test_classes_and_attributes_are_as_before_where_nothing_is_cut():
     class Own(nn.MultiheadAttention):
         pass

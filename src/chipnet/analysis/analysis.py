@@ -26,7 +26,7 @@ from chipnet.analysis.network import Network
 from chipnet.analysis.options import Options
 from chipnet.analysis.vectors import read_mask
 from chipnet.graph.channels import ChannelGraph
-from chipnet.graph.facts import LiveNorm, Mix, Norm, Pin, PinCode, Place, Slots, Source
+from chipnet.graph.facts import LiveNorm, Map, Mix, Norm, Pin, PinCode, Place, Slots, Source
 from chipnet.graph.walk import trace
 from chipnet.program.inputs import Inputs
 from chipnet.program.names import canonical_names
@@ -267,6 +267,14 @@ def analyse(network: Network, options: Options, notes: Notes) -> Analysis:
                 graph, liveness, still, notes = _read(network, options, notes)
                 if still:  # where a gate does not help
                     graph, liveness, _, notes = _read(network, options, replace(notes, gated=gated - still))
+                assert notes.gated is not None
+                if sums := _after_sums(
+                    graph, liveness, notes.gated
+                ):  # what is added may hold gates by itself
+                    kept = replace(notes, gated=notes.gated - sums)
+                    fewer = _read(network, options, kept)
+                    if fewer[2] <= still:
+                        graph, liveness, _, notes = fewer
         return Analysis(
             name=type(model).__name__,
             options=options,
@@ -306,6 +314,19 @@ def _read(
         if module not in layers and liveness.stuck(slots)
     )
     return graph, liveness, stuck, notes | Notes(literal=graph.literal)
+
+
+def _after_sums(graph: ChannelGraph, liveness: Liveness, gated: frozenset[str]) -> frozenset[str]:
+    """Of nodes whose outputs are multiplied by gates, those that give a sum."""
+    added = {
+        int(d)
+        for f in graph.facts
+        if isinstance(f, Map) and f.kind == "or" and len(f.srcs) > 1
+        for d in f.dst
+    }
+    hosts = {site.host for site in liveness.sites if site.free and not site.host.is_layer}
+    gates = [f for f in graph.facts if isinstance(f, Norm) and f.host in hosts and int(f.src[0]) in added]
+    return frozenset(n for n in gated if any(f.module == graph.outputs[n][0] for f in gates))
 
 
 def _once(network: Network, graph: ChannelGraph, nodes: frozenset[str]) -> frozenset[str]:

@@ -50,7 +50,8 @@ class ExistingChannels:
         if (module := self._module_of.get(layer.fact)) is not None:
             works, reads = self._one(self._alive_of[module]), self._one(self._reading[module])
             cols = self._key(self._columns(layer))
-        return CountedCall(layer, works, reads, self.count(layer.rows), cols)
+        across = 0 if layer.across is None else self.count(layer.across)
+        return CountedCall(layer, works, reads, self.count(layer.rows), cols, across)
 
     def _columns(self, layer: Layer) -> Counter[int]:
         """Formulas of a layer's columns. Those that are always there go where all that it reads is zero."""

@@ -185,6 +185,10 @@ class Liveness:
         for fact in g.facts:
             if isinstance(fact, Source) and fact.host is not None:
                 data[fact.dst] = True
+        zero, self._goes = (
+            self._can_be_zero(refused),
+            np.zeros(n, dtype=bool),
+        )  # it goes with what multiplies it
         for i, fact in reversed(list(enumerate(g.facts))):
             dst = fact.dst
             if isinstance(fact, Source):
@@ -202,7 +206,11 @@ class Liveness:
                         served = served | (
                             data[src] & np.any([~data[o] & ~self._is_held[o] for o in others], axis=0)
                         )
-                    use(src[read], served[read], clear[dst][read] & (fact.kind != "const"))
+                        product = self._multiplied(src, others, zero)
+                        served, self._goes[src] = served | product, self._goes[src] | product
+                    self._goes[src] |= self._goes[dst]
+                    droppable = clear[dst] if fact.kind != "const" else covered[dst]  # shut further down
+                    use(src[read], served[read], droppable[read])
             else:
                 read = uses[dst] > 0
                 live = isinstance(fact, Norm) and fact.statistics == "live"
@@ -228,6 +236,25 @@ class Liveness:
                     use(fact.src, False, True)
 
         return wanted
+
+    def _multiplied(self, src: Slots, others: list[Slots], zero: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which of ``src`` are not zero where their gates are shut, but multiplied by something that is?"""
+        return ~zero[src] & np.any([zero[o] & (self.root[o] == self.root[src]) for o in others], axis=0)
+
+    def _can_be_zero(self, refused: Callable[[Host], str]) -> NDArray[np.bool_]:
+        """Is a slot zero where all gates that layers could hold are shut?"""
+        zero = np.zeros(self.graph.slots, dtype=bool)
+        for fact in self.graph.facts:
+            if isinstance(fact, Map):
+                srcs = [zero[s] for s in fact.srcs]
+                if fact.kind in ("or", "and"):
+                    zero[fact.dst] = (np.all if fact.kind == "or" else np.any)(srcs, axis=0)
+            elif isinstance(fact, Norm) and fact.statistics == "live":
+                zero[fact.dst] = zero[fact.src]
+            elif not isinstance(fact, Barrier):
+                holds = fact.host is not None and not refused(fact.host)
+                zero[fact.dst] = holds & ~self._is_pinned[fact.dst]
+        return zero
 
     def _place_gates(self, refused: Callable[[Host], str], anchored: Collection[str]) -> list[Site]:
         g = self.graph
@@ -302,7 +329,7 @@ class Liveness:
             return Reason(Ungated.NOT_ZERO)
         if most == pinned.sum():
             return Reason(Ungated.PINNED, self._pins(fact.dst[pinned])[0])
-        return Reason(Ungated.COVERED)
+        return Reason(Ungated.GOES if self._goes[fact.dst].any() else Ungated.COVERED)
 
     # -- formulas -----------------------------------------------------------------------------------------
     def _forward(self) -> None:

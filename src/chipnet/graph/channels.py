@@ -109,7 +109,10 @@ class ChannelGraph:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of the network as it is."""
-        layers = sum(layer.macs_per * len(layer.rows) * len(layer.cols) for layer in self.layers)
+        layers = sum(
+            x.macs_per * len(x.rows) * len(x.cols) * (1 if x.across is None else len(x.across))
+            for x in self.layers
+        )
         return self.fixed_macs + layers + sum(p.macs_per * len(p.slots) for p in self.products)
 
     def classes(self, slots: Slots) -> Slots:

@@ -204,6 +204,9 @@ class Layer:
 
     It costs ``macs_per * |rows| * |cols|`` multiply-accumulates and ``area * |rows|`` activations. Both are zero
     where the call is dead (none of its rows is live and needed) or reads nothing.
+
+    ``across``: channels that lie along another axis than the one that it mixes (tokens). It works on each of them,
+    so both costs are those of one.
     """
 
     fact: int
@@ -213,6 +216,7 @@ class Layer:
     cols: Slots
     macs_per: int
     area: int
+    across: Slots | None = None
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class Param:
         made: how a weight is computed that goes on being so.
         turned: its two axes have changed places.
         axes: of data that was moved, for each axis of ``shape`` its own axis; None where it is repeated, or new.
+        const: it is data that went through a function which is not zero at zero.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Param:
     made: Made | None = None
     turned: bool = False
     axes: tuple[int | None, ...] | None = None
+    const: bool = False
 
     def own(self, axis: int) -> int | None:
         """The parameter's own axis behind an axis of ``shape``."""

@@ -2,7 +2,8 @@
 
 Layer norm and RMS norm are written in many ways: with ``F.layer_norm`` between two permutes, with ``mean``, ``var``
 and ``rsqrt``, in float32, with the channels first. So it is not the operators that are looked at: the module is
-called on random inputs, in train and in eval mode, and must compute what one of the norms does.
+called on random inputs, in train and in eval mode, and must compute what one of the norms does: over channels, or
+over all of an example.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from chipnet.graph.standard import STANDARD_NORM
 from chipnet.program.capture import Captured, written_by
 from chipnet.program.names import operator_name, shape_of
 
-_STATISTICS = frozenset(["layer_norm", "rms_norm", "mean", "var_mean", "var"])
+_STATISTICS = frozenset(["layer_norm", "rms_norm", "group_norm", "mean", "var_mean", "var"])
 """Operators of which a norm has at least one."""
 _CASTS = frozenset(["to", "_to_copy", "alias", "detach", "contiguous", "clone"])
 _MOST = 24
@@ -39,13 +40,16 @@ _CLOSE = 3e-6
 class NormCall:
     """One call of a module that is a norm over the axis ``axis`` of its input and nothing else.
 
-    ``x``: the node that it reads; ``nodes``: its operators. ``weight``, ``bias``: its affine parameters. ``unit``:
-    what multiplies is 1 + weight. ``eps``: the attribute that is added under the root; "" where it is none.
+    ``x``: the node that it reads; ``nodes``: its operators. ``over``: the axes of the statistics, counted from the
+    last; that of channels, or all but the first (group norm of one group). ``weight``, ``bias``: its affine
+    parameters, along channels. ``unit``: what multiplies is 1 + weight. ``eps``: the attribute that is added under
+    the root; "" where it is none.
     """
 
     x: Node
     nodes: tuple[Node, ...]
     axis: int
+    over: tuple[int, ...]
     centred: bool
     weight: Param | None
     bias: Param | None
@@ -58,14 +62,15 @@ class _Form:
     """What a module may compute."""
 
     axis: int
+    over: tuple[int, ...]
     centred: bool
     unit: bool
     eps: float
 
     def __call__(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         shape = [-1 if a == self.axis else 1 for a in range(x.dim())]
-        x = x - x.mean(self.axis, keepdim=True) if self.centred else x
-        y = x * (x.square().mean(self.axis, keepdim=True) + self.eps).rsqrt()
+        x = x - x.mean(self.over, keepdim=True) if self.centred else x
+        y = x * (x.square().mean(self.over, keepdim=True) + self.eps).rsqrt()
         if weight is not None:
             y = y * (weight.reshape(shape) + self.unit)
         return y if bias is None else y + bias.reshape(shape)
@@ -117,7 +122,7 @@ def _read(forward: Forward, nodes: Sequence[Node], held: Mapping[str, str]) -> t
         return None
     form, weight, bias, eps = found
     weight_, bias_ = (Param(keys[k], tuple(params[k].shape)) if k else None for k in (weight, bias))
-    return y, NormCall(x, tuple(nodes), form.axis, form.centred, weight_, bias_, form.unit, eps)
+    return y, NormCall(x, tuple(nodes), form.axis, form.over, form.centred, weight_, bias_, form.unit, eps)
 
 
 def _without_casts(nodes: Sequence[Node]) -> tuple[set[Node], list[Node], dict[Node, Node]]:
@@ -153,9 +158,11 @@ def _form(
         xs *= 2
         try:  # dropout inside shows in train mode only, and where a network is random no trial of it would see it
             ys = [trial.train(i < len(_SCALES))(x) for i, x in enumerate(xs)]
-        except Exception:  # it wants other sizes, or more
-            return None
-        for form in _forms(axis, {*numbers.values(), *literals}):
+        except (
+            Exception
+        ):  # channels lie along another axis of the same length; or it wants other sizes, or more
+            continue
+        for form in _forms(axis, len(shape), {*numbers.values(), *literals}):
             for weight, bias in _roles(list(params)):
                 w, b = values.get(weight), values.get(bias)
                 if form.unit and (bias or not weight):
@@ -165,11 +172,14 @@ def _form(
     return None
 
 
-def _forms(axis: int, eps: Set[float]) -> Iterator[_Form]:
-    for e in sorted({*eps, 0.0}):
-        for centred in (True, False):
-            for unit in (False, True):
-                yield _Form(axis, centred, unit, e)
+def _forms(axis: int, ndim: int, eps: Set[float]) -> Iterator[_Form]:
+    """Over channels; or over all of an example, whose channels come first."""
+    example = tuple(range(1 - ndim, 0))
+    for over in dict.fromkeys([(axis - ndim,), *([example] if axis == 1 else [])]):
+        for e in sorted({*eps, 0.0}):
+            for centred in (True, False):
+                for unit in (False, True):
+                    yield _Form(axis, over, centred, unit, e)
 
 
 def _roles(names: list[str]) -> list[tuple[str, str]]:
@@ -191,7 +201,7 @@ def _eps(
     """The attribute that is added under the root, if it is one that is read in each call."""
     for name in (n for n, v in numbers.items() if v == form.eps):
         setattr(trial, name, 4 * form.eps)
-        other = _Form(form.axis, form.centred, form.unit, 4 * form.eps)
+        other = replace(form, eps=4 * form.eps)
         same = all(_same(other(x, w, b), trial(x)) for x in xs)
         setattr(trial, name, form.eps)
         if same:

@@ -52,7 +52,8 @@ class Operator(Call):
         """Labels of a parameter that is used as data, one for each index along an axis."""
         own = x.own(axis)
         assert own is not None
-        return along(self.data_slots(x.name, own, x.shape[axis], gate=True), axis, x.shape)
+        data = along(self.data_slots(x.name, own, x.shape[axis], gate=not x.const), axis, x.shape)
+        return self.map([data], "const", x.shape) if x.const else data
 
     def data_slots(self, name: str, axis: int, size: int, *, gate: bool = False) -> Slots:
         """The slots of a parameter that is used as data, along ``axis``; ``gate``: it may hold gates."""
@@ -248,7 +249,7 @@ class Operator(Call):
         ndim = len(shape)
         labels = [x for x in inputs if isinstance(x, Labels)]
         varying = {a + ndim - len(x.shape) for x in labels for a in x.varying}
-        xs = self._on_one_axis([self.aligned(x, varying, ndim) for x in inputs])
+        xs = self.on_one_axis([self.aligned(x, varying, ndim) for x in inputs])
         varying = {a for x in xs for a in x.varying}
         self._pin_misfits(xs, varying)
         cores = np.broadcast_arrays(*[x.core.numpy() for x in xs])
@@ -284,7 +285,9 @@ class Operator(Call):
                 for y in xs:
                     self.pin(y, "meets a tensor that varies along another axis", PinCode.FIXED_WIDTH)
 
-    def _on_one_axis(self, xs: list[Labels]) -> list[Labels]:
+    def on_one_axis(
+        self, xs: list[Labels], reason: str = "meets a tensor that varies along another axis"
+    ) -> list[Labels]:
         """Inputs whose labels vary along one axis at most.
 
         Of those that vary along different axes, the ones with fewer channels to lose are pinned: a window over
@@ -300,7 +303,7 @@ class Operator(Call):
             return xs
         axes = set(main.varying)
         return [
-            self.without_channels(x, "meets a tensor that varies along another axis")
+            self.without_channels(x, reason)
             if x.varying
             and axes.isdisjoint(x.varying)
             and all(x.shape[a] == 1 for a in axes)

@@ -23,6 +23,7 @@ from chipnet.errors import LoadError, PlanError
 from chipnet.graph.facts import Frozen, LiveNorm
 from chipnet.program.inputs import Inputs
 from chipnet.program.outputs import Outputs
+from chipnet.program.spelling import has_number
 
 VERSION = 5
 """What is written. Version 3, which had records as lists, is read too, and version 4, which knew no live norms."""
@@ -351,7 +352,7 @@ class Plan:
         used: tuple[Any, ...] = (*self.stand_ins, *self.remaps, *self.sizes, *self.scales, *self.frozen)
         named = {*(u.module for u in used), *self.shut, *(live.norm.module for live in self.live)}
         wrong += [f"{n}: no such module" for n in named if n not in modules]
-        scaled = [s for s in self.scales if s.module in modules and not hasattr(modules[s.module], s.name)]
+        scaled = [s for s in self.scales if s.module in modules and not has_number(modules[s.module], s.name)]
         wrong += [f"{s.module}.{s.name}: no such number" for s in scaled]
         if wrong:
             raise PlanError(

@@ -66,19 +66,20 @@ class LatencyModel:
     """Nanoseconds of one forward, given how many channels exist; the formula is at the head of this file.
 
     Args:
-        calls: for each layer the indices of its counts: is it alive, rows, columns.
+        calls: for each layer the indices of its counts: is it alive, rows, columns, channels along another axis;
+            and the number of those when it was measured.
         tables: one for each layer.
         rest: ``a``, ``b`` and ``c``.
     """
 
     def __init__(
         self,
-        calls: Sequence[tuple[int, int, int]],
+        calls: Sequence[tuple[int, int, int, int, int]],
         tables: Sequence[LayerTable],
         rest: tuple[float, float, float],
     ) -> None:
         size = max((max(len(t.rows), len(t.columns)) for t in tables), default=2)
-        self.calls = torch.tensor(calls, dtype=torch.int64).reshape(-1, 3).T.contiguous()
+        self.calls = torch.tensor(calls, dtype=torch.int64).reshape(-1, 5).T.contiguous()
         self.grids = torch.tensor(
             [[_padded(t.rows, size) for t in tables], [_padded(t.columns, size) for t in tables]],
             dtype=torch.float64,
@@ -97,13 +98,14 @@ class LatencyModel:
             own = (self.calls, self.grids, self.table)
             self._on[counts.device] = tuple(t.to(counts.device) for t in own)  # type: ignore[assignment]
         calls, grids, table = self._on[counts.device]
-        alive, *widths = (counts.index_select(-1, index) for index in calls)
+        alive, *widths, across = (counts.index_select(-1, index) for index in calls[:4])
         (i, t), (j, u) = (_cell(w, grid) for w, grid in zip(widths, grids.to(counts.dtype), strict=True))
         table, layer = table.to(counts.dtype), torch.arange(len(table), device=counts.device)
         low = torch.lerp(table[layer, i, j], table[layer, i, j + 1], u)
         high = torch.lerp(table[layer, i + 1, j], table[layer, i + 1, j + 1], u)
         a, b, c = self.rest
-        return c * (torch.lerp(low, high, t) * alive).sum(-1) + b * volume + a
+        share = alive * across / calls[4]
+        return c * (torch.lerp(low, high, t) * share).sum(-1) + b * volume + a
 
 
 def _padded(grid: Sequence[int], size: int) -> list[float]:
@@ -144,7 +146,8 @@ def with_latency(model: nn.Module, analysis: Analysis) -> CostModel:
             module = modules.get(name)
             if module is None or not shapes.get(name) or not _simple(module):
                 continue  # an operator without a module, or a weight that is computed: part of the rest
-            calls.append((call.works, call.rows, call.cols))
+            among = 1 if call.layer.across is None else len(call.layer.across)
+            calls.append((call.works, call.rows, call.cols, call.across, among))
             tables.append(known.table(module, shapes[name].pop(0)))
     layers = cost.extended(LATENCY, LatencyModel(calls, tables, (0.0, 0.0, 1.0)))
     rest = _rest(model, analysis.with_cost(layers))

@@ -22,7 +22,8 @@ class CountedCall:
     """One call of a layer, with indices of counts.
 
     ``works`` and ``reads`` count 1 or 0: is what it writes needed, and is there anything to read? ``rows`` and
-    ``cols`` count channels of it that exist.
+    ``cols`` count channels of it that exist, ``across`` those along another axis; where there are none, it is the
+    number 1.
     """
 
     layer: Layer
@@ -30,6 +31,7 @@ class CountedCall:
     reads: int
     rows: int
     cols: int
+    across: int
 
 
 class Counts(Protocol):

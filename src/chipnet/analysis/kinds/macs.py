@@ -20,7 +20,7 @@ class Macs(Kind):
     def _terms(self, counts: Counts) -> Iterator[Term]:
         for call in counts.calls:
             if call.layer.macs_per:
-                yield call.layer.macs_per, (call.works, call.rows, call.cols)
+                yield call.layer.macs_per, (call.works, call.rows, call.cols, call.across)
         for product in counts.graph.products:
             yield product.macs_per, (counts.count(product.slots),)
         yield counts.graph.fixed_macs, ()

@@ -10,10 +10,11 @@ class Volume(Kind):
     about = "output elements of every call of a convolution or linear layer, for the example inputs"
 
     def parts(self, counts: Counts) -> Iterable[Iterable[Term]]:
-        yield [(call.layer.area, (call.works, call.reads, call.rows)) for call in counts.calls]
+        yield [(call.layer.area, (call.works, call.reads, call.rows, call.across)) for call in counts.calls]
 
     def dense(self, counts: Counts) -> int:
-        return sum(layer.area * len(layer.rows) for layer in counts.graph.layers)
+        layers = counts.graph.layers
+        return sum(x.area * len(x.rows) * (1 if x.across is None else len(x.across)) for x in layers)
 
 
 KIND = Volume()

@@ -107,6 +107,8 @@ def contract(
     names = [*out, *summed]
     sides = [_laid_out(op, x, axes, names) for x, axes in ((a, left), (b, right))]
     sides = [_of_one_slot(op, x, other) for x, other in zip(sides, sides[::-1], strict=True)]
+    others = f"'{op.name}' multiplies channels by others"
+    sides = op.on_one_axis(sides, others)
     axes_of = [set(x.varying) for x in sides]
     if all(axes_of) and not all(
         op.tied_along(x, set.union(*axes_of) - mine) for x in sides for mine in axes_of
@@ -114,7 +116,7 @@ def contract(
         for axis in set.intersection(*axes_of):
             for x in sides:
                 op.note_heads(x, axis)
-        return op.barrier([a, b], f"'{op.name}' multiplies channels by others")
+        return op.barrier([a, b], others)
     shape = tuple(max(sizes) for sizes in zip(*(x.shape for x in sides), strict=True))
     product = op.map(sides, "and", shape)
     over = [i for i in product.varying if i >= len(out)]

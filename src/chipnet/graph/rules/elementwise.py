@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from chipnet._util.torch_private import value_of
 from chipnet.graph.labels import Labels, Param, Value, values_in
 from chipnet.graph.operator import Operator
-from chipnet.graph.rules.movement import expand, split
+from chipnet.graph.rules.movement import expand, is_data, split
 from chipnet.graph.rules.table import aten, rule
 
 
@@ -22,7 +23,7 @@ from chipnet.graph.rules.table import aten, rule
         "float_power"
     )
 )
-def pointwise(op: Operator, *args: Any, **kwargs: Any) -> Labels:
+def pointwise(op: Operator, *args: Any, **kwargs: Any) -> Value:
     """The operator itself says whether zeros give zero: it is run on zeros.
 
     It may give zero where only some inputs are zero. Operators for which that matters have rules of their own.
@@ -36,6 +37,8 @@ def pointwise(op: Operator, *args: Any, **kwargs: Any) -> Labels:
     nodes = torch.fx.node.map_arg((op.node.args, dict(op.node.kwargs)), zero_of)
     out = op.node.target(*nodes[0], **nodes[1])  # type: ignore[operator]
     kind: Any = "or" if bool(out == 0) else "const"
+    if len(inputs) == 1 and is_data(op, inputs[0]):
+        return replace(inputs[0], const=inputs[0].const or kind == "const")
     if len(inputs) == 1 and kind == "or":
         x = op.labelled(inputs[0])
         return Labels(x.core, x.shape)

@@ -9,7 +9,7 @@ import numpy as np
 
 from chipnet._util.torch_private import ConvNd
 from chipnet.graph.attributes import claim, pin_literal
-from chipnet.graph.facts import Map, Number, PinCode, Slots
+from chipnet.graph.facts import Layer, Map, Number, PinCode, Slots
 from chipnet.graph.groups import small_groups
 from chipnet.graph.labels import Labels, Param, Value, along
 from chipnet.graph.operator import Operator
@@ -45,6 +45,13 @@ def _convolution(
     if not blurs and not (isinstance(weight, Param) and isinstance(bias, Param | None)):
         return op.barrier(kept, COMPUTED, PinCode.COMPUTED)
     src = op.channels(x, axis)
+    if (
+        src is None
+        and isinstance(weight, Param)
+        and groups == math.prod(weight.shape[2:]) == 1
+        and not transposed
+    ):
+        return _across(op, op.labelled(x), weight, bias, axis)
     if src is None:
         return op.barrier(kept, "channels lie along another axis")
     if groups > 1 and not isinstance(op.owner, ConvNd):  # a number in the call
@@ -71,6 +78,19 @@ def _convolution(
         area=area,
     )
     return along(dst, axis, shape)
+
+
+def _across(op: Operator, x: Labels, weight: Param, bias: Value | None, axis: int) -> Labels:
+    """A layer over an axis without channels, which lie along another: it mixes tokens. Each channel is computed by
+    itself, with the same weight: a zero stays one without a bias."""
+    out = Labels(x.core, op.shape)
+    if bias is not None:
+        out = op.map([out], "const")
+    rows, cols = (np.full(n, op.draft.constant) for n in (op.shape[axis], x.shape[axis]))
+    area = math.prod(op.shape) // (len(rows) * len(x.slots())) if op.forward.counting else 0
+    name = weight.name.rpartition(".")[0] or weight.name
+    op.draft.layers.append(Layer(-1, name, weight.name, rows, cols, area, area, out.slots()))
+    return out
 
 
 def _blur(op: Operator, src: Slots, axis: int, weight: Value) -> Labels:
@@ -152,7 +172,7 @@ def linear(op: Operator, x: Value, weight: Value, bias: Value | None = None) -> 
         return op.barrier([v for v in (x, weight, bias) if v is not None], COMPUTED, PinCode.COMPUTED)
     src = op.channels(x, -1)
     if src is None:
-        return op.barrier([x], "channels lie along another axis")
+        return _across(op, op.labelled(x), weight, bias, -1)
     shape = op.shape
     area = math.prod(shape[:-1])
     dst = mix(op, src, weight, bias, rows=shape[-1], axis=-1, macs_per=area, area=area)

@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -87,12 +87,23 @@ def _given(args: tuple[Any, ...], skip: int) -> Sequence[int]:
     return sizes if isinstance(sizes, (list, tuple)) else ()
 
 
+def is_data(op: Operator, x: Value) -> TypeGuard[Param]:
+    """Is ``x`` a parameter of several axes, and all that reads what the operator makes of it is what tells which
+    axis has channels?"""
+    if not isinstance(x, Param) or len(x.long) < 2 or x.made is not None or x.turned:
+        return False
+    return bool(op.node.users) and all(operator_name(n) in _MEETS or _is_function(n) for n in op.node.users)
+
+
+def _is_function(node: Node) -> bool:
+    """Does an operator compute every element from one element of one tensor?"""
+    return len(node.all_input_nodes) == 1 and torch.Tag.pointwise in getattr(node.target, "tags", ())
+
+
 def _moved_data(op: Operator, x: Value, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Param | None:
     """A parameter of several axes that is data (registers, learnt queries), with its axes in other places; None
     where they are not whole any more, or something else reads it than what tells which axis has channels."""
-    if not isinstance(x, Param) or len(x.long) < 2 or x.made is not None or x.turned:
-        return None
-    if not op.node.users or not all(operator_name(n) in _MEETS for n in op.node.users):
+    if not is_data(op, x):
         return None
     axes: list[int | None] = [None] * len(op.shape)
     for axis in x.long:

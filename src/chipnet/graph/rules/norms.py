@@ -71,7 +71,7 @@ def layer_norm(
 
 
 def norm_module(op: Operator, x: Value, call: NormCall) -> Labels:
-    """A module that is a norm over one axis, however its forward is written."""
+    """A module that is a norm over channels, however its forward is written."""
     x = op.labelled(x)
     if call.axis not in x.varying:
         return op.map([x], "const") if x.varying else op.barrier([x], "a norm")
@@ -82,8 +82,7 @@ def norm_module(op: Operator, x: Value, call: NormCall) -> Labels:
         for number in inner.received.numbers(0) if inner.received is not None else ():
             if number == len(slots):
                 claim(inner, number, slots, empty=isinstance(op.owner, STANDARD_NORM))
-    over = (call.axis - len(x.shape),)
-    return over_channels(op, x, call.axis, over, call.weight, call.bias, centred=call.centred, call=call)
+    return over_channels(op, x, call.axis, call.over, call.weight, call.bias, centred=call.centred, call=call)
 
 
 def over_channels(

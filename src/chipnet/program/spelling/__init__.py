@@ -1,10 +1,11 @@
-"""Which modules are captured, and shipped, spelt out? Those whose forward has one number for two widths.
+"""Which modules are captured, and shipped, spelt out? Those whose forward has a number that no surgery can change.
 
 ``nn.MultiheadAttention`` reshapes to ``embed_dim`` what it reads and what its heads give, so neither can become
-narrower without the other. Its computation does not ask for that. So in copies of a network (what is captured, what
-is tried, what ships) such a module has a class of ours: a subclass with the same parameters under the same names,
-whose forward computes the same and takes every width from its tensors or from ``widths``. The user's network is
-never changed. What ships has its own class again where no width of such a module has changed.
+narrower without the other. Its computation does not ask for that. The response norm of Hugging Face's ConvNeXtV2
+adds a literal to a mean over channels. So in copies of a network (what is captured, what is tried, what ships) such
+a module has a class of ours: a subclass with the same parameters under the same names, whose forward computes the
+same and takes every width from its tensors or from ``widths``, and such a literal from an attribute. The user's
+network is never changed. What ships has its own class again where no such number of a module has changed.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ SPELT = {
     "torch.nn.modules.activation.MultiheadAttention": "attention:Attention",
     "torchvision.models.swin_transformer.ShiftedWindowAttention": "swin:WindowAttention",
     "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": "swin:WindowAttentionV2",
+    "transformers.models.convnextv2.modeling_convnextv2.ConvNextV2GRN": "convnextv2:ResponseNorm",
 }
-"""Classes whose forward has one number for two widths, and their spelling here."""
+"""Classes whose forward has a number that no surgery can change, and their spelling here."""
 
 
 def spell(model: nn.Module) -> nn.Module:
@@ -32,14 +34,24 @@ def spell(model: nn.Module) -> nn.Module:
         ('Attention', 'MultiheadAttention')
     """
     for module in model.modules():
-        kind = type(module)
-        place = SPELT.get(f"{kind.__module__}.{kind.__qualname__}")
-        if place is not None:
-            file, _, name = place.partition(":")
-            spelling: Any = getattr(importlib.import_module(f"{__name__}.{file}"), name)
+        if (spelling := _spelling(type(module))) is not None:
             module.__class__ = spelling
             spelling.begin(module)
     return unnested(model)
+
+
+def _spelling(kind: type[nn.Module]) -> Any:
+    """The class of ours for one of theirs; None where there is none."""
+    place = SPELT.get(f"{kind.__module__}.{kind.__qualname__}")
+    if place is None:
+        return None
+    file, _, name = place.partition(":")
+    return getattr(importlib.import_module(f"{__name__}.{file}"), name)
+
+
+def has_number(module: nn.Module, name: str) -> bool:
+    """Has a module an attribute of this name, spelt out at least?"""
+    return hasattr(module, name) or name in getattr(_spelling(type(module)), "__annotations__", ())
 
 
 def unnested(model: nn.Module) -> nn.Module:
