@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chipnet.analysis.formula import FALSE, TRUE, Formulas
+from chipnet.analysis.zeros import with_factors, zero_when_shut
 from chipnet.graph.channels import ChannelGraph
 from chipnet.graph.facts import Barrier, Host, Map, Mix, Norm, Pin, Slots, Source, Tie
 from chipnet.graph.groups import small_groups
@@ -181,14 +182,10 @@ class Liveness:
             np.logical_and.at(clear, slots, is_clear)
             np.add.at(uses, slots, 1)
 
-        data = np.zeros(n, dtype=bool)  # parameters used as data
-        for fact in g.facts:
-            if isinstance(fact, Source) and fact.host is not None:
-                data[fact.dst] = True
-        zero, self._goes = (
-            self._can_be_zero(refused),
-            np.zeros(n, dtype=bool),
-        )  # it goes with what multiplies it
+        hosts = [f.dst for f in g.facts if isinstance(f, Source) and f.host is not None]
+        data = np.isin(np.arange(n), np.concatenate([g.facts[0].dst[:0], *hosts]))  # parameters used as data
+        shut = zero_when_shut(g, self._is_held, refused)
+        self._goes = np.zeros(n, dtype=bool)  # it goes with what multiplies it
         for i, fact in reversed(list(enumerate(g.facts))):
             dst = fact.dst
             if isinstance(fact, Source):
@@ -201,13 +198,10 @@ class Liveness:
                 read = uses[dst] > 0
                 for k, src in enumerate(fact.srcs):
                     served = covered[dst]
-                    if fact.kind == "and":  # a scale goes with what it scales
-                        others = [o for j, o in enumerate(fact.srcs) if j != k]
-                        served = served | (
-                            data[src] & np.any([~data[o] & ~self._is_held[o] for o in others], axis=0)
-                        )
-                        product = self._multiplied(src, others, zero)
-                        served, self._goes[src] = served | product, self._goes[src] | product
+                    if fact.kind == "and":
+                        scales, product = with_factors(fact, k, data, self._is_held, shut, self.root)
+                        served = served | scales | product
+                        self._goes[src] |= product
                     self._goes[src] |= self._goes[dst]
                     droppable = clear[dst] if fact.kind != "const" else covered[dst]  # shut further down
                     use(src[read], served[read], droppable[read])
@@ -236,25 +230,6 @@ class Liveness:
                     use(fact.src, False, True)
 
         return wanted
-
-    def _multiplied(self, src: Slots, others: list[Slots], zero: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which of ``src`` are not zero where their gates are shut, but multiplied by something that is?"""
-        return ~zero[src] & np.any([zero[o] & (self.root[o] == self.root[src]) for o in others], axis=0)
-
-    def _can_be_zero(self, refused: Callable[[Host], str]) -> NDArray[np.bool_]:
-        """Is a slot zero where all gates that layers could hold are shut?"""
-        zero = np.zeros(self.graph.slots, dtype=bool)
-        for fact in self.graph.facts:
-            if isinstance(fact, Map):
-                srcs = [zero[s] for s in fact.srcs]
-                if fact.kind in ("or", "and"):
-                    zero[fact.dst] = (np.all if fact.kind == "or" else np.any)(srcs, axis=0)
-            elif isinstance(fact, Norm) and fact.statistics == "live":
-                zero[fact.dst] = zero[fact.src]
-            elif not isinstance(fact, Barrier):
-                holds = fact.host is not None and not refused(fact.host)
-                zero[fact.dst] = holds & ~self._is_pinned[fact.dst]
-        return zero
 
     def _place_gates(self, refused: Callable[[Host], str], anchored: Collection[str]) -> list[Site]:
         g = self.graph

@@ -37,7 +37,7 @@ def pointwise(op: Operator, *args: Any, **kwargs: Any) -> Value:
     nodes = torch.fx.node.map_arg((op.node.args, dict(op.node.kwargs)), zero_of)
     out = op.node.target(*nodes[0], **nodes[1])  # type: ignore[operator]
     kind: Any = "or" if bool(out == 0) else "const"
-    if len(inputs) == 1 and is_data(op, inputs[0]):
+    if len(inputs) == 1 and is_data(inputs[0], op):
         return replace(inputs[0], const=inputs[0].const or kind == "const")
     if len(inputs) == 1 and kind == "or":
         x = op.labelled(inputs[0])

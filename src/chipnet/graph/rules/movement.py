@@ -87,7 +87,7 @@ def _given(args: tuple[Any, ...], skip: int) -> Sequence[int]:
     return sizes if isinstance(sizes, (list, tuple)) else ()
 
 
-def is_data(op: Operator, x: Value) -> TypeGuard[Param]:
+def is_data(x: Value, op: Operator) -> TypeGuard[Param]:
     """Is ``x`` a parameter of several axes, and all that reads what the operator makes of it is what tells which
     axis has channels?"""
     if not isinstance(x, Param) or len(x.long) < 2 or x.made is not None or x.turned:
@@ -103,7 +103,7 @@ def _is_function(node: Node) -> bool:
 def _moved_data(op: Operator, x: Value, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Param | None:
     """A parameter of several axes that is data (registers, learnt queries), with its axes in other places; None
     where they are not whole any more, or something else reads it than what tells which axis has channels."""
-    if not is_data(op, x):
+    if not is_data(x, op):
         return None
     axes: list[int | None] = [None] * len(op.shape)
     for axis in x.long:

@@ -22,7 +22,7 @@ class ResponseNorm(ConvNextV2GRN):
     def end(self) -> None:
         del self.eps
 
-    def is_whole(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Is it what stands in their forward?"""
         return self.eps == EPS
 
