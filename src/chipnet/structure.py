@@ -63,6 +63,10 @@ class Structure:
         heads: what attention loses: ``"narrow"`` takes the same features out of all heads, ``"whole"`` takes whole
             heads where the network keeps their number in an attribute, and leaves their features.
 
+        norms: what layer norms count where channels go: ``"live"``, channels that stay, and what ships is the norm
+            as it is; ``"dense"``, all channels, those that go as zeros, so that a trained network computes the same
+            but for its channels, and what ships is a norm of ours. For training take ``"live"``.
+
     Raises:
         CaptureError: export failed, nothing can be pruned, or a pattern matches no module.
         ConfigError: an option has no such value, or the outputs are not there.
@@ -92,9 +96,10 @@ class Structure:
         round_to: int = 1,
         outputs: Any = None,
         heads: Literal["narrow", "whole"] = "narrow",
+        norms: Literal["live", "dense"] = "live",
     ) -> None:
         NETWORK.check("model", model)
-        options = Options(realisation, share, ignore, only, min_channels, round_to, outputs, heads)
+        options = Options(realisation, share, ignore, only, min_channels, round_to, outputs, heads, norms)
         _refuse_gates(model)
         self._model = weakref.ref(model)
         with untouched(model), torch.compiler.set_stance("force_eager"):

@@ -26,7 +26,7 @@ from chipnet.analysis.network import Network
 from chipnet.analysis.options import Options
 from chipnet.analysis.vectors import read_mask
 from chipnet.graph.channels import ChannelGraph
-from chipnet.graph.facts import LiveNorm, Map, Mix, Norm, Pin, PinCode, Place, Slots, Source
+from chipnet.graph.facts import Host, LiveNorm, Map, Mix, Norm, Pin, PinCode, Place, Slots, Source
 from chipnet.graph.walk import trace
 from chipnet.program.inputs import Inputs
 from chipnet.program.names import canonical_names
@@ -267,13 +267,10 @@ def analyse(network: Network, options: Options, notes: Notes) -> Analysis:
                 graph, liveness, still, notes = _read(network, options, notes)
                 if still:  # where a gate does not help
                     graph, liveness, _, notes = _read(network, options, replace(notes, gated=gated - still))
-                assert notes.gated is not None
-                if sums := _after_sums(
-                    graph, liveness, notes.gated
-                ):  # what is added may hold gates by itself
-                    kept = replace(notes, gated=notes.gated - sums)
-                    fewer = _read(network, options, kept)
-                    if fewer[2] <= still:
+                sums = _after_sums(graph, liveness, notes.gated or gated)
+                if sums:  # what is added may hold gates by itself, without a pass over activations
+                    fewer = _read(network, options, replace(notes, gated=(notes.gated or gated) - sums))
+                    if fewer[2] <= still and len(_passes(fewer[1])) < len(_passes(liveness)):
                         graph, liveness, _, notes = fewer
         return Analysis(
             name=type(model).__name__,
@@ -300,6 +297,9 @@ def _read(
     )
     uncounted = max(0, network.macs - graph.macs)  # what no rule counts, no mask changes
     graph = replace(graph, fixed_macs=graph.fixed_macs + uncounted).with_pins(_excluded(graph, network))
+    if options.norms == "dense":
+        live = {name: (_dense(norm, graph), slots) for name, (norm, slots) in graph.live.items()}
+        graph = replace(graph, live=live)
     liveness = Liveness(
         graph,
         share=options.shared,
@@ -316,17 +316,25 @@ def _read(
     return graph, liveness, stuck, notes | Notes(literal=graph.literal)
 
 
+def _passes(liveness: Liveness) -> set[Host]:
+    """Where gates multiply activations."""
+    return {site.host for site in liveness.sites if site.free and not site.host.is_layer}
+
+
 def _after_sums(graph: ChannelGraph, liveness: Liveness, gated: frozenset[str]) -> frozenset[str]:
     """Of nodes whose outputs are multiplied by gates, those that give a sum."""
-    added = {
-        int(d)
-        for f in graph.facts
-        if isinstance(f, Map) and f.kind == "or" and len(f.srcs) > 1
-        for d in f.dst
-    }
-    hosts = {site.host for site in liveness.sites if site.free and not site.host.is_layer}
-    gates = [f for f in graph.facts if isinstance(f, Norm) and f.host in hosts and int(f.src[0]) in added]
+    sums = [f.dst for f in graph.facts if isinstance(f, Map) and f.kind == "or" and len(f.srcs) > 1]
+    added = np.concatenate([graph.facts[0].dst[:0], *sums])
+    hosts = _passes(liveness)
+    gates = [f for f in graph.facts if isinstance(f, Norm) and f.host in hosts and f.src[0] in added]
     return frozenset(n for n in gated if any(f.module == graph.outputs[n][0] for f in gates))
+
+
+def _dense(norm: LiveNorm, graph: ChannelGraph) -> LiveNorm:
+    """A norm that counts channels that go as zeros. One that multiplies by 1 + weight keeps its live statistics:
+    ours has a plain weight."""
+    named = {n.rpartition(".")[2] for n in graph.axes if n.rpartition(".")[0] == norm.module}
+    return replace(norm, dense=named == {n for n in (norm.weight, norm.bias) if n is not None})
 
 
 def _once(network: Network, graph: ChannelGraph, nodes: frozenset[str]) -> frozenset[str]:

@@ -37,6 +37,7 @@ class Options:
     round_to: int = 1
     outputs: Any = None
     heads: Literal["narrow", "whole"] = "narrow"
+    norms: Literal["live", "dense"] = "live"
 
     def __post_init__(self) -> None:
         if self.realisation not in ("plain", "indexed"):
@@ -47,6 +48,8 @@ class Options:
             )
         if self.heads not in ("narrow", "whole"):
             raise ConfigError(f"heads must be 'narrow' or 'whole', got {value_text(self.heads)}")
+        if self.norms not in ("live", "dense"):
+            raise ConfigError(f"norms must be 'live' or 'dense', got {value_text(self.norms)}")
         check_whole("min_channels", self.min_channels, 0)
         check_whole("round_to", self.round_to, 1)
         object.__setattr__(self, "ignore", read_patterns(self.ignore, "ignore"))

@@ -175,6 +175,8 @@ class LiveHook(FoldHook):
     seen.
 
     Only what the module reads is changed, so its class and its forward are the user's, whatever they are.
+
+    A norm that is ``dense`` reads what it reads: weight and bias alone are multiplied by p.
     """
 
     TINY = 1e-12
@@ -199,6 +201,8 @@ class LiveHook(FoldHook):
         return args, {**kwargs, name: self._seen(x)}
 
     def _seen(self, x: Tensor) -> Tensor:
+        if self.norm.dense:
+            return x
         p, r = self._p(x)
         if self.norm.centred:
             positions = math.prod(x.shape[a] for a in self.norm.over) // len(p)
@@ -211,11 +215,13 @@ class LiveHook(FoldHook):
 
     def shrink(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         """Where there is no weight to do it."""
+        if self.norm.dense:
+            return output * self._along(self._p(output)[0].to(output.dtype), self.norm.axis)
         return output * self._p(output)[1].to(output.dtype)
 
     def factor(self, name: str, p: Tensor) -> Tensor:
         exists, r = self._p(p)
-        if name == self.norm.weight:
+        if name == self.norm.weight and not self.norm.dense:
             return r.to(p.dtype)
         return self._along(exists.to(p.dtype), self.norm.axis if p.dim() > 1 else -1)
 

@@ -310,7 +310,10 @@ class LiveNorm:
 
     ``axis``: of channels; ``over``: axes that statistics are over. Both count from the last axis of its input.
     ``centred``: it subtracts the mean. ``weight``, ``bias``: names of its affine parameters. Without ``weight`` its
-    output is linear in what it normalises.
+    output is linear in what it normalises. ``eps``: what is added to the variance; None: the least of its type.
+
+    ``dense``: its statistics are those of all channels, those that go counting as zeros. What ships is a norm of
+    ours that counts them.
     """
 
     module: str
@@ -319,6 +322,8 @@ class LiveNorm:
     centred: bool
     weight: str | None
     bias: str | None
+    eps: float | None = None
+    dense: bool = False
 
 
 @dataclass(frozen=True)

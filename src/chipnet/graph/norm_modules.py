@@ -43,7 +43,7 @@ class NormCall:
     ``x``: the node that it reads; ``nodes``: its operators. ``over``: the axes of the statistics, counted from the
     last; that of channels, or all but the first (group norm of one group). ``weight``, ``bias``: its affine
     parameters, along channels. ``unit``: what multiplies is 1 + weight. ``eps``: the attribute that is added under
-    the root; "" where it is none.
+    the root; "" where it is none. ``added``: what is added there.
     """
 
     x: Node
@@ -55,6 +55,7 @@ class NormCall:
     bias: Param | None
     unit: bool
     eps: str
+    added: float
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,9 @@ def _read(forward: Forward, nodes: Sequence[Node], held: Mapping[str, str]) -> t
         return None
     form, weight, bias, eps = found
     weight_, bias_ = (Param(keys[k], tuple(params[k].shape)) if k else None for k in (weight, bias))
-    return y, NormCall(x, tuple(nodes), form.axis, form.over, form.centred, weight_, bias_, form.unit, eps)
+    return y, NormCall(
+        x, tuple(nodes), form.axis, form.over, form.centred, weight_, bias_, form.unit, eps, form.eps
+    )
 
 
 def _without_casts(nodes: Sequence[Node]) -> tuple[set[Node], list[Node], dict[Node, Node]]:

@@ -30,7 +30,7 @@ from chipnet.program.ready import copied
 from chipnet.program.removal import removable, removed
 from chipnet.program.spelling import spell, unspell
 from chipnet.surgery.masked import check_compact, zero
-from chipnet.surgery.modules import stand_in
+from chipnet.surgery.modules import DenseNorm, stand_in
 from chipnet.surgery.plan import PLAN, Plan, Remap, Size
 
 
@@ -216,6 +216,12 @@ def _cut(model: nn.Module, plan: Plan) -> None:
         owner, _, name = rows.parameter.rpartition(".")
         scaled = parameters_of(modules[owner])[name].data
         scaled[list(rows.at)] *= rows.factor
+    dead = {s.module for s in plan.stand_ins}
+    counted = [live for live in plan.live if live.norm.dense and live.norm.module not in dead]
+    _put(
+        model,
+        [(modules[c.norm.module], DenseNorm(modules[c.norm.module], c.norm, c.channels)) for c in counted],
+    )
     _put(model, [(modules[s.module], stand_in(modules[s.module], s)) for s in plan.stand_ins])
     unspell(model)
     modules = dict(model.named_modules(remove_duplicate=False))

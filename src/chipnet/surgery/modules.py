@@ -1,8 +1,10 @@
 """Modules that take the place of dead ones. Each is of the class that it stands for: whoever asks a layer for its
-kind, its sizes, its weight or its statistics (fusion of convolution and norm, exporters) finds them."""
+kind, its sizes, its weight or its statistics (fusion of convolution and norm, exporters) finds them. And norms that
+count channels which are gone."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from chipnet._util.text import amount
 from chipnet._util.torch_private import ConvNd, ConvTransposeNd, buffers_of, load_plainly, parameters_of
 from chipnet.errors import PlanError
+from chipnet.graph.facts import LiveNorm
 from chipnet.graph.standard import STANDARD_MIX, STANDARD_NORM, STANDARD_POOL
 from chipnet.surgery.plan import StandIn
 
@@ -98,6 +101,50 @@ class Zeros(_StandIn):
 
     def extra_repr(self) -> str:
         return ""
+
+
+class DenseNorm(nn.Module):
+    """A norm over channels of which some are gone: its statistics count them, as zeros.
+
+    Of n channels k are left. With s = sum x and q = sum (x - s / n)^2 of those, and p positions that the statistics
+    are over, the mean is s / (n p) and the variance (q + (n - k) p mean^2) / (n p).
+
+    Args:
+        old: the norm that it replaces, with its cut weight and bias, which keep their names.
+        norm: what is known of it.
+        channels: n.
+    """
+
+    def __init__(self, old: nn.Module, norm: LiveNorm, channels: int) -> None:
+        super().__init__()
+        self.axis, self.over, self.centred, self.eps = norm.axis, norm.over, norm.centred, norm.eps
+        self.channels, self.names = channels, (norm.weight, norm.bias)
+        for name in self.names:
+            if name is not None:
+                self.register_parameter(name, parameters_of(old)[name])
+        self.train(old.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[..., k, ...]``, as it reads; ``k`` channels lie along ``axis``."""
+        x = input
+        positions = math.prod(x.shape[a] for a in self.over) // max(x.shape[self.axis], 1)
+        gone = (self.channels - x.shape[self.axis]) * positions
+        n = self.channels * positions
+        squares: Tensor | float = 0.0  # of zeros, less the mean
+        if self.centred:
+            mean = x.sum(self.over, keepdim=True) / n
+            x, squares = x - mean, gone * mean.square()
+        variance = (x.square().sum(self.over, keepdim=True) + squares) / n
+        x = x * (variance + (torch.finfo(x.dtype).eps if self.eps is None else self.eps)).rsqrt()
+        weight, bias = (None if name is None else self._along(getattr(self, name)) for name in self.names)
+        x = x if weight is None else x * weight
+        return x if bias is None else x + bias
+
+    def _along(self, p: Tensor) -> Tensor:
+        return p.reshape([-1] + [1] * (-1 - self.axis)) if p.dim() == 1 else p
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, axis={self.axis}, over={self.over}, eps={self.eps}"
 
 
 class EmptyPool(_StandIn):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,7 @@ def shrink(
     min_channels: int = 0,
     round_to: int = 1,
     outputs: Any = None,
+    norms: Literal["live", "dense"] = "live",
     progress: Progress | None = None,
 ) -> Shrunk:
     """A smaller network within a budget, without training and without labels.
@@ -95,7 +96,7 @@ def shrink(
             divergence, for logits with classes along axis 1.
         example_inputs: what costs are counted for, or a `Structure` of the network; the first of the inputs if it
             is not given.
-        realisation, ignore, only, min_channels, round_to, outputs: as for `chipnet.Structure`.
+        realisation, ignore, only, min_channels, round_to, outputs, norms: as for `chipnet.Structure`.
         progress: see `Progress`.
 
     Raises:
@@ -123,6 +124,7 @@ def shrink(
         min_channels=min_channels,
         round_to=round_to,
         outputs=outputs,
+        norms=norms,
         progress=progress,
     )
     return only_one

@@ -120,7 +120,8 @@ def over_channels(
         if not centred and scale and not unit and isinstance(getattr(op.owner, eps, None), float):
             live = Rescaled(op.module, {scale: 0.5, eps: 1.0}, src)
         else:
-            live = LiveNorm(op.module, last, over, centred, None if unit else scale, shift)
+            added = call.added if call is not None else getattr(op.owner, "eps", None)
+            live = LiveNorm(op.module, last, over, centred, None if unit else scale, shift, added)
     else:
         mixes = op.why("a norm over channels that is no module of its own", PinCode.READ_WHOLE)
     dst = norm(op, src, weight, bias, [], axis, groups=1, mixes=mixes, live=live, of=of)
