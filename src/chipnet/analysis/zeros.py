@@ -47,8 +47,8 @@ def with_factors(fact: Map, k: int, data: Bools, held: Bools, shut: Bools, root:
         root: per slot: its class.
 
     Returns:
-        Scales, which go with what they scale; and slots that are not zero where their gates are shut, but multiplied
-        by some of their class that are.
+        Scales, which go with what they scale; and slots that are not zero where their gates are shut, but are
+        multiplied by some of their class that are.
     """
     src, others = fact.srcs[k], [o for j, o in enumerate(fact.srcs) if j != k]
     scales = data[src] & np.any([~data[o] & ~held[o] for o in others], axis=0)
