@@ -130,7 +130,7 @@ def smallest_core(full: Tensor) -> Tensor:
     """The smallest core of labels at a tensor's own shape.
 
     Example:
-        >>> shrink(torch.tensor([[4, 5], [4, 5]]))
+        >>> smallest_core(torch.tensor([[4, 5], [4, 5]]))
         tensor([[4, 5]])
     """
     for axis, n in enumerate(full.shape):
