@@ -77,6 +77,7 @@ def test_names_use_no_word_that_only_we_use() -> None:
 ONE_IN_EACH = {
     "PruningCallback": "one for each framework",
     "Constant": "a schedule; a stand-in, which pickled networks name",
+    "main": "of the command, and of what it runs once all is installed",
     "write": "of a format, and of checkpoints: called as `checkpoint.write`",
     "load": "of a format, and of compact networks",
     "read": "called as `checkpoint.read` and `options.read`",
