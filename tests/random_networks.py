@@ -48,6 +48,8 @@ class Recipe:
     size: int = 5
     realisation: str = "plain"
     seed: int = 0
+    norms: str = "live"
+    attention: str = "narrow"
 
     def __repr__(self) -> str:
         given = [f for f in fields(self) if f.name == "steps" or getattr(self, f.name) != f.default]
@@ -362,7 +364,8 @@ def norm(x: Tensor, y: Tensor, w: int, k: int) -> nn.Module:
         lambda: ByHand(c, centred=True),
         lambda: ByHand(c, centred=False),
         lambda: nn.RMSNorm(x.shape[1:], eps=0.1),
-    )[k % 18]()
+        lambda: OfExamples(c),
+    )[k % 19]()
 
 
 class ByHand(nn.Module):
@@ -378,6 +381,16 @@ class ByHand(nn.Module):
         x = x - x.mean(1, keepdim=True) if self.centred else x
         x = x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + self.small) * self.weight.view(shape)
         return x if self.bias is None else x + self.bias.view(shape)
+
+
+class OfExamples(nn.GroupNorm):
+    """Group norm of one group, as a class of the user's."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__(1, c, eps=0.1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class ChannelsLast(nn.Module):
@@ -805,6 +818,101 @@ class Mixer(nn.Module):
 
 
 @unary
+class GateOverPositions(nn.Module):
+    """As gMLP: one half, normed and mixed over positions, multiplies the other; or ResMLP, mixed and scaled."""
+
+    def __init__(self, x: Tensor, y: Tensor, w: int, k: int) -> None:
+        super().__init__()
+        c, positions = x.shape[1], x[0, 0].numel()
+        self.kind, mixed = k % 4, c if k % 4 == 3 else w
+        self.norm, self.inner = nn.LayerNorm(c), nn.LayerNorm(mixed)
+        self.fc1, self.fc2 = nn.Linear(c, 2 * w), nn.Linear(w, c)
+        self.scale = nn.Parameter(torch.randn(c))
+        bias = self.kind != 2
+        self.over = nn.Conv1d(positions, positions, 1, bias=bias)
+        self.across = nn.Linear(positions, positions, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = self.norm(x.flatten(2).transpose(1, 2))
+        if self.kind == 3:
+            z = self.scale * self.across(t.transpose(1, 2)).transpose(1, 2)
+        else:
+            u, v = F.gelu(self.fc1(t)).chunk(2, -1)
+            v = self.inner(v)
+            z = self.over(v) if self.kind == 0 else self.across(v.transpose(1, 2)).transpose(1, 2)
+            z = self.fc2(u * z)
+        return x + z.transpose(1, 2).reshape(x.shape)
+
+
+@unary
+class Scan(nn.Module):
+    """A selective scan over positions, as in Mamba: every channel has a state of several numbers."""
+
+    def __init__(self, x: Tensor, y: Tensor, w: int, k: int) -> None:
+        super().__init__()
+        c = x.shape[1]
+        self.norm, self.fc1, self.fc2 = (
+            nn.RMSNorm(c, eps=0.1),
+            nn.Linear(c, 2 * w, bias=k % 2 == 0),
+            nn.Linear(w, c),
+        )
+        self.state, self.rank, self.loop = 2, 1 + k % 3, k % 4 > 1
+        self.conv = nn.Conv1d(w, w, 3, padding=2, groups=w)
+        self.read, self.step = nn.Linear(w, self.rank + 2 * self.state, bias=False), nn.Linear(self.rank, w)
+        self.decay, self.skip = nn.Parameter(torch.rand(w, self.state)), nn.Parameter(torch.randn(w))
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = x.flatten(2).transpose(1, 2)
+        u, z = self.fc1(self.norm(given)).chunk(2, -1)
+        u = F.silu(self.conv(u.transpose(1, 2))[..., : given.shape[1]].transpose(1, 2))
+        step, b, c = self.read(u).split([self.rank, self.state, self.state], -1)
+        step = F.softplus(self.step(step)).unsqueeze(-1)
+        decay, more = step * -torch.exp(self.decay), step * b.unsqueeze(2) * u.unsqueeze(-1)
+        if self.loop:
+            state, out = torch.zeros_like(more[:, 0]), []
+            for t in range(more.shape[1]):
+                state = decay[:, t].exp() * state + more[:, t]
+                out.append((state * c[:, t].unsqueeze(1)).sum(-1))
+            out = torch.stack(out, 1)
+        else:
+            out = torch.einsum("btdn,btn->btd", more.cumsum(1) * torch.tanh(decay), c)
+        out = self.fc2((out + u * self.skip) * F.silu(z))
+        return x + out.transpose(1, 2).reshape(x.shape)
+
+
+@unary
+class Transformer(nn.Module):
+    """A block of attention and one of layers, each behind a norm: written out, with few keys, or PyTorch's own."""
+
+    def __init__(self, x: Tensor, y: Tensor, w: int, k: int) -> None:
+        super().__init__()
+        c = x.shape[1]
+        self.heads, self.kind = divisor(c, 1 + k % 4), k % 3
+        norms = (nn.LayerNorm, nn.RMSNorm)
+        self.norm1, self.norm2 = norms[k % 2](c, eps=0.1), norms[k // 2 % 2](c, eps=0.1)
+        self.own = nn.TransformerEncoderLayer(c, self.heads, w, 0.0, batch_first=True, norm_first=k % 2 == 0)
+        each = c // self.heads
+        self.q, self.k, self.v = nn.Linear(c, c), nn.Linear(c, each), nn.Linear(c, each)
+        self.out, self.fc1, self.fc2 = nn.Linear(c, c), nn.Linear(c, w), nn.Linear(w, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = x.flatten(2).transpose(1, 2)
+        if self.kind == 0:
+            t = self.own(t)
+        else:
+            z = self.norm1(t)
+            q = self.q(z).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            k, v = self.k(z).unsqueeze(1), self.v(z).unsqueeze(1)  # one for all heads
+            if self.kind == 1:
+                z = (torch.einsum("bhqd,bhkd->bhqk", q, k.expand_as(q)) * 0.3).softmax(-1) @ v
+            else:
+                z = F.scaled_dot_product_attention(q, k.expand_as(q), v.expand_as(q))
+            t = t + self.out(z.transpose(1, 2).flatten(2))
+            t = t + self.fc2(F.gelu(self.fc1(self.norm2(t))))
+        return t.transpose(1, 2).reshape(x.shape)
+
+
+@unary
 class Gate(nn.Module):
     """Spatial attention from statistics over channels, or from a convolution to one channel."""
 
@@ -1139,7 +1247,7 @@ def random_recipe(integer: Callable[[int, int], int]) -> Recipe:
     dims = pick((2, 2, 2, 1, 3))
     steps = [(pick(("conv", "cbr")), 0, 0, pick(WIDTHS), integer(0, 5))]
     while len(steps) < 9 and integer(0, 8):
-        steps.append((pick(names), pick((0, 0, 0, 0, 1, 2, 3)), integer(0, 4), pick(WIDTHS), integer(0, 11)))
+        steps.append((pick(names), pick((0, 0, 0, 0, 1, 2, 3)), integer(0, 4), pick(WIDTHS), integer(0, 18)))
     heads = [(pick(("fc", "flat", "map", "normed")), 0)]
     while len(heads) < 3 and integer(0, 4) == 4:
         heads.append((pick(("fc", "flat", "map", "normed", "raw")), integer(0, 4)))
@@ -1153,6 +1261,8 @@ def random_recipe(integer: Callable[[int, int], int]) -> Recipe:
         size=pick((4, 5, 6, 8)) if dims < 3 else 4,
         realisation=pick(("plain", "indexed")),
         seed=integer(0, 99),
+        norms=pick(("live", "live", "dense")),
+        attention=pick(("narrow", "narrow", "whole")),
     )
 
 
@@ -1172,7 +1282,7 @@ def check(recipe: Recipe) -> Counter[str]:
     model, inputs = build(recipe), inputs_of(recipe)
     before = snapshot(model)
     seen = Counter({"networks": 1})
-    s = Structure(model, inputs, realisation=recipe.realisation)
+    s = Structure(model, inputs, realisation=recipe.realisation, norms=recipe.norms, heads=recipe.attention)
     # Capture keeps whole what a trial finds inexact. That is right where a width is used as a number; elsewhere
     # it would hide a wrong rule.
     used = [getattr(step, "function", None) for step in model.steps]

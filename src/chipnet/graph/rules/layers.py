@@ -83,6 +83,8 @@ def _convolution(
 def _across(op: Operator, x: Labels, weight: Param, bias: Value | None, axis: int) -> Labels:
     """A layer over an axis without channels, which lie along another: it mixes tokens. Each channel is computed by
     itself, with the same weight: a zero stays one without a bias."""
+    if op.name != "linear":
+        op.keep(x.slots()[:1], "a convolution needs at least one point", PinCode.ONE_STAYS)
     out = Labels(x.core, op.shape)
     if bias is not None:
         out = op.map([out], "const")
