@@ -157,6 +157,27 @@ def test_functions_of_a_parameter_are_cut_with_it(f):
     assert any(small.block.p.shape == (4, plan.shape("embed.weight")[0]) for small, plan, _ in found)
 
 
+class Fewer(nn.Module):
+    """Attention of two heads with keys and values of one, expanded to the size of queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.fc = nn.Linear(3, 8), nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (2, -1)).transpose(1, 2)
+        k, v = self.k(x).unsqueeze(1).expand_as(q), self.v(x).unsqueeze(1).expand_as(q)
+        z = (q @ k.transpose(-1, -2) * 0.3).softmax(-1) @ v
+        return self.fc(z.transpose(1, 2).flatten(2).mean(1))
+
+
+def test_what_is_expanded_as_another_tensor_has_its_width():
+    """One value of four would be expanded to as many as there are queries."""
+    s, _ = gains(Fewer, {"q": 4, "k": 4, "v": 4}, (2, 5, 3))
+    gates = {site.name: site.gates.tolist() for site in s.sites}
+    assert gates["k"] == gates["v"] == gates["q"][:4] == gates["q"][4:]
+
+
 class Gram(nn.Module):
     """Channels times other channels: of one side all stay."""
 

@@ -192,7 +192,19 @@ def expand(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Value:
     sizes = args[0] if args and isinstance(args[0], (list, tuple)) else [-1] * len(shape)
     if op.is_literal and any(sizes[a - len(x.shape)] != -1 for a in x.varying):
         pin_literal(op, x, "is expanded to sizes that do not follow its width")
-    return Labels(core, shape)
+    out = Labels(core, shape)
+    if op.name == "expand_as" and args:
+        _as_wide_as(op, out, op.labelled(args[0]))
+    return out
+
+
+def _as_wide_as(op: Operator, x: Labels, other: Labels) -> None:
+    """Tie channels to those of a tensor that gives all sizes: of one channel it would make as many."""
+    for axis in x.varying:
+        if axis in other.varying:
+            op.draft.alike.append((x.along(axis), other.along(axis), op.tie))
+        else:
+            op.keep(x.slots(), "is expanded to a size that does not follow its width", PinCode.FIXED_WIDTH)
 
 
 def _widened(op: Operator, x: Labels) -> Labels | None:
