@@ -9,7 +9,7 @@ from chipnet.graph.facts import PinCode, Slots
 from chipnet.graph.labels import Labels, Value
 from chipnet.graph.numbers import Claim, count
 from chipnet.graph.operator import Operator
-from chipnet.graph.standard import FITTED
+from chipnet.graph.standard import FITTED, is_torch_nn
 from chipnet.program.watch import Shape, attributes_in, is_from_attribute, source_of
 
 
@@ -24,7 +24,9 @@ def claim(op: Operator, number: Any, slots: Slots, empty: bool = False) -> bool:
     if not is_from_attribute(number) or op.received is None:
         return False
     op.draft.known.add((op.received, number.source))
-    if all(a.name in FITTED and _is_torchs(op, a.module) for a in attributes_in(number.source)):
+    if all(
+        a.name in FITTED and is_torch_nn(op.forward.modules[a.module]) for a in attributes_in(number.source)
+    ):
         return True  # surgery keeps those of layers true anyway
     op.draft.claims.append(Claim(op.key, number.source, slots.copy()))
     if not empty:
@@ -37,10 +39,6 @@ def _as_wide(op: Operator, size: Shape, slots: Slots) -> None:
     x = None if size.made is None else op.draft.results.get((op.forward.counting, size.made))
     if isinstance(x, Labels) and size.axis in x.varying and x.shape[size.axis] == len(slots):
         op.draft.alike.append((slots.copy(), x.along(size.axis), op.tie))
-
-
-def _is_torchs(op: Operator, module: str) -> bool:
-    return type(op.forward.modules[module]).__module__.startswith("torch.nn.")
 
 
 def tie_widths(draft: Draft) -> None:

@@ -17,6 +17,7 @@ from chipnet._util.torch_private import unsaved_buffers, value_of
 from chipnet.graph.call import Forward
 from chipnet.graph.labels import Made, Param, axes_of
 from chipnet.graph.rules.quantised import FAKE_QUANTISED
+from chipnet.graph.standard import is_torch_nn
 from chipnet.graph.weights import FRESH
 from chipnet.program.capture import is_view, written_by
 from chipnet.program.names import Modules, operator_name, shape_of
@@ -53,9 +54,7 @@ def made_weights(
     modules = forward.modules
     cut = frozenset(node for node, name in held.items() if _is_kept(modules, name))
     for layer in layers:
-        if type(modules.get(modules.around(layer))).__module__.startswith(
-            "torch.nn."
-        ):  # they check their widths
+        if is_torch_nn(modules.get(modules.around(layer))):
             continue
         weight, *bias = (a for a in layer.args[1:3] if isinstance(a, Node))
         leaves = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 STANDARD_MIX = (
@@ -28,3 +30,13 @@ STANDARD_NORM = (
 STANDARD_POOL = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 FITTED = frozenset("in_channels out_channels in_features out_features num_features num_parameters".split())  # noqa: SIM905
 """Widths that PyTorch's layers keep as numbers: surgery sets them by the tensors."""
+
+
+def is_torch_nn(module: Any) -> bool:
+    """Is a module of one of the classes of ``torch.nn`` itself? These check their widths.
+
+    Example:
+        >>> is_torch_nn(nn.Linear(1, 1)), is_torch_nn(None)
+        (True, False)
+    """
+    return type(module).__module__.startswith("torch.nn.")

@@ -15,6 +15,7 @@ from torch import nn
 
 from chipnet.graph.channels import ChannelGraph
 from chipnet.graph.facts import Mix, Norm, Note, Number, Slots
+from chipnet.graph.groups import small_groups
 from chipnet.graph.numbers import Form, count, number
 from chipnet.graph.standard import STANDARD_MIX, STANDARD_NORM
 from chipnet.program.methods_read import is_torchs, methods_of
@@ -98,9 +99,9 @@ def _widths(graph: ChannelGraph, pieces: Iterable[tuple[str, Slots]], paths: Set
             found[path].read.append(fact.src)
             found[path].written.append(fact.dst)
             if isinstance(fact, Mix) and fact.groups > 1:
-                per_group = fact.src.reshape(fact.groups, -1)
-                independent = fact.groups > per_group.shape[1]  # else surgery keeps their number
-                found[path].groups.append(per_group[:, 0] if independent else np.empty(0, dtype=np.int64))
+                first = fact.src.reshape(fact.groups, -1)[:, 0]
+                small = small_groups(fact.groups, len(fact.src))  # else surgery keeps their number
+                found[path].groups.append(first if small else first[:0])
     for module, slots in pieces:
         if module in paths:
             found[module].pieces.append(slots)

@@ -72,7 +72,7 @@ def mix(
     mapped = module if groups == 1 and _once(op, weight.name) else None
     src = _input(op, x, mapped, axis) if mapped and _read_by_others(op) else x
     dst = g.new(rows)
-    few = groups <= len(src) // groups or groups == 1
+    few = not small_groups(groups, len(src))
     cols = _grouped(op, src, dst, groups)
     out_axis, in_axis = (1, 0) if transposed else (0, 1)
     if transposed and groups > 1:

@@ -17,7 +17,7 @@ from chipnet.graph.rules.table import aten, rule
 @rule(*aten("lstm gru rnn_tanh rnn_relu"))
 def recurrent(op: Operator, x: Value, *args: Any) -> Any:
     """All layers and directions over a sequence, packed or not. The weights of the first layer read ``x``."""
-    packed = str(op.node.target).endswith(".data")
+    packed = getattr(op.node.target, "_overloadname", "") == "data"
     sizes, args = (args[:1], args[1:]) if packed else ((), args)
     state, weights, _, layers, _, _, bidirectional = args[:7]
     per = len(weights) // (layers * (1 + bidirectional))
