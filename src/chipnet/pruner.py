@@ -9,7 +9,7 @@ import numbers
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from chipnet.errors import CaptureError, ConfigError
 from chipnet.gates.hooks import add_gates, untouched_by_failure
 from chipnet.gates.state import made_for, refuse_other
 from chipnet.gates.values import GateValues
-from chipnet.graph.facts import Realisation
+from chipnet.graph.facts import Heads, Realisation
 from chipnet.methods import Method, read_method, reference
 from chipnet.structure import Structure, structure_of
 from chipnet.surgery.plan import Plan
@@ -100,7 +100,7 @@ class Pruner:
         min_channels: int = 0,
         round_to: int = 1,
         outputs: Any = None,
-        heads: Literal["narrow", "whole"] = "narrow",
+        heads: Heads = "narrow",
         seed: int = 0,
         group: Group = None,
     ) -> None:

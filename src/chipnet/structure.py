@@ -18,16 +18,16 @@ from chipnet._util.text import amount, value_text
 from chipnet.analysis.analysis import Analysis, Notes, analyse
 from chipnet.analysis.cost import CostModel
 from chipnet.analysis.kinds import LATENCY
-from chipnet.analysis.liveness import Site
 from chipnet.analysis.network import Network
 from chipnet.analysis.options import Options, Patterns
+from chipnet.analysis.sites import Site
 from chipnet.analysis.vectors import read_scores
 from chipnet.budget.budget import Budget
 from chipnet.budget.solver import Hardener, limits, smallest_costs
 from chipnet.errors import CaptureError, ConfigError, PlanError
 from chipnet.gates.hooks import has_gates
 from chipnet.graph.channels import ChannelGraph
-from chipnet.graph.facts import Pin, Realisation, Tie
+from chipnet.graph.facts import Heads, Pin, Realisation, Tie
 from chipnet.program.ready import untouched
 from chipnet.surgery.plan import Plan
 from chipnet.surgery.planning import make_plan
@@ -61,7 +61,9 @@ class Structure:
             plain realisation.
 
         heads: what attention loses: ``"narrow"`` takes the same features out of all heads, ``"whole"`` takes whole
-            heads where the network keeps their number in an attribute, and leaves their features.
+            heads where the network keeps their number in an attribute, and leaves their features, and ``"both"``
+            takes both, where the width of a head is an attribute, too. Then the layer that writes values has three
+            sites: gates of features under its own name, those of heads, and one of the block.
 
         norms: what layer norms count where channels go: ``"live"``, channels that stay, and what ships is the norm
             as it is; ``"dense"``, all channels, those that go as zeros, so that a trained network computes the same
@@ -95,7 +97,7 @@ class Structure:
         min_channels: int = 0,
         round_to: int = 1,
         outputs: Any = None,
-        heads: Literal["narrow", "whole"] = "narrow",
+        heads: Heads = "narrow",
         norms: Literal["live", "dense"] = "live",
     ) -> None:
         NETWORK.check("model", model)

@@ -134,7 +134,7 @@ class Trials:
     def _blame(self, analysis: Analysis, trial: Tensor) -> tuple[dict[str, str], frozenset[str]]:
         """Weights of the sites that break the forward at half of their gates or at one, with what was said, and of
         those that break it at none; where there are neither, of those that break it as in ``trial``. New ones."""
-        weights = [site.host.weight for site in analysis.sites]
+        weights = [site.host.key for site in analysis.sites]
         todo = [i for i, gates in enumerate(analysis.site_gates) if len(gates)]
         broken: dict[str, str] = {}
 
@@ -164,7 +164,7 @@ def _risky(analysis: Analysis) -> dict[str, Risk]:
 def _fixed(analysis: Analysis, error: Exception, broken: Set[str]) -> list[str]:
     """Reshapes and splits of the channels of ``broken`` sites, in functions that the error went through."""
     graph = analysis.graph
-    sites = [site.slots for site in analysis.sites if site.host.weight in broken]
+    sites = [site.slots for site in analysis.sites if site.host.key in broken]
     classes = set(graph.classes(np.concatenate(sites)).tolist()) if sites else set()
     return [
         n

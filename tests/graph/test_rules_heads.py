@@ -124,7 +124,7 @@ def test_what_is_said_of_heads():
     said = {site.name: site for site in s.sites}
     assert said["q"].reason == said["bias"].reason == "goes with what it is multiplied by"
     assert said["q"].covered
-    with pytest.raises(chipnet.ConfigError, match="heads must be 'narrow' or 'whole', got 'wide'"):
+    with pytest.raises(chipnet.ConfigError, match="heads must be 'narrow', 'whole' or 'both', got 'wide'"):
         Structure(Apart("bias"), torch.randn(2, 5, 4), heads="wide")  # type: ignore[arg-type]
 
 

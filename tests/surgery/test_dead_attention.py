@@ -1,4 +1,4 @@
-"""A block whose heads are all shut is dead, as any branch with a layer: its projections go, the residual stays."""
+"""A block whose heads are all shut is dead, as any branch: its projections go, and the residual stays."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("heads", ["narrow", "whole"])
+@pytest.mark.parametrize("heads", ["narrow", "whole", "both"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_block_without_heads_is_dead(name, heads):
     build, values, block = NETWORKS[name]
@@ -54,10 +54,8 @@ def test_a_block_without_heads_is_dead(name, heads):
     assert s.connected(mask)
     ((small, plan, _),) = conforms(model, x, s, [s.canonical(mask)])
     left = sum(p.numel() for n, p in small.named_parameters() if block in n)
-    if (
-        name == "torchvision"
-    ):  # its projections are no modules: zeros stay, of one feature in each head, or one head
-        features = 2 if heads == "narrow" else 4
+    if name == "torchvision":  # its projections are no modules: zeros stay, of one feature, one head, or both
+        features = {"narrow": 2, "whole": 4, "both": 1}[heads]
         assert left == 3 * features * (8 + 1) + 8 * features + 8
     else:
         assert left == 0

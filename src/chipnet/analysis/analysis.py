@@ -21,9 +21,10 @@ from chipnet.analysis.cost import CostModel
 from chipnet.analysis.counts import ExistingChannels
 from chipnet.analysis.formula import Program
 from chipnet.analysis.kinds import KIND
-from chipnet.analysis.liveness import Liveness, Site
+from chipnet.analysis.liveness import Liveness
 from chipnet.analysis.network import Network
 from chipnet.analysis.options import Options
+from chipnet.analysis.sites import Site
 from chipnet.analysis.vectors import read_mask
 from chipnet.graph.channels import ChannelGraph
 from chipnet.graph.facts import Host, LiveNorm, Map, Mix, Norm, Pin, PinCode, Place, Slots, Source
@@ -303,7 +304,7 @@ def _read(
     liveness = Liveness(
         graph,
         share=options.shared,
-        refused=lambda host: notes.broken.get(host.weight, ""),
+        refused=lambda host: notes.broken.get(host.key, ""),
         anchored=notes.anchored,
     )
     hosts = (f.host for f in graph.facts if isinstance(f, (Mix, Norm)) and f.host is not None)

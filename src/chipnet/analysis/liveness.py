@@ -28,108 +28,18 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chipnet.analysis.formula import FALSE, TRUE, Formulas
+from chipnet.analysis.sites import Ids, Reason, Site, Ungated
 from chipnet.analysis.zeros import with_factors, zero_when_shut
 from chipnet.graph.channels import ChannelGraph
 from chipnet.graph.facts import Barrier, Host, Map, Mix, Norm, Pin, Slots, Source, Tie
 from chipnet.graph.groups import small_groups
-
-Ids = NDArray[np.int64]
-
-
-class Ungated(Enum):
-    """Why channels of a site have no gate of their own."""
-
-    COVERED = "covered"
-    """A gate further down their channel-wise chain acts for them."""
-    FOLLOWS = "follows"
-    """Gates of what they read act for them: a zero stays one."""
-    GOES = "goes"
-    """They go where nothing that is read needs them: a head's queries with its values."""
-    PINNED = "pinned"
-    """They are kept whole; a pin says why."""
-    NOT_ZERO = "not zero"
-    """What reads them cannot drop them where they are zero."""
-    BREAKS = "breaks"
-    """A pruned copy did not run, or computed something else."""
-    ONE_STAYS = "one stays"
-    """Without any channel the forward breaks."""
-
-
-_TEXTS = {
-    Ungated.COVERED: "follows the gates further down its chain",
-    Ungated.FOLLOWS: "follows the gates of what it reads",
-    Ungated.GOES: "goes with what it is multiplied by",
-    Ungated.NOT_ZERO: "a zero here is not zero where it is read",
-    Ungated.ONE_STAYS: "one channel stays: without any, the forward breaks",
-}
-COVERED = frozenset(_TEXTS[code] for code in (Ungated.COVERED, Ungated.FOLLOWS, Ungated.GOES))
-"""What is said of sites for which gates of others act."""
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Why some or all channels of a site are not gated, as it holds for most of them."""
-
-    code: Ungated
-    pin: Pin | None = None
-    """Operator, module and line, where the channels are kept whole."""
-    said: str = ""
-    """What went wrong with a pruned copy."""
-
-    def __str__(self) -> str:
-        return self.said or (str(self.pin) if self.pin is not None else _TEXTS[self.code])
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where a vector of gates acts: the output channels of one affine layer.
-
-    ``gates[i]`` is the gate of channel ``i``, or -1 where the channel has none. Channels that must be removed
-    together share a gate (``tied``).
-    """
-
-    name: str
-    host: Host
-    gates: Ids
-    slots: Slots
-    tied: bool
-    why: Reason | None
-    """None where every channel is gated; else why some or all are not."""
-    ties: tuple[Tie, ...] = ()
-    """The operators that tie its channels to those of other sites."""
-
-    @property
-    def reason(self) -> str:
-        """`why` as text; empty where every channel is gated."""
-        return "" if self.why is None else str(self.why)
-
-    @property
-    def pin(self) -> Pin | None:
-        """What keeps most of the ungated channels whole."""
-        return None if self.why is None else self.why.pin
-
-    @property
-    def covered(self) -> bool:
-        """Do gates elsewhere in its channel-wise chain act for it?"""
-        return self.why is not None and str(self.why) in COVERED
-
-    @property
-    def channels(self) -> int:
-        return len(self.gates)
-
-    @property
-    def free(self) -> int:
-        """How many gates act here."""
-        return len(np.unique(self.gates[self.gates >= 0]))
-
 
 _Call = tuple[int, NDArray[np.bool_], NDArray[np.bool_]]
 """A fact, which of its channels a zero lets every reader drop, and for which a gate further down acts."""
@@ -190,12 +100,14 @@ class Liveness:
             dst = fact.dst
             if isinstance(fact, Source):
                 if fact.host is not None and not refused(fact.host) and (uses[dst] > 0).any():
-                    wanted[fact.host.weight].append((i, clear[dst] & (uses[dst] > 0), covered[dst]))
+                    wanted[fact.host.key].append((i, clear[dst] & (uses[dst] > 0), covered[dst]))
             elif isinstance(fact, Barrier):
                 if fact.output or (uses[dst] > 0).any():  # what nothing reads asks for nothing
                     use(fact.src, False, False)
             elif isinstance(fact, Map):
                 read = uses[dst] > 0
+                if fact.host is not None and not refused(fact.host):
+                    wanted[fact.host.key].append((i, clear[dst] & read, np.zeros(len(dst), dtype=bool)))
                 for k, src in enumerate(fact.srcs):
                     served = covered[dst]
                     if fact.kind == "and":
@@ -211,7 +123,7 @@ class Liveness:
                 can = fact.host is not None and not live and not refused(fact.host)
                 gated = np.logical_and(read & clear[dst], can) & ~covered[dst] & ~self._is_held[dst]
                 if fact.host is not None and (fact.host.is_layer or gated.any()):
-                    wanted[fact.host.weight].append((i, clear[dst] & read, covered[dst] & read))
+                    wanted[fact.host.key].append((i, clear[dst] & read, covered[dst] & read))
                 served = gated | (covered[dst] & read)
                 if live:  # its statistics read every channel that is not zero
                     if read.any():
@@ -241,7 +153,7 @@ class Liveness:
         keys: dict[object, int] = {}
         for weight, calls in reversed(list(self._wanted(refused).items())):
             fact = g.facts[calls[-1][0]]
-            assert isinstance(fact, (Mix, Norm, Source)) and fact.host is not None
+            assert isinstance(fact, (Map, Mix, Norm, Source)) and fact.host is not None
             is_clear = np.logical_and.reduce([c for _, c, _ in calls])
             is_covered = np.logical_and.reduce([c for _, _, c in calls])
             is_held = self._is_held[fact.dst]
@@ -249,19 +161,25 @@ class Liveness:
             on = is_clear & ~is_covered & ~is_held & (not (live or refused(fact.host)))
             if weight in anchored:
                 on[np.flatnonzero(on)[:1]] = False
+            leaders = [g.groups.get(s, s) for s in fact.dst.tolist()]
+            on &= np.array([leader is not None for leader in leaders], dtype=bool)
             gates = np.full(len(fact.dst), -1, dtype=np.int64)
             for k in np.flatnonzero(on):
-                root = int(self.root[fact.dst[k]])
+                root = int(self.root[leaders[k]])
                 gates[k] = keys.setdefault(root if self._share else (weight, root), len(keys))
-            why = None if on.all() else self._why(fact, is_clear, is_covered, is_held, refused(fact.host))
+            why = (
+                None
+                if on.all() and not fact.host.part
+                else self._why(fact, is_clear, is_covered, is_held, refused(fact.host))
+            )
             ties = dict.fromkeys(p for r in np.unique(self.root[fact.dst]).tolist() for p in tied_by[r])
             self._site_of[weight] = len(sites)
             sites.append(
                 Site(
                     name=fact.host.name,
                     host=fact.host,
-                    gates=gates,
-                    slots=fact.dst,
+                    gates=_over_all(gates, fact.host, sites, -1),
+                    slots=_over_all(fact.dst, fact.host, sites),
                     tied=False,
                     why=why,
                     ties=tuple(ties),
@@ -286,7 +204,7 @@ class Liveness:
 
     def _why(
         self,
-        fact: Mix | Norm | Source,
+        fact: Map | Mix | Norm | Source,
         clear: NDArray[np.bool_],
         covered: NDArray[np.bool_],
         pinned: NDArray[np.bool_],
@@ -294,6 +212,10 @@ class Liveness:
     ) -> Reason:
         if refused:
             return Reason(Ungated.BREAKS, said=refused)
+        if fact.host is not None and (
+            fact.host.part or not self.graph.groups.keys().isdisjoint(fact.dst.tolist())
+        ):
+            return Reason(Ungated.PART)
         others = ~pinned & ~covered & ~clear
         if isinstance(fact, Norm) and fact.statistics == "live" and (~pinned & (covered | clear)).any():
             return Reason(Ungated.FOLLOWS)
@@ -321,6 +243,8 @@ class Liveness:
                 flow[dst] = f.any(np.unique(flow[fact.src]).tolist())
             elif isinstance(fact, Map):
                 _fold(f.both if fact.kind == "and" else f.either, [live[s] for s in fact.srcs], live, dst)
+                if fact.host is not None:
+                    _fold(f.both, [live[dst], self._gate_of[dst]], live, dst)
                 if fact.kind in ("const", "place"):
                     live[dst] = TRUE
                 if fact.kind == "and":
@@ -334,6 +258,8 @@ class Liveness:
                     _fold(f.either, parts, flow, dst)
                 else:
                     _fold(f.either, [flow[s] for s in fact.srcs], flow, dst)
+                    if fact.host is not None:
+                        _fold(f.both, [flow[dst], self._gate_of[dst]], flow, dst)
             elif isinstance(fact, Norm):
                 arrives = flow[fact.src]
                 for group in np.split(np.arange(len(dst)), fact.groups) if fact.groups else ():
@@ -379,7 +305,7 @@ class Liveness:
                 for k, src in enumerate(fact.srcs):
                     others = [o for j, o in enumerate(fact.srcs) if j != k] if fact.kind == "and" else []
                     for i, slot in enumerate(src.tolist()):
-                        term = out[i]
+                        term = f.both(out[i], int(self._gate_of[fact.dst[i]]))
                         for o in others:
                             term = f.both(term, int(self.live[o[i]]))
                         terms[slot].add(term)
@@ -412,7 +338,11 @@ class Liveness:
         pairs: dict[int, set[int]] = defaultdict(set)
         for s, root in enumerate(self.root.tolist()):
             pairs[root].add(f.both(int(self.live[s]), int(self.needed[s])))
-        return {r: TRUE if self._is_pinned[r] else f.any(p) for r, p in pairs.items()}
+        exists = {r: TRUE if self._is_pinned[r] else f.any(p) for r, p in pairs.items()}
+        sizes: dict[int, set[int]] = defaultdict(set)
+        for slot, members in self.graph.extents.items():
+            sizes[int(self.root[slot])].update(exists[r] for r in self.root[members].tolist())
+        return exists | {r: f.any(p) for r, p in sizes.items()}
 
     # -- readings -----------------------------------------------------------------------------------------
     def present(self, slots: Slots) -> Ids:
@@ -454,19 +384,21 @@ class Liveness:
         terms: list[list[set[int]]] = [[set() for _ in range(s.channels)] for s in self.sites]
         for fact, gates in self._gated():
             assert fact.host is not None
-            mine = terms[self._site_of[fact.host.weight]]
-            for k, (d, gate) in enumerate(zip(fact.dst.tolist(), gates.tolist(), strict=True)):
+            mine = terms[self._site_of[fact.host.key]]
+            rows = fact.host.rows or range(len(fact.dst))
+            for k, d, gate in zip(rows, fact.dst.tolist(), gates.tolist(), strict=True):
                 mine[k].add(int(self.arrives[d]) if gate >= 0 else TRUE)
-        return [self.formulas.any(t) for site in terms for t in site]
+        return [self.formulas.any(t) if t else TRUE for site in terms for t in site]
 
-    def _gated(self) -> Iterator[tuple[Mix | Norm | Source, Ids]]:
+    def _gated(self) -> Iterator[tuple[Map | Mix | Norm | Source, Ids]]:
         for fact in self.graph.facts:
             if (
-                isinstance(fact, (Mix, Norm, Source))
+                isinstance(fact, (Map, Mix, Norm, Source))
                 and fact.host is not None
-                and fact.host.weight in self._site_of
+                and fact.host.key in self._site_of
             ):
-                yield fact, self.sites[self._site_of[fact.host.weight]].gates
+                gates = self.sites[self._site_of[fact.host.key]].gates
+                yield fact, gates[list(fact.host.rows)] if fact.host.rows else gates
 
     def connected(self) -> int:
         """True where the input reaches every output that it reaches in the dense network."""
@@ -474,6 +406,17 @@ class Liveness:
             t for t in self.connected_terms if t != FALSE
         ]  # some outputs are constants in the dense network too
         return self.formulas.all(reached)
+
+
+def _over_all(values: Ids, host: Host, sites: Sequence[Site], rest: int | None = None) -> Ids:
+    """Values of a second site's rows as values of all rows of its weight: others are ``rest``, or the slots of the
+    first site."""
+    if not host.rows:
+        return values
+    first = next(site for site in sites if site.host.key == host.weight)
+    out = first.slots.copy() if rest is None else np.full(first.channels, rest, dtype=np.int64)
+    out[list(host.rows)] = values
+    return out
 
 
 def _groups(fact: Mix) -> tuple[list[Slots], list[Slots]]:

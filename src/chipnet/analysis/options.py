@@ -6,14 +6,14 @@ import numbers
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
 from chipnet._util.sizes import too_large
 from chipnet._util.text import value_text
 from chipnet.errors import CaptureError, ConfigError
-from chipnet.graph.facts import Realisation
+from chipnet.graph.facts import Heads, Realisation
 from chipnet.program.names import is_within
 
 Pattern = str | type[nn.Module]
@@ -36,7 +36,7 @@ class Options:
     min_channels: int = 0
     round_to: int = 1
     outputs: Any = None
-    heads: Literal["narrow", "whole"] = "narrow"
+    heads: Heads = "narrow"
     norms: Literal["live", "dense"] = "live"
 
     def __post_init__(self) -> None:
@@ -46,8 +46,8 @@ class Options:
             raise ConfigError(
                 f"share must be True, False or None (the default of the realisation), got {value_text(self.share)}"
             )
-        if self.heads not in ("narrow", "whole"):
-            raise ConfigError(f"heads must be 'narrow' or 'whole', got {value_text(self.heads)}")
+        if self.heads not in get_args(Heads):
+            raise ConfigError(f"heads must be 'narrow', 'whole' or 'both', got {value_text(self.heads)}")
         if self.norms not in ("live", "dense"):
             raise ConfigError(f"norms must be 'live' or 'dense', got {value_text(self.norms)}")
         check_whole("min_channels", self.min_channels, 0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -160,7 +161,7 @@ class Hardener:
         self.analysis = analysis = analysis.priced(limits)
         if scores is None:
             scores = -torch.arange(analysis.gates, dtype=torch.float64)
-        self.units = Units(analysis, scores.detach().cpu().double(), minimum)
+        self.units = Units(analysis, _of_blocks(analysis, scores.detach().cpu().double()), minimum)
         self._narrow = (analysis, limits, scores) if max(minimum, default=1) > 1 else None
         self.kinds = analysis.cost.kinds
         self.limits = torch.full((len(self.kinds),), float("inf"), dtype=torch.float64)
@@ -400,6 +401,16 @@ class Hardener:
         mask = mask.clone()
         mask[equals[:low]] = True
         return mask, set(equals[:low])
+
+
+def _of_blocks(analysis: Analysis, scores: Tensor) -> Tensor:
+    """Scores in which a gate of a whole block is worth what the best of its heads or features is."""
+    scores = scores.clone()
+    for block in (site for site in analysis.sites if site.host.part == "block" and site.free):
+        parts = [s.gates for s in analysis.sites if s.host.weight == block.host.weight]
+        inside = torch.from_numpy(np.unique(np.concatenate(parts)))
+        scores[block.gates.max()] = scores[inside[inside >= 0]].max()
+    return scores
 
 
 def _cheapest(units: Units, weights: Tensor, skeleton: Callable[[Tensor], Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from chipnet._util.given import NETWORK
 from chipnet._util.torch_private import hooks_after, hooks_before, hooks_called_always, parameters_of
-from chipnet.analysis.liveness import Site
+from chipnet.analysis.sites import Site
 from chipnet.gates.values import Constants
 from chipnet.graph.facts import LiveNorm
 from chipnet.program.names import within
@@ -94,6 +94,7 @@ class FoldHook(Hook):
     def fold(self, module: nn.Module, args: Any) -> None:
         self._running.append(module)
         for name, owner, key, p in self._parameters(module):
+            p = owner.__dict__.get(key, p)  # gates of several sites on one weight
             owner.__dict__[key] = p * self.factor(name, p)
 
     def restore(self, module: nn.Module, args: Any = None, output: Any = None) -> None:

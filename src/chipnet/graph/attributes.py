@@ -10,7 +10,7 @@ from chipnet.graph.labels import Labels, Value
 from chipnet.graph.numbers import Claim, count
 from chipnet.graph.operator import Operator
 from chipnet.graph.standard import FITTED, is_torch_nn
-from chipnet.program.watch import Shape, attributes_in, is_from_attribute, source_of
+from chipnet.program.watch import Attribute, Shape, attributes_in, is_from_attribute, source_of
 
 
 def claim(op: Operator, number: Any, slots: Slots, empty: bool = False) -> bool:
@@ -30,7 +30,8 @@ def claim(op: Operator, number: Any, slots: Slots, empty: bool = False) -> bool:
         return True  # surgery keeps those of layers true anyway
     op.draft.claims.append(Claim(op.key, number.source, slots.copy()))
     if not empty:
-        op.keep(slots[:1], f"'{number.source}' must not become 0", PinCode.NEVER_EMPTY)
+        first = op.draft.extents.get(int(slots[0]), slots)[:1]
+        op.keep(first, f"'{number.source}' must not become 0", PinCode.NEVER_EMPTY)
     return True
 
 
@@ -48,6 +49,18 @@ def tie_widths(draft: Draft) -> None:
         if count(draft, slots) != count(draft, others):
             draft.tie(slots, others)
             draft.ties.append((int(slots[0]), tie))
+
+
+def tie_features(draft: Draft) -> None:
+    """Tie features of heads that one number counts: the same remain in queries and in values."""
+    first: dict[Any, Slots] = {}
+    for claim_ in draft.claims:
+        if isinstance(claim_.source, Attribute) and draft.features.keys() >= set(claim_.slots.tolist()):
+            known = first.setdefault(claim_.source, claim_.slots)
+            for a, b in zip(known.tolist(), claim_.slots.tolist(), strict=False):
+                mine, other = draft.features[a], draft.features[b]
+                few = min(len(mine), len(other))
+                draft.tie(mine[:: len(mine) // few], other[:: len(other) // few])
 
 
 def pin_literal(op: Operator, x: Value, reason: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -34,6 +34,7 @@ class Forward:
         results: for every such call, how many tensors made in it are read outside of it.
         watch: knows which operators received numbers from attributes; None where that is not known.
         heads: reshapes that make heads of attention, each with the axis of heads, where heads go whole.
+        grids: weights whose rows write heads and features that both go, with these rows.
         counting: do its operators cost anything? Those of a train-mode graph do not.
     """
 
@@ -48,6 +49,7 @@ class Forward:
     watch: Watch | None
     counting: bool
     heads: Mapping[str, int] = field(default_factory=dict)
+    grids: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,8 @@ class ChannelGraph:
         live: module -> a norm whose statistics are those of channels that exist, and the channels that it reads.
         queries: weight -> a layer that writes queries of attention, which surgery scales.
         outputs: node -> the module whose output it is, and its channels: gates may go there if nowhere else.
+        groups: slot -> a slot with whose class it shares a gate though both are not tied; None: it has none.
+        extents: slots that are there where any of the slots at one head, or one feature, is.
         ties: a slot of a class, and an operator that ties slots of it: why sites share gates.
 
     Example:
@@ -99,6 +101,8 @@ class ChannelGraph:
     live: Mapping[str, tuple[LiveNorm, Slots]] = field(default_factory=dict)
     queries: Mapping[str, Queries] = field(default_factory=dict)
     outputs: Mapping[str, tuple[str, Slots]] = field(default_factory=dict)
+    groups: Mapping[int, int | None] = field(default_factory=dict)
+    extents: Mapping[int, Slots] = field(default_factory=dict)
     ties: Sequence[tuple[int, Tie]] = ()
 
     @property

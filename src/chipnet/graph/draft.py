@@ -100,13 +100,20 @@ class Draft(Classes):
         """Operators that made labels vary along several axes, with these."""
         self.heads: dict[str, int] = {}
         """Those of them that made heads of attention, with the axis of heads."""
+        self.grids: dict[str, list[Any]] = {}
+        """Weights whose rows write heads and features, with these."""
+        self.groups: dict[int, int | None] = {}
+        """Slot -> a slot with the gate of whose class it goes; None: it has no gate of this site."""
+        self.extents: dict[int, Slots] = {}
+        """Slots that are there where any of these is."""
+        self._extents: dict[tuple[int, ...], int] = {}
+        self.features: dict[int, Slots] = {}
+        """Those of them that count features, with the slots of one feature in all heads."""
         self.scores: set[int] = set()
         """Numbers of facts that multiply queries by keys."""
         self._data: dict[tuple[str, int], Slots] = {}
-        self._sources: dict[tuple[str, int], int] = {}
-        """Of each of these, the number of its fact."""
-        self.constant, self.zero = self.new(2).tolist()
-        """Slots of what is the same in every call."""
+        self._sources: dict[tuple[str, int], int] = {}  # of each of these, the number of its fact
+        self.constant, self.zero = self.new(2).tolist()  # slots of what is the same in every call
         for slot, live in ((self.constant, True), (self.zero, False)):
             slots = np.array([slot], dtype=np.int64)
             self.emit(Source(slots, live=live, flow=False), Place())
@@ -116,6 +123,19 @@ class Draft(Classes):
         """Add a fact, with its place."""
         self.facts.append(fact)
         self.places.append(at)
+
+    def group(self, slots: Slots, leader: int | None) -> None:
+        """Slots share the gate of ``leader`` though they are not tied to it; with None they have none."""
+        self.groups.update(dict.fromkeys(slots.tolist(), leader))
+
+    def extent(self, members: Slots) -> int:
+        """A slot that is there where any of ``members`` is: what a size counts of an axis along which several
+        channels lie."""
+        key = tuple(members.tolist())
+        if key not in self._extents:
+            self._extents[key] = int(self.new(1)[0])
+            self.extents[self._extents[key]] = members.copy()
+        return self._extents[key]
 
     # -- parameters ---------------------------------------------------------------------------------------
     def own(self, name: str, axis: int, slots: Slots) -> None:

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 Slots = NDArray[np.int64]
 Realisation = Literal["plain", "indexed"]
+Heads = Literal["narrow", "whole", "both"]
+"""What attention loses: the same features of all heads, whole heads, or both."""
 
 
 # -- where and why ------------------------------------------------------------------------------------------------
@@ -107,6 +109,15 @@ class Host:
     output: int | None = None
     data: bool = False
     """Is the parameter used as data (a class token), and no layer's?"""
+    part: str = ""
+    """Of a second site on the same weight: what its gates are of (``heads``, ``block``)."""
+    rows: tuple[int, ...] = ()
+    """Those that gates of a second site multiply."""
+
+    @property
+    def key(self) -> str:
+        """Its name among the hosts of a network."""
+        return f"{self.weight} {self.part}" if self.part else self.weight
 
     @property
     def is_layer(self) -> bool:
@@ -116,7 +127,8 @@ class Host:
     @property
     def name(self) -> str:
         """What reports call it: the path of the layer, or of the weight where the module has several."""
-        return self.weight.removesuffix(".weight") if self.is_layer else self.module
+        name = self.weight.removesuffix(".weight") if self.is_layer else self.module
+        return f"{name} {self.part}" if self.part else name
 
 
 @dataclass(frozen=True)
@@ -139,12 +151,13 @@ class Map:
 
     ``kind`` says when it is non-zero. ``or``: where any source is (a sum). ``and``: where all are (a product).
     ``const``: even where all are zero (a sigmoid). ``place``: likewise, but it is an index, which means something
-    only together with the values at it.
+    only together with the values at it. ``host``: a second gate of what a layer wrote, here ``srcs[0]``.
     """
 
     dst: Slots
     srcs: tuple[Slots, ...]
     kind: Literal["or", "and", "const", "place"]
+    host: Host | None = None
 
 
 @dataclass(frozen=True)

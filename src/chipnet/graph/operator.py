@@ -82,6 +82,9 @@ class Operator(Call):
         found = []
         axes = [a for a in x.varying if a not in fixed] or x.varying
         heads = self.forward.heads.get(self.key)
+        grid = x.varying[0] if len(x.varying) == 2 else heads
+        if grid in axes and self._is_grid(x):
+            return self._grid(x, grid)
         for axis in [heads] if heads in axes and not self.tied_along(x, {heads}) else axes:
             rows = np.moveaxis(core, axis, 0).reshape(core.shape[axis], -1)
             trial = Classes()
@@ -95,6 +98,31 @@ class Operator(Call):
         for row in rows:
             self.draft.tie_all(np.unique(row))
         self.note_tie(rows)
+
+    def _is_grid(self, x: Labels) -> bool:
+        """Are these heads and features that both go?"""
+        known = np.array(list(self.draft.groups), dtype=np.int64)
+        return len(known) > 0 and bool(
+            np.isin(self.draft.classes(x.slots()), self.draft.classes(known)).all()
+        )
+
+    def _grid(self, x: Labels, heads: int) -> None:
+        """Tie what has the same head and feature, which lie along ``heads`` and the last axis of channels."""
+        both = np.moveaxis(x.core.numpy(), [heads, x.varying[-1]], [0, 1])
+        for row in both.reshape(both.shape[0] * both.shape[1], -1):
+            self.draft.tie_all(row)
+
+    def lengths(self, x: Labels, axis: int) -> Slots:
+        """What the size of an axis counts: the labels along it; where others differ at the same index, slots that
+        are there where any of these is."""
+        others = set(x.varying) - {axis}
+        if not others or self.tied_along(x, others):
+            return x.along(axis)
+        rows = np.moveaxis(x.core.numpy(), axis, 0).reshape(x.core.shape[axis], -1)
+        found = np.array([self.draft.extent(row) for row in rows], dtype=np.int64)
+        if axis == x.varying[-1]:
+            self.draft.features.update(zip(found.tolist(), rows, strict=True))
+        return found
 
     def channels(self, x: Value, axis: int) -> Slots | None:
         """The slot of every index along ``axis``; None where channels lie along other axes only."""
@@ -121,6 +149,12 @@ class Operator(Call):
         for c in columns:
             self.draft.tie(dst, c)
         return dst
+
+    def is_of_heads(self, x: Labels, varying: set[int]) -> bool:
+        """Is it one number for each head, which meets features of heads that both go?"""
+        others = varying - set(x.varying)
+        one = len(x.varying) == len(others) == 1 and all(x.shape[a] == 1 for a in others)
+        return one and len(self.draft.groups) > 0
 
     def note_heads(self, x: Labels, axis: int) -> None:
         """Remember which operators made the heads that lie along ``axis`` of what attention reads: features lay
@@ -251,14 +285,17 @@ class Operator(Call):
         varying = {a + ndim - len(x.shape) for x in labels for a in x.varying}
         xs = self.on_one_axis([self.aligned(x, varying, ndim) for x in inputs])
         varying = {a for x in xs for a in x.varying}
-        self._pin_misfits(xs, varying)
+        partial = [kind == "and" and self.is_of_heads(x, varying) for x in xs]
+        self._pin_misfits([x for x, of_heads in zip(xs, partial, strict=True) if not of_heads], varying)
         cores = np.broadcast_arrays(*[x.core.numpy() for x in xs])
         rows = np.stack([c.reshape(-1) for c in cores])
         tuples, inverse = np.unique(rows, axis=1, return_inverse=True)
         dst = self.draft.new(tuples.shape[1])
         self.emit(Map(dst, tuple(t.copy() for t in tuples), kind))
         tied = 0
-        for x, t in zip(xs, tuples, strict=True):
+        for x, t, of_heads in zip(xs, tuples, partial, strict=True):
+            if of_heads:  # as long as what it meets, where that has any feature
+                continue
             one = not varying and not self.draft.pinned(t).any()  # the only channel of a tensor that may go
             if x.varying or one:  # axes that it lacks are of a fixed length
                 self.draft.tie(dst, t)

@@ -48,7 +48,7 @@ def _fact(fact: Fact, dst: str) -> str:
         case Source():
             return f"source {dst}{' live' * fact.live}{' flows' * fact.flow}{_gate(fact.host)}"
         case Map():
-            return f"map {dst} = {fact.kind}({', '.join(ranges(src) for src in fact.srcs)})"
+            return f"map {dst} = {fact.kind}({', '.join(ranges(src) for src in fact.srcs)}){_gate(fact.host)}"
         case Barrier():
             return f"{'output' if fact.output else 'barrier'} {dst} = all({ranges(fact.src)})"
         case Mix():

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -17,11 +17,24 @@ from torch.fx.node import map_arg
 
 from chipnet._util.torch_private import calls_around, value_of
 from chipnet.graph.activations import activations
-from chipnet.graph.attributes import tie_widths
+from chipnet.graph.attributes import tie_features, tie_widths
 from chipnet.graph.call import Forward
 from chipnet.graph.channels import ChannelGraph
 from chipnet.graph.draft import Draft
-from chipnet.graph.facts import Barrier, Host, Mix, Norm, Pin, PinCode, Place, Realisation, Source, sources_of
+from chipnet.graph.facts import (
+    Barrier,
+    Heads,
+    Host,
+    Map,
+    Mix,
+    Norm,
+    Pin,
+    PinCode,
+    Place,
+    Realisation,
+    Source,
+    sources_of,
+)
 from chipnet.graph.frozen_weights import computed_weights
 from chipnet.graph.labels import Labels, Param, along, uniform
 from chipnet.graph.norm_modules import norm_calls
@@ -48,7 +61,7 @@ def trace(
     training: Captured | None = None,
     gated: Set[str] = frozenset(),
     values: Sequence[Received] = (),
-    heads: Literal["narrow", "whole"] = "narrow",
+    heads: Heads = "narrow",
 ) -> ChannelGraph:
     """Walk the captured graph with the rules, and again while numbers in attributes turn out not to follow.
 
@@ -61,7 +74,7 @@ def trace(
             hold too; its operators cost nothing.
         gated: nodes of ``ChannelGraph.outputs`` after which a gate acts.
         values: numbers that the train-mode forward uses as values.
-        heads: does attention lose features, the same in all heads, or whole heads?
+        heads: does attention lose features, the same in all heads, whole heads, or both?
     """
     modules = Modules(model)
     canonical = canonical_names(model)
@@ -79,8 +92,11 @@ def trace(
     )
     while True:
         draft, settled, used = _traced(forward, program, canonical, training, gated, values)
-        if heads == "whole" and draft.heads.keys() > forward.heads.keys():
-            forward = replace(forward, heads={**forward.heads, **draft.heads})
+        grids = {**draft.grids, **forward.grids} if heads == "both" else {}
+        if heads != "narrow" and (
+            draft.heads.keys() > forward.heads.keys() or len(grids) > len(forward.grids)
+        ):
+            forward = replace(forward, heads={**forward.heads, **draft.heads}, grids=grids)
             continue
         if settled.kept.keys() <= forward.literal.keys():
             break
@@ -107,6 +123,7 @@ def _traced(
         second = replace(forward, readers=readers, watch=training.watch, counting=False)
         _walk(second, draft, training, canonical)
     tie_widths(draft)
+    tie_features(draft)
     _drop_hosts(draft)
     _keep_queries(draft)
     # Others read these of their modules, so nothing can stand in for the modules.
@@ -158,11 +175,11 @@ def _drop_hosts(draft: Draft) -> None:
     those that are read in two ways."""
     hosts: dict[str, set[Host]] = defaultdict(set)
     for fact in draft.facts:
-        if isinstance(fact, (Mix, Norm, Source)) and fact.host:
-            hosts[fact.host.weight].add(fact.host)
+        if isinstance(fact, (Map, Mix, Norm, Source)) and fact.host:
+            hosts[fact.host.key].add(fact.host)
     for i, fact in enumerate(draft.facts):
-        host = fact.host if isinstance(fact, (Mix, Norm, Source)) else None
-        if host and (draft.foreign & {host.weight, host.bias} or len(hosts[host.weight]) > 1):
+        host = fact.host if isinstance(fact, (Map, Mix, Norm, Source)) else None
+        if host and (draft.foreign & {host.weight, host.bias} or len(hosts[host.key]) > 1):
             draft.facts[i] = replace(fact, host=None)  # type: ignore[arg-type]
 
 

@@ -27,6 +27,7 @@ from chipnet.graph.facts import (
     Slots,
 )
 from chipnet.graph.groups import small_groups
+from chipnet.graph.heads import gated_by_heads
 from chipnet.graph.labels import Labels, Made, Param, Value
 from chipnet.graph.operator import Operator
 from chipnet.graph.standard import STANDARD_MIX, STANDARD_NORM
@@ -88,6 +89,8 @@ def mix(
         macs_per = area = 0
     g.layers.append(Layer(fact, module or weight.name, weight.name, dst, cols, macs_per, area))
     _register(op, module, fact, src, dst, "convolution" if weight.shape[2:] else "linear layer")
+    if host is not None and (grids := op.forward.grids.get(host.weight)):
+        dst = gated_by_heads(op, dst, host, grids)
     return _output(op, dst, mapped, axis) if mapped and _meets_others(op) else dst
 
 

@@ -373,6 +373,9 @@ class Request:
     realisation: Literal["plain", "indexed"] = option(
         "plain", "plain: dense layers only; indexed: layers may read or write a part of a tensor by index"
     )
+    heads: Literal["narrow", "whole", "both"] = option(
+        "narrow", "attention loses the same features of all heads (narrow), whole heads (whole), or both"
+    )
     ignore: tuple[str, ...] = option(
         (), "modules that keep all channels: names ('layer1.*') or types ('type:Linear'); repeatable"
     )

@@ -65,6 +65,7 @@ class Start:
         dense, masks = run.dense(), run.masks()
         config = read_config(run.folder / CONFIG) if (run.folder / CONFIG).exists() else {}
         chosen: dict[str, Any] = {name: config.get(name) or () for name in ("ignore", "only", "outputs")}
+        chosen["heads"] = config.get("heads") or "narrow"
         dense_structure = Structure(dense, example, realisation=masks.realisation, **chosen)  # type: ignore[arg-type]
         return cls(run, dense_structure, masks, dense)
 

@@ -224,6 +224,7 @@ def structure_for(request: Request, network: nn.Module, example: Tensor) -> Stru
         network,
         example,
         realisation=request.realisation,
+        heads=request.heads,
         ignore=request.ignore,
         only=request.only,
         outputs=request.outputs,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from chipnet._util.distributed import mean_, world
 from chipnet._util.torch_private import NormBase
 from chipnet.analysis.analysis import Analysis
-from chipnet.analysis.liveness import Site
+from chipnet.analysis.sites import Site
 from chipnet.gates.hooks import Hook
 from chipnet.methods.gradual import Averaging
 

@@ -16,7 +16,7 @@ from chipnet._util.given import NETWORK, TENSOR, Wanted, new_file, path_of
 from chipnet._util.schema import decode, encode, require
 from chipnet._util.text import amount, did_you_mean, few
 from chipnet.analysis.cost import Cost
-from chipnet.analysis.liveness import COVERED
+from chipnet.analysis.sites import COVERED
 from chipnet.budget.budget import Budget
 from chipnet.budget.landing import Landing
 from chipnet.errors import LoadError, PlanError

@@ -94,9 +94,10 @@ def _closed(
                 index = tuple(np.where(is_open[stay], np.arange(stay.sum()), -1).tolist())
                 remaps.append(Remap(site.host.module, "output", site.host.output or 0, index))
             continue
-        zero[site.host.weight] = (site.host.axis, shut)
-        if site.host.bias is not None:
-            zero[site.host.bias] = (0, shut)
+        for name, axis in ((site.host.weight, site.host.axis), (site.host.bias, 0)):
+            if name is not None:
+                rows = {*shut, *zero.get(name, (0, ()))[1]}  # of several sites on one weight
+                zero[name] = (axis, tuple(sorted(rows)))
     return zero, outputs, remaps
 
 

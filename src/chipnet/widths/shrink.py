@@ -19,7 +19,7 @@ from chipnet.analysis.options import Options, Patterns
 from chipnet.budget.budget import Budget
 from chipnet.budget.ranking import Ranking, counting_solver
 from chipnet.errors import ConfigError
-from chipnet.graph.facts import Realisation
+from chipnet.graph.facts import Heads, Realisation
 from chipnet.program.inputs import Inputs
 from chipnet.program.ready import copied
 from chipnet.repair.batches import read_batches
@@ -74,6 +74,7 @@ def shrink(
     round_to: int = 1,
     outputs: Any = None,
     norms: Literal["live", "dense"] = "live",
+    heads: Heads = "narrow",
     progress: Progress | None = None,
 ) -> Shrunk:
     """A smaller network within a budget, without training and without labels.
@@ -96,7 +97,7 @@ def shrink(
             divergence, for logits with classes along axis 1.
         example_inputs: what costs are counted for, or a `Structure` of the network; the first of the inputs if it
             is not given.
-        realisation, ignore, only, min_channels, round_to, outputs, norms: as for `chipnet.Structure`.
+        realisation, ignore, only, min_channels, round_to, outputs, heads, norms: as for `chipnet.Structure`.
         progress: see `Progress`.
 
     Raises:
@@ -125,6 +126,7 @@ def shrink(
         round_to=round_to,
         outputs=outputs,
         norms=norms,
+        heads=heads,
         progress=progress,
     )
     return only_one

@@ -9,8 +9,10 @@ import numpy as np
 from torch.fx import Node
 
 from chipnet.graph.facts import Mix, PinCode, Queries, Slots
+from chipnet.graph.heads import note_grids
 from chipnet.graph.labels import Labels, Value, uniform
 from chipnet.graph.operator import Operator
+from chipnet.graph.rules.contractions import totals
 from chipnet.graph.rules.table import aten, rule
 from chipnet.program.names import operator_name
 
@@ -44,6 +46,10 @@ def attention(
         q, k, (axis,) = op.labelled(q), op.labelled(k), heads
         if all(_has_whole_heads(op, x, axis) for x in (q, k, v)):
             return _of_whole_heads(op, q, k, v, mask)
+        if all(_has_both(op, x, axis) for x in (q, k, v)):
+            return _of_heads_and_features(op, q, k, v, mask, scale)
+        note_grids(op, [q, k], axis, values=False)
+        note_grids(op, [v], axis, values=True)
         for x in (q, k, v):
             if axis in x.varying:
                 op.note_heads(x, axis)
@@ -69,6 +75,12 @@ def _has_whole_heads(op: Operator, x: Labels, axis: int) -> bool:
     return set(x.varying) == {axis, last} and op.tied_along(x, {last}) and not op.tied_along(x, {axis})
 
 
+def _has_both(op: Operator, x: Labels, axis: int) -> bool:
+    """Do heads go, along ``axis``, and features do?"""
+    last = len(x.shape) - 1
+    return set(x.varying) == {axis, last} and not op.tied_along(x, {axis}) and not op.tied_along(x, {last})
+
+
 def _of_whole_heads(op: Operator, q: Labels, k: Labels, v: Labels, mask: Value | None) -> Labels:
     """Attention whose heads go whole. Their width stays, and so does the scale. Weights of a head are not zero
     where its queries are, so a head goes where its values do."""
@@ -85,6 +97,34 @@ def _of_whole_heads(op: Operator, q: Labels, k: Labels, v: Labels, mask: Value |
     op.count(v.slots(), pairs * v.shape[-1] // len(v.slots()), more)
     each = Labels(weights.core, (*op.shape[:-1], 1))
     return op.map([Labels(v.core, op.shape), each], "and", op.shape)
+
+
+def _of_heads_and_features(
+    op: Operator, q: Labels, k: Labels, v: Labels, mask: Value | None, scale: float | None
+) -> Labels:
+    """Attention whose heads go and whose features do."""
+    last = len(v.shape) - 1
+    (axis,) = (a for a in v.varying if a != last)
+    if scale is None and (
+        np.isin(q.slots(), k.slots()).any() or not _is_scalable(op, q, op.lengths(q, last))
+    ):
+        return op.barrier([x for x in (q, k, v, mask) if x is not None], "attention")
+    op.keep(v.slots()[:1], "attention has at least one head and one feature, be it zero", PinCode.NEVER_EMPTY)
+    product = op.map([_first(q), _first(k)], "and", (*q.shape[:-2], 1, q.shape[-1]))
+    if scale is None:
+        op.draft.scores.add(len(op.draft.facts) - 1)
+    op.keep(
+        product.slots()[:1], "attention has at least one feature of queries and keys", PinCode.NEVER_EMPTY
+    )
+    total = totals(op, product, [last], [axis])
+    scores = Labels(total.core, (*op.shape[:-1], k.shape[-2]))
+    if mask is not None:
+        scores = op.map([scores, mask], "or", scores.shape)
+    weights = op.map([scores], "const", scores.shape)
+    pairs = math.prod(op.shape[:-1]) * k.shape[-2]
+    more = (product.slots(), pairs * q.shape[-1] // len(product.slots()))
+    op.count(v.slots(), pairs * v.shape[-1] // len(v.slots()), more)
+    return op.map([Labels(v.core, op.shape), Labels(weights.core, (*op.shape[:-1], 1))], "and", op.shape)
 
 
 def _scores(op: Operator, q: Value, k: Value, scale: float | None) -> tuple[Slots, Labels] | None:
@@ -120,8 +160,9 @@ def _only_moved(op: Operator, layer: str) -> bool:
     return isinstance(node, Node) and node.name == layer
 
 
-def _is_scalable(op: Operator, q: Labels) -> bool:
-    """Can surgery scale the queries? One layer must write all of them. It is remembered."""
+def _is_scalable(op: Operator, q: Labels, features: Slots | None = None) -> bool:
+    """Can surgery scale the queries? One layer must write all of them. It is remembered. ``features``: what their
+    width counts, where it is not the queries themselves."""
     slots = q.slots()
     for fact, place in zip(reversed(op.draft.facts), reversed(op.draft.places), strict=True):
         host = fact.host if isinstance(fact, Mix) else None
@@ -130,6 +171,8 @@ def _is_scalable(op: Operator, q: Labels) -> bool:
                 return False
             at = np.flatnonzero(np.isin(fact.dst, slots))
             names = tuple(n for n in (host.weight, host.bias) if n is not None)
-            known = op.draft.queries.setdefault(host.weight, Queries(names, at, fact.dst[at]))
+            known = op.draft.queries.setdefault(
+                host.weight, Queries(names, at, fact.dst[at] if features is None else features)
+            )
             return np.array_equal(known.at, at) and host.axis == 0
     return False

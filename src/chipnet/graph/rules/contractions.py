@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from chipnet.graph.facts import Mix, PinCode
+from chipnet.graph.heads import note_grids
 from chipnet.graph.labels import Labels, Param, Value, along
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.table import aten, rule
@@ -106,13 +107,15 @@ def contract(
     summed = [n for n in dict.fromkeys((*left, *right)) if n not in out]
     names = [*out, *summed]
     sides = [_laid_out(op, x, axes, names) for x, axes in ((a, left), (b, right))]
+    if not narrowest:  # of what keeps several features, heads stay
+        _note_values(op, sides)
     sides = [_of_one_slot(op, x, other) for x, other in zip(sides, sides[::-1], strict=True)]
     others = f"'{op.name}' multiplies channels by others"
     sides = op.on_one_axis(sides, others)
     axes_of = [set(x.varying) for x in sides]
-    if all(axes_of) and not all(
-        op.tied_along(x, set.union(*axes_of) - mine) for x in sides for mine in axes_of
-    ):
+    union = set.union(*axes_of)
+    crossing = all(axes_of) and not any(op.is_of_heads(x, union) for x in sides)
+    if crossing and not all(op.tied_along(x, union - mine) for x in sides for mine in axes_of):
         for axis in set.intersection(*axes_of):
             for x in sides:
                 op.note_heads(x, axis)
@@ -121,16 +124,19 @@ def contract(
     product = op.map(sides, "and", shape)
     over = [i for i in product.varying if i >= len(out)]
     rest = [i for i in product.varying if i < len(out)]
-    if over and rest and not op.tied_along(product, set(over)) and not op.tied_along(product, set(rest)):
+    both = op.forward.grids and len(over) == len(rest) == 1
+    if over and rest and not both and not any(op.tied_along(product, set(axes)) for axes in (over, rest)):
         return op.barrier([a, b], "sums over one of two axes of channels")
     op.count(product.slots() if product.varying else product.slots()[:0])
+    for axis in rest if over and not narrowest else ():
+        note_grids(op, sides, axis, values=False)
     if over and op.tied_along(product, set(over)):
         product = op.merged(product, over, "or")
     elif over:
         for axis in rest:
             op.note_heads(product, axis)
         _keep(op, product, over, narrowest)
-        product = _totals(op, product, over, rest)
+        product = totals(op, product, over, rest)
     return Labels(product.core.reshape(product.core.shape[: len(out)]), op.shape)
 
 
@@ -149,6 +155,14 @@ def _laid_out(op: Operator, x: Value, axes: Letters, names: Letters) -> Labels:
     sizes = iter(core.shape)
     shape = [x.shape[list(axes).index(n)] if n in axes else 1 for n in names]
     return Labels(core.reshape([next(sizes) if n in axes else 1 for n in names]), tuple(shape))
+
+
+def _note_values(op: Operator, sides: Sequence[Labels]) -> None:
+    """Remember what is multiplied by one number for each head."""
+    for x, other in zip(sides, sides[::-1], strict=True):
+        if x.varying and set(x.varying) < set(other.varying):
+            for axis in x.varying:
+                note_grids(op, [other], axis, values=True)
 
 
 def _of_one_slot(op: Operator, x: Labels, other: Labels) -> Labels:
@@ -170,14 +184,15 @@ def _keep(op: Operator, x: Labels, over: list[int], count: int) -> None:
     op.keep(first.reshape(-1), f"'{op.node.name}' sums over at least {count} channels", PinCode.ONE_STAYS)
 
 
-def _totals(op: Operator, x: Labels, over: list[int], rest: list[int]) -> Labels:
+def totals(op: Operator, x: Labels, over: list[int], rest: list[int]) -> Labels:
     """Labels of a sum over the axes ``over``: one slot for each index along the axes ``rest``."""
     sizes = [x.core.shape[i] for i in rest]
     rows = x.core.permute([*rest, *over, *(i for i in range(x.core.ndim) if i not in (*rest, *over))])
     dst = op.draft.new(math.prod(sizes))
     for d, row in zip(dst, rows.reshape(len(dst), -1).numpy(), strict=True):
         op.emit(Mix(dst[d - dst[0] : d - dst[0] + 1], row.copy(), 1, False, None))
-    op.keep(dst, "a sum over channels", PinCode.WHOLE_TENSOR)
+    if op.tied_along(x, set(rest)):
+        op.keep(dst, "a sum over channels", PinCode.WHOLE_TENSOR)
     core = torch.from_numpy(dst).reshape([x.core.shape[i] if i in rest else 1 for i in range(x.core.ndim)])
     return Labels(core, x.shape)
 

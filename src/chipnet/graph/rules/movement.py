@@ -72,7 +72,7 @@ def move(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Value:
     out = op.moved(full, {axis for axis, number in sizes.items() if type(number) is int})
     for axis, number in sizes.items():
         if axis in out.varying:
-            claim(op, number, out.along(axis))
+            claim(op, number, op.lengths(out, axis))
     given = dict(enumerate(_given(args, skip), before))
     for axis in out.varying if -1 in given.values() else ():
         if given.get(axis, -1) != -1 and not op.keeps_length(out, axis):

@@ -25,6 +25,7 @@ MODEL = "a name (`chipnet models`; torchvision's and timm's too), or module:call
 DATA = "digits, fashion-mnist, cifar10, cifar100, image-folder and more, or module:callable"
 DATA_DIR = "folder of the data set; nothing is ever downloaded"
 TRUST = "import and call the code (module:callable) that the folder of a run names"
+HEADS = "narrow: attention loses the same features of all heads; whole: whole heads; both: heads and features"
 REALISATION = "plain: dense layers only; indexed: layers may read or write a part of a tensor by index"
 IGNORE = (
     "modules that keep all channels: a pattern of names ('layer1.*') or types ('type:Linear'); repeatable"
@@ -44,6 +45,7 @@ def inspect(
     ] = None,
     num_classes: Annotated[int, typer.Option(help="size of the output, without --data")] = 10,
     realisation: Annotated[str, typer.Option(help=REALISATION)] = "plain",
+    heads: Annotated[str, typer.Option(help=HEADS)] = "narrow",
     ignore: Annotated[list[str] | None, typer.Option(help=IGNORE)] = None,
     only: Annotated[list[str] | None, typer.Option(help=ONLY)] = None,
     outputs: Annotated[list[str] | None, typer.Option(help=OUTPUTS)] = None,
@@ -53,7 +55,7 @@ def inspect(
     """List what can be pruned in a network, what is tied, what is kept whole and why, and what it costs."""
     with refusals():
         chosen = {"ignore": tuple(ignore or ()), "only": tuple(only or ()), "outputs": tuple(outputs or ())}
-        report = _inspected(model, data, data_dir, input, num_classes, realisation, chosen, trust)
+        report = _inspected(model, data, data_dir, input, num_classes, realisation, heads, chosen, trust)
     if as_json:
         print(json.dumps(report, indent=2))
         return
@@ -123,6 +125,7 @@ def _inspected(
     shape: str | None,
     num_classes: int,
     realisation: str,
+    heads: str,
     chosen: Mapping[str, tuple[str, ...]],
     trust: bool,
 ) -> dict[str, Any]:
@@ -157,6 +160,7 @@ def _inspected(
         network,
         torch.zeros(size),
         realisation=cast(Literal["plain", "indexed"], realisation),
+        heads=cast(Literal["narrow", "whole", "both"], heads),
         ignore=chosen["ignore"],
         only=chosen["only"],
         outputs=chosen["outputs"],

@@ -22,7 +22,7 @@ from chipnet.lab.layers import read_layers, request_from, unused
 from chipnet.lab.runs.record import finished
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "What to prune": ("model", "weights", "ignore", "only", "outputs", "realisation", "trust"),
+    "What to prune": ("model", "weights", "ignore", "only", "outputs", "realisation", "heads", "trust"),
     "Budget and method": ("budget", "method", "no_train", "images", "masks", "min_channels", "round_to"),
     "Data": (
         "data", "data_dir", "image_size", "mean", "std", "augment", "skip_broken", "checksum", "limit",
