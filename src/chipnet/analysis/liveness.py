@@ -83,8 +83,8 @@ class Liveness:
         """Weights of layers that gates may multiply, each with its calls, from the outputs back."""
         g, n = self.graph, self.graph.slots
         uses = np.zeros(n, dtype=np.int64)
-        covered = np.ones(n, dtype=bool)  # every use meets a gate further down its channel-wise chain
-        clear = np.ones(n, dtype=bool)  # a zero here lets every reader drop the channel
+        # Covered: every use meets a gate further down. Clear: a zero here lets every reader drop the channel.
+        covered, clear = np.ones((2, n), dtype=bool)
         wanted: dict[str, list[_Call]] = defaultdict(list)
 
         def use(slots: Slots, is_covered: Any, is_clear: Any) -> None:
@@ -107,7 +107,7 @@ class Liveness:
             elif isinstance(fact, Map):
                 read = uses[dst] > 0
                 if fact.host is not None and not refused(fact.host):
-                    wanted[fact.host.key].append((i, clear[dst] & read, np.zeros(len(dst), dtype=bool)))
+                    wanted[fact.host.key].append((i, clear[dst] & read, read & ~read))
                 for k, src in enumerate(fact.srcs):
                     served = covered[dst]
                     if fact.kind == "and":
@@ -115,8 +115,8 @@ class Liveness:
                         served = served | scales | product
                         self._goes[src] |= product
                     self._goes[src] |= self._goes[dst]
-                    droppable = clear[dst] if fact.kind != "const" else covered[dst]  # shut further down
-                    use(src[read], served[read], droppable[read])
+                    droppable = covered if fact.kind == "const" else clear  # shut further down
+                    use(src[read], served[read], droppable[dst][read])
             else:
                 read = uses[dst] > 0
                 live = isinstance(fact, Norm) and fact.statistics == "live"
