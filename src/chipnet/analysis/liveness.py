@@ -140,7 +140,6 @@ class Liveness:
                     use(fact.src, np.repeat(by_group, per), np.repeat(by_group | zero, per))
                 else:
                     use(fact.src, False, True)
-
         return wanted
 
     def _place_gates(self, refused: Callable[[Host], str], anchored: Collection[str]) -> list[Site]:
