@@ -5,7 +5,7 @@
 The default takes the Fisher information of a site's gates to grow like ``k^-(1 + law)``, where k is the part of
 them that the site keeps. Here it prunes the networks of the development set, and every measurement is written down:
 of each site k, and f, the mean Fisher information of those gates that are open at the end. Then
-``log f = site + time + slope log k`` is fitted by least squares, with one number for each site and one for each time.
+``log f = site + time + slope log k`` is fitted by least squares, with a number for each site and one for each time.
 So what all sites have in common (a loss that rises, a learning rate) is no part of the slope. ``-slope - 1`` is the
 law that was measured.
 """
