@@ -85,7 +85,13 @@ def test_options_that_are_spoken_of_exist(path: Path) -> None:
         name for c in COMMANDS.commands.values() for p in c.params for name in (*p.opts, *p.secondary_opts)
     }
     known |= {"--help", "--version"}
-    known |= {"--read", "--bf16", "--blocks", "--block", "--networks"}  # of benchmarks.zoo, .step_cost, .smallest
+    known |= {
+        "--read",
+        "--bf16",
+        "--blocks",
+        "--block",
+        "--networks",
+    }  # of benchmarks.zoo, .step_cost, .smallest
     text = BLOCK.sub("", path.read_text()).replace("\\\n", " ")
     for line in text.splitlines():
         command = re.search(
