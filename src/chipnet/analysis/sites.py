@@ -42,8 +42,8 @@ _TEXTS = {
     Ungated.PART: "its weight has gates of several kinds: of features, of heads, of the block",
     Ungated.ONE_STAYS: "one channel stays: without any, the forward breaks",
 }
-COVERED = frozenset(_TEXTS[code] for code in (Ungated.COVERED, Ungated.FOLLOWS, Ungated.GOES))
-"""What is said of sites for which gates of others act."""
+_ELSEWHERE = frozenset((Ungated.COVERED, Ungated.FOLLOWS, Ungated.GOES))
+"""Reasons of sites for which gates of others act."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Site:
     @property
     def covered(self) -> bool:
         """Do gates elsewhere in its channel-wise chain act for it?"""
-        return self.why is not None and str(self.why) in COVERED
+        return self.why is not None and self.why.code in _ELSEWHERE
 
     @property
     def channels(self) -> int:

@@ -16,7 +16,6 @@ from chipnet._util.given import NETWORK, TENSOR, Wanted, new_file, path_of
 from chipnet._util.schema import decode, encode, require
 from chipnet._util.text import amount, did_you_mean, few
 from chipnet.analysis.cost import Cost
-from chipnet.analysis.sites import COVERED
 from chipnet.budget.budget import Budget
 from chipnet.budget.landing import Landing
 from chipnet.errors import LoadError, PlanError
@@ -40,11 +39,8 @@ class SitePlan:
     tied_to: tuple[str, ...]
     ties: str
     reason: str
-
-    @property
-    def covered(self) -> bool:
-        """Do gates elsewhere in its channel-wise chain act for it?"""
-        return self.reason in COVERED
+    covered: bool = False
+    """Do gates elsewhere in its channel-wise chain act for it?"""
 
 
 @dataclass(frozen=True)
@@ -242,6 +238,8 @@ class Plan:
                 "Load it with the chipnet that wrote it."
             )
         hints = get_type_hints(cls)
+        if isinstance(sites := data.get("sites"), list):
+            data = {**data, "sites": [_with_covered(site) for site in sites]}
         data = {**data, **{n: Cost.record(data[n]) for n in ("dense", "compact") if n in data}}
         try:
             require("mask" in data and isinstance(data["mask"], str), "mask", "must be a text of 0 and 1")
@@ -367,6 +365,18 @@ PLAN = Wanted(
     "Structure.plan(mask) makes one of a mask; Plan.load(path) reads a file, Plan.from_json its values.",
     PlanError,
 )
+
+
+_COVERED = ("follows the gates further down its chain", "follows the gates of what it reads")
+
+
+def _with_covered(site: Any) -> Any:
+    """The record of a site as today's files have it. Older ones say only in words whether it is covered."""
+    if isinstance(site, list) and len(site) == 6:
+        return [*site, site[5] in _COVERED]
+    if isinstance(site, dict) and "covered" not in site:
+        return {**site, "covered": site.get("reason") in _COVERED}
+    return site
 
 
 def _ascending(index: tuple[int, ...], size: int, where: str) -> None:

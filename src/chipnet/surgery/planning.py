@@ -138,7 +138,9 @@ def _sites(
     for site, is_open in zip(analysis.sites, opened, strict=True):
         kept = int((is_open & present[site.slots]).sum())
         ties = str(site.ties[0]) if site.ties else ""
-        yield SitePlan(site.name, kept, site.channels, analysis.tied_to(site), ties, site.reason)
+        yield SitePlan(
+            site.name, kept, site.channels, analysis.tied_to(site), ties, site.reason, site.covered
+        )
 
 
 def _sizes(analysis: Analysis, present: NDArray[np.bool_]) -> Iterator[Size]:
