@@ -14,6 +14,7 @@ import platform
 import warnings
 from collections.abc import Callable
 from datetime import date
+from typing import Literal
 
 import timm
 import torch
@@ -64,9 +65,9 @@ def made(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return net.eval(), (x,)
 
 
-def row(name: str) -> str:
+def row(name: str, heads: Literal["narrow", "whole", "both"]) -> str:
     net, inputs = made(name)
-    structure = chipnet.Structure(net, inputs)
+    structure = chipnet.Structure(net, inputs, heads=heads)
     smallest = structure.smallest()
     cells = [name, f"{100 * smallest['macs'] / macs(net, inputs):.1f} %"]
     net, inputs = net.double(), tuple(x.double() if x.is_floating_point() else x for x in inputs)
@@ -90,12 +91,13 @@ def main() -> None:
     )
     names = [*OWN, *(f"benchmarks.hugging_face:{name}" for name in HUGGING_FACE)]
     parser.add_argument("--networks", default=",".join(names))
+    parser.add_argument("--heads", default="narrow", choices=["narrow", "whole", "both"])
     a = parser.parse_args()
     warnings.simplefilter("ignore")
     print("| network | smallest part of the MACs | masked = compact at 50 % | at 25 % |")
     print("|---|---|---|---|")
     for name in a.networks.split(","):
-        print(row(name), flush=True)
+        print(row(name, a.heads), flush=True)
     print(f"\n{date.today()}, torch {torch.__version__}, {platform.machine()}")
 
 

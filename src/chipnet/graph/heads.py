@@ -20,7 +20,7 @@ from chipnet.graph.operator import Operator
 
 
 @dataclass(frozen=True)
-class Grid:
+class HeadRows:
     """Rows of a weight that write heads and features: ``[heads, features]``; ``values``: are they values, with
     which the heads go?"""
 
@@ -35,7 +35,7 @@ def note_grids(op: Operator, tensors: Sequence[Labels], axis: int, values: bool)
     for weight, rows in [f for f in found if f is not None] if all(f is not None for f in found) else ():
         mine = op.draft.grids.setdefault(weight, [])
         if not any(np.array_equal(rows, known.rows) for known in mine):
-            mine.append(Grid(rows, values))
+            mine.append(HeadRows(rows, values))
     return all(f is not None for f in found)
 
 
@@ -52,7 +52,7 @@ def _grid(draft: Draft, x: Labels, axis: int) -> tuple[str, Slots] | None:
     return None
 
 
-def gated_by_heads(op: Operator, dst: Slots, host: Host, grids: Sequence[Grid]) -> Slots:
+def gated_by_heads(op: Operator, dst: Slots, host: Host, grids: Sequence[HeadRows]) -> Slots:
     """Group the gates of features, and emit those of heads and of the block; returns the slots behind them."""
     dst = dst.copy()
     for grid in grids:
