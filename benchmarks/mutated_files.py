@@ -286,7 +286,7 @@ def readers(folder: Path) -> dict[str, tuple[Callable[[random.Random], bytes], C
         again.path = path
         with again:
             found = again.table(layer, (1, 3))  # a damaged one is measured anew
-        LatencyModel([(0, 1, 2)], [found], (0.0, 0.0, 1.0))
+        LatencyModel([(0, 1, 2, 0, 1)], [found], (0.0, 0.0, 1.0))
         assert again.new or json.loads(path.read_text()) == again.tables
 
     return {

@@ -359,7 +359,7 @@ def test_masked_logits_go_and_what_cannot_be_compared_does_not(tmp_path):
         with pytest.raises(ExportError, match=said):
             chipnet.export(Tail(tail), path, torch.randn(4, 3))
     assert path.read_bytes() == before
-    with pytest.raises(ConfigError, match="a folder that exists"):
+    with pytest.raises(ConfigError, match="there is no folder"):
         chipnet.export(Tail(torch.relu), tmp_path / "no" / "net.pt2", torch.randn(4, 3))
     with pytest.raises(ConfigError, match="metadata must be JSON values"):
         chipnet.export(Tail(torch.relu), path, torch.randn(4, 3), metadata={"a": torch.ones(1)})

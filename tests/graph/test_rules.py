@@ -175,10 +175,10 @@ class GroupsLiteral(Groups):
 
 
 SIZES = [
-    # 16 channels in pieces of 8: the same positions remain in each. No width of 0: one channel has no gate.
-    (SplitWidth, {"a": 7, "b": 5}, "width", 8),
+    # 16 channels in pieces of 8: the same positions remain in each. No width of 0: one channel stays, be it zero.
+    (SplitWidth, {"a": 8, "b": 5}, "width", 8),
     (SplitList, {"a": 16, "b": 4, "c": 4}, "splits", [5, 11]),
-    (ViewWidth, {"a": 7}, "c", 8),
+    (ViewWidth, {"a": 8}, "c", 8),
     (Groups, {"w": 7}, "groups", 8),
 ]
 

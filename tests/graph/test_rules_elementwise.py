@@ -29,7 +29,7 @@ ELEMENTWISE: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, int]]] = {
     "instance norm by hand": (standardised, ALL),
     "divided by a sum of channels": (lambda x: x / (x.abs().sum(1, keepdim=True) + 1), ALL),
     "divided by its own spread": (lambda x: x / (x.std((2, 3), keepdim=True)), NO),
-    "divided by another, shifted": (lambda x: x.relu() / (1 + torch.flip(x, [1]).abs()), NO),
+    "divided by another, shifted": (lambda x: x.relu() / (1 + torch.flip(x, [1]).abs()), {"a": 6, "b": 5}),
     "leaky, by hand": (lambda x: torch.where(x > 0, x, 0.1 * x), ALL),
     "leaky, the other way": (lambda x: torch.where(x >= 0, x, 0.1 * x), ALL),
     "chosen by another channel": (lambda x: torch.where(x.flip(1) > 0, x, 0.1 * x), {"a": 6, "b": 5}),

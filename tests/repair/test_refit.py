@@ -203,7 +203,7 @@ def test_a_later_layer_makes_up_for_what_a_sum_is_off_by():
     alone = copy.deepcopy(small)
     refit(net, small, plan, images)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chipnet.repair.watch.Call, "added", False)
+        patch.setattr(chipnet.repair.watch.LayerCall, "added", False)
         refit(net, alone, plan, images)
 
     def stream(network):

@@ -92,8 +92,9 @@ class FoldHook(Hook):
         raise NotImplementedError
 
     def fold(self, module: nn.Module, args: Any) -> None:
+        inner = any(m is module for m in self._running)  # a forward may call itself: it is folded already
         self._running.append(module)
-        for name, owner, key, p in self._parameters(module):
+        for name, owner, key, p in [] if inner else self._parameters(module):
             p = owner.__dict__.get(key, p)  # gates of several sites on one weight
             owner.__dict__[key] = p * self.factor(name, p)
 

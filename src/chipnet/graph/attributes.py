@@ -30,7 +30,7 @@ def claim(op: Operator, number: Any, slots: Slots, empty: bool = False) -> bool:
         return True  # surgery keeps those of layers true anyway
     op.draft.claims.append(Claim(op.key, number.source, slots.copy()))
     if not empty:
-        first = op.draft.extents.get(int(slots[0]), slots)[:1]
+        first = op.draft.extents.get(int(slots[0]), slots)[:1] if len(slots) else slots
         op.keep(first, f"'{number.source}' must not become 0", PinCode.NEVER_EMPTY)
     return True
 

@@ -113,10 +113,10 @@ class Operator(Call):
             self.draft.tie_all(row)
 
     def lengths(self, x: Labels, axis: int) -> Slots:
-        """What the size of an axis counts: the labels along it; where others differ at the same index, slots that
-        are there where any of these is."""
+        """What the size of an axis counts: the labels along it. Where these go one by one, and others differ at the
+        same index, slots that are there where any of these is."""
         others = set(x.varying) - {axis}
-        if not others or self.tied_along(x, others):
+        if not others or self.tied_along(x, others) or self.tied_along(x, {axis}):
             return x.along(axis)
         rows = np.moveaxis(x.core.numpy(), axis, 0).reshape(x.core.shape[axis], -1)
         found = np.array([self.draft.extent(row) for row in rows], dtype=np.int64)

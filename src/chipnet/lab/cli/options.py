@@ -33,7 +33,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "threads", "accelerator", "devices", "num_nodes", "strategy", "precision", "compile", "channels_last",
         "sync_batch_norm",
     ),
-    "Output": ("out", "overwrite", "quiet", "tensorboard", "dry_run"),
+    "Output": ("out", "nested", "overwrite", "quiet", "tensorboard", "dry_run"),
     "Options from a file, and runs that stopped": ("config", "resume", "checkpoint_seconds", "checkpoint_steps"),
 }  # fmt: skip
 
