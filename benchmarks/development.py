@@ -35,14 +35,13 @@ import torch
 from torch import nn
 
 import chipnet
-from benchmarks import networks
+from benchmarks import networks, post_training
 from benchmarks.post_training import BATCH, RATE, Task, fit
 from chipnet.lab.models.preresnet import PreResNet
 from chipnet.lab.models.resnet import ResNet
 from chipnet.methods.schedules import OneCycle
 
 IMAGES = 3200
-IMAGES_SHRUNK = 512
 DENSE, PRUNE, FINETUNE = 10, 4, 4
 
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
@@ -129,7 +128,7 @@ def pruned(
     torch.manual_seed(seed + 100)
     schedule, whole = OneCycle(RATE, 0.15), soft + hard
     if method == "shrink":
-        small = chipnet.shrink(network, task.train[0][:IMAGES_SHRUNK], budget, distance="kl").model
+        small = chipnet.shrink(network, task.train[0][: post_training.IMAGES], budget, distance="kl").model
         small, cut = small.to(memory_format=torch.channels_last), task.accuracy(small)
         fit(small, task, whole, schedule, seed + 1)
         return small, cut

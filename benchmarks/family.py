@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 import chipnet
 from benchmarks.development import DATA, FAMILIES, FINETUNE, PRUNE, Cell, pruned, task, trained
-from benchmarks.post_training import BATCH, IMAGES, RATE, Task
+from benchmarks.post_training import IMAGES, RATE, Task, batches, sgd
 from chipnet.methods.schedules import OneCycle
 
 BUDGETS = ("macs=0.5", "macs=0.25", "macs=0.125", "macs=0.0625")
@@ -63,21 +63,13 @@ def sandwich(dense: nn.Module, task: Task, seed: int, epochs: int = PRUNE + FINE
     family = chipnet.shrink_family(dense, task.train[0][:IMAGES], BUDGETS, distance="kl")
     shared = copy.deepcopy(dense).train()
     members = [_Member(shared, found.plan) for found in family]
-    images, labels = task.train
-    generator, draw, steps = torch.Generator().manual_seed(seed), random.Random(seed), len(images) // BATCH
-    optimizer = torch.optim.SGD(shared.parameters(), RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    schedule, size = OneCycle(RATE, 0.15), images.shape[-1]
-    for step in range(epochs * steps):
-        if step % steps == 0:
-            batches = torch.randperm(len(images), generator=generator)[: steps * BATCH].split(BATCH)
-        some = batches[step % steps]
-        top, left = torch.randint(0, 3, (2,), generator=generator).tolist()
-        x = F.pad(images[some], (1, 1, 1, 1))[..., top : top + size, left : left + size]
-        optimizer.param_groups[0]["lr"] = schedule(step / (epochs * steps))
+    draw, optimizer, schedule = random.Random(seed), sgd(shared), OneCycle(RATE, 0.15)
+    for progress, x, labels in batches(task, epochs, seed):
+        optimizer.param_groups[0]["lr"] = schedule(progress)
         for p in shared.parameters():
             p.grad = torch.zeros(p.shape)
         for member in (members[0], draw.choice(members[1:-1]), members[-1]):
-            member.step(shared, x, labels[some])
+            member.step(shared, x, labels)
         optimizer.step()
     for member in members:
         member.read(shared)

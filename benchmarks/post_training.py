@@ -23,7 +23,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 
 import torch
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 import chipnet
 from benchmarks import datasets, networks
 from chipnet.lab.models import get_model
+from chipnet.lab.steps import recalibrate
 from chipnet.methods.schedules import OneCycle, Schedule
 from chipnet.program.counting import counting
 
@@ -64,6 +65,23 @@ class Task:
         return 100 * float(sum(right)) / len(self.test[1])
 
 
+def sgd(network: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(network.parameters(), RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
+
+
+def batches(task: Task, epochs: int, seed: int, batch: int = BATCH) -> Iterator[tuple[float, Tensor, Tensor]]:
+    """Training batches, shuffled and shifted by at most a pixel: progress through all epochs, images, labels."""
+    images, labels = task.train
+    order, size, steps = torch.Generator().manual_seed(seed), images.shape[-1], len(images) // batch
+    for step in range(epochs * steps):
+        if step % steps == 0:
+            shuffled = torch.randperm(len(images), generator=order)[: steps * batch].split(batch)
+        some = shuffled[step % steps]
+        top, left = torch.randint(0, 3, (2,), generator=order).tolist()
+        shifted = F.pad(images[some], (1, 1, 1, 1))[..., top : top + size, left : left + size]
+        yield step / (epochs * steps), shifted, labels[some]
+
+
 def fit(
     network: nn.Module,
     task: Task,
@@ -74,19 +92,12 @@ def fit(
     batch: int = BATCH,
 ) -> None:
     """Train in place. ``rate`` is a function of the progress through these epochs."""
-    images, labels = task.train
-    order, size, steps = torch.Generator().manual_seed(seed), images.shape[-1], len(images) // batch
-    optimizer = torch.optim.SGD(network.parameters(), RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = sgd(network)
     network.train()
-    for step in range(epochs * steps):
-        if step % steps == 0:
-            batches = torch.randperm(len(images), generator=order)[: steps * batch].split(batch)
-        some = batches[step % steps]
-        top, left = torch.randint(0, 3, (2,), generator=order).tolist()
-        x = F.pad(images[some], (1, 1, 1, 1))[..., top : top + size, left : left + size]
-        optimizer.param_groups[0]["lr"] = rate(step / (epochs * steps))
+    for progress, x, labels in batches(task, epochs, seed, batch):
+        optimizer.param_groups[0]["lr"] = rate(progress)
         optimizer.zero_grad()
-        loss = F.cross_entropy(network(x), labels[some])
+        loss = F.cross_entropy(network(x), labels)
         if pruner is not None:
             loss = loss + pruner.loss()
         loss.backward()
@@ -130,19 +141,20 @@ def _gates(network: nn.Module, inputs: Inputs, budget: str, method: str, seed: i
     return pruner.harden(early=True)
 
 
-@torch.no_grad()
+class _Called(nn.Module):
+    """A network that takes what `Inputs` are as one argument."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        return called(self.network, inputs)
+
+
 def _measured(network: nn.Module, inputs: Inputs) -> nn.Module:
-    """The network with statistics of batch norms measured anew, as means over batches."""
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    network.train()
-    for part in parts(inputs, BATCH):
-        called(network, part)
-    for norm, momentum in zip(norms, before, strict=True):
-        norm.momentum = momentum
+    """The network with statistics of batch norms measured anew."""
+    recalibrate(_Called(network), [(part, torch.zeros(0)) for part in parts(inputs, BATCH)])  # type: ignore[misc]
     return network.eval()
 
 

@@ -14,7 +14,6 @@ import platform
 import warnings
 from collections.abc import Callable
 from datetime import date
-from typing import Literal
 
 import timm
 import torch
@@ -24,6 +23,7 @@ from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer,
 
 import chipnet
 from benchmarks.zoo import build, macs, randomise
+from chipnet.graph.facts import Heads
 
 Made = tuple[nn.Module, Tensor]
 
@@ -65,7 +65,7 @@ def made(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return net.eval(), (x,)
 
 
-def row(name: str, heads: Literal["narrow", "whole", "both"]) -> str:
+def row(name: str, heads: Heads) -> str:
     net, inputs = made(name)
     structure = chipnet.Structure(net, inputs, heads=heads)
     smallest = structure.smallest()

@@ -68,16 +68,22 @@ def test_a_run_a_budget_after_one_dense_training(tmp_path, monkeypatch):
     assert (other.exit_code, "holds a run with other options (seed)" in other.stderr) == (2, True)
 
 
-def test_a_sweep_that_was_stopped_goes_on(tmp_path, monkeypatch):
+def stopped_at(step, monkeypatch):
+    """Ctrl-C before a training step; returns a list that grows with each step."""
     calls, real = [], loop.train_step
 
     def stopped(*args, **kwargs):
         calls.append(1)
-        if len(calls) == 35:
+        if len(calls) == step:
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
     monkeypatch.setattr("chipnet.lab.loop.train_step", stopped)
+    return calls
+
+
+def test_a_sweep_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    calls = stopped_at(35, monkeypatch)
     given = {"--budget": "macs=0.5,0.25"}
     done = prune(tmp_path, *SHORT, "--checkpoint-steps", "1", **given)
     assert done.exit_code == 130
@@ -128,15 +134,7 @@ def test_nested_networks_are_pruned_one_from_the_other(tmp_path, monkeypatch):
 
 
 def test_a_nested_family_that_was_stopped_goes_on(tmp_path, monkeypatch):
-    calls, real = [], loop.train_step
-
-    def stopped(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 75:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr("chipnet.lab.loop.train_step", stopped)
+    calls = stopped_at(75, monkeypatch)
     given = {"--budget": "macs=0.5,0.25"}
     done = prune(tmp_path, *SHORT, "--nested", "--checkpoint-steps", "1", **given)
     assert done.exit_code == 130 and "For the other budgets: the same command again" in done.stderr

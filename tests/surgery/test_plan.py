@@ -158,6 +158,7 @@ def test_records_are_written_by_the_names_of_their_fields_and_read_from_the_list
     assert Plan.from_json({**new, "sites": four, "version": 4}) == plan
     for reason, covered in (
         ("follows the gates of what it reads", True),
+        ("goes with what it is multiplied by", True),
         ("an output of the network", False),
     ):
         four[0]["reason"] = reason

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import chipnet
-from chipnet import Budget
+from chipnet import Budget, Structure
 from chipnet._util.lock import only_writer
 from chipnet._util.text import amount
 from chipnet.lab import sanity
@@ -57,7 +57,12 @@ def family(job: Job, requests: Sequence[Request]) -> list[Job]:
         jobs.append(dataclasses.replace(job, request=request, budget=budget, out=out, resume=False))
     for one in jobs:
         make_folder(one.out)
-    return sorted(jobs, key=lambda one: -sum(one.structure.limits(one.budget).values()))
+    return sorted(jobs, key=lambda one: -size_of(one.structure, one.budget))
+
+
+def size_of(structure: Structure, budget: Budget) -> int:
+    """A number by which budgets of a family have an order: they differ in one kind."""
+    return sum(structure.limits(budget).values())
 
 
 def run_untrained(jobs: Sequence[Job], watcher: Watcher, stop: Callable[[], bool]) -> list[dict[str, Any]]:

@@ -367,7 +367,12 @@ PLAN = Wanted(
 )
 
 
-_COVERED = ("follows the gates further down its chain", "follows the gates of what it reads")
+_COVERED = (
+    "follows the gates further down its chain",
+    "follows the gates of what it reads",
+    "goes with what it is multiplied by",
+)
+"""What older files say of sites for which gates elsewhere act."""
 
 
 def _with_covered(site: Any) -> Any:

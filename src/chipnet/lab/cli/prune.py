@@ -54,8 +54,7 @@ def prune(
     For example: chipnet prune --model resnet8 --data digits --budget macs=0.25 --out runs/first
 
     For several values of one kind, --budget macs=0.5,0.25, there is one dense training and one run per value, in
-    OUT/0.5 and OUT/0.25. With --nested the smaller networks are pruned from the larger ones, in about half the
-    time.
+    OUT/0.5 and OUT/0.25. With --nested each network is pruned from the next larger one, which takes less time.
 
     With --no-train a trained network (--weights, or a run as --model) is cut and refitted in a minute, without
     training. Labels are used only to show accuracies.

@@ -181,24 +181,19 @@ def _nested(job: Job, requests: Mapping[str, config.Request]) -> dict[str, confi
     """The requests from the largest network to the smallest; each but the first prunes the network of the one
     before it, which is trained already, in half of the epochs."""
     from chipnet import Budget
+    from chipnet.lab.shrinking import size_of
 
-    def size(request: config.Request) -> float:
-        return sum(job.structure.limits(Budget.parse(request.budget)).values())
-
-    names = sorted(requests, key=lambda name: -size(requests[name]))
-    first = requests[names[0]]
-    weights = next(iter(requests.values())).weights  # those that the first of the command line has
-    ordered = {names[0]: dataclasses.replace(first, weights=weights)}
+    names = sorted(requests, key=lambda name: -size_of(job.structure, Budget.parse(requests[name].budget)))
+    shorter = {name: math.ceil(getattr(job.recipe, name) / 2) for name in ("prune", "finetune")}
+    # The largest trains the dense network, unless weights are given.
+    ordered = {names[0]: dataclasses.replace(requests[names[0]], weights=job.request.weights)}
     for wide, thin in itertools.pairwise(names):
-        recipe = first.recipe
-        assert recipe is not None
-        shorter = {name: math.ceil(getattr(recipe, name) / 2) for name in ("prune", "finetune")}
         ordered[thin] = dataclasses.replace(
             requests[thin],
             model=str(Path(ordered[wide].out).resolve()),
             weights=None,
             trust=True,  # of the runs that this command makes
-            recipe=recipe.changed(shorter),
+            recipe=job.recipe.changed(shorter),
         )
     return ordered
 
