@@ -111,6 +111,14 @@ class Draft(Classes):
         """Those of them that count features, with the slots of one feature in all heads."""
         self.scores: set[int] = set()
         """Numbers of facts that multiply queries by keys."""
+        self.linear: set[str] = set()
+        """Operators between a layer that writes queries and these facts."""
+        self.divided: set[str] = set()
+        """Operators behind a division of queries by the root of their width."""
+        self.contracted: dict[str, tuple[tuple[Slots, Slots], int]] = {}
+        """Sums over channels of a product: the slots of both sides, and the number of the product's fact."""
+        self.roots: set[Expression] = set()
+        """Numbers from attributes whose root divides queries, for which surgery makes up."""
         self._data: dict[tuple[str, int], Slots] = {}
         self._sources: dict[tuple[str, int], int] = {}  # of each of these, the number of its fact
         self.constant, self.zero = self.new(2).tolist()  # slots of what is the same in every call

@@ -156,13 +156,13 @@ class Operator(Call):
         one = len(x.varying) == len(others) == 1 and all(x.shape[a] == 1 for a in others)
         return one and len(self.draft.groups) > 0
 
-    def note_heads(self, x: Labels, axis: int) -> None:
-        """Remember which operators made the heads that lie along ``axis`` of what attention reads: features lay
-        behind them."""
-        mine, number = np.unique(self.draft.classes(x.slots())), x.core.shape[axis]
+    def note_heads(self, x: Labels, number: int) -> None:
+        """Remember which operators made the ``number`` heads of what attention reads. Features lay behind them, and
+        each may be repeated."""
+        mine = np.unique(self.draft.classes(x.slots()))
         for key, box in self.draft.boxes.items():
             at = box.varying[-2] if len(box.varying) > 1 else 0
-            alike = len(box.varying) > 1 and box.core.shape[at] == number
+            alike = len(box.varying) > 1 and number % box.core.shape[at] == 0
             if alike and np.isin(self.draft.classes(box.slots()), mine).any():
                 self.draft.heads[key] = at
 
@@ -283,7 +283,8 @@ class Operator(Call):
         ndim = len(shape)
         labels = [x for x in inputs if isinstance(x, Labels)]
         varying = {a + ndim - len(x.shape) for x in labels for a in x.varying}
-        xs = self.on_one_axis([self.aligned(x, varying, ndim) for x in inputs])
+        free = {a + ndim - len(x.shape) for x in labels for a in x.varying if not self.keeps_length(x, a)}
+        xs = self.on_one_axis([self.aligned(x, varying if len(varying) == 1 else free, ndim) for x in inputs])
         varying = {a for x in xs for a in x.varying}
         partial = [kind == "and" and self.is_of_heads(x, varying) for x in xs]
         self._pin_misfits([x for x, of_heads in zip(xs, partial, strict=True) if not of_heads], varying)
@@ -350,12 +351,11 @@ class Operator(Call):
         ]
 
     def aligned(self, x: Value, varying: set[int], ndim: int) -> Labels:
-        """``x`` with leading axes added. A parameter gets labels along the axis along which the others vary."""
+        """``x`` with leading axes added. A parameter gets labels along the one of its axes along which others vary."""
         shape = (1,) * (ndim - len(x.shape)) + x.shape
-        if isinstance(x, Param) and len(varying) == 1:
-            (axis,) = varying
-            if (mine := axis - (ndim - len(x.shape))) in x.long:
-                return along(self.along_of(x, mine).slots(), axis, shape)
+        axes = [a for a in varying if isinstance(x, Param) and a - (ndim - len(x.shape)) in x.long]
+        if isinstance(x, Param) and len(axes) == 1:
+            return along(self.along_of(x, axes[0] - (ndim - len(x.shape))).slots(), axes[0], shape)
         core = self.labelled(x).core
         return Labels(core.reshape((1,) * (ndim - core.ndim) + tuple(core.shape)), shape)
 

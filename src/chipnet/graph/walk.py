@@ -33,13 +33,13 @@ from chipnet.graph.facts import (
     Place,
     Realisation,
     Source,
-    sources_of,
 )
 from chipnet.graph.frozen_weights import computed_weights
 from chipnet.graph.labels import Labels, Param, along, uniform
 from chipnet.graph.norm_modules import norm_calls
 from chipnet.graph.numbers import Settled, settle
 from chipnet.graph.operator import Operator
+from chipnet.graph.queries import keep_queries
 from chipnet.graph.rules.ask import apply, is_pointwise
 from chipnet.graph.rules.norms import norm_module
 from chipnet.graph.standard import STANDARD_MIX, STANDARD_NORM, STANDARD_POOL
@@ -125,13 +125,13 @@ def _traced(
     tie_widths(draft)
     tie_features(draft)
     _drop_hosts(draft)
-    _keep_queries(draft)
+    keep_queries(draft)
     # Others read these of their modules, so nothing can stand in for the modules.
     for name in draft.foreign | draft.foreign_reads | draft.data:
         draft.owners.pop(name.rpartition(".")[0], None)
     watches = [p.watch for p in (program, training) if p is not None]
-    received = [r for watch in watches if watch is not None for r in watch.unclaimed(draft.known)]
-    received += values
+    received = [r for watch in watches if watch is not None for r in watch.unclaimed(draft.known, draft.roots)]
+    received += (r for r in values if r.source not in draft.roots)
     held = functools.partial(_held, forward.modules)
     settled = settle(draft, draft.claims, received, held, forward.literal)
     sources = [*(c.source for c in draft.claims), *(r.source for r in received)]
@@ -181,20 +181,6 @@ def _drop_hosts(draft: Draft) -> None:
         host = fact.host if isinstance(fact, (Map, Mix, Norm, Source)) else None
         if host and (draft.foreign & {host.weight, host.bias} or len(hosts[host.key]) > 1):
             draft.facts[i] = replace(fact, host=None)  # type: ignore[arg-type]
-
-
-def _keep_queries(draft: Draft) -> None:
-    """Keep queries whole where surgery cannot scale them: where something else reads them too."""
-    for weight, queries in list(draft.queries.items()):
-        layers = [f for f in draft.facts if isinstance(f, Mix) and f.host and f.host.weight == weight]
-        slots = np.concatenate([queries.slots, *(f.dst[queries.at] for f in layers)])
-        for i, fact in enumerate(draft.facts):
-            read = i not in draft.scores and any(np.isin(s, slots).any() for s in sources_of(fact))
-            if read or not layers:
-                why = (
-                    "queries that something else reads too, and attention divides by the root of their width"
-                )
-                draft.pin(slots, Pin(PinCode.READ_WHOLE, why, draft.places[i]))
 
 
 def _walk(

@@ -9,6 +9,7 @@ receives.
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -118,15 +119,47 @@ def is_from_attribute(number: Any) -> bool:
 
 def _is_known(number: Any) -> bool:
     """Could a rule know what a number counts?"""
-    source = source_of(number)
-    return is_from_attribute(number) or (isinstance(source, Shape) and source.made is not None)
+    if not isinstance(number, Marked):
+        return False
+    return is_from_attribute(number) or any(size.made is not None for size in _sizes_in(number.source))
+
+
+def _sizes_in(expression: Expression) -> Iterator[Shape]:
+    """All sizes of tensors that a number is made of."""
+    if isinstance(expression, Shape):
+        yield expression
+    elif isinstance(expression, Term):
+        yield from _sizes_in(expression.left)
+        yield from _sizes_in(expression.right)
+
+
+def with_size(expression: Expression, size: int) -> int | None:
+    """What a number would be if the tensor whose size it is made of had this size; None where it is made of anything
+    else, or of a fraction.
+
+    >>> with_size(Term("//", Shape(8), 2), 6)
+    3
+    """
+    if not isinstance(expression, Term):
+        return size if isinstance(expression, Shape) else expression if isinstance(expression, int) else None
+    left, right = with_size(expression.left, size), with_size(expression.right, size)
+    if left is None or right is None or expression.sign not in _SIGNS or (right == 0 and expression.sign in "//%"):
+        return None
+    return _SIGNS[expression.sign](left, right)
+
+
+_SIGNS: Mapping[str, Callable[[int, int], int]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv, "%": operator.mod
+}  # fmt: skip
 
 
 def _value(result: Any, *numbers: Any) -> Any:
     """``result``, which is no size any more; that is remembered of the ``numbers`` that it is made of."""
     for n in numbers:
-        if _watching and is_from_attribute(n):
-            _watching[-1].values.append(Received(n.source, _line()))
+        if _watching and isinstance(n, Marked):
+            _watching[-1].fractions.append((n.source, int.__int__(n)))
+            if is_from_attribute(n):
+                _watching[-1].values.append(Received(n.source, _line()))
     return result
 
 
@@ -207,6 +240,8 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.calls: list[Given] = []
         self.values: list[Received] = []
+        self.fractions: list[tuple[Expression, int]] = []
+        """Marked numbers that became numbers of another type (a root, a part), with their value."""
         self._count = 0
         self._made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         """Tensor -> the number of the call that gave it."""
@@ -243,9 +278,12 @@ class Watch(TorchFunctionMode):
         _watching.remove(self)
         super().__exit__(*error)
 
-    def unclaimed(self, claimed: Set[tuple[Given, Expression]]) -> Iterator[Received]:
-        """Numbers from attributes that are not among ``claimed``, so that no rule knows what they count."""
-        yield from self.values
+    def unclaimed(
+        self, claimed: Set[tuple[Given, Expression]], roots: Set[Expression] = frozenset()
+    ) -> Iterator[Received]:
+        """Numbers from attributes that are not among ``claimed``, so that no rule knows what they count, and no widths
+        of which a rule knows the ``roots``."""
+        yield from (r for r in self.values if r.source not in roots)
         for call in self.calls:
             for n in _leaves((call.args, call.kwargs)):
                 if is_from_attribute(n) and (call, n.source) not in claimed:

@@ -6,21 +6,14 @@ import math
 from typing import Any
 
 import numpy as np
-from torch.fx import Node
 
-from chipnet.graph.facts import Mix, PinCode, Queries, Slots
+from chipnet.graph.facts import PinCode, Slots
 from chipnet.graph.heads import note_grids
 from chipnet.graph.labels import Labels, Value, uniform
 from chipnet.graph.operator import Operator
+from chipnet.graph.queries import can_scale
 from chipnet.graph.rules.contractions import totals
 from chipnet.graph.rules.table import aten, rule
-from chipnet.program.names import operator_name
-
-_MOVES = frozenset(
-    "view reshape _unsafe_view flatten unflatten permute transpose unsqueeze squeeze movedim unbind getitem "  # noqa: SIM905
-    "select slice split split_with_sizes chunk contiguous clone alias to".split()
-)
-
 
 @rule(*aten("scaled_dot_product_attention"))
 def attention(
@@ -38,11 +31,14 @@ def attention(
     """``softmax(q k / sqrt(width)) v``.
 
     A sum over the features of queries and keys, in which zeros do not show, and a mean over tokens of values. Heads
-    stay, as many as queries have; the same features stay in each.
+    stay, as many as queries have; the same features stay in each. ``enable_gqa``: each head of keys and values is
+    that of several heads of queries, which lie next to each other.
     """
+    if enable_gqa:
+        k, v = (_repeated(op.labelled(x), q.shape[-3]) for x in (k, v))
     v, last = op.labelled(v), len(v.shape) - 1
     heads = {a for a in v.varying if a != last}
-    if len(heads) == 1 and not enable_gqa and last - 1 not in heads and last in v.varying:
+    if len(heads) == 1 and last - 1 not in heads and last in v.varying:
         q, k, (axis,) = op.labelled(q), op.labelled(k), heads
         if all(_has_whole_heads(op, x, axis) for x in (q, k, v)):
             return _of_whole_heads(op, q, k, v, mask)
@@ -51,10 +47,9 @@ def attention(
         note_grids(op, [q, k], axis, values=False)
         note_grids(op, [v], axis, values=True)
         for x in (q, k, v):
-            if axis in x.varying:
-                op.note_heads(x, axis)
+            op.note_heads(x, v.core.shape[axis])
     kept = [x for x in (q, k, mask) if x is not None]
-    if enable_gqa or last - 1 in heads or last not in v.varying or (heads and not op.tied_along(v, heads)):
+    if last - 1 in heads or last not in v.varying or (heads and not op.tied_along(v, heads)):
         return op.barrier([*kept, v], "attention")
     reason = "attention has at least one channel of values, be it zero"
     op.keep(v.slots()[:1], reason, PinCode.NEVER_EMPTY)
@@ -67,6 +62,13 @@ def attention(
     op.count(v.slots(), pairs * v.shape[-1] // len(v.slots()), *more)
     why = "queries and keys of attention" if scores is None else "scores of attention"
     return Labels(op.with_kept(v, kept, why).core, op.shape)
+
+
+def _repeated(x: Labels, heads: int) -> Labels:
+    """Labels of keys or values with a head for each of the queries'."""
+    axis = len(x.shape) - 3
+    core = x.core.repeat_interleave(heads // x.shape[axis], axis) if axis in x.varying else x.core
+    return Labels(core, (*x.shape[:axis], heads, *x.shape[axis + 1 :]))
 
 
 def _has_whole_heads(op: Operator, x: Labels, axis: int) -> bool:
@@ -106,7 +108,7 @@ def _of_heads_and_features(
     last = len(v.shape) - 1
     (axis,) = (a for a in v.varying if a != last)
     if scale is None and (
-        np.isin(q.slots(), k.slots()).any() or not _is_scalable(op, q, op.lengths(q, last))
+        np.isin(q.slots(), k.slots()).any() or not _can_scale(op, q, op.lengths(q, last))
     ):
         return op.barrier([x for x in (q, k, v, mask) if x is not None], "attention")
     op.keep(v.slots()[:1], "attention has at least one head and one feature, be it zero", PinCode.NEVER_EMPTY)
@@ -131,13 +133,11 @@ def _scores(op: Operator, q: Value, k: Value, scale: float | None) -> tuple[Slot
     """The products of queries and keys, and labels of their sum; None where their features must stay."""
     q, k = op.labelled(q), op.labelled(k)
     last = len(q.shape) - 1
-    heads = set(q.varying) - {last}
     for x in (q, k):
-        if set(x.varying) != {last, *heads} or last - 1 in heads or (heads and not op.tied_along(x, heads)):
+        heads = set(x.varying) - {last}
+        if last not in x.varying or last - 1 in heads or not op.tied_along(x, heads):
             return None
-    if q.core.shape != k.core.shape:
-        return None
-    if scale is None and (np.isin(q.slots(), k.slots()).any() or not _is_scalable(op, q)):
+    if scale is None and (np.isin(q.slots(), k.slots()).any() or not _can_scale(op, q, q.along(last))):
         return None
     product = op.map([_first(q), _first(k)], "and", (*q.shape[:-2], 1, q.shape[-1]))
     if scale is None:
@@ -147,32 +147,12 @@ def _scores(op: Operator, q: Value, k: Value, scale: float | None) -> tuple[Slot
     return product.slots(), uniform(op.total(product.slots()), op.shape)
 
 
+def _can_scale(op: Operator, q: Labels, features: Slots) -> bool:
+    """Can surgery scale the queries, where attention divides by the root of the number of ``features``?"""
+    node: Any = op.node.args[0] if op.node.args else op.node.kwargs["query"]
+    return can_scale(op, node, q.slots(), features)
+
+
 def _first(x: Labels) -> Labels:
     """Labels for one token: they are those of all."""
     return Labels(x.core, (*x.shape[:-2], 1, x.shape[-1]))
-
-
-def _only_moved(op: Operator, layer: str) -> bool:
-    """Is what a layer gives only moved until it is the queries? A function of it would not scale with it."""
-    node: Any = op.node.args[0] if op.node.args else op.node.kwargs["query"]
-    while isinstance(node, Node) and node.name != layer and operator_name(node) in _MOVES:
-        node = node.args[0]
-    return isinstance(node, Node) and node.name == layer
-
-
-def _is_scalable(op: Operator, q: Labels, features: Slots | None = None) -> bool:
-    """Can surgery scale the queries? One layer must write all of them. It is remembered. ``features``: what their
-    width counts, where it is not the queries themselves."""
-    slots = q.slots()
-    for fact, place in zip(reversed(op.draft.facts), reversed(op.draft.places), strict=True):
-        host = fact.host if isinstance(fact, Mix) else None
-        if isinstance(fact, Mix) and np.isin(slots, fact.dst).all():
-            if host is None or host.output is not None or not _only_moved(op, place.node):
-                return False
-            at = np.flatnonzero(np.isin(fact.dst, slots))
-            names = tuple(n for n in (host.weight, host.bias) if n is not None)
-            known = op.draft.queries.setdefault(
-                host.weight, Queries(names, at, fact.dst[at] if features is None else features)
-            )
-            return np.array_equal(known.at, at) and host.axis == 0
-    return False

@@ -118,7 +118,7 @@ def contract(
     if crossing and not all(op.tied_along(x, union - mine) for x in sides for mine in axes_of):
         for axis in set.intersection(*axes_of):
             for x in sides:
-                op.note_heads(x, axis)
+                op.note_heads(x, x.core.shape[axis])
         return op.barrier([a, b], others)
     shape = tuple(max(sizes) for sizes in zip(*(x.shape for x in sides), strict=True))
     product = op.map(sides, "and", shape)
@@ -134,7 +134,9 @@ def contract(
         product = op.merged(product, over, "or")
     elif over:
         for axis in rest:
-            op.note_heads(product, axis)
+            op.note_heads(product, product.core.shape[axis])
+        one, other = (x.slots() for x in sides)
+        op.draft.contracted[op.node.name] = (one, other), len(op.draft.facts) - 1
         _keep(op, product, over, narrowest)
         product = totals(op, product, over, rest)
     return Labels(product.core.reshape(product.core.shape[: len(out)]), op.shape)
@@ -174,7 +176,7 @@ def _of_one_slot(op: Operator, x: Labels, other: Labels) -> Labels:
     if not op.tied_along(other, mine):
         return x
     for axis in mine:
-        op.note_heads(other, axis)
+        op.note_heads(other, other.core.shape[axis])
     return op.without_channels(x, "what it meets varies along another axis")
 
 

@@ -11,6 +11,7 @@ import torch
 from chipnet._util.torch_private import value_of
 from chipnet.graph.labels import Labels, Param, Value, values_in
 from chipnet.graph.operator import Operator
+from chipnet.graph.queries import note_factor
 from chipnet.graph.rules.movement import expand, is_data, split
 from chipnet.graph.rules.table import aten, rule
 
@@ -180,6 +181,9 @@ def mul(op: Operator, a: Any, b: Any) -> Value:
     values = op.draft.values
     if isinstance(a, Labels) and isinstance(b, Labels) and values.is_function(a, b):  # zero where x is
         return Labels(min(a, b, key=lambda x: not values.keeps_zeros(x)).core, op.shape)
+    for x, factor in ((a, b), (b, a)):
+        if isinstance(x, Labels) and isinstance(factor, float):
+            note_factor(op, x, factor)
     return _binary(op, a, b, "and", "same")
 
 
@@ -194,6 +198,8 @@ def div(op: Operator, a: Any, b: Any, **kwargs: Any) -> Value:
             return op.barrier(values_in(a, b), "divides by channels")
         if isinstance(a, Labels) and op.draft.values.is_function(a, b):
             return Labels(a.core, op.shape)
+    if isinstance(a, Labels) and isinstance(b, float) and b:
+        note_factor(op, a, 1 / b)
     return _binary(op, a, b, "and", "same")
 
 

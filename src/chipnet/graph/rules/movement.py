@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Any, TypeGuard
 
@@ -19,7 +19,7 @@ from chipnet.graph.labels import Labels, Param, Value, along, smallest_core, uni
 from chipnet.graph.operator import Operator
 from chipnet.graph.rules.table import aten, rule
 from chipnet.program.names import operator_name, shape_of
-from chipnet.program.watch import Shape, Term, is_from_attribute, source_of
+from chipnet.program.watch import Shape, Term, is_from_attribute, source_of, with_size
 
 # Sizes in the call: a width there is from an attribute, from a tensor, or a literal, which a trial finds out.
 _REPEATS = {"repeat", "tile"}
@@ -193,6 +193,9 @@ def expand(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Value:
     if op.is_literal and any(sizes[a - len(x.shape)] != -1 for a in x.varying):
         pin_literal(op, x, "is expanded to sizes that do not follow its width")
     out = Labels(core, shape)
+    for axis, number in enumerate(op.sizes(shape)):
+        if axis in out.varying and claim(op, number, op.lengths(out, axis)):
+            op.risk(out.slots())
     if op.name == "expand_as" and args:
         _as_wide_as(op, out, op.labelled(args[0]))
     return out
@@ -320,13 +323,18 @@ def cat(op: Operator, xs: list[Value], dim: int = 0) -> Labels:
     if dim not in varying and all(torch.equal(c, cores[0]) for c in cores):
         return Labels(cores[0], shape)
     if any(a != dim for a in varying):
-        if dim in varying:
-            return op.barrier([x for x, _ in sized], "concatenates channels that vary along another axis too")
+        if dim in varying:  # features of heads
+            return op.moved(torch.cat([x.core.expand(_along(s, {*varying, dim})) for x, s in sized], dim).expand(shape))
         length = tuple(n if a != dim else 1 for a, n in enumerate(shape))
         wide = [Labels(x.core, length if x.shape == s else x.shape) for x, s in sized]
         return Labels(op.map(wide, "or", length).core, shape)
-    parts = [x.core.expand([n if a == dim else 1 for a, n in enumerate(s)]) for x, s in sized]
+    parts = [x.core.expand(_along(s, {dim})) for x, s in sized]
     return Labels(torch.cat(parts, dim), shape)
+
+
+def _along(shape: tuple[int, ...], axes: Set[int]) -> list[int]:
+    """A shape, with the length 1 along other axes."""
+    return [n if a in axes else 1 for a, n in enumerate(shape)]
 
 
 @rule(*aten("stack"))
@@ -393,9 +401,41 @@ def take(op: Operator, x: Value, dim: int = 0, *args: Any, **kwargs: Any) -> Lab
         return op.barrier([x], "indexes by a tensor")
     full = op.node.target(x.full(), dim, *args, **kwargs)  # type: ignore[operator]
     complete = tuple(full.shape) == x.shape or op.keeps_length(x, dim)
-    if not complete and not _bounded(op, x.along(dim), args):
+    if not complete and not _in_equal_pieces(op, x, dim, args) and not _bounded(op, x.along(dim), args):
         pin_literal(op, x, "a fixed part of its channels is taken")
     return op.moved(full)
+
+
+def _in_equal_pieces(op: Operator, x: Labels, dim: int, args: tuple[Any, ...]) -> bool:
+    """Is it every k-th channel, or a part of so many equal ones, by bounds that are made of the size of ``x``? Then the
+    same positions remain in each k channels, or in each part."""
+    if op.name != "slice" or op.is_literal:
+        return False
+    rows = np.moveaxis(x.full().numpy(), dim, 0).reshape(x.shape[dim], -1)
+    first, end, step = (*args, *(0, None, 1)[len(args) :])
+    size = len(rows)
+    if step > 1 and size % step == 0 and 0 <= (first or 0) < step and (end is None or end >= size):
+        pieces = rows.reshape(size // step, step, -1)
+    else:
+        bounds = [b for b in (first, end) if b and b < size]
+        piece = math.gcd(size, *bounds)
+        found = op.received.numbers() if op.received is not None else []
+        if step != 1 or not bounds or not all(any(_is_part(n, b, size) for n in found) for b in bounds):
+            return False
+        pieces = rows.reshape(size // piece, piece, -1).swapaxes(0, 1)
+    for together in pieces:
+        op.draft.tie_all(np.unique(together))
+    op.note_tie(pieces)
+    op.risk(x.slots())
+    return True
+
+
+def _is_part(number: Any, bound: int, size: int) -> bool:
+    """Is a bound, given by ``number``, the same part of ``size`` whatever that is?"""
+    if number != bound or type(number) is int:
+        return False
+    piece = math.gcd(size, bound)
+    return all(with_size(source_of(number), n * size // piece) == n * bound // piece for n in range(1, piece + 1))
 
 
 def _bounded(op: Operator, slots: Slots, bounds: tuple[Any, ...]) -> bool:

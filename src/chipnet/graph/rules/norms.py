@@ -64,10 +64,10 @@ def layer_norm(
     mixed = [a for a in x.varying if a >= first]
     if not mixed:
         return op.map([x], "const") if x.varying else op.barrier([x], "layer norm")
-    if len(x.varying) > 1:
+    if len(mixed) > 1 or (len(x.varying) > 1 and len(normalized) > 1):
         return op.barrier([x], "layer norm over several axes")
     over = tuple(range(-len(normalized), 0))
-    return over_channels(op, x, mixed[0], over, weight, bias, centred=centred)
+    return _in_each_head(op, x, mixed[0], over, weight, bias, centred=centred)
 
 
 def norm_module(op: Operator, x: Value, call: NormCall) -> Labels:
@@ -75,14 +75,25 @@ def norm_module(op: Operator, x: Value, call: NormCall) -> Labels:
     x = op.labelled(x)
     if call.axis not in x.varying:
         return op.map([x], "const") if x.varying else op.barrier([x], "a norm")
-    if len(x.varying) > 1:
+    if len(x.varying) > 1 and len(call.over) > 1:
+        return op.barrier([x], "a norm over several axes")
+    return _in_each_head(op, x, call.axis, call.over, call.weight, call.bias, centred=call.centred, call=call)
+
+
+def _in_each_head(
+    op: Operator, x: Labels, axis: int, over: tuple[int, ...], weight: Value | None, bias: Value | None, **how: Any
+) -> Labels:
+    """A norm over features, which lie along ``axis``, in each of several heads. See `over_channels`.
+
+    Where the same features remain in all heads, they are the channels of the norm, and one slot stands for a feature
+    in all heads. Where heads go whole, what is left of them is normalised as it was.
+    """
+    heads = set(x.varying) - {axis}
+    if heads and op.keeps_length(x, axis):
+        return op.map([x], "const")
+    if heads and not op.tied_along(x, heads):
         return op.barrier([x], "a norm over one of several axes")
-    slots = x.slots()
-    for inner in (op.at(node) for node in call.nodes):
-        for number in inner.received.numbers(0) if inner.received is not None else ():
-            if number == len(slots):
-                claim(inner, number, slots, empty=isinstance(op.owner, STANDARD_NORM))
-    return over_channels(op, x, call.axis, call.over, call.weight, call.bias, centred=call.centred, call=call)
+    return over_channels(op, op.merged(x, sorted(heads), "or") if heads else x, axis, over, weight, bias, **how)
 
 
 def over_channels(
@@ -108,6 +119,10 @@ def over_channels(
         call: what is known of the module, where it is none of PyTorch's.
     """
     src, last = x.slots(), axis - len(x.shape)
+    for inner in [op.at(node) for node in call.nodes] if call is not None else ():
+        for number in inner.received.numbers(0) if inner.received is not None else ():
+            if number == len(src):
+                claim(inner, number, src, empty=isinstance(op.owner, STANDARD_NORM))
     given = [p for p in (weight, bias) if p is not None]
     of = max((len(p.shape) + last for p in given if len(p.shape) > 1), default=0)
     alone = call is not None or type(op.owner) in STANDARD_NORM
