@@ -339,7 +339,8 @@ def _dense(norm: LiveNorm, graph: ChannelGraph) -> LiveNorm:
 
 
 def _once(network: Network, graph: ChannelGraph, nodes: frozenset[str]) -> frozenset[str]:
-    """Of modules' outputs, those of modules that are not called more often in training than the graph shows."""
+    """Of modules' outputs, those that are one tensor, of modules that are not called more often in training than the
+    graph shows."""
     hosts = {n: graph.outputs[n][0] for n in nodes}
     calls: Counter[str] = Counter()
     if not nodes:
@@ -356,8 +357,8 @@ def _once(network: Network, graph: ChannelGraph, nodes: frozenset[str]) -> froze
     return frozenset(n for n, host in hosts.items() if calls[host] <= 1)
 
 
-def _count(calls: Counter[str], path: str, *call: object) -> None:
-    calls[path] += 1
+def _count(calls: Counter[str], path: str, module: nn.Module, args: Any, output: Any) -> None:
+    calls[path] += 1 if isinstance(output, Tensor) else 2
 
 
 def _excluded(graph: ChannelGraph, network: Network) -> Iterator[tuple[Slots, Pin]]:

@@ -326,15 +326,17 @@ class Operator(Call):
     def on_one_axis(
         self, xs: list[Labels], reason: str = "meets a tensor that varies along another axis"
     ) -> list[Labels]:
-        """Inputs whose labels vary along one axis at most.
+        """Inputs whose labels vary along one axis at most, or as those with the most channels to lose do.
 
         Of those that vary along different axes, the ones with fewer channels to lose are pinned: a window over
-        time, or a kernel for every position, is then as any number.
+        time, or a kernel for every position, is then as any number. So is what varies only along features, where
+        heads go whole.
         """
 
-        def weight(x: Labels) -> tuple[bool, int]:
+        def weight(x: Labels) -> tuple[bool, bool, int]:
             classes = self.draft.classes(x.slots())
-            return not self.draft.is_data(x), len(np.unique(classes[~self.draft.pinned(classes)]))
+            left = len(np.unique(classes[~self.draft.pinned(classes)]))
+            return not self.draft.is_data(x), len(x.varying) > 1, left
 
         main = max((x for x in xs if x.varying), key=weight, default=None)
         if main is None:
@@ -343,9 +345,13 @@ class Operator(Call):
         return [
             self.without_channels(x, reason)
             if x.varying
-            and axes.isdisjoint(x.varying)
-            and all(x.shape[a] == 1 for a in axes)
-            and not self.tied_along(x, set(x.varying))
+            and (
+                set(x.varying) < axes
+                and all(self.keeps_length(main, a) for a in x.varying)
+                or axes.isdisjoint(x.varying)
+                and all(x.shape[a] == 1 for a in axes)
+                and not self.tied_along(x, set(x.varying))
+            )
             else x
             for x in xs
         ]

@@ -8,10 +8,10 @@ write (rotary embeddings). The layer may also be a norm with a weight.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from typing import Any
 
-import math
 import numpy as np
 from torch.fx import Node
 
@@ -22,7 +22,7 @@ from chipnet.graph.facts import Map, Mix, Norm, Pin, PinCode, Place, Queries, Sl
 from chipnet.graph.labels import Labels
 from chipnet.graph.numbers import Claim
 from chipnet.graph.operator import Operator
-from chipnet.program.names import operator_name
+from chipnet.program.names import is_within, operator_name
 from chipnet.program.watch import Attribute, Expression, Shape
 
 _FIRST = frozenset(
@@ -72,47 +72,54 @@ def can_scale(op: Operator, node: Node, queries: Slots, features: Slots) -> bool
 def note_factor(op: Operator, x: Labels, factor: float) -> None:
     """``x`` is multiplied by ``factor``. If that is one over the root of a width, as the user's code computes it in
     the forward, and ``x`` are queries, keys or their product, surgery makes up for it."""
-    watch = op.forward.watch
-    node = next((a for a in op.node.args if isinstance(a, Node)), None)
-    for source, width in watch.fractions if watch is not None and node is not None else ():
-        if width > 1 and abs(factor * math.sqrt(width) - 1) < 1e-9:
-            features = _counted(op, source, x)
-            if features is not None and len(features) == width and _divides(op, node, x.slots(), features):
-                if isinstance(source, Attribute):
-                    op.draft.roots.add(source)
-                    op.draft.claims.append(Claim(op.key, source, features))
-                return
+    node, watch = next((a for a in op.node.args if isinstance(a, Node)), None), op.forward.watch
+    roots = {
+        source: None
+        for source, width in (watch.fractions if watch is not None and node is not None else ())
+        if width > 1 and abs(factor * math.sqrt(width) - 1) < 1e-9
+    }
+    if not roots or node is None:
+        return
+    sides, product = _sides(op, node, x)
+    for source in roots:
+        features = _counted(op, source, sides)
+        if features is None or not any(can_scale(op, n, slots, features) for n, slots in sides):
+            continue
+        if product is None:
+            op.draft.divided |= _after(op.node)
+        else:
+            op.draft.scores.add(product)
+        if isinstance(source, Attribute):
+            op.draft.roots.add(source)
+            op.draft.claims.append(Claim(op.key, source, features))
+        return
 
 
-def _counted(op: Operator, source: Expression, x: Labels) -> Slots | None:
-    """The slots that a number counts: a size of a tensor, or an attribute that has counted such slots before. None
-    where it follows no width."""
-    if isinstance(source, Shape):
-        sized = None if source.made is None else op.draft.results.get((op.forward.counting, source.made))
-        free = isinstance(sized, Labels) and not op.keeps_length(sized, source.axis)
-        return sized.along(source.axis) if isinstance(sized, Labels) and free else None
-    claims = [c.slots for c in op.draft.claims if c.source == source] if isinstance(source, Attribute) else []
-    return claims[-1] if claims else None
-
-
-def _divides(op: Operator, node: Node, slots: Slots, features: Slots) -> bool:
-    """Can surgery make up for a division of ``node``? It scales what writes it, or one side of the product that it
-    is."""
+def _sides(op: Operator, node: Node, x: Labels) -> tuple[list[tuple[Node, Slots]], int | None]:
+    """What is divided: queries or keys; or both sides of their product, with the number of its fact. Nothing where one
+    layer gives both."""
     last = node
     while last.name not in op.draft.contracted and len(last.users) == 1 and operator_name(last) in _FIRST:
         last = last.args[0]  # type: ignore[assignment]
     if last.name not in op.draft.contracted or len(last.users) != 1:
-        after = _after(op.node)
-        if not can_scale(op, node, slots, features):
-            return False
-        op.draft.divided |= after
-        return True
-    both, fact = op.draft.contracted[last.name]
+        return [(node, x.slots())], None
+    slots, fact = op.draft.contracted[last.name]
     nodes = [a for a in tree_leaves(last.args) if isinstance(a, Node)][-2:]
-    if np.isin(*both).any() or not any(can_scale(op, n, s, features) for n, s in zip(nodes, both, strict=True)):
-        return False
-    op.draft.scores.add(fact)
-    return True
+    return list(zip(nodes, slots, strict=True)) if not np.isin(*slots).any() else [], fact
+
+
+def _counted(op: Operator, source: Expression, sides: Sequence[tuple[Node, Slots]]) -> Slots | None:
+    """The features that a number counts: a size of one of ``sides``, or an attribute of this module that has counted
+    widths before. None where it follows no width, or another."""
+    if isinstance(source, Shape) and source.made is not None:
+        sized = op.draft.results.get((op.forward.counting, source.made))
+        if not isinstance(sized, Labels) or op.keeps_length(sized, source.axis):
+            return None
+        features, mine = sized.along(source.axis), [op.draft.classes(slots) for _, slots in sides]
+        return features if any(np.isin(op.draft.classes(features), m).all() for m in mine) else None
+    if not isinstance(source, Attribute) or not is_within(op.module, source.module):
+        return None
+    return next((c.slots for c in reversed(op.draft.claims) if c.source == source), None)
 
 
 def _after(node: Node) -> set[str]:

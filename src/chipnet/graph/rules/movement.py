@@ -438,15 +438,25 @@ def _is_part(number: Any, bound: int, size: int) -> bool:
     return all(with_size(source_of(number), n * size // piece) == n * bound // piece for n in range(1, piece + 1))
 
 
+def _follows(op: Operator, number: Any) -> bool:
+    """Is it from an attribute, or the number of another tensor's channels?"""
+    size = source_of(number)
+    if not isinstance(size, Shape) or size.made is None:
+        return is_from_attribute(number)
+    other = op.draft.results.get((op.forward.counting, size.made))
+    return isinstance(other, Labels) and size.axis in other.varying
+
+
 def _bounded(op: Operator, slots: Slots, bounds: tuple[Any, ...]) -> bool:
     """Is each bound of a slice of ``slots`` an end, or from an attribute that can follow?"""
     if op.received is None or op.name != "slice" or op.is_literal or len(bounds) > 2:
         return False
     found = []
     for bound, ends in zip(bounds, ((0, None), (len(slots), None)), strict=False):
-        number = next((n for n in op.received.numbers() if n == bound and is_from_attribute(n)), None)
+        part = slots[bound:] if bound < 0 else slots[:bound]
+        number = next((n for n in op.received.numbers() if n == bound and _follows(op, n)), None)
         if number is not None:
-            found.append((number, slots[bound:] if bound < 0 else slots[:bound]))
+            found.append((number, part))
         elif bound not in ends and bound != sys.maxsize:
             return False
     for number, part in found:
