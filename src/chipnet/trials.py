@@ -70,6 +70,8 @@ class Trials:
         trial, error = next(((m, e) for m in masks if (e := self._error(analysis, m))), (None, None))
         if trial is None or error is None:
             return None
+        if grids := self._grids(analysis, trial, error):
+            return Notes(whole=grids)
         risky = _risky(analysis)
         for line, _ in _lines_of(error):
             if at := [n for n, r in risky.items() if r.line == line]:
@@ -85,6 +87,25 @@ class Trials:
             f"a pruned copy of {self.name} does not run or computes something else, and no single layer is to "
             f"blame: {type(error).__name__}: {error}. Exclude the part concerned with ignore=[...]."
         )
+
+    def _grids(self, analysis: Analysis, trial: Tensor, error: Exception) -> frozenset[str]:
+        """Weights of attention that loses heads and features, if these at once break ``trial``: it fails where they
+        are reshaped, or with their gates alone, or it does not with these open."""
+        sites = [i for i, site in enumerate(analysis.sites) if site.host.part]
+        weights = frozenset(analysis.sites[i].host.weight for i in sites)
+        if not sites:
+            return weights
+        rows = analysis.graph.classes(np.concatenate([analysis.sites[i].slots for i in sites]))
+        lines = {line for line, _ in _lines_of(error)}
+        reshaped = any(
+            r.line in lines and np.isin(analysis.graph.classes(r.slots), rows).any()
+            for r in _risky(analysis).values()
+        )
+        others = trial.clone()
+        others[torch.cat([torch.as_tensor(analysis.site_gates[i]) for i in sites])] = True
+        if reshaped or self._try(analysis, sites, lambda gates: trial[gates])[1] is not None:
+            return weights
+        return weights if self._error(analysis, others) is None else frozenset()
 
     def _error(self, analysis: Analysis, mask: Tensor) -> Exception | None:
         """What goes wrong with a copy pruned by ``mask``: it does not run, or computes something else."""

@@ -43,19 +43,25 @@ class Notes:
         broken: weights of sites that break the forward, with what was said: they are kept whole.
         anchored: weights of sites that must not lose all of their channels.
         gated: nodes, outputs of modules, that hold gates, since nothing before them can; None: not looked for yet.
+        whole: weights of attention whose heads go whole, since heads and features at once do not.
     """
 
     literal: Mapping[str, str] = field(default_factory=dict)
     broken: Mapping[str, str] = field(default_factory=dict)
     anchored: frozenset[str] = frozenset()
     gated: frozenset[str] | None = None
+    whole: frozenset[str] = frozenset()
 
     def __or__(self, more: Notes) -> Notes:
+        before = (
+            {} if more.whole - self.whole else self.literal
+        )  # other heads, other sizes: they are found again
         return Notes(
-            {**self.literal, **more.literal},
+            {**before, **more.literal},
             {**self.broken, **more.broken},
             self.anchored | more.anchored,
             self.gated if more.gated is None else more.gated,
+            self.whole | more.whole,
         )
 
 
@@ -294,7 +300,15 @@ def _read(
     gated = notes.gated or frozenset()
     program, training, values = network.program, network.training, network.values
     graph = trace(
-        network.model, program, options.realisation, notes.literal, training, gated, values, options.heads
+        network.model,
+        program,
+        options.realisation,
+        notes.literal,
+        training,
+        gated,
+        values,
+        options.heads,
+        notes.whole,
     )
     uncounted = max(0, network.macs - graph.macs)  # what no rule counts, no mask changes
     graph = replace(graph, fixed_macs=graph.fixed_macs + uncounted).with_pins(_excluded(graph, network))
@@ -339,7 +353,7 @@ def _dense(norm: LiveNorm, graph: ChannelGraph) -> LiveNorm:
 
 
 def _once(network: Network, graph: ChannelGraph, nodes: frozenset[str]) -> frozenset[str]:
-    """Of modules' outputs, those that are one tensor, of modules that are not called more often in training than the
+    """Of modules' outputs, those that are one tensor each, of modules that training calls no more often than the
     graph shows."""
     hosts = {n: graph.outputs[n][0] for n in nodes}
     calls: Counter[str] = Counter()
@@ -357,7 +371,7 @@ def _once(network: Network, graph: ChannelGraph, nodes: frozenset[str]) -> froze
     return frozenset(n for n, host in hosts.items() if calls[host] <= 1)
 
 
-def _count(calls: Counter[str], path: str, module: nn.Module, args: Any, output: Any) -> None:
+def _count(calls: Counter[str], path: str, module: object, args: object, output: object) -> None:
     calls[path] += 1 if isinstance(output, Tensor) else 2
 
 

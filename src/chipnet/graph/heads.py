@@ -8,7 +8,7 @@ first head and the first feature have no gates but that of the block, so nothing
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,3 +74,9 @@ def gated_by_heads(op: Operator, dst: Slots, host: Host, grids: Sequence[HeadRow
             op.emit(Map(behind.reshape(-1), (box.reshape(-1),), "or", replace(host, part=part, rows=rows)))
             dst[grid.rows] = behind
     return dst
+
+
+def kept_grids(draft: Draft, grids: Mapping[str, Sequence[HeadRows]]) -> set[str]:
+    """Those weights of ``grids`` of whose heads and features nothing can go, as heads and features at once."""
+    layers = [f for f in draft.facts if isinstance(f, Mix) and f.host is not None and f.host.weight in grids]
+    return {f.host.weight for f in layers if f.host is not None and draft.pinned(f.dst).all()}

@@ -8,9 +8,10 @@ sizes are kept whole.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -157,6 +158,7 @@ def settle(
     values: Iterable[Received],
     value_of: Callable[[Attribute], int],
     literal: Mapping[str, str],
+    extents: Mapping[int, Slots] = MappingProxyType({}),
 ) -> Settled:
     """Which attributes follow which slots.
 
@@ -166,6 +168,7 @@ def settle(
         values: what was used as anything else.
         value_of: an attribute's value in the dense model.
         literal: operators whose sizes are known not to follow.
+        extents: slots that are there where any of others is: of a head, its features.
     """
     forms = _forms(graph, claims, value_of)
     known = _known(forms, value_of)
@@ -181,7 +184,10 @@ def settle(
                 kept.setdefault(claim.key, why)
 
     for claim in claims:
-        if claim.key not in literal and not _holds(claim.source, known, count(graph, claim.slots)):
+        holds = _holds(claim.source, known, count(graph, claim.slots)) or _counts_grid(
+            graph, claim, known, extents
+        )
+        if claim.key not in literal and not holds:
             why = f"'{claim.source}' cannot follow its width"
             kept.setdefault(claim.key, why)
     for source, where in [*values, *((c.source, "") for c in claims if c.key in literal)]:
@@ -208,6 +214,28 @@ def _holds(source: Expression, known: Known, target: Form) -> bool:
         return _evaluate(source, known) == target
     except _FollowsItselfError:
         return True
+
+
+def _counts_grid(graph: Classes, claim: Claim, known: Known, extents: Mapping[int, Slots]) -> bool:
+    """Does a number count features of heads, as the product of the numbers of both? All pairs of a head and a
+    feature that are left are there."""
+    source = claim.source
+    if not isinstance(source, Term) or source.sign != "*" or not extents:
+        return False
+    members: dict[int, set[int]] = defaultdict(set)
+    for slot, inside in extents.items():
+        members[int(graph.classes(np.array([slot]))[0])].update(graph.classes(inside).tolist())
+    found = graph.classes(claim.slots)
+    for side in (source.left, source.right):
+        form = _evaluate(side, known)
+        if form is None or form.rest or len(claim.slots) % max(len(form.counts), 1):
+            return False
+        parts = [members[c] for c, n in form.counts.items() if n == 1]
+        if len(parts) < len(form.counts) or any(
+            sum(c in part for part in parts) != 1 for c in found.tolist()
+        ):
+            return False
+    return True
 
 
 def _forms(

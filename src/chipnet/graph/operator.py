@@ -346,18 +346,19 @@ class Operator(Call):
             self.without_channels(x, reason)
             if x.varying
             and (
-                set(x.varying) < axes
-                and all(self.keeps_length(main, a) for a in x.varying)
-                or axes.isdisjoint(x.varying)
-                and all(x.shape[a] == 1 for a in axes)
-                and not self.tied_along(x, set(x.varying))
+                (set(x.varying) < axes and all(self.keeps_length(main, a) for a in x.varying))
+                or (
+                    axes.isdisjoint(x.varying)
+                    and all(x.shape[a] == 1 for a in axes)
+                    and not self.tied_along(x, set(x.varying))
+                )
             )
             else x
             for x in xs
         ]
 
     def aligned(self, x: Value, varying: set[int], ndim: int) -> Labels:
-        """``x`` with leading axes added. A parameter gets labels along the one of its axes along which others vary."""
+        """``x`` with leading axes added. A parameter gets labels along its only axis along which others vary."""
         shape = (1,) * (ndim - len(x.shape)) + x.shape
         axes = [a for a in varying if isinstance(x, Param) and a - (ndim - len(x.shape)) in x.long]
         if isinstance(x, Param) and len(axes) == 1:

@@ -16,7 +16,6 @@ import numpy as np
 from torch.fx import Node
 
 from chipnet._util.torch_private import tree_leaves
-
 from chipnet.graph.draft import Draft
 from chipnet.graph.facts import Map, Mix, Norm, Pin, PinCode, Place, Queries, Slots, sources_of
 from chipnet.graph.labels import Labels
@@ -58,7 +57,11 @@ def can_scale(op: Operator, node: Node, queries: Slots, features: Slots) -> bool
     fact = facts[number]
     assert isinstance(fact, (Mix, Norm)) and fact.host is not None
     host, names = fact.host, {n.name for n in (*path, root)}
-    if host.output is not None or host.axis != 0 or (isinstance(fact, Norm) and not _has_weight(op.draft, fact)):
+    if (
+        host.output is not None
+        or host.axis != 0
+        or (isinstance(fact, Norm) and not _has_weight(op.draft, fact))
+    ):
         return False
     at = np.flatnonzero(np.isin(fact.dst, _behind(op.draft, queries, number, names)))
     if not len(at):
@@ -96,8 +99,8 @@ def note_factor(op: Operator, x: Labels, factor: float) -> None:
 
 
 def _sides(op: Operator, node: Node, x: Labels) -> tuple[list[tuple[Node, Slots]], int | None]:
-    """What is divided: queries or keys; or both sides of their product, with the number of its fact. Nothing where one
-    layer gives both."""
+    """What is divided: queries or keys; or both sides of their product, with the number of its fact. Nothing where
+    both are the same."""
     last = node
     while last.name not in op.draft.contracted and len(last.users) == 1 and operator_name(last) in _FIRST:
         last = last.args[0]  # type: ignore[assignment]
@@ -109,8 +112,8 @@ def _sides(op: Operator, node: Node, x: Labels) -> tuple[list[tuple[Node, Slots]
 
 
 def _counted(op: Operator, source: Expression, sides: Sequence[tuple[Node, Slots]]) -> Slots | None:
-    """The features that a number counts: a size of one of ``sides``, or an attribute of this module that has counted
-    widths before. None where it follows no width, or another."""
+    """The features that a number counts: a size of one of ``sides``, or an attribute of this module that has
+    counted some before. None where it follows no width, or another."""
     if isinstance(source, Shape) and source.made is not None:
         sized = op.draft.results.get((op.forward.counting, source.made))
         if not isinstance(sized, Labels) or op.keeps_length(sized, source.axis):
@@ -165,8 +168,8 @@ def _root(node: Any, writers: dict[str, int], path: set[Node]) -> Node | None:
 
 
 def _linear_in(n: Node, writers: Collection[str]) -> list[Any]:
-    """What an operator is linear in; nothing where it is no such operator. Of a product that is the side which one of
-    ``writers`` has written."""
+    """What an operator is linear in; nothing where it is no such operator. Of a product that is the side which one
+    of ``writers`` has written."""
     name = operator_name(n)
     if name in _FIRST:
         return [n.args[0]]

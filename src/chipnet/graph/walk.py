@@ -10,7 +10,6 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.node import map_arg
@@ -35,6 +34,7 @@ from chipnet.graph.facts import (
     Source,
 )
 from chipnet.graph.frozen_weights import computed_weights
+from chipnet.graph.heads import kept_grids
 from chipnet.graph.labels import Labels, Param, along, uniform
 from chipnet.graph.norm_modules import norm_calls
 from chipnet.graph.numbers import Settled, settle
@@ -62,6 +62,7 @@ def trace(
     gated: Set[str] = frozenset(),
     values: Sequence[Received] = (),
     heads: Heads = "narrow",
+    whole: Set[str] = frozenset(),
 ) -> ChannelGraph:
     """Walk the captured graph with the rules, and again while numbers in attributes turn out not to follow.
 
@@ -75,6 +76,7 @@ def trace(
         gated: nodes of ``ChannelGraph.outputs`` after which a gate acts.
         values: numbers that the train-mode forward uses as values.
         heads: does attention lose features, the same in all heads, whole heads, or both?
+        whole: weights of attention whose heads go whole where ``heads`` says both.
     """
     modules = Modules(model)
     canonical = canonical_names(model)
@@ -92,15 +94,21 @@ def trace(
     )
     while True:
         draft, settled, used = _traced(forward, program, canonical, training, gated, values)
-        grids = {**draft.grids, **forward.grids} if heads == "both" else {}
+        found = {**draft.grids, **forward.grids} if heads == "both" else {}
+        grids = {weight: rows for weight, rows in found.items() if weight not in whole}
         if heads != "narrow" and (
             draft.heads.keys() > forward.heads.keys() or len(grids) > len(forward.grids)
         ):
             forward = replace(forward, heads={**forward.heads, **draft.heads}, grids=grids)
             continue
-        if settled.kept.keys() <= forward.literal.keys():
+        if not settled.kept.keys() <= forward.literal.keys():
+            forward = replace(forward, literal={**forward.literal, **settled.kept})
+            continue
+        if not (kept := kept_grids(draft, forward.grids)):
             break
-        forward = replace(forward, literal={**forward.literal, **settled.kept})
+        whole = whole | kept
+        grids = {weight: rows for weight, rows in forward.grids.items() if weight not in whole}
+        forward = replace(forward, grids=grids, literal=literal)
     graph = draft.finished(forward.literal)
     more, notes = unread(graph, draft.pieces, modules, used)
     numbers = {(n.module, n.name, n.index): n for n in [*settled.numbers, *more]}
@@ -130,10 +138,12 @@ def _traced(
     for name in draft.foreign | draft.foreign_reads | draft.data:
         draft.owners.pop(name.rpartition(".")[0], None)
     watches = [p.watch for p in (program, training) if p is not None]
-    received = [r for watch in watches if watch is not None for r in watch.unclaimed(draft.known, draft.roots)]
+    received = [
+        r for watch in watches if watch is not None for r in watch.unclaimed(draft.known, draft.roots)
+    ]
     received += (r for r in values if r.source not in draft.roots)
     held = functools.partial(_held, forward.modules)
-    settled = settle(draft, draft.claims, received, held, forward.literal)
+    settled = settle(draft, draft.claims, received, held, forward.literal, draft.extents)
     sources = [*(c.source for c in draft.claims), *(r.source for r in received)]
     seen = [a for source in sources for a in attributes_in(source)]
     return draft, settled, {(a.module, a.name) for a in seen}

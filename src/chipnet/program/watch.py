@@ -134,8 +134,8 @@ def _sizes_in(expression: Expression) -> Iterator[Shape]:
 
 
 def with_size(expression: Expression, size: int) -> int | None:
-    """What a number would be if the tensor whose size it is made of had this size; None where it is made of anything
-    else, or of a fraction.
+    """What a number would be if the tensor whose size it is made of had this size; None where it is made of more
+    than that, or is a fraction.
 
     >>> with_size(Term("//", Shape(8), 2), 6)
     3
@@ -143,7 +143,12 @@ def with_size(expression: Expression, size: int) -> int | None:
     if not isinstance(expression, Term):
         return size if isinstance(expression, Shape) else expression if isinstance(expression, int) else None
     left, right = with_size(expression.left, size), with_size(expression.right, size)
-    if left is None or right is None or expression.sign not in _SIGNS or (right == 0 and expression.sign in "//%"):
+    if (
+        left is None
+        or right is None
+        or expression.sign not in _SIGNS
+        or (right == 0 and expression.sign in "//%")
+    ):
         return None
     return _SIGNS[expression.sign](left, right)
 
@@ -281,7 +286,7 @@ class Watch(TorchFunctionMode):
     def unclaimed(
         self, claimed: Set[tuple[Given, Expression]], roots: Set[Expression] = frozenset()
     ) -> Iterator[Received]:
-        """Numbers from attributes that are not among ``claimed``, so that no rule knows what they count, and no widths
+        """Numbers from attributes that are not among ``claimed``, so that no rule knows what they count, nor widths
         of which a rule knows the ``roots``."""
         yield from (r for r in self.values if r.source not in roots)
         for call in self.calls:

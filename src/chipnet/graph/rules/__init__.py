@@ -16,6 +16,7 @@ from chipnet.graph.rules import (  # noqa: F401
     layers,
     movement,
     norms,
+    parts,
     quantised,
     recurrent,
     reductions,

@@ -15,6 +15,7 @@ from chipnet.graph.queries import can_scale
 from chipnet.graph.rules.contractions import totals
 from chipnet.graph.rules.table import aten, rule
 
+
 @rule(*aten("scaled_dot_product_attention"))
 def attention(
     op: Operator,
@@ -107,9 +108,7 @@ def _of_heads_and_features(
     """Attention whose heads go and whose features do."""
     last = len(v.shape) - 1
     (axis,) = (a for a in v.varying if a != last)
-    if scale is None and (
-        np.isin(q.slots(), k.slots()).any() or not _can_scale(op, q, op.lengths(q, last))
-    ):
+    if scale is None and (np.isin(q.slots(), k.slots()).any() or not _can_scale(op, q, op.lengths(q, last))):
         return op.barrier([x for x in (q, k, v, mask) if x is not None], "attention")
     op.keep(v.slots()[:1], "attention has at least one head and one feature, be it zero", PinCode.NEVER_EMPTY)
     product = op.map([_first(q), _first(k)], "and", (*q.shape[:-2], 1, q.shape[-1]))

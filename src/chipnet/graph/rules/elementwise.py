@@ -12,7 +12,8 @@ from chipnet._util.torch_private import value_of
 from chipnet.graph.labels import Labels, Param, Value, values_in
 from chipnet.graph.operator import Operator
 from chipnet.graph.queries import note_factor
-from chipnet.graph.rules.movement import expand, is_data, split
+from chipnet.graph.rules.movement import expand, is_data
+from chipnet.graph.rules.parts import split
 from chipnet.graph.rules.table import aten, rule
 
 

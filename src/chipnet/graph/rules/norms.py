@@ -81,19 +81,27 @@ def norm_module(op: Operator, x: Value, call: NormCall) -> Labels:
 
 
 def _in_each_head(
-    op: Operator, x: Labels, axis: int, over: tuple[int, ...], weight: Value | None, bias: Value | None, **how: Any
+    op: Operator,
+    x: Labels,
+    axis: int,
+    over: tuple[int, ...],
+    weight: Value | None,
+    bias: Value | None,
+    **how: Any,
 ) -> Labels:
     """A norm over features, which lie along ``axis``, in each of several heads. See `over_channels`.
 
-    Where the same features remain in all heads, they are the channels of the norm, and one slot stands for a feature
-    in all heads. Where heads go whole, what is left of them is normalised as it was.
+    Where the same features remain in all heads, they are the channels of the norm: one slot stands for a feature in
+    all heads. Where heads go whole, those that are left are normalised as they were.
     """
     heads = set(x.varying) - {axis}
     if heads and op.keeps_length(x, axis):
         return op.map([x], "const")
     if heads and not op.tied_along(x, heads):
         return op.barrier([x], "a norm over one of several axes")
-    return over_channels(op, op.merged(x, sorted(heads), "or") if heads else x, axis, over, weight, bias, **how)
+    return over_channels(
+        op, op.merged(x, sorted(heads), "or") if heads else x, axis, over, weight, bias, **how
+    )
 
 
 def over_channels(
