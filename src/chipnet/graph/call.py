@@ -33,7 +33,8 @@ class Forward:
         entered: for every module, the calls by which it is entered.
         results: for every such call, how many tensors made in it are read outside of it.
         watch: knows which operators received numbers from attributes; None where that is not known.
-        heads: reshapes that make heads of attention, each with the axis of heads, where heads go whole.
+        heads: reshapes that make heads of attention, each with the axis of heads.
+        narrow: do all heads lose the same features, or do heads go?
         grids: weights whose rows write heads and features that both go, with these rows.
         counting: do its operators cost anything? Those of a train-mode graph do not.
     """
@@ -49,6 +50,7 @@ class Forward:
     watch: Watch | None
     counting: bool
     heads: Mapping[str, int] = field(default_factory=dict)
+    narrow: bool = True
     grids: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 

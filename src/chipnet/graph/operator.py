@@ -85,7 +85,11 @@ class Operator(Call):
         grid = x.varying[0] if len(x.varying) == 2 else heads
         if grid in axes and self._is_grid(x):
             return self._grid(x, grid)
-        for axis in [heads] if heads in axes and not self.tied_along(x, {heads}) else axes:
+        if heads in axes and self.forward.narrow:
+            axes = [a for a in axes if a != heads] or axes
+        elif heads in axes and not self.tied_along(x, {heads}):
+            axes = [heads]
+        for axis in axes:
             rows = np.moveaxis(core, axis, 0).reshape(core.shape[axis], -1)
             trial = Classes()
             _, ids = np.unique(rows, return_inverse=True)
@@ -163,6 +167,8 @@ class Operator(Call):
         for key, box in self.draft.boxes.items():
             at = box.varying[-2] if len(box.varying) > 1 else 0
             alike = len(box.varying) > 1 and number % box.core.shape[at] == 0
+            if alike and self.forward.narrow and self.tied_along(box, {at}):
+                continue  # features go already
             if alike and np.isin(self.draft.classes(box.slots()), mine).any():
                 self.draft.heads[key] = at
 

@@ -91,14 +91,13 @@ def trace(
         results=_results(program.graph.nodes),
         watch=program.watch,
         counting=True,
+        narrow=heads == "narrow",
     )
     while True:
         draft, settled, used = _traced(forward, program, canonical, training, gated, values)
         found = {**draft.grids, **forward.grids} if heads == "both" else {}
         grids = {weight: rows for weight, rows in found.items() if weight not in whole}
-        if heads != "narrow" and (
-            draft.heads.keys() > forward.heads.keys() or len(grids) > len(forward.grids)
-        ):
+        if draft.heads.keys() > forward.heads.keys() or len(grids) > len(forward.grids):
             forward = replace(forward, heads={**forward.heads, **draft.heads}, grids=grids)
             continue
         if not settled.kept.keys() <= forward.literal.keys():

@@ -37,18 +37,20 @@ def attention(
     """
     if enable_gqa:
         k, v = (_repeated(op.labelled(x), q.shape[-3]) for x in (k, v))
+    for x in (q, k, v) if op.forward.narrow and len(op.shape) > 3 else ():
+        op.note_heads(op.labelled(x), q.shape[-3])
     v, last = op.labelled(v), len(v.shape) - 1
     heads = {a for a in v.varying if a != last}
     if len(heads) == 1 and last - 1 not in heads and last in v.varying:
         q, k, (axis,) = op.labelled(q), op.labelled(k), heads
+        for x in (q, k, v):
+            op.note_heads(x, v.core.shape[axis])
+        note_grids(op, [q, k], axis, values=False)
+        note_grids(op, [v], axis, values=True)
         if all(_has_whole_heads(op, x, axis) for x in (q, k, v)):
             return _of_whole_heads(op, q, k, v, mask)
         if all(_has_both(op, x, axis) for x in (q, k, v)):
             return _of_heads_and_features(op, q, k, v, mask, scale)
-        note_grids(op, [q, k], axis, values=False)
-        note_grids(op, [v], axis, values=True)
-        for x in (q, k, v):
-            op.note_heads(x, v.core.shape[axis])
     kept = [x for x in (q, k, mask) if x is not None]
     if last - 1 in heads or last not in v.varying or (heads and not op.tied_along(v, heads)):
         return op.barrier([*kept, v], "attention")

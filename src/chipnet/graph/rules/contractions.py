@@ -120,6 +120,7 @@ def contract(
             for x in sides:
                 op.note_heads(x, x.core.shape[axis])
         return op.barrier([a, b], others)
+    _note_heads_that_go(op, sides, [i for i, n in enumerate(out) if n in left and n in right])
     shape = tuple(max(sizes) for sizes in zip(*(x.shape for x in sides), strict=True))
     product = op.map(sides, "and", shape)
     over = [i for i in product.varying if i >= len(out)]
@@ -157,6 +158,17 @@ def _laid_out(op: Operator, x: Value, axes: Letters, names: Letters) -> Labels:
     sizes = iter(core.shape)
     shape = [x.shape[list(axes).index(n)] if n in axes else 1 for n in names]
     return Labels(core.reshape([next(sizes) if n in axes else 1 for n in names]), tuple(shape))
+
+
+def _note_heads_that_go(op: Operator, sides: Sequence[Labels], common: Sequence[int]) -> None:
+    """Remember heads of one axis of features, where these should go: heads lie along one of the ``common`` axes,
+    which both sides have and which are not summed over."""
+    for axis in common if op.forward.narrow else ():
+        features = {a for x in sides for a in x.varying if a != axis}
+        if len(features) == 1:
+            for x in sides:
+                if len(x.varying) == 2 and axis in x.varying:
+                    op.note_heads(x, x.shape[axis])
 
 
 def _note_values(op: Operator, sides: Sequence[Labels]) -> None:
