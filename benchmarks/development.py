@@ -5,7 +5,9 @@
 
 It has seven families of small networks, three data sets (100 classes, 10, an easy one of 5) and six budgets. With
 each seed, every family has every budget once, on one data set. The next seed has the next data set there, so three
-seeds hold all combinations. No table of results has these seeds or test images: the images are those of the
+seeds hold all combinations. Two more families, a ViT and a ConvNeXt, run where ``--families`` names them.
+
+No table of results has these seeds or test images: the images are those of the
 validation split that the tables leave unused.
 
 A dense network is trained for 10 epochs on 3,200 images of 14×14. Every method then has the same weights, 4 epochs
@@ -53,6 +55,9 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "chain": networks.chain,
     "branches": partial(networks.branches, blocks=((8, 1), (16, 2), (16, 1), (24, 2))),
 }
+TRANSFORMERS: dict[str, Callable[..., nn.Module]] = {"vit": networks.vit, "convnext": networks.convnext}
+"""Families that run only where they are named. AdamW trains them, at a rate of their own."""
+ADAMW_RATE = 2e-3
 DATA = ("small_pairs_development", "small_development", "small_second_half_development")
 # Channels count the 100 classes too: a fifth of all channels would be next to nothing, or less than that.
 BUDGETS = ("macs=0.25", "macs=0.0625", "macs=0.02", "params=0.0625", "volume=0.2", "channels=0.5")
@@ -72,10 +77,11 @@ def cells(seed: int) -> Iterator[Cell]:
     """All cells of a seed, those of one dense network together."""
     found = [
         Cell(family, DATA[(f + b + seed) % len(DATA)], budget, seed)
-        for f, family in enumerate(FAMILIES)
+        for f, family in enumerate([*FAMILIES, *TRANSFORMERS])
         for b, budget in enumerate(BUDGETS)
     ]
-    return iter(sorted(found, key=lambda c: (c.data, list(FAMILIES).index(c.family))))
+    families = [*FAMILIES, *TRANSFORMERS]
+    return iter(sorted(found, key=lambda c: (c.data, families.index(c.family))))
 
 
 @lru_cache(maxsize=3)
@@ -86,17 +92,34 @@ def task(folder: str, data: str, seed: int) -> Task:
 def trained(cell: Cell, task: Task, cache: Path) -> nn.Module:
     """The dense network of a cell; its weights are kept in ``cache``."""
     torch.manual_seed(cell.seed)
-    network = FAMILIES[cell.family](num_classes=task.classes, in_channels=task.channels)
+    build = (FAMILIES | TRANSFORMERS)[cell.family]
+    network = build(num_classes=task.classes, in_channels=task.channels)
     network = network.to(memory_format=torch.channels_last).eval()
     file = cache / f"{cell.family}-{cell.data}-{cell.seed}.pt"
     if file.exists():
         network.load_state_dict(torch.load(file, weights_only=True))
     else:
-        fit(network, task, DENSE, OneCycle(RATE), cell.seed)
+        fit(network, task, DENSE, OneCycle(rate_for(network)), cell.seed, optimizer=optimizer_for(network))
         cache.mkdir(parents=True, exist_ok=True)
         torch.save(network.state_dict(), part := file.with_suffix(f".{os.getpid()}"))
         part.replace(file)
     return network
+
+
+def _is_transformer(network: nn.Module) -> bool:
+    return any(isinstance(m, nn.LayerNorm) for m in network.modules())
+
+
+def rate_for(network: nn.Module) -> float:
+    """The peak rate of a network's optimiser."""
+    return ADAMW_RATE if _is_transformer(network) else RATE
+
+
+def optimizer_for(network: nn.Module) -> torch.optim.Optimizer | None:
+    """AdamW for networks with layer norms; None stands for the SGD of others."""
+    if not _is_transformer(network):
+        return None
+    return torch.optim.AdamW(network.parameters(), ADAMW_RATE, weight_decay=0.05)
 
 
 def run(cell: Cell, method: str, dense: nn.Module, task: Task) -> dict[str, object]:
@@ -126,21 +149,27 @@ def pruned(
     The method ``shrink`` cuts first (`chipnet.shrink`), and has all epochs without gates."""
     network, (soft, hard) = copy.deepcopy(dense), epochs
     torch.manual_seed(seed + 100)
-    schedule, whole = OneCycle(RATE, 0.15), soft + hard
+    schedule, whole = OneCycle(rate_for(dense), 0.15), soft + hard
     if method == "shrink":
         small = chipnet.shrink(network, task.train[0][: post_training.IMAGES], budget, distance="kl").model
         small, cut = small.to(memory_format=torch.channels_last), task.accuracy(small)
-        fit(small, task, whole, schedule, seed + 1)
+        fit(small, task, whole, schedule, seed + 1, optimizer=optimizer_for(small))
         return small, cut
     steps = soft * (len(task.train[0]) // BATCH)
     pruner = chipnet.Pruner(network, task.train[0][:1], budget, steps=steps, method=method, seed=seed)
-    fit(network, task, soft, lambda p: schedule(p * soft / whole), seed + 1, pruner)
+    rising = partial(_part_of, schedule, 0, soft / whole)
+    fit(network, task, soft, rising, seed + 1, pruner, optimizer=optimizer_for(network))
     plan = pruner.harden()
     pruner.detach()
     small = chipnet.compact(network, plan).to(memory_format=torch.channels_last)
     cut = task.accuracy(small)
-    fit(small, task, hard, lambda p: schedule((soft + p * hard) / whole), seed + 2)
+    falling = partial(_part_of, schedule, soft / whole, 1)
+    fit(small, task, hard, falling, seed + 2, optimizer=optimizer_for(small))
     return small, cut
+
+
+def _part_of(schedule: OneCycle, start: float, end: float, progress: float) -> float:
+    return schedule(start + progress * (end - start))
 
 
 # -- what came out ----------------------------------------------------------------------------------------

@@ -126,3 +126,17 @@ def branches(
         layers.append(_Branches(inputs, width, stride))
         inputs = 3 * width
     return _classifier(layers, inputs, num_classes)
+
+
+def vit(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
+    """timm's vision transformer for images of 14×14: 49 tokens of 64 features, four blocks of four heads."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(14, 2, in_channels, num_classes, embed_dim=64, depth=4, num_heads=4)
+
+
+def convnext(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
+    """timm's ConvNeXt for images of 14×14: it begins with single pixels, and has five blocks."""
+    from timm.models.convnext import ConvNeXt
+
+    return ConvNeXt(in_channels, num_classes, depths=(1, 1, 2, 1), dims=(16, 32, 64, 96), patch_size=1)

@@ -90,9 +90,10 @@ def fit(
     seed: int,
     pruner: chipnet.Pruner | None = None,
     batch: int = BATCH,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """Train in place. ``rate`` is a function of the progress through these epochs."""
-    optimizer = sgd(network)
+    """Train in place, by SGD or ``optimizer``. ``rate`` is a function of the progress through these epochs."""
+    optimizer = optimizer or sgd(network)
     network.train()
     for progress, x, labels in batches(task, epochs, seed, batch):
         optimizer.param_groups[0]["lr"] = rate(progress)
