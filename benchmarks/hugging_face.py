@@ -128,3 +128,37 @@ def mamba() -> Made:
 def llama() -> Made:
     config = hf.LlamaConfig(**{**TEXT, "num_hidden_layers": 4}, num_key_value_heads=2)
     return _read(hf.LlamaForCausalLM(config), use_cache=False)
+
+
+def qwen3() -> Made:
+    config = hf.Qwen3Config(**TEXT, num_key_value_heads=2, head_dim=12)
+    return _read(hf.Qwen3ForCausalLM(config), use_cache=False)
+
+
+def gemma() -> Made:
+    config = hf.GemmaConfig(**TEXT, num_key_value_heads=1, head_dim=12)
+    return _read(hf.GemmaForCausalLM(config), use_cache=False)
+
+
+def gptneox() -> Made:
+    return _read(hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**TEXT)), use_cache=False)
+
+
+def gpt2() -> Made:
+    sizes = {"vocab_size": 64, "n_positions": 16, "n_embd": 48, "n_layer": 2, "n_head": 4}
+    return _read(hf.GPT2LMHeadModel(hf.GPT2Config(**sizes, bos_token_id=1, eos_token_id=2)), use_cache=False)
+
+
+def t5() -> Made:
+    sizes = {"vocab_size": 64, "d_model": 48, "d_kv": 12, "d_ff": 96, "num_layers": 2, "num_heads": 4}
+    return _read(hf.T5EncoderModel(hf.T5Config(**sizes)), head=48)
+
+
+def dinov2() -> Made:
+    return _seen(hf.Dinov2ForImageClassification(hf.Dinov2Config(**PATCHES, num_labels=10)), 32)
+
+
+def distilbert() -> Made:
+    sizes = {"vocab_size": 64, "max_position_embeddings": 16, "dim": 48, "n_layers": 2, "n_heads": 4}
+    config = hf.DistilBertConfig(**sizes, hidden_dim=96, num_labels=5)
+    return _read(hf.DistilBertForSequenceClassification(config))

@@ -52,7 +52,10 @@ def timm_vit_registers() -> Made:
 OWN: dict[str, Callable[[], Made]] = {
     f.__name__: f for f in (torchvision_vit, torchvision_swin, torchvision_swin_v2, timm_vit_registers)
 }
-HUGGING_FACE = ("vit", "deit", "swin", "segformer", "bert", "llama", "convnext", "convnextv2")
+HUGGING_FACE = (
+    "vit", "deit", "dinov2", "swin", "segformer", "convnext", "convnextv2", "bert", "distilbert", "t5",
+    "llama", "qwen3", "gemma", "gptneox", "gpt2",
+)  # fmt: skip
 
 
 def made(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:

@@ -70,7 +70,7 @@ class Trials:
         trial, error = next(((m, e) for m in masks if (e := self._error(analysis, m))), (None, None))
         if trial is None or error is None:
             return None
-        if grids := self._grids(analysis, trial, error):
+        if grids := self._grids(analysis, trial):
             return Notes(whole=grids)
         risky = _risky(analysis)
         for line, _ in _lines_of(error):
@@ -88,22 +88,26 @@ class Trials:
             f"blame: {type(error).__name__}: {error}. Exclude the part concerned with ignore=[...]."
         )
 
-    def _grids(self, analysis: Analysis, trial: Tensor, error: Exception) -> frozenset[str]:
-        """Weights of attention that loses heads and features, if these at once break ``trial``: it fails where they
-        are reshaped, or with their gates alone, or it does not with these open."""
+    def _grids(self, analysis: Analysis, trial: Tensor) -> frozenset[str]:
+        """Weights of attention that loses heads and features, if these at once break ``trial`` while the attention is
+        alive: it fails where they are reshaped, or with their gates alone, or it does not with these open."""
+        weights = analysis.graph.boxed
         sites = [i for i, site in enumerate(analysis.sites) if site.host.part]
-        weights = frozenset(analysis.sites[i].host.weight for i in sites)
-        if not sites:
-            return weights
+        alive, others = trial.clone(), trial.clone()
+        for i in sites:
+            gates = torch.as_tensor(analysis.site_gates[i])
+            others[gates] = True
+            alive[gates if analysis.sites[i].host.part == "block" else gates[:0]] = True
+        error = self._error(analysis, alive) if sites else None
+        if error is None:
+            return frozenset()
         rows = analysis.graph.classes(np.concatenate([analysis.sites[i].slots for i in sites]))
         lines = {line for line, _ in _lines_of(error)}
         reshaped = any(
             r.line in lines and np.isin(analysis.graph.classes(r.slots), rows).any()
             for r in _risky(analysis).values()
         )
-        others = trial.clone()
-        others[torch.cat([torch.as_tensor(analysis.site_gates[i]) for i in sites])] = True
-        if reshaped or self._try(analysis, sites, lambda gates: trial[gates])[1] is not None:
+        if reshaped or self._try(analysis, sites, lambda gates: alive[gates])[1] is not None:
             return weights
         return weights if self._error(analysis, others) is None else frozenset()
 

@@ -814,7 +814,7 @@ class Narrow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.b(F.relu(self.a(x)))
-        return self.fc((y * y.shape[1] ** -0.5).mean((2, 3)))
+        return self.fc((y * y.shape[1] ** -0.75).mean((2, 3)))
 
 
 def test_a_trial_changes_every_width():

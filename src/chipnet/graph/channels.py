@@ -57,6 +57,7 @@ class ChannelGraph:
         queries: weight -> a layer that writes queries of attention, which surgery scales.
         outputs: node -> the module whose output it is, and its channels: gates may go there if nowhere else.
         groups: slot -> a slot with whose class it shares a gate though both are not tied; None: it has none.
+        boxed: weights whose rows write heads and features that both go.
         extents: slots that are there where any of the slots at one head, or one feature, is.
         ties: a slot of a class, and an operator that ties slots of it: why sites share gates.
 
@@ -102,6 +103,7 @@ class ChannelGraph:
     queries: Mapping[str, Queries] = field(default_factory=dict)
     outputs: Mapping[str, tuple[str, Slots]] = field(default_factory=dict)
     groups: Mapping[int, int | None] = field(default_factory=dict)
+    boxed: frozenset[str] = frozenset()
     extents: Mapping[int, Slots] = field(default_factory=dict)
     ties: Sequence[tuple[int, Tie]] = ()
 

@@ -130,8 +130,9 @@ class Operator(Call):
 
     def channels(self, x: Value, axis: int) -> Slots | None:
         """The slot of every index along ``axis``; None where channels lie along other axes only."""
-        x = self.labelled(x)
         axis %= len(x.shape)
+        data = isinstance(x, Param) and len(x.long) > 1 and axis in x.long and x.made is None and not x.turned
+        x = self.along_of(x, axis) if data and isinstance(x, Param) else self.labelled(x)
         n = x.shape[axis]
         if x.varying == [axis]:
             return x.slots()

@@ -111,7 +111,8 @@ def trace(
     graph = draft.finished(forward.literal)
     more, notes = unread(graph, draft.pieces, modules, used)
     numbers = {(n.module, n.name, n.index): n for n in [*settled.numbers, *more]}
-    return replace(graph, numbers={**graph.numbers, **numbers}, notes=notes)
+    boxed = frozenset(forward.grids)
+    return replace(graph, numbers={**graph.numbers, **numbers}, notes=notes, boxed=boxed)
 
 
 def _traced(

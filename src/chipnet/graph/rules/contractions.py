@@ -110,6 +110,11 @@ def contract(
     if not narrowest:  # of what keeps several features, heads stay
         _note_values(op, sides)
     sides = [_of_one_slot(op, x, other) for x, other in zip(sides, sides[::-1], strict=True)]
+    for x, other in zip(sides, sides[::-1], strict=True):
+        if set(x.varying) < set(other.varying) and all(op.keeps_length(other, a) for a in x.varying):
+            for axis in x.varying:  # values lose features, and their scores lose heads
+                op.note_heads(x, x.core.shape[axis])
+                op.note_heads(other, x.core.shape[axis])
     others = f"'{op.name}' multiplies channels by others"
     sides = op.on_one_axis(sides, others)
     axes_of = [set(x.varying) for x in sides]

@@ -243,9 +243,9 @@ def view_as(op: Operator, x: Value, other: Value) -> Labels:
 
 
 @rule(*aten("zeros_like"))
-def zeros_like(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Labels:
-    """Zeros as wide as another tensor."""
-    return op.labelled(x)
+def zeros_like(op: Operator, x: Value, *args: Any, **kwargs: Any) -> Value:
+    """Zeros as wide as another tensor. Which axis of a parameter has channels, what they meet will tell."""
+    return x if isinstance(x, Param) and len(x.long) > 1 and x.made is None else op.labelled(x)
 
 
 @rule(*aten("ones_like full_like rand_like randn_like empty_like"))
