@@ -71,7 +71,7 @@ class Trials:
         if trial is None or error is None:
             return None
         if grids := self._grids(analysis, trial):
-            return Notes(whole=grids)
+            return Notes(by_head=grids)
         risky = _risky(analysis)
         for line, _ in _lines_of(error):
             if at := [n for n, r in risky.items() if r.line == line]:
@@ -89,8 +89,8 @@ class Trials:
         )
 
     def _grids(self, analysis: Analysis, trial: Tensor) -> frozenset[str]:
-        """Weights of attention that loses heads and features, if these at once break ``trial`` while the attention is
-        alive: it fails where they are reshaped, or with their gates alone, or it does not with these open."""
+        """Weights of attention that loses heads and features, if these at once break ``trial`` while the attention
+        is alive: it fails where they are reshaped, or with their gates alone, or it does not with these open."""
         weights = analysis.graph.boxed
         sites = [i for i, site in enumerate(analysis.sites) if site.host.part]
         alive, others = trial.clone(), trial.clone()

@@ -65,6 +65,26 @@ class Queries(nn.Module):
         return self.head((q + self.out(y)).mean(1))
 
 
+class Decoder(Queries):
+    """Its stream begins as zeros, as wide as the queries, which are positions of it: DETR's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values, self.out, self.head = nn.Linear(7, 5), nn.Linear(5, 7), nn.Linear(7, 3)
+        self.image = nn.Linear(4, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = self.queries.unsqueeze(0).repeat(x.shape[0], 1, 1)
+        stream = torch.zeros_like(positions)
+        stream = stream + self.out(F.relu(self.values(stream + positions)))
+        return self.head(stream + self.image(x).mean(1, keepdim=True))
+
+
+def test_a_stream_that_begins_as_zeros_is_as_wide_as_its_positions():
+    _, found = gains(Decoder, {"queries": 7, "values": 5, "out": 7, "image": 7}, (2, 5, 4))
+    assert len({small.queries.shape[1] for small, *_ in found}) > 1
+
+
 def test_learnt_queries_lose_columns_and_no_rows():
     _, found = gains(Queries, {"queries": 7, "k": 7, "v": 7, "out": 7}, (2, 5, 4))
     assert {small.queries.shape[0] for small, *_ in found} == {6}

@@ -43,25 +43,25 @@ class Notes:
         broken: weights of sites that break the forward, with what was said: they are kept whole.
         anchored: weights of sites that must not lose all of their channels.
         gated: nodes, outputs of modules, that hold gates, since nothing before them can; None: not looked for yet.
-        whole: weights of attention whose heads go whole, since heads and features at once do not.
+        by_head: weights of attention whose heads go whole, since heads and features at once do not.
     """
 
     literal: Mapping[str, str] = field(default_factory=dict)
     broken: Mapping[str, str] = field(default_factory=dict)
     anchored: frozenset[str] = frozenset()
     gated: frozenset[str] | None = None
-    whole: frozenset[str] = frozenset()
+    by_head: frozenset[str] = frozenset()
 
     def __or__(self, more: Notes) -> Notes:
         before = (
-            {} if more.whole - self.whole else self.literal
+            {} if more.by_head - self.by_head else self.literal
         )  # other heads, other sizes: they are found again
         return Notes(
             {**before, **more.literal},
             {**self.broken, **more.broken},
             self.anchored | more.anchored,
             self.gated if more.gated is None else more.gated,
-            self.whole | more.whole,
+            self.by_head | more.by_head,
         )
 
 
@@ -308,7 +308,7 @@ def _read(
         gated,
         values,
         options.heads,
-        notes.whole,
+        notes.by_head,
     )
     uncounted = max(0, network.macs - graph.macs)  # what no rule counts, no mask changes
     graph = replace(graph, fixed_macs=graph.fixed_macs + uncounted).with_pins(_excluded(graph, network))

@@ -62,7 +62,7 @@ def trace(
     gated: Set[str] = frozenset(),
     values: Sequence[Received] = (),
     heads: Heads = "narrow",
-    whole: Set[str] = frozenset(),
+    by_head: Set[str] = frozenset(),
 ) -> ChannelGraph:
     """Walk the captured graph with the rules, and again while numbers in attributes turn out not to follow.
 
@@ -76,7 +76,7 @@ def trace(
         gated: nodes of ``ChannelGraph.outputs`` after which a gate acts.
         values: numbers that the train-mode forward uses as values.
         heads: does attention lose features, the same in all heads, whole heads, or both?
-        whole: weights of attention whose heads go whole where ``heads`` says both.
+        by_head: weights of attention whose heads go whole where ``heads`` says both.
     """
     modules = Modules(model)
     canonical = canonical_names(model)
@@ -96,7 +96,7 @@ def trace(
     while True:
         draft, settled, used = _traced(forward, program, canonical, training, gated, values)
         found = {**draft.grids, **forward.grids} if heads == "both" else {}
-        grids = {weight: rows for weight, rows in found.items() if weight not in whole}
+        grids = {weight: rows for weight, rows in found.items() if weight not in by_head}
         if draft.heads.keys() > forward.heads.keys() or len(grids) > len(forward.grids):
             forward = replace(forward, heads={**forward.heads, **draft.heads}, grids=grids)
             continue
@@ -105,8 +105,8 @@ def trace(
             continue
         if not (kept := kept_grids(draft, forward.grids)):
             break
-        whole = whole | kept
-        grids = {weight: rows for weight, rows in forward.grids.items() if weight not in whole}
+        by_head = by_head | kept
+        grids = {weight: rows for weight, rows in forward.grids.items() if weight not in by_head}
         forward = replace(forward, grids=grids, literal=literal)
     graph = draft.finished(forward.literal)
     more, notes = unread(graph, draft.pieces, modules, used)

@@ -143,6 +143,8 @@ def _broadcast(op: Operator, x: Labels) -> Labels:
 @rule(*aten("add sub subtract maximum minimum rsub fmax fmin"))
 def add(op: Operator, a: Any, b: Any, **kwargs: Any) -> Value:
     """Non-zero where either side is."""
+    if isinstance(a, Param) and a == b and is_data(a, op):
+        return a
     return _binary(op, a, b, "or", "const")
 
 

@@ -91,7 +91,12 @@ def is_data(x: Value, op: Operator) -> TypeGuard[Param]:
     axis has channels?"""
     if not isinstance(x, Param) or len(x.long) < 2 or x.made is not None or x.turned:
         return False
-    return bool(op.node.users) and all(operator_name(n) in _MEETS or _is_function(n) for n in op.node.users)
+    return bool(op.node.users) and all(_tells(n, op.node) or _is_function(n) for n in op.node.users)
+
+
+def _tells(user: Node, node: Node) -> bool:
+    """Does an operator tell which axis of ``node`` has channels, or leave that to its own readers?"""
+    return operator_name(user) in _MEETS or (operator_name(user) == "linear" and user.args[0] is node)
 
 
 def _is_function(node: Node) -> bool:
@@ -230,7 +235,8 @@ def _widened(op: Operator, x: Labels) -> Labels | None:
 
 _ELEMENTWISE = {"add", "sub", "mul", "div", "maximum", "minimum"}
 _MEETS = _ELEMENTWISE | set(
-    "cat concat concatenate expand repeat unsqueeze permute transpose scaled_dot_product_attention".split()  # noqa: SIM905
+    "cat concat concatenate expand repeat unsqueeze permute transpose zeros_like "  # noqa: SIM905
+    "scaled_dot_product_attention".split()
 )
 """Where channels of others tell which axis of a parameter has channels; and where its axes only change places."""
 
