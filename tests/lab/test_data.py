@@ -16,6 +16,7 @@ from data_files import (
     write_tiny_imagenet,
 )
 
+from chipnet._util.random import stream_seed
 from chipnet.errors import ConfigError
 from chipnet.lab.data import (
     Augment,
@@ -28,7 +29,7 @@ from chipnet.lab.data import (
     shift_and_flip,
 )
 from chipnet.lab.data.folders import problem_of, read_image
-from chipnet.lab.data.images import channel_statistics, stream_seed
+from chipnet.lab.data.images import channel_statistics
 from chipnet.lab.data.split import stratified_choice
 
 # -------------------------------------------------------------------------------------------- digits
@@ -792,10 +793,14 @@ def test_tensor_images_serve_a_plain_data_loader():
 
 
 def test_stream_seed_is_fixed_and_spreads():
+    assert len({stream_seed(7), stream_seed(7, 0), stream_seed(7, 0, 0), stream_seed(2**32 + 7)}) == 4
     seeds = {stream_seed(seed, epoch) for seed in range(50) for epoch in range(50)}
     assert len({seed % 2**32 for seed in seeds}) == 2500  # torch's CPU generator reads no more bits
     assert stream_seed(1, 2) == stream_seed(1, 2)
-    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert all(0 <= seed < 2**63 for seed in [*seeds, stream_seed(2**63 - 1, 2**40)])
+    for seed in (-1, 2**63):
+        with pytest.raises(ConfigError, match="seed must be at"):
+            next(iter(Batches(numbered(4), 2, shuffle=True, seed=seed)))
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "bmp"])

@@ -24,11 +24,10 @@ from torch import Tensor, nn
 
 from chipnet import ChipNetError, Plan, Pruner, compact, detach
 from chipnet._util.distributed import gathered, same_buffers, sums
-from chipnet._util.random import generators, seed_everything, set_generators
+from chipnet._util.random import generators, seed_everything, set_generators, stream_seed
 from chipnet._util.text import amount, shell_command
 from chipnet.analysis.kinds import KINDS
 from chipnet.lab import checkpoint, sanity
-from chipnet.lab.data.images import stream_seed
 from chipnet.lab.job import Job
 from chipnet.lab.metrics import LOSSES, Metrics
 from chipnet.lab.models import load_weights

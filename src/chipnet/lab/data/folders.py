@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from chipnet._util.imports import optional_import
+from chipnet._util.random import stream_seed
 from chipnet.errors import ConfigError
-from chipnet.lab.data.images import count_batches, stream_seed
+from chipnet.lab.data.images import count_batches
 from chipnet.lab.data.workers import held_back, steady
 
 
