@@ -43,7 +43,6 @@ def test_one_helper_writes_numbers_of_things() -> None:
 DIALECT = {"beside", "asked", "met", "least", "apart", "whole"}
 FIELD = {
     "asked",  # of `Landing`: plan files name it
-    "at_least",
     "check_whole",  # whole numbers
     "_has_whole_heads", "_of_whole_heads",  # heads="whole"
     "_kept_whole", "READ_WHOLE", "WHOLE_TENSOR",  # what pins say: kept whole
