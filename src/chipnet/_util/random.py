@@ -35,7 +35,7 @@ def stream_seed(seed: int, *parts: int) -> int:
 
 
 def seed_everything(seed: int) -> None:
-    """For initial weights, networks' own randomness and other people's data."""
+    """Seed all three, for initial weights, networks' own randomness and other people's data."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

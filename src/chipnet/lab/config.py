@@ -194,7 +194,7 @@ class Recipe:
         ]
 
     def _scaled(self, batch_size: int, optimizer: str) -> float:
-        """By how much rates change with the batch size, so that the noise of the steps stays: in proportion for
+        """How much rates change with the batch size, so that the noise of the steps stays: in proportion for
         SGD, by the square root for AdamW (Malladi et al. 2022, arXiv:2205.10287)."""
         ratio = batch_size / self.batch_size
         return ratio if optimizer == "sgd" else math.sqrt(ratio)

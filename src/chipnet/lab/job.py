@@ -66,9 +66,9 @@ class Job:
     out: Path
     resume: bool = False
     mask: Tensor | None = None
-    """Of `Request.masks`, as gates."""
+    """The masks of `Request.masks`, as gates."""
     start: Start | None = None
-    """Where the network is the compact one of an earlier run; `budget` is then in counts."""
+    """The earlier run whose compact network is pruned further, if one is; `budget` is then in counts."""
 
     @property
     def dense(self) -> Cost:

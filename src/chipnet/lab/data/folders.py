@@ -70,7 +70,7 @@ class FolderImages(Dataset[tuple[Any, int]]):
         return read_image(self.paths[index]), int(self.labels[index])
 
     def problem(self, index: int) -> tuple[str, str]:
-        """Where an image lies, and why it cannot be read, or nothing."""
+        """The place of an image, and why it cannot be read, or nothing."""
         return self.paths[index], problem_of(self.paths[index])
 
     def subset(self, indices: Tensor) -> FolderImages:
