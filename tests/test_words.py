@@ -1,4 +1,5 @@
-"""Numbers and what they count agree: one helper writes them. Names are the field's, and one name is one thing."""
+"""Numbers and what they count agree: one helper writes them. Names are the field's, and one name is one thing.
+Docstrings begin with what they are about."""
 
 import ast
 import itertools
@@ -43,7 +44,6 @@ def test_one_helper_writes_numbers_of_things() -> None:
 DIALECT = {"beside", "asked", "met", "least", "apart", "whole"}
 FIELD = {
     "asked",  # of `Landing`: plan files name it
-    "at_least",
     "check_whole",  # whole numbers
     "_has_whole_heads", "_of_whole_heads",  # heads="whole"
     "_kept_whole", "READ_WHOLE", "WHOLE_TENSOR",  # what pins say: kept whole
@@ -72,6 +72,27 @@ def test_names_use_no_word_that_only_we_use() -> None:
         n for p in SOURCE.rglob("*.py") for n in names_in(ast.parse(p.read_text())) if words(n) & DIALECT
     }
     assert named == FIELD
+
+
+FRAGMENTS = {"Of", "Where", "Those", "By", "For", "On", "With", "Between"}
+"""A text that begins so says what it is about only at its end. A question may begin with "where"."""
+
+
+def texts_in(tree: ast.AST) -> Iterator[str]:
+    """Docstrings, and texts below what they explain."""
+    for node in ast.walk(tree):
+        value = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            yield " ".join(value.value.split())
+
+
+def test_docstrings_begin_with_what_they_are_about() -> None:
+    assert list(texts_in(ast.parse('"""a  b"""\nx = 1\n"""c"""'))) == ["a b", "c"]
+    texts = [
+        (p.name, text) for p in SOURCE.rglob("*.py") for text in texts_in(ast.parse(p.read_text())) if text
+    ]
+    begun = [t for t in texts if re.split(r"\W", t[1])[0] in FRAGMENTS]
+    assert [t for t in begun if not re.match(r"Where [^.]*\?", t[1])] == []
 
 
 ONE_IN_EACH = {

@@ -57,7 +57,7 @@ class Moved(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         module.__spec__ = module.__spec__.loader_state
 
     def get_code(self, name: str) -> CodeType | None:
-        """For ``python -m``."""
+        """The code of the module under its new name, which ``python -m`` runs."""
         spec = importlib.util.find_spec(name)
         assert spec is not None and spec.origin is not None
         own = importlib.util.find_spec(spec.origin)

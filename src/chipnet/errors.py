@@ -14,7 +14,7 @@ class ChipNetError(Exception):
     """Base of all errors raised on purpose by chipnet."""
 
     option: str = ""
-    """Of `chipnet.lab.train.Request`, where one is to blame: the command line names its flag."""
+    """The option of `chipnet.lab.train.Request` that is to blame, if one is: the command line names its flag."""
 
 
 class CaptureError(ChipNetError):

@@ -92,7 +92,7 @@ class Masks:
 
     @property
     def fingerprint(self) -> str:
-        """Of the architecture: names and widths of the sites, in order."""
+        """The hash of the architecture: of names and widths of the sites, in order."""
         return hashlib.sha256(json.dumps(list(self.widths.items())).encode()).hexdigest()
 
     def transfer(self, structure: Structure) -> Tensor:

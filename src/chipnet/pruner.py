@@ -121,14 +121,14 @@ class Pruner:
         analysis, limits = self.structure.analysis, self.structure.limits(self.budget)
         self._solver = measuring(model, analysis, self.budget) if timed else counting_solver(analysis)
         self._measured: Solution | None = None
-        """With a latency budget: the mask that was measured last."""
+        """The mask that was measured last, with a latency budget."""
         self._made_for = made_for(
             reference(kind), {**kind.settings(), **settings}, self.budget, steps, analysis
         )
         device = device_of(model)
         sites = [site for site in analysis.sites if site.free]
         self._gated = torch.cat([torch.full((site.channels,), site.free > 0) for site in analysis.sites])
-        """Of every channel of every site: is the site gated?"""
+        """Per channel of every site: is the site gated?"""
         counted = analysis.norm_channels, analysis.counted
         self._values = GateValues([site.gates for site in sites], analysis.gates, self._soft, device, counted)
         self._own_backward = False
@@ -154,7 +154,7 @@ class Pruner:
 
     @property
     def landing(self) -> Landing | None:
-        """With a latency budget, once final masks are known: what their compact network takes, as measured."""
+        """What the compact network that was measured last takes; None until one is, or with no latency budget."""
         return self._measured.landing if self._measured is not None else None
 
     @plainly

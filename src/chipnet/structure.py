@@ -122,7 +122,7 @@ class Structure:
 
     @property
     def sites(self) -> list[Site]:
-        """Where gates may act."""
+        """The sites, at which gates may act."""
         return self.analysis.sites
 
     @property
@@ -317,7 +317,7 @@ def _tried(network: Network, options: Options) -> Analysis:
 
 
 def _nobody() -> None:
-    """In place of the reference to the model where a structure has been pickled."""
+    """Stands for the reference to the model in a structure that has been pickled."""
 
 
 def _where(why: Pin | Tie) -> dict[str, str]:

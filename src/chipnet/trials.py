@@ -131,7 +131,7 @@ class Trials:
         return None
 
     def _try(self, analysis: Analysis, sites: Sequence[int], kept: Kept) -> tuple[bool, Exception | None]:
-        """With all other sites whole: is the network connected, and what goes wrong?"""
+        """Is the network connected with all other sites whole, and what goes wrong?"""
         mask = torch.ones(analysis.gates, dtype=torch.bool)
         for i in sites:
             mask[analysis.site_gates[i]] = kept(analysis.site_gates[i])

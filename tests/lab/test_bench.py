@@ -149,7 +149,6 @@ def test_a_home_folder_is_found(tmp_path, monkeypatch):
         ({"data": ["digitz"]}, "digitz"),
         ({"data": ["mnist"]}, "mnist"),
         ({"request": {"precision": "8"}}, "unknown precision '8'"),
-        ({"request": {"threads": 0}}, "threads must be at least 1"),
         ({"recipe": {"limit": -5}}, "limit"),
     ],
 )
@@ -202,6 +201,7 @@ def test_all_that_is_wrong_is_said_at_once():
         ({"data": ["digits", "digits"]}, "data names something twice"),
         ({"recipe": [1]}, "recipe must be a mapping"),
         ({"recipe": {"prune": 0}}, "prune must be at least 1"),
+        ({"request": {"threads": 0}}, "threads must be at least 1"),
         ({"recipe": {"prune": "two"}}, r"recipe\.prune must be a whole number, not 'two'"),
     ],
 )

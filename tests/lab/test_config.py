@@ -1,15 +1,19 @@
 """Options: one list of them, read from plain values, written and read back; every mistake is named."""
 
 import dataclasses
+import re
 import typing
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
 from chipnet import ConfigError
-from chipnet.lab.config import Recipe, Request, options, recipe_for
+from chipnet.errors import Problems
+from chipnet.lab.config import Recipe, Request, recipe_for
 from chipnet.lab.config_file import read_config, started_by, write_config
+from chipnet.lab.fit import fitted, options
 from chipnet.lab.layers import plain, request_from, typed, unused
 
 
@@ -101,11 +105,13 @@ def test_values_of_python_become_those_of_a_file(tmp_path):
         only="c",
         validation=np.float64(0.2),
     )
-    write_config(tmp_path / "c.yaml", typed(asked))
+    write_config(tmp_path / "c.yaml", typed(asked, Problems()))
     made = request_from(read_config(tmp_path / "c.yaml"))
     assert (made.seed, made.data_dir, made.ignore, made.only) == (3, str(tmp_path), ("a", "b"), ("c",))
+    problems = Problems()
+    assert typed(Request(seed="a", compile="no", threads=2), problems) == Request(threads=2)
     with pytest.raises(ConfigError, match=r"^seed must be a whole number, not 'a'; compile must be true or"):
-        typed(Request(seed="a", compile="no"))
+        problems.tell()
 
 
 def test_all_mistakes_are_named_at_once():
@@ -186,3 +192,69 @@ def test_aliases_of_what_is_whole_are_read(tmp_path):
 def test_sizes_that_are_slips_of_the_pen_are_refused(changes):
     with pytest.raises(ConfigError, match="must be at most"):
         Recipe(1, 1, 1).changed(changes)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"seed": -1}, "seed must be at least 0, not -1"),
+        ({"seed": 2**63}, "seed must be at most 9,223,372,036,854,775,807, not 9223372036854775808"),
+        ({"round_to": 0}, "round_to must be at least 1, not 0"),
+        ({"round_to": 10**5000}, "round_to must be at most 1,000,000,000, not a number of many digits"),
+        ({"checkpoint_seconds": "nan"}, "checkpoint_seconds must be finite, not nan"),
+        ({"mean": ["0.5", "x"]}, "mean must be a number or a list of numbers, not ['0.5', 'x']"),
+        ({"std": True}, "std must be a number or a list of numbers, not True"),
+        ({"recipe": {"prune": 0}}, "recipe.prune must be at least 1, not 0"),
+        ({"recipe": {"train": None}}, "recipe.train must be a whole number, not None"),
+        ({"recipe": {"warmup": "1"}}, "recipe.warmup must be below 1, not 1.0"),
+        ({"recipe": {"clip": 0}}, "recipe.clip must be above 0, not 0"),
+        ({"recipe": {"clip_spikes": 1}}, "recipe.clip_spikes must be above 1, or 0 for no clipping, not 1"),
+        ({"recipe": {"momentum": 10**5000}}, "recipe.momentum must be a number, not a number of many digits"),
+        (
+            {"recipe": {"schedule": ["step"]}},
+            "schedule must be 'one-cycle', 'cosine' or 'step', not ['step']",
+        ),
+    ],
+)
+def test_what_a_value_must_be_is_told_in_words(values, said):
+    with pytest.raises(ConfigError) as caught:
+        request_from(values)
+    assert f"{said}\n" in f"{caught.value}\n"
+
+
+@pytest.mark.parametrize("cls", [Request, Recipe])
+def test_any_value_becomes_one_of_the_type_or_a_sentence(cls):
+    values = [
+        None,
+        True,
+        0,
+        -1,
+        10**5000,
+        0.5,
+        float("nan"),
+        "",
+        "a",
+        b"a",
+        [],
+        ["a"],
+        [1],
+        {},
+        {"a": 1},
+        {"a"},
+        1j,
+    ]
+    values += [np.int64(3), np.float32(0.5), np.bool_(True), np.zeros(2), 1j, Path("a")]
+    for name in options(cls):
+        for value in values:
+            problems = []
+            found = fitted(cls, {name: value}, "", problems)
+            assert (list(found), len(problems)) in (([name], 0), ([], 1))
+            assert all(re.fullmatch(rf"{name} must be (?!Input).*, not .*", text) for text in problems), (
+                problems
+            )
+
+
+def test_numpy_numbers_in_a_recipe_are_written(tmp_path):
+    made = Recipe(np.int64(1), np.int64(2), 3, train_lr=np.float32(0.5))
+    write_config(tmp_path / "c.yaml", Request("m:f", "digits", "macs=0.5", tmp_path, made))
+    assert request_from(read_config(tmp_path / "c.yaml")).recipe == made

@@ -16,6 +16,7 @@ from data_files import (
     write_tiny_imagenet,
 )
 
+from chipnet._util.random import stream_seed
 from chipnet.errors import ConfigError
 from chipnet.lab.data import (
     Augment,
@@ -28,7 +29,7 @@ from chipnet.lab.data import (
     shift_and_flip,
 )
 from chipnet.lab.data.folders import problem_of, read_image
-from chipnet.lab.data.images import channel_statistics, stream_seed
+from chipnet.lab.data.images import channel_statistics
 from chipnet.lab.data.split import stratified_choice
 
 # -------------------------------------------------------------------------------------------- digits
@@ -128,23 +129,36 @@ def test_idx_missing_folder_and_files(tmp_path):
         load_data("mnist", tmp_path / "train-images-idx3-ubyte.gz")
 
 
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+NO_IMAGES = (
+    r"images-idx3-ubyte cannot be read .* of unsigned bytes with 3 dimensions .its length or .*truncated"
+)
+NO_LABELS = r"labels-idx1-ubyte cannot be read .* of unsigned bytes with 1 dimension .it.*swapped"
+SQUARES = idx_bytes(np.zeros((2, 2, 2)))
+
+
+def idx_header(kind, *sizes):
+    return bytes([0, 0, kind, len(sizes)]) + b"".join(size.to_bytes(4, "big") for size in sizes)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (
-            "train-images-idx3-ubyte",
-            idx_bytes(np.arange(3)),
-            r"magic number 0x00000801, not 0x00000803.*swapped",
-        ),
-        ("train-labels-idx1-ubyte", idx_bytes(np.zeros((2, 2, 2))), "0x00000803, not 0x00000801"),
-        (
-            "train-images-idx3-ubyte",
-            idx_bytes(np.zeros((2, 2, 2)))[:-1],
-            r"truncated: 23 bytes .* asks for 24",
-        ),
-        ("train-images-idx3-ubyte", idx_bytes(np.zeros((2, 2, 2))) + b"x", "too long: 25 bytes"),
-        ("train-images-idx3-ubyte", b"\0\0\x08\x03\0\0", "truncated within its header"),
-        ("t10k-images-idx3-ubyte", b"", "magic number 0x00000000"),
+        (IMAGES, idx_bytes(np.arange(3)), r"3 dimensions \(it holds torch.uint8 \[3\]\).*swapped"),
+        (LABELS, SQUARES, r"1 dimension \(it holds torch.uint8 \[2, 2, 2\]\).*swapped"),
+        (IMAGES, idx_header(9, 2, 2, 2) + bytes(8), r"it holds torch.int8 \[2, 2, 2\]"),
+        (LABELS, idx_header(14, 2) + bytes(16), r"it holds torch.float64 \[2\]"),
+        *[(LABELS, idx_header(kind, 3) + bytes(3), NO_LABELS) for kind in (0, 7, 10, 11, 14, 15, 255)],
+        (LABELS, bytes([8, 0, 8, 1, 0, 0, 0, 3, 0, 0, 0]), NO_LABELS),
+        (IMAGES, idx_header(8, 2, 2, 2, 1) + bytes(8), NO_IMAGES),
+        (IMAGES, SQUARES[:-1], NO_IMAGES),
+        (IMAGES, SQUARES + b"x", NO_IMAGES),
+        (IMAGES, b"\0\0\x08\x03\0\0", NO_IMAGES),
+        (IMAGES, b"", NO_IMAGES),
+        (IMAGES, idx_header(8, 0, 28, 28), NO_IMAGES),
+        (IMAGES, idx_header(8, *[2**32 - 1] * 3) + bytes(8), NO_IMAGES),
+        # 2**64 + 4 bytes, which is 4 in 64 bits
+        (IMAGES, idx_header(8, 769546, 494770, 48448661) + bytes(4), NO_IMAGES),
         ("t10k-labels-idx1-ubyte", idx_bytes(np.arange(3)), "holds 20 images but .* holds 3 labels"),
         ("t10k-labels-idx1-ubyte", idx_bytes(np.full(20, 11)), "has the label 11; mnist has 0 to 9"),
     ],
@@ -792,10 +806,14 @@ def test_tensor_images_serve_a_plain_data_loader():
 
 
 def test_stream_seed_is_fixed_and_spreads():
+    assert len({stream_seed(7), stream_seed(7, 0), stream_seed(7, 0, 0), stream_seed(2**32 + 7)}) == 4
     seeds = {stream_seed(seed, epoch) for seed in range(50) for epoch in range(50)}
     assert len({seed % 2**32 for seed in seeds}) == 2500  # torch's CPU generator reads no more bits
     assert stream_seed(1, 2) == stream_seed(1, 2)
-    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert all(0 <= seed < 2**63 for seed in [*seeds, stream_seed(2**63 - 1, 2**40)])
+    for seed in (-1, 2**63):
+        with pytest.raises(ConfigError, match="seed must be at"):
+            next(iter(Batches(numbered(4), 2, shuffle=True, seed=seed)))
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "bmp"])

@@ -124,7 +124,7 @@ def blamed(what: str, error: Exception) -> ConfigError:
 
 
 def accepted(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `options` that `function` takes by keyword (all of them when it has `**kwargs`).
+    """The `options` that `function` takes by keyword (all of them when it has `**kwargs`).
 
     >>> accepted(lambda a, *, b: None, {"a": 1, "b": 2, "c": 3})
     {'a': 1, 'b': 2}

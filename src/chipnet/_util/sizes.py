@@ -11,11 +11,9 @@ from typing import Any
 from chipnet.errors import ConfigError
 
 MIN_OF = {
-    **dict.fromkeys(
-        ("threads", "num_nodes", "checkpoint_steps", "round_to", "num_classes", "in_channels"), 1
-    ),
+    **dict.fromkeys(("threads", "round_to", "num_classes", "in_channels"), 1),
     **dict.fromkeys(("batch", "batch_size", "static_batch", "images", "opset"), 1),
-    **dict.fromkeys(("workers", "min_channels", "seed"), 0),
+    **dict.fromkeys(("min_channels", "seed"), 0),
 }
 """The least that a size may be; others have no least here."""
 MAX_OF = {

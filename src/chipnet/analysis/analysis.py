@@ -120,7 +120,7 @@ class Analysis:
 
     @functools.cached_property
     def site_gates(self) -> list[Tensor]:
-        """Of every site, the gates that act there and at no site before it."""
+        """The gates that act at each site and at no site before it."""
         taken: set[int] = set()
         found = []
         for site in self.sites:
@@ -131,7 +131,7 @@ class Analysis:
 
     @functools.cached_property
     def site_of_gate(self) -> Tensor:
-        """Of every gate, its site in `site_gates`: ``[gates]``."""
+        """The site of each gate in `site_gates`: ``[gates]``."""
         found = torch.zeros(self.gates, dtype=torch.int64)
         for i, gates in enumerate(self.site_gates):
             found[gates] = i
@@ -162,12 +162,12 @@ class Analysis:
 
     @property
     def norms(self) -> list[LiveNorm]:
-        """Those whose statistics are those of channels that exist."""
+        """Norms whose statistics are those of channels that exist."""
         return [norm for norm, _ in self.graph.live.values()]
 
     @functools.cached_property
     def norm_channels(self) -> list[int]:
-        """Of each of `norms`, how many channels it has."""
+        """How many channels each of `norms` has."""
         return [len(slots) for _, slots in self.graph.live.values()]
 
     # -- questions about masks ----------------------------------------------------------------------------
@@ -208,7 +208,7 @@ class Analysis:
 
     @functools.cached_property
     def bypassed(self) -> tuple[bool, ...]:
-        """Of every site ``[sites]``: has it gates, and does the input reach every output without all of them?"""
+        """Per site: has it gates, and does the input reach every output without all of them? ``[sites]``."""
         found = []
         for gates in self.site_gates:
             without = torch.ones(self.gates, dtype=torch.bool)
@@ -332,12 +332,12 @@ def _read(
 
 
 def _passes(liveness: Liveness) -> set[Host]:
-    """Where gates multiply activations."""
+    """The hosts without affine parameters: their gates multiply activations."""
     return {site.host for site in liveness.sites if site.free and not site.host.is_layer}
 
 
 def _after_sums(graph: ChannelGraph, liveness: Liveness, gated: frozenset[str]) -> frozenset[str]:
-    """Of nodes whose outputs are multiplied by gates, those that give a sum."""
+    """The nodes of ``gated``, whose outputs are multiplied by gates, that give a sum."""
     sums = [f.dst for f in graph.facts if isinstance(f, Map) and f.kind == "or" and len(f.srcs) > 1]
     added = np.concatenate([graph.facts[0].dst[:0], *sums])
     hosts = _passes(liveness)
@@ -353,8 +353,7 @@ def _dense(norm: LiveNorm, graph: ChannelGraph) -> LiveNorm:
 
 
 def _once(network: Network, graph: ChannelGraph, nodes: frozenset[str]) -> frozenset[str]:
-    """Of modules' outputs, those that are one tensor each, of modules that training calls no more often than the
-    graph shows."""
+    """The outputs that are one tensor each, of modules that training calls no more often than the graph shows."""
     hosts = {n: graph.outputs[n][0] for n in nodes}
     calls: Counter[str] = Counter()
     if not nodes:

@@ -37,7 +37,7 @@ class Cost:
     params: int
     macs: int
     more: Mapping[str, int] = field(default_factory=dict)
-    """Of other kinds that a budget names."""
+    """Costs of other kinds that a budget names."""
 
     def __getitem__(self, kind: str) -> int:
         return int(self.more[kind] if kind in self.more else getattr(self, kind))
@@ -90,7 +90,7 @@ class CostModel:
         """Kinds that have been measured."""
         terms: Counter[tuple[int, tuple[int, ...]]] = Counter()
         self._sizes: list[int] = []
-        """In how many parts each kind is counted."""
+        """How many parts each kind is counted in."""
         for name in self._counted:
             parts = list(KIND[name].parts(counts)) or [()]
             for number, part in enumerate(parts, sum(self._sizes)):
@@ -112,7 +112,7 @@ class CostModel:
                 coefficient=torch.tensor([c for _, c in products], dtype=torch.float64),
             )
         }
-        """On every device where gates have been given."""
+        """Tables on every device where gates have been given."""
         dense = {k: KIND[k].dense(counts) for k in self._counted}
         self.dense = _cost(dense)
 

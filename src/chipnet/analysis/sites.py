@@ -62,7 +62,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Site:
-    """Where a vector of gates acts: the output channels of one affine layer.
+    """A place where a vector of gates acts: the output channels of one affine layer.
 
     ``gates[i]`` is the gate of channel ``i``, or -1 where the channel has none. Channels that must be removed
     together share a gate (``tied``).

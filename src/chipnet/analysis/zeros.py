@@ -36,7 +36,7 @@ def zero_when_shut(graph: ChannelGraph, held: Bools, refused: Callable[[Host], s
 
 
 def with_factors(fact: Map, k: int, data: Bools, held: Bools, shut: Bools, root: Any) -> tuple[Any, Any]:
-    """Of the ``k``-th factor of a product: which slots go with what they are multiplied by?
+    """Which slots of the ``k``-th factor of a product go with what they are multiplied by?
 
     Args:
         fact: the product.

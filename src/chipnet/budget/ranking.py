@@ -37,7 +37,7 @@ class Solution:
 
 
 Solver = Callable[[Mapping[str, int], Ranking], Solution]
-"""From limits (kind -> largest integer cost) and a ranking to a mask. A `BudgetError` where none meets them."""
+"""Makes a mask of limits (kind -> largest integer cost) and a ranking. A `BudgetError` where none meets them."""
 
 
 def counting_solver(analysis: Analysis) -> Solver:

@@ -59,7 +59,7 @@ class Units:
             self._align(analysis.options.round_to, minimum)
         self.count = len(self.scores)
         self.first = torch.arange(self.count)
-        """For each unit the one that opens before it: the first of a site with a minimum, else itself."""
+        """The unit that opens before each: the first of a site with a minimum, else itself."""
         for units, width in zip(self.of_site, minimum, strict=True):
             if width > 1:
                 self.first[units] = units[:1]

@@ -59,12 +59,12 @@ class FoldHook(Hook):
         self._handles: list[RemovableHandle] = []
 
     def hang(self, module: nn.Module) -> None:
-        """On the module of the parameters."""
+        """Put the hooks on the module of the parameters."""
         self._handles.append(module.register_forward_pre_hook(self.fold))
         self._handles.append(module.register_forward_hook(self.restore, always_call=True))
 
     def remove(self) -> None:
-        """From its module, whose parameters are seen again."""
+        """Take the hooks from their module, whose parameters are seen again."""
         self.clear()
         while self._handles:
             self._handles.pop().remove()
@@ -111,7 +111,7 @@ class FoldHook(Hook):
             self.restore(self._running[-1])
 
     def _parameters(self, module: nn.Module) -> list[tuple[str, nn.Module, str, Tensor]]:
-        """Of each parameter its name, the module that owns it, its key there, and itself."""
+        """Each parameter: its name, the module that owns it, its key there, and itself."""
         found = []
         for name in self.names:
             path, _, key = name.rpartition(".")
@@ -137,7 +137,7 @@ class GateHook(FoldHook):
             self._handles.append(module.register_forward_hook(self.multiply))
 
     def multiply(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        """Where the weight is computed: the gates multiply the output."""
+        """Multiply the output by the gates, where the weight is computed."""
         assert self.output is not None
         return output * self.z(output).reshape([-1] + [1] * (-1 - self.output))
 
@@ -182,7 +182,7 @@ class LiveHook(FoldHook):
     """
 
     TINY = 1e-12
-    """Of a norm without channels: nothing is divided by zero."""
+    """The least number that is divided by: a norm without channels divides by it, not by zero."""
 
     def __init__(self, norm: LiveNorm, number: int, constants: Constants, own: Values | None = None) -> None:
         super().__init__(number, constants, own, [norm.weight, norm.bias])
@@ -216,7 +216,7 @@ class LiveHook(FoldHook):
         return x / r.to(x.dtype)
 
     def shrink(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        """Where there is no weight to do it."""
+        """Multiply the output, where there is no weight to do it."""
         if self.norm.dense:
             return output * self._along(self._p(output)[0].to(output.dtype), self.norm.axis)
         return output * self._p(output)[1].to(output.dtype)
@@ -284,7 +284,7 @@ def has_gates(model: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def untouched_by_failure(model: nn.Module) -> Iterator[None]:
-    """Where what is inside fails, hooks that it has put on the network are removed."""
+    """Remove the hooks that what is inside has put on the network, where it fails."""
     found = [d for m in model.modules() for d in (hooks_before(m), hooks_after(m))]
     before = [set(d) for d in found]
     try:

@@ -26,7 +26,7 @@ class _Storage:
 
 
 def activations(nodes: Iterable[Node], env: Mapping[Node, Any]) -> list[Activation]:
-    """Of a captured forward whose tensors have the labels ``env``. Tensors share memory as in the capture."""
+    """The activations of a captured forward with the labels ``env``. Tensors share memory as in the capture."""
     order = {node: number for number, node in enumerate(nodes)}
     storages: dict[int, _Storage] = {}
     for node in order:

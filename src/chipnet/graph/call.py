@@ -126,7 +126,7 @@ class Call:
         return self.received.given(name, position) if self.received is not None else None
 
     def sizes(self, shape: tuple[int, ...], skip: int = 0, first: int = 1) -> list[Any]:
-        """For each axis of ``shape`` the number that says how long it is, or None where that is not known.
+        """The number that says how long each axis of ``shape`` is, or None where that is not known.
 
         The numbers are those from argument ``first`` on, after the first ``skip`` of them.
         """

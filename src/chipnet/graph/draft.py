@@ -42,7 +42,7 @@ from chipnet.program.watch import Expression, Given
 
 @dataclass(frozen=True)
 class Mark:
-    """Where a draft stood before a rule was called: how many slots, facts, layers, products and index maps it had,
+    """The state of a draft before a rule was called: how many slots, facts, layers, products and index maps it had,
     the cost so far, and the keys of its tables."""
 
     slots: int
@@ -94,12 +94,12 @@ class Draft(Classes):
         self.foreign_reads: set[str] = set()
         """Parameters that a module reads of another, be that inside it or not."""
         self.results: dict[tuple[bool, int], Any] = {}
-        """By the graph (is it the one whose operators count?) and the number of a call of a function: what stands
-        for its result."""
+        """What stands for the result of a call of a function, by the graph (is it the one whose operators count?)
+        and the number of the call."""
         self.boxes: dict[str, Labels] = {}
         """Operators that made labels vary along several axes, with these."""
         self.heads: dict[str, int] = {}
-        """Those of them that made heads of attention, with the axis of heads."""
+        """The operators of `boxes` that made heads of attention, with the axis of heads."""
         self.grids: dict[str, list[Any]] = {}
         """Weights whose rows write heads and features, with these."""
         self.groups: dict[int, int | None] = {}
@@ -108,7 +108,7 @@ class Draft(Classes):
         """Slots that are there where any of these is."""
         self._extents: dict[tuple[int, ...], int] = {}
         self.features: dict[int, Slots] = {}
-        """Those of them that count features, with the slots of one feature in all heads."""
+        """The slots of `extents` that count features, with the slots of one feature in all heads."""
         self.scores: set[int] = set()
         """Numbers of facts that multiply queries by keys."""
         self.linear: set[str] = set()
@@ -187,7 +187,7 @@ class Draft(Classes):
         return self.pools, self.rescaled, self.live, self.queries, self.risky
 
     def mark(self) -> Mark:
-        """Where the draft stands now, for `undo`."""
+        """The state of the draft now, for `undo`."""
         tables = tuple(frozenset(table) for table in self._tables)
         lists = len(self.facts), len(self.layers), len(self.products), len(self.resizes)
         return Mark(self.slots, *lists, self.fixed_macs, tables)

@@ -110,9 +110,9 @@ class Host:
     data: bool = False
     """Is the parameter used as data (a class token), and no layer's?"""
     part: str = ""
-    """Of a second site on the same weight: what its gates are of (``heads``, ``block``)."""
+    """What the gates of a second site on the same weight are of (``heads``, ``block``)."""
     rows: tuple[int, ...] = ()
-    """Those that gates of a second site multiply."""
+    """The rows that gates of a second site multiply."""
 
     @property
     def key(self) -> str:

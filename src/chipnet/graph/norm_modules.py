@@ -31,7 +31,7 @@ _CASTS = frozenset(["to", "_to_copy", "alias", "detach", "contiguous", "clone"])
 _MOST = 24
 """Operators that a norm has at most."""
 _SCALES = (1e-3, 0.03, 1.0, 30.0)
-"""Of inputs: among small ones the number under the root shows."""
+"""Scales of inputs: among small ones the number under the root shows."""
 _CLOSE = 3e-6
 """Relative difference of what is computed in float32."""
 
@@ -176,7 +176,7 @@ def _form(
 
 
 def _forms(axis: int, ndim: int, eps: Set[float]) -> Iterator[_Form]:
-    """Over channels; or over all of an example, whose channels come first."""
+    """Norms over channels; or over all of an example, whose channels come first."""
     example = tuple(range(1 - ndim, 0))
     for over in dict.fromkeys([(axis - ndim,), *([example] if axis == 1 else [])]):
         for e in sorted({*eps, 0.0}):

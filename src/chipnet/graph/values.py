@@ -10,7 +10,7 @@ from chipnet.graph.labels import Labels, Value
 
 
 class Values:
-    """For every slot: the slot that it is an elementwise function of, and whether it is zero where that is."""
+    """The slot that each slot is an elementwise function of, and whether it is zero where that is."""
 
     def __init__(self) -> None:
         self._origin: dict[int, int] = {}

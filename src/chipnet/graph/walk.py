@@ -150,7 +150,7 @@ def _traced(
 
 
 def _readers(program: Captured, canonical: Mapping[str, str]) -> Mapping[str, int]:
-    """For every parameter and buffer, how many operators read it."""
+    """How many operators read each parameter and buffer."""
     found: Counter[str] = Counter()
     for node in program.graph.find_nodes(op="placeholder"):
         if node.name in program.held:
@@ -160,7 +160,7 @@ def _readers(program: Captured, canonical: Mapping[str, str]) -> Mapping[str, in
 
 
 def _entered(modules: Modules, nodes: Iterable[Node]) -> Mapping[str, Set[str]]:
-    """For every module, the calls by which it is entered."""
+    """Module -> the calls by which it is entered."""
     entered: dict[str, set[str]] = defaultdict(set)
     for call, path in {c for node in nodes for c in calls_around(node).items()}:
         entered[modules.first(path)].add(call)
@@ -168,7 +168,7 @@ def _entered(modules: Modules, nodes: Iterable[Node]) -> Mapping[str, Set[str]]:
 
 
 def _results(nodes: Iterable[Node]) -> Mapping[str, int]:
-    """For every call of a module, how many tensors made in it are read outside of it."""
+    """How many tensors made in each call of a module are read outside of it."""
     return Counter(
         call for n in nodes for call in calls_around(n) if any(call not in calls_around(u) for u in n.users)
     )

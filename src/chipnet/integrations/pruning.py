@@ -102,13 +102,13 @@ class Pruning:
         self.pruner = pruner
 
     def before_step(self, scale: float = 1.0) -> None:
-        """Between the backward passes and the optimiser's step."""
+        """What is done between the backward passes and the optimiser's step."""
         if self.pruner is not None:
             self.scale = scale
             self.pruner.backward()
 
     def after_step(self) -> None:
-        """After the optimiser's step."""
+        """What is done after the optimiser's step."""
         if self.pruner is not None:
             self.pruner.step(self.scale)
 

@@ -12,13 +12,27 @@ import math
 import os
 import shlex
 import sys
-import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from chipnet._util.sizes import too_large
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AfterValidator
+
 from chipnet.errors import ConfigError, Problems
+from chipnet.lab.fit import (
+    FROM_TEXT,
+    FromOne,
+    FromZero,
+    Number,
+    Numbers,
+    Part,
+    Rate,
+    Texts,
+    Weight,
+    fitted,
+    option,
+)
 
 CONFIG = "config.yaml"
 """The resolved options of a run, in its folder."""
@@ -45,43 +59,10 @@ FINETUNING = 0.1
 """Rates for a network that is trained already, as a part of those for one that is trained first."""
 
 
-@dataclass(frozen=True)
-class Allowed:
-    """What a field may be: in words, and as a test."""
-
-    said: str
-    test: Callable[[Any], bool]
-
-    def has(self, value: Any) -> bool:
-        """Is it one of these? What cannot be compared is not."""
-        try:
-            return bool(self.test(value))
-        except TypeError:
-            return False
-
-
-def at_least(minimum: int) -> Allowed:
-    return Allowed(f"at least {minimum}", lambda value: value >= minimum)
-
-
-def one_of(kind: Any) -> Allowed:
-    """The values of a `Literal`."""
-    *most, last = map(repr, typing.get_args(kind))
-    return Allowed(f"{', '.join(most)} or {last}", lambda value: value in typing.get_args(kind))
-
-
-ANY = Allowed("anything", lambda value: True)
-ABOVE_0 = Allowed("above 0 and finite", lambda value: 0 < value < math.inf)
-FROM_0 = Allowed("at least 0 and finite", lambda value: 0 <= value < math.inf)
-BELOW_1 = Allowed("in [0, 1)", lambda value: 0 <= value < 1)
-
-Schedule = Literal["one-cycle", "cosine", "step"]
-Optimizer = Literal["sgd", "adamw"]
-
-
-def option(default: Any, help: str, allowed: Allowed = ANY) -> Any:
-    """A field with its line of help, the text of its flag, and what it may be; None where that is its default."""
-    return field(default=default, metadata={"help": help, "allowed": allowed})
+def _spikes(value: float) -> float:
+    if value == 0 or value > 1:
+        return value
+    raise ValueError("above 1, or 0 for no clipping")
 
 
 @dataclass(frozen=True)
@@ -110,59 +91,43 @@ class Recipe:
         chipnet.errors.ConfigError: prune must be at least 1, not 0; batch_size must be at least 2, not 1.
     """
 
-    train: int = field(metadata={"allowed": at_least(0)})
-    prune: int = field(metadata={"allowed": at_least(1)})
-    finetune: int = field(metadata={"allowed": at_least(0)})
-    batch_size: int = option(
-        128,
-        "images per optimiser step, over all devices; the rates scale with it unless they are given",
-        at_least(2),
+    train: FromZero
+    prune: FromOne
+    finetune: FromZero
+    batch_size: Annotated[int, Ge(2)] = option(
+        128, "images per optimiser step, over all devices; the rates scale with it unless they are given"
     )
-    accumulate: int = option(
-        1, "pieces that each device's part of a batch is cut into, to save memory", at_least(1)
-    )
-    clip: float | None = option(
-        None, "largest norm of the gradient", Allowed("above 0", lambda value: value > 0)
-    )
-    clip_spikes: float = option(
+    accumulate: FromOne = option(1, "pieces that each device's part of a batch is cut into, to save memory")
+    clip: Annotated[float, Gt(0), FROM_TEXT] | None = option(None, "largest norm of the gradient")
+    clip_spikes: Annotated[float, AfterValidator(_spikes), FROM_TEXT] = option(
         2.0,
         "largest norm of the gradient, as a multiple of its typical norm; 0: no limit. Not in chipnet-paper",
-        Allowed("above 1, or 0 for no clipping", lambda value: value == 0 or value > 1),
     )
-    train_lr: float = option(0.1, "peak learning rate of dense training", ABOVE_0)
-    prune_lr: float = option(0.1, "peak learning rate of pruning and fine-tuning", ABOVE_0)
-    schedule: Schedule = option(
+    train_lr: Rate = option(0.1, "peak learning rate of dense training")
+    prune_lr: Rate = option(0.1, "peak learning rate of pruning and fine-tuning")
+    schedule: Literal["one-cycle", "cosine", "step"] = option(
         "one-cycle",
         "schedule of SGD's learning rates: one-cycle, cosine, or step (a tenth at 50 and at 75 %)",
-        one_of(Schedule),
     )
-    warmup: float = option(
-        0.2,
-        "part of a one-cycle schedule in which the rate rises",
-        Allowed("in (0, 1)", lambda value: 0 < value < 1),
+    warmup: Annotated[float, Gt(0), Lt(1), FROM_TEXT] = option(
+        0.2, "part of a one-cycle schedule in which the rate rises"
     )
-    momentum: float = option(0.9, "momentum of SGD", BELOW_1)
+    momentum: Part = option(0.9, "momentum of SGD")
     nesterov: bool = option(True, "Nesterov's momentum")
-    weight_decay: float = option(
-        5e-4, "weight decay of the optimiser; AdamW's is 0.01 unless it is given", FROM_0
-    )
-    optimizer: Optimizer = option(
+    weight_decay: Weight = option(5e-4, "weight decay of the optimiser; AdamW's is 0.01 unless it is given")
+    optimizer: Literal["sgd", "adamw"] = option(
         "sgd",
         "sgd or adamw, in all phases; AdamW's peak rates are 0.001, for the suggested batch, unless given",
-        one_of(Optimizer),
     )
-    label_smoothing: float = option(0.0, "label smoothing of the cross-entropy, in [0, 1)", BELOW_1)
-    mixup: float = option(0.0, "alpha of mixup; 0: images are not mixed", FROM_0)
-    distill: float = option(
+    label_smoothing: Part = option(0.0, "label smoothing of the cross-entropy, in [0, 1)")
+    mixup: Weight = option(0.0, "alpha of mixup; 0: images are not mixed")
+    distill: Annotated[float, Ge(0), Le(1), FROM_TEXT] = option(
         0.0,
         "weight of distillation from the dense network, in pruning and fine-tuning; 0: the method decides",
-        Allowed("in [0, 1], a part of the loss", lambda value: 0 <= value <= 1),
     )
-    temperature: float = option(4.0, "temperature of distillation", ABOVE_0)
-    adamw_lr: float = option(1e-3, "AdamW's learning rate in the pruning phase of chipnet-paper", ABOVE_0)
-    adamw_weight_decay: float = option(
-        1e-3, "AdamW's weight decay in the pruning phase of chipnet-paper", FROM_0
-    )
+    temperature: Rate = option(4.0, "temperature of distillation")
+    adamw_lr: Rate = option(1e-3, "AdamW's learning rate in the pruning phase of chipnet-paper")
+    adamw_weight_decay: Weight = option(1e-3, "AdamW's weight decay in the pruning phase of chipnet-paper")
     recalibrate: bool = option(False, "measure batch norm statistics again after the cut")
     limit: int | None = option(None, "keep only so many training images")
     limit_test: int | None = option(None, "keep only so many test images")
@@ -172,13 +137,8 @@ class Recipe:
     _usual: ClassVar[Recipe | None] = None
 
     def __post_init__(self) -> None:
-        wrong = []
-        for f in dataclasses.fields(self):
-            value, allowed = getattr(self, f.name), f.metadata.get("allowed", ANY)
-            if not (allowed.has(value) or value is None is f.default):
-                wrong.append(f"{f.name} must be {allowed.said}, not {value!r}")
-            elif said := too_large(f.name, value):
-                wrong.append(said)
+        wrong: list[str] = []
+        vars(self).update(fitted(type(self), vars(self), "", wrong))
         if self.optimizer == "adamw" and type(self).train_lr in (self.train_lr, self.prune_lr):
             wrong.append(
                 f"train_lr and prune_lr of {type(self).train_lr} are SGD's: give AdamW others, such as 0.001, or "
@@ -210,8 +170,7 @@ class Recipe:
             sgd = {n: getattr(self._usual or type(self), n) for n in ADAMW}
             changes = (ADAMW if optimizer == "adamw" else sgd) | changes
         if (size := changes.get("batch_size")) is not None:
-            if size < 2:
-                raise ConfigError(f"batch_size must be at least 2, not {size}.")
+            dataclasses.replace(self, batch_size=size)  # is it one?
             for rate in RATES:
                 was = changes.get(rate, getattr(self, rate))
                 if rate not in given:
@@ -235,7 +194,7 @@ class Recipe:
         ]
 
     def _scaled(self, batch_size: int, optimizer: str) -> float:
-        """By how much rates change with the batch size, so that the noise of the steps stays: in proportion for
+        """How much rates change with the batch size, so that the noise of the steps stays: in proportion for
         SGD, by the square root for AdamW (Malladi et al. 2022, arXiv:2205.10287)."""
         ratio = batch_size / self.batch_size
         return ratio if optimizer == "sgd" else math.sqrt(ratio)
@@ -342,12 +301,12 @@ class Request:
     recipe: Recipe | None = None
     data_dir: str | None = option(None, "folder of the data set; nothing is ever downloaded")
     image_size: int | None = option(None, "size of images that are decoded while training [default: 224]")
-    mean: tuple[float, ...] | None = option(
+    mean: Numbers | None = option(
         None,
         "means for images in 0 to 1: one number per channel, such as 0.5,0.5,0.5, or one for all "
         "[default: measured on training images in memory; ImageNet's for image files]",
     )
-    std: tuple[float, ...] | None = option(None, "standard deviations, as for --mean")
+    std: Numbers | None = option(None, "standard deviations, as for --mean")
     augment: Literal["none", "flip", "crop", "crop-flip", "trivial"] | None = option(
         None,
         "how training images vary: none, flip, crop, crop-flip, or trivial (crop-flip, then TrivialAugment; image "
@@ -366,7 +325,7 @@ class Request:
         False,
         "do not train: measure what fewer channels cost, cut, and fit the remaining weights layer by layer",
     )
-    images: int = option(512, "how many training images --no-train uses")
+    images: FromOne = option(512, "how many training images --no-train uses")
     masks: str | None = option(
         None, "a file of masks: cut the network by them and train it for all epochs of the recipe"
     )
@@ -376,23 +335,23 @@ class Request:
     heads: Literal["narrow", "whole", "both"] = option(
         "narrow", "attention loses the same features of all heads (narrow), whole heads (whole), or both"
     )
-    ignore: tuple[str, ...] = option(
+    ignore: Texts = option(
         (), "modules that keep all channels: names ('layer1.*') or types ('type:Linear'); repeatable"
     )
-    only: tuple[str, ...] = option((), "the only modules that are pruned, as for --ignore; repeatable")
-    outputs: tuple[str, ...] = option(
+    only: Texts = option((), "the only modules that are pruned, as for --ignore; repeatable")
+    outputs: Texts = option(
         (), "the outputs that matter, such as 0, 0.boxes or logits: others may go; repeatable"
     )
-    min_channels: int = option(0, "channels that every layer keeps at least")
-    round_to: int = option(1, "widths are multiples of this (8 suits most hardware), or as before")
-    seed: int = option(0, "seed of all random numbers")
-    validation: float = option(0.1, "part of the training images that chooses epochs")
-    threads: int | None = option(None, "CPU threads [default: PyTorch's]")
+    min_channels: FromZero = option(0, "channels that every layer keeps at least")
+    round_to: FromOne = option(1, "widths are multiples of this (8 suits most hardware), or as before")
+    seed: FromZero = option(0, "seed of all random numbers")
+    validation: Number = option(0.1, "part of the training images that chooses epochs")
+    threads: FromOne | None = option(None, "CPU threads [default: PyTorch's]")
     accelerator: str = option("auto", "auto, cpu, cuda or mps")
     devices: int = option(
         1, "processes on each machine, one per GPU; -1 for all GPUs. torchrun sets it itself"
     )
-    num_nodes: int = option(1, "number of machines")
+    num_nodes: FromOne = option(1, "number of machines")
     strategy: str = option(
         "auto", "auto, ddp, or ddp_find_unused_parameters_true for networks with parts that do not always run"
     )
@@ -400,9 +359,11 @@ class Request:
     compile: bool = option(False, "torch.compile the training step's network")
     channels_last: bool = option(False, "store images and convolutions with the channels last")
     sync_batch_norm: bool = option(False, "compute batch norm over the batches of all GPUs together")
-    workers: int | None = option(None, "processes that decode image files [default: one per core, at most 8]")
-    checkpoint_seconds: float = option(60.0, "time between two saved states")
-    checkpoint_steps: int | None = option(None, "steps between two saved states, if sooner")
+    workers: FromZero | None = option(
+        None, "processes that decode image files [default: one per core, at most 8]"
+    )
+    checkpoint_seconds: Weight = option(60.0, "time between two saved states")
+    checkpoint_steps: FromOne | None = option(None, "steps between two saved states, if sooner")
     tensorboard: bool = option(False, "also write TensorBoard's event files")
     overwrite: bool = option(False, "replace an earlier run in --out")
     trust: bool = option(False, "import and call the code (module:callable) that the run in --model names")
@@ -411,20 +372,6 @@ class Request:
 
 BEFORE = {"clip_spikes": 0.0}
 """Fields of recipes that runs of earlier versions were made without, and what they did instead."""
-NOT_OPTIONS = {"recipe", "command"}
-"""Fields of `Request` that are no option by themselves."""
-
-
-def options(cls: type) -> dict[str, tuple[Any, str, Any]]:
-    """Name -> (type, help, default) of every option of `Request` or `Recipe`."""
-    types_ = typing.get_type_hints(cls)
-    return {
-        f.name: (types_[f.name], f.metadata.get("help", ""), f.default)
-        for f in dataclasses.fields(cls)
-        if f.name not in NOT_OPTIONS
-    }
-
-
 SAID = ("model", "data", "budget", "out")
 """What every run has to say."""
 

@@ -1,4 +1,4 @@
-"""On which devices, by how many processes and threads a run goes: checked, then launched."""
+"""The devices, processes and threads of a run: checked, then launched."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Start:
 
     @classmethod
     def of(cls, run: Run, example: Tensor) -> Start:
-        """From a run folder. ``example``: what the networks are given, and costs are counted for.
+        """The start in a run folder. ``example``: what the networks are given, and costs are counted for.
 
         Raises:
             ChipNetError: the folder is damaged, or cannot be pruned further.

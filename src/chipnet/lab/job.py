@@ -20,7 +20,6 @@ from chipnet._util.given import Wanted
 from chipnet._util.imports import optional_import
 from chipnet._util.lock import RUN, only_writer
 from chipnet._util.random import seed_everything
-from chipnet._util.sizes import wrong
 from chipnet._util.text import amount, shell_command
 from chipnet.errors import Problems
 from chipnet.lab import checkpoint
@@ -33,7 +32,6 @@ from chipnet.lab.config import (
     Request,
     check_no_train,
     check_said,
-    options,
     recipe_for,
 )
 from chipnet.lab.config_file import started_by
@@ -68,9 +66,9 @@ class Job:
     out: Path
     resume: bool = False
     mask: Tensor | None = None
-    """Of `Request.masks`, as gates."""
+    """The masks of `Request.masks`, as gates."""
     start: Start | None = None
-    """Where the network is the compact one of an earlier run; `budget` is then in counts."""
+    """The earlier run whose compact network is pruned further, if one is; `budget` is then in counts."""
 
     @property
     def dense(self) -> Cost:
@@ -133,8 +131,10 @@ def prepare(request: Request, resume: bool = False, problems: Problems | None = 
 
 def read_job(request: Request, resume: bool = False, problems: Problems | None = None) -> Job:
     """As `prepare`, but for the folder, which is not made."""
-    request = typed(request)
     problems = problems or Problems()
+    with problems.collected():
+        check_said(request)
+    request = typed(request, problems)
     recipe = request.recipe or recipe_for(request.data)
     with problems.collected():
         recipe = check_request(request)
@@ -291,8 +291,7 @@ def check_request(request: Request) -> Recipe:
         ChipNetError: as `prepare`.
     """
     problems = Problems()
-    with problems.collected():
-        check_said(request)
+    request = typed(request, problems)
     if request.budget:
         with problems.collected("budget"):
             Budget.parse(request.budget)
@@ -326,11 +325,6 @@ def check_request(request: Request) -> Recipe:
     check_no_train(request, problems)
     if request.no_train and torchruns() > 1:
         problems.add("--no-train is for one process: start it without torchrun.")
-    for name in options(Request):
-        if said := wrong(name, getattr(request, name)):
-            problems.add(f"{said}.")
-    if not 0 <= request.checkpoint_seconds < math.inf:
-        problems.add(f"checkpoint_seconds must be at least 0 and finite, not {request.checkpoint_seconds}.")
     if request.tensorboard:
         with problems.collected():
             optional_import(

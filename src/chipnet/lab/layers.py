@@ -11,8 +11,8 @@ from typing import Any
 
 from chipnet import Budget
 from chipnet.errors import ConfigError, Problems
-from chipnet.lab.config import DATA, READING, Recipe, Request, options, recipe_for
-from chipnet.lab.fit import fitted, shown
+from chipnet.lab.config import DATA, READING, Recipe, Request, recipe_for
+from chipnet.lab.fit import fitted, options, shown
 
 
 def request_from(*layers: Mapping[str, Any], source: str = "the config") -> Request:
@@ -51,10 +51,10 @@ def read_layers(layers: Iterable[tuple[str, Mapping[str, Any]]], problems: Probl
     for source, layer in layers:
         wrong: list[str] = []
         top = {k: v for k, v in layer.items() if k not in ("recipe", "quick", "command")}
-        values |= fitted(Request, top, "", wrong, extra=("recipe", "quick"))
+        values |= fitted(Request, top, "", wrong, Recipe)
         recipe = layer.get("recipe") or {}
         if isinstance(recipe, Mapping):
-            recipes.append(fitted(Recipe, recipe, "recipe." if source else "", wrong))
+            recipes.append(fitted(Recipe, recipe, "recipe." if source else "", wrong, Request))
         else:
             wrong.append(f"recipe must be a mapping of options, not {shown(recipe)}")
         quick = quick if layer.get("quick") is None else bool(layer["quick"])
@@ -63,7 +63,7 @@ def read_layers(layers: Iterable[tuple[str, Mapping[str, Any]]], problems: Probl
             problems.found.append(ConfigError(f"cannot use {source}:\n{told}"))
         else:
             for text in wrong:
-                problems.add(text)
+                problems.add(f"{text}.")
     made = recipe_for(values.get("data", ""), quick)
     for changes in recipes:
         with problems.collected():
@@ -78,17 +78,15 @@ def data_options(values: Mapping[str, Any] | Request) -> dict[str, Any]:
     return fitted(Request, {name: values[name] for name in DATA if name in values}, "", [])
 
 
-def typed(request: Request) -> Request:
-    """A request made in Python, whose values are as those of a file: only such can be written to config.yaml.
-
-    Raises:
-        ConfigError: values of a wrong type, all of them.
-    """
-    problems: list[str] = []
-    values = fitted(Request, {name: getattr(request, name) for name in options(Request)}, "", problems)
-    if problems:
-        raise ConfigError("; ".join(problems) + ".")
-    return dataclasses.replace(request, **values)
+def typed(request: Request, problems: Problems) -> Request:
+    """A request made in Python, with values as those of a file: only such can be written to config.yaml. What
+    cannot be used is added to ``problems``, and is the default in what is returned."""
+    wrong: list[str] = []
+    defaults = {name: default for name, (_, _, default) in options(Request).items()}
+    values = fitted(Request, {name: getattr(request, name) for name in defaults}, "", wrong)
+    for text in wrong:
+        problems.add(f"{text}.")
+    return dataclasses.replace(request, **(defaults | values))
 
 
 def plain(request: Request) -> dict[str, Any]:

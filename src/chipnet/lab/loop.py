@@ -24,11 +24,10 @@ from torch import Tensor, nn
 
 from chipnet import ChipNetError, Plan, Pruner, compact, detach
 from chipnet._util.distributed import gathered, same_buffers, sums
-from chipnet._util.random import generators, seed_everything, set_generators
+from chipnet._util.random import generators, seed_everything, set_generators, stream_seed
 from chipnet._util.text import amount, shell_command
 from chipnet.analysis.kinds import KINDS
 from chipnet.lab import checkpoint, sanity
-from chipnet.lab.data.images import stream_seed
 from chipnet.lab.job import Job
 from chipnet.lab.metrics import LOSSES, Metrics
 from chipnet.lab.models import load_weights
@@ -44,7 +43,7 @@ LOG_EVERY = 25
 
 @dataclass
 class State:
-    """Where a run stands between two steps. With the network, the optimiser, the pruner and the random
+    """The state of a run between two steps. With the network, the optimiser, the pruner and the random
     generators, which `Loop.save_state` writes beside it, this is all that has to be known to go on.
 
     Attributes:
@@ -96,14 +95,14 @@ class Phase(ABC):
 
     @abstractmethod
     def __init__(self, loop: Loop) -> None:
-        """From the run's network, plan and carried optimiser state."""
+        """Begin with the run's network, plan and carried optimiser state."""
 
     def rate(self, step: int) -> float:
         """Learning rate of the phase's step `step`, from 0."""
         return self.schedule(min((self.first + step) / max(self.total, 1), 1.0))
 
     def begin(self, loop: Loop) -> None:  # noqa: B027 (most phases have nothing to do here)
-        """Once, before the first step; not where a run continues."""
+        """Do what comes once, before the first step; not where a run continues."""
 
     @abstractmethod
     def score(self, loop: Loop) -> dict[str, Any]:
@@ -111,7 +110,7 @@ class Phase(ABC):
 
     @abstractmethod
     def finish(self, loop: Loop) -> str:
-        """After the last epoch: leave files and the next network; the name of the next phase."""
+        """Leave files and the next network after the last epoch, and give the name of the next phase."""
 
 
 class Loop:
@@ -155,13 +154,13 @@ class Loop:
         self.shown: dict[str, float] = {}
         """Costs as the progress bar shows them: soft ones of the last line of metrics, exact of the last epoch."""
         self.accuracy: float | None = None
-        """On the validation images, after the last epoch; in soft pruning, with hard masks."""
+        """Accuracy on the validation images after the last epoch; in soft pruning, with hard masks."""
         self.pace = (0, 0.0)
         """Steps since this process began, and the seconds that they and their evaluations took."""
 
     # -- the run --------------------------------------------------------------------------------------
     def advance(self) -> None:
-        """From where the state stands to the end."""
+        """Go from where the state stands to the end."""
         if not self.job.resume and self.job.mask is None:
             self.warn(sanity.short(self.recipe.prune * len(self.train)))
         while self.state.phase != "done":
@@ -373,7 +372,7 @@ class Loop:
         return parts
 
     def _costs(self) -> list[str]:
-        """In soft pruning, the costs that the budget limits, as parts of the dense ones."""
+        """The costs that the budget limits, in soft pruning, as parts of the dense ones."""
         parts = []
         for kind in self.job.budget.kinds if self.phase.pruner is not None else ():
             costs = [f"{self.shown[f'{how}_{kind}']:.1%} {how}" for how in ("soft", "exact")
@@ -382,7 +381,7 @@ class Loop:
         return parts
 
     def pause(self) -> None:
-        """Between two steps: save where it is time, stop where that was asked for."""
+        """Save between two steps where it is time, and stop where that was asked for."""
         if self.unseen:  # not before their losses are known to be finite
             return
         request = self.job.request

@@ -252,7 +252,7 @@ class Finetune(Phase):
 
 
 PHASES: dict[str, type[Phase]] = {phase.name: phase for phase in (Train, Prune, Finetune)}
-"""In their order."""
+"""The phases by their names, in their order."""
 
 
 def phases_of(job: Job) -> dict[str, type[Phase]]:

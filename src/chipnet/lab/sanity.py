@@ -13,7 +13,7 @@ from chipnet._util.text import amount
 from chipnet.lab.config import PRUNING_STEPS
 
 log = logging.getLogger("chipnet")
-"""Where the loop says what nobody asked for but should know: `info` for facts, `warning` for doubts."""
+"""The log in which the loop says what nobody asked for but should know: `info` for facts, `warning` for doubts."""
 LOST_POINTS = 5.0
 """Points of accuracy below the dense network that are more than a budget usually costs."""
 NEAR_CHANCE = 0.1

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 import chipnet
 from chipnet import Budget, Structure
 from chipnet._util.lock import only_writer
+from chipnet._util.random import stream_seed
 from chipnet._util.text import amount
 from chipnet.lab import sanity
 from chipnet.lab.config import Request
 from chipnet.lab.data import LoaderImages
-from chipnet.lab.data.images import stream_seed
 from chipnet.lab.further import start_row
 from chipnet.lab.job import Job, check_unused, make_folder
 from chipnet.lab.outcome import close_folder, facts, masks_of, open_folder

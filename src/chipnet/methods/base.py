@@ -70,7 +70,7 @@ class Method(ABC):
         self.loss_scale = 1.0
         """What the loss was multiplied with in this step. Gradients by gates are divided by it already."""
         self.handles: list[Any] = []
-        """Of hooks on the model, for ``detach``."""
+        """Handles of hooks on the model, for ``detach``."""
         self.group = group
         self.kinds = torch.tensor([self.analysis.cost.kinds.index(k) for k in limits], device=device)
         dense = self.analysis.cost.dense_costs
@@ -160,7 +160,7 @@ class Method(ABC):
         return 0.0
 
     def minimum(self) -> Sequence[int]:
-        """For every site, how many of its gates are open if any are; empty: one everywhere."""
+        """How many gates of each site are open if any are; empty: one everywhere."""
         return ()
 
     def ranking(self) -> Ranking:

@@ -65,7 +65,7 @@ class ChipNet(PerImage):
 
     @cached_property
     def _alone(self) -> list[float]:
-        """Of every site that the input can bypass: what its branch costs apart from the site's gates, counted in
+        """What the branch of each site that the input can bypass costs apart from the site's gates, counted in
         gates of all sites of the branch, in the dense network. 0 of other sites, and where no branch may die."""
         never = self.analysis.options.min_channels > 0
         return [

@@ -57,9 +57,9 @@ class ChipNet2026a(Sensing):
 
     name = "chipnet-2026a"
     floor = 0.05
-    """For sites without a minimum width. Where this part of every site would take more than half of the budget,
-    sites that can be bypassed have no floor, and the others keep two channels: a single one whose ReLU shuts would
-    end the network."""
+    """The floor of sites without a minimum width. Where this part of every site would take more than half of the
+    budget, sites that can be bypassed have no floor, and the others keep two channels: a single one whose ReLU
+    shuts would end the network."""
     together = 6
     travel = 24.0
     """How far psi may move over the phase, in root mean squares of its gradient."""
@@ -179,7 +179,7 @@ class ChipNet2026a(Sensing):
 
 
 def _layers(analysis: Analysis) -> Tensor:
-    """By how many layers each gate is shared: ``[gates]``."""
+    """How many layers share each gate: ``[gates]``."""
     layers = torch.zeros(analysis.gates)
     for site in analysis.sites:
         layers[torch.from_numpy(site.gates[site.gates >= 0]).unique()] += 1

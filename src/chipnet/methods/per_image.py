@@ -35,7 +35,7 @@ class PerImage(Averaging):
     """
 
     every: int = 4
-    """Of how many steps one is measured. The mean forgets as fast, in steps, as if all were."""
+    """One of so many steps is measured. The mean forgets as fast, in steps, as if all were."""
 
     ranges: ClassVar = {"every": (1, 1e9)}
 

@@ -162,7 +162,7 @@ def _same_numbers(devices: set[torch.device]) -> Iterator[None]:
 
 
 def _states(devices: set[torch.device]) -> list[Any]:
-    """Where the generators of Python, NumPy and PyTorch are."""
+    """The states of the generators of Python, NumPy and PyTorch."""
     numpy: Any = np.random.get_state()
     states = [torch.get_rng_state()]
     states += [torch.get_device_module(d).get_rng_state(d.index or 0) for d in devices]

@@ -108,7 +108,7 @@ class Marked(int):
 
 
 def source_of(number: Any) -> Expression:
-    """Where a number comes from. A plain number is its own source."""
+    """The source of a number. A plain number is its own."""
     return number.source if isinstance(number, Marked) else number
 
 

@@ -75,7 +75,7 @@ def _check(model: nn.Module, calls: Sequence[Inputs], example: Inputs | None) ->
 
 
 def first_images(batch: Inputs, example: Inputs | None) -> Inputs:
-    """Of a batch as many images as the example has: enough to see which layers run."""
+    """The first images of a batch, as many as the example has: enough to see which layers run."""
     return batch.part(slice((example and example.size) or 1))
 
 

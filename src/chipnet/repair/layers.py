@@ -40,7 +40,7 @@ class LayerProduct:
 
     @classmethod
     def of(cls, operator: str, given: Mapping[str, Any]) -> LayerProduct:
-        """From the arguments of a call, as `bound` gives them."""
+        """The product that a call with these arguments is. `bound` gives them."""
         shape = tuple(given["weight"].shape)
         if operator == "linear":
             return cls(operator, shape)
@@ -78,7 +78,7 @@ class LayerProduct:
         return inputs * math.prod(self.kernel)
 
     def axis(self, output: Tensor) -> int:
-        """Of channels in an output, or an input."""
+        """The axis of channels in an output, or an input."""
         return output.dim() - len(self.kernel) - 1
 
     def kept(self, keep: Mapping[int, Sequence[int]]) -> Sequence[int] | None:
@@ -145,5 +145,5 @@ def bound(operator: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> di
 
 
 def exact(x: Tensor) -> Tensor:
-    """In float64; on the CPU where the device has no such numbers."""
+    """A tensor in float64; on the CPU where the device has no such numbers."""
     return (x.cpu() if x.device.type == "mps" else x).double()

@@ -30,7 +30,7 @@ from chipnet.surgery.apply import freeze
 from chipnet.surgery.plan import PLAN, Plan
 
 MOST_COLUMNS = 8192
-"""Of layers that are fitted: matrices of so many columns take 512 MiB each, and solving holds about six."""
+"""Layers of more columns are not fitted: matrices of so many take 512 MiB each, and solving holds about six."""
 _SHUT = 1e-6
 """Through a norm's channel with less than this part of the largest slope, nothing is made up for."""
 
@@ -185,7 +185,7 @@ class Refit:
         ]
 
     def _pairs(self, call: LayerCall) -> Iterator[tuple[int, LayerCall, LayerCall]]:
-        """Of every batch, by its number: a call in the compact network, and the same one in the dense network."""
+        """The number of each batch, a call in the compact network, and the same one in the dense network."""
         added = call.name in self.added and self.count[call.name] == 1
         for i, batch in enumerate(self.batches):
             mine, theirs = (
@@ -275,7 +275,7 @@ def _wanted(mine: LayerCall, theirs: LayerCall, keep: Mapping[int, Sequence[int]
 
 
 def _differ(x: Tensor, y: Tensor | None) -> bool:
-    """By more than rounding?"""
+    """Do they differ by more than rounding?"""
     if y is None or x.shape != y.shape:
         return True
     return bool((exact(x) - exact(y)).norm() > 1e-6 * exact(y).norm())

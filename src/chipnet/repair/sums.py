@@ -42,7 +42,7 @@ class Sums:
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor) -> Sums:
-        """Of rows ``[groups, positions, columns]`` and ``[groups, positions, outputs]``."""
+        """The sums of rows ``[groups, positions, columns]`` and ``[groups, positions, outputs]``."""
         return cls(x.shape[1], x.sum(1), y.sum(1), x.mT @ x, x.mT @ y, y.square().sum(1))
 
     def __add__(self, other: Sums) -> Sums:

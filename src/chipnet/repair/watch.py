@@ -79,11 +79,11 @@ class LayerWatch(TorchFunctionMode):
         self.parameters = {id(t): n for n, t in model.named_parameters()}
         self.buffers = {id(t): n for n, t in model.named_buffers()}
         self.users = defaultdict[str, set[str]](set)
-        """Of a parameter: names of the weights of layers that use it; an empty one for anything else."""
+        """Parameter -> names of the weights of layers that use it; an empty one for anything else."""
         self.wanted, self.each, self.done = wanted, each, done
         self.calls: list[LayerCall] = []
         self.giver: dict[int, tuple[LayerCall, Tensor, int]] = {}
-        """By the id of a tensor: who gave it, itself (so that no other one gets the same id), and its version."""
+        """Id of a tensor -> who gave it, itself (so that no other one gets the same id), and its version."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

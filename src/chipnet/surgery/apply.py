@@ -282,7 +282,7 @@ def _set_size(module: nn.Module, size: Size) -> None:
 
 
 def _put(model: nn.Module, places: Iterable[tuple[nn.Module, nn.Module]]) -> None:
-    """Of each pair the second in the place of the first, under all of its names."""
+    """Put the second of each pair in the place of the first, under all of its names."""
     new = {id(old): module for old, module in places}
     for parent in list(model.modules()):
         for name, module in children_of(parent).items():

@@ -151,7 +151,7 @@ class Plan:
     live: tuple[Live, ...] = ()
     rows: tuple[Rows, ...] = ()
     latency: Mapping[str, Any] | None = None
-    """With a latency budget, what was measured: the fields of `chipnet.budget.landing.Landing`."""
+    """What was measured, with a latency budget: the fields of `chipnet.budget.landing.Landing`."""
     outputs: Outputs | None = None
     """Which outputs matter; None: all."""
     inputs: Inputs | None = field(default=None, compare=False, repr=False)

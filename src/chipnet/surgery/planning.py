@@ -55,13 +55,13 @@ def make_plan(analysis: Analysis, mask: Tensor, budget: Budget | None = None) ->
 
 
 def _opened(analysis: Analysis, mask: Tensor) -> list[NDArray[np.bool_]]:
-    """Of every site, which of its channels are open."""
+    """Which channels of each site are open."""
     ends = np.cumsum([site.channels for site in analysis.sites])[:-1]
     return np.split(analysis.open(mask).numpy(), ends) if analysis.sites else []
 
 
 def _kept_indices(analysis: Analysis, present: NDArray[np.bool_]) -> dict[str, dict[int, Indices]]:
-    """Of tensors that get smaller: axis -> the indices that stay."""
+    """Tensors that get smaller -> axis -> the indices that stay."""
     keep: dict[str, dict[int, Indices]] = {}
     for name, axes in analysis.graph.axes.items():
         for axis, slots in axes.items():
@@ -123,7 +123,7 @@ def _stand_ins(analysis: Analysis, mask: Tensor, present: NDArray[np.bool_]) -> 
 
 
 def _index_maps(analysis: Analysis, present: NDArray[np.bool_]) -> Iterator[Remap]:
-    """Of layers that read or write other channels than the tensor around them has."""
+    """Index maps of layers that read or write other channels than the tensor around them has."""
     for r in analysis.graph.resizes:
         src, dst = (r.outer, r.inner) if r.side == "input" else (r.inner, r.outer)
         at = np.cumsum(present[src]) - 1

@@ -115,8 +115,8 @@ def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 
 def example(model: nn.Module, inputs: Inputs) -> tuple[Inputs, frozenset[int]] | None:
-    """Of the given inputs and drawn ones, those that vary and on which most outputs of the model can be compared,
-    with the outputs that cannot; None where none can."""
+    """The inputs, given or drawn, that vary and on which most outputs of the model can be compared, with the
+    outputs that cannot; None where none can."""
     best: tuple[tuple[int, bool, int], Inputs, frozenset[int]] | None = None
     for i, some in enumerate([inputs, *drawn(inputs)]):
         try:
@@ -160,7 +160,7 @@ def _floats(inputs: Inputs) -> list[Tensor]:
 
 
 def _both(a: OutputComparison, b: OutputComparison) -> OutputComparison:
-    """Of two comparisons of the same networks: the worse difference, and what neither compared."""
+    """Two comparisons of the same networks as one: the worse difference, and what neither compared."""
     parts = [c for c in (a, b) if c.compared] or [a]
     worst = max(parts, key=lambda c: c.difference / c.scale if c.scale else float(c.difference > 0))
     left = tuple(i for i in a.unverified if i in b.unverified) if b.compared else a.unverified

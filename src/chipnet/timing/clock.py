@@ -28,7 +28,7 @@ SAMPLE = 0.002
 """A sample takes at least so many seconds: fast calls are repeated, as a clock is not exact."""
 
 SECONDS = 2.0
-"""For how long `side_by_side` measures."""
+"""`side_by_side` measures for so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Timing:
 
     @classmethod
     def ratio(cls, first: Sequence[float], second: Sequence[float]) -> Timing:
-        """Of the second call's time as a part of the first's, round by round.
+        """The second call's time as a part of the first's, round by round.
 
         >>> Timing.ratio([2.0, 2.0, 4.0], [1.0, 3.0, 2.0]).median
         0.5

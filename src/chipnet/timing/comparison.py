@@ -299,7 +299,7 @@ def _in_runtimes(
 
 
 def _versions(runtimes: Iterable[str]) -> dict[str, str]:
-    """Of PyTorch, and of onnxruntime where it was used."""
+    """The versions of PyTorch, and of onnxruntime where it was used."""
     found = {"torch": str(torch.__version__)}
     if "onnxruntime" in runtimes:
         found["onnxruntime"] = optional_import("onnxruntime", needed_for="", install="").__version__

@@ -114,7 +114,7 @@ def _padded(grid: Sequence[int], size: int) -> list[float]:
 
 
 def _cell(x: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Where ``x`` ``[..., L]`` lies in ``grid`` ``[L, G]``: the interval, and how far into it, from 0 to 1.
+    """The place of ``x`` ``[..., L]`` in ``grid`` ``[L, G]``: the interval, and how far into it, from 0 to 1.
 
     A point of the grid belongs to the interval below it: the slope there is what one channel less would save.
     """

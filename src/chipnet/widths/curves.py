@@ -77,7 +77,7 @@ def measure_curves(
 
 
 def _gone(analysis: Analysis, gates: Tensor, layers: Mapping[str, LayerProduct]) -> dict[str, Tensor]:
-    """Of layers that read a site: which of their input channels vanish with each gate, ``[gates, channels]``."""
+    """Layers that read a site -> which of their input channels vanish with each gate, ``[gates, channels]``."""
     found: dict[str, list[Tensor]] = {}
     present = analysis.present(torch.ones(analysis.gates, dtype=torch.bool))
     for some in gates.split(64):

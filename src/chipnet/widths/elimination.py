@@ -15,7 +15,7 @@ from torch import Tensor
 from chipnet.widths.reads import Reads
 
 AT_ONCE = 64
-"""Of so many channels that are left, one goes at a time; of more, more: sites of thousands take no hours."""
+"""One channel goes at a time while so many are left; of more, more: sites of thousands take no hours."""
 
 
 class _Reader:
@@ -34,7 +34,7 @@ class _Reader:
         self.scale = max(reads.variance, torch.finfo(torch.float64).tiny)
         self.left = torch.ones(len(self.weight), dtype=torch.bool, device=self.weight.device)
         self.place = torch.arange(len(self.weight), device=self.weight.device)
-        """Where a column is in ``inverse`` and ``weight``, which get smaller from time to time."""
+        """The place of each column in ``inverse`` and ``weight``, which get smaller from time to time."""
 
     def _columns(self, channels: Tensor) -> Tensor:
         return self.reads.columns(torch.nonzero(channels).flatten())
@@ -68,7 +68,7 @@ class _Reader:
             self._tidy()
 
     def _tidy(self) -> None:
-        """Where a quarter of the columns is gone, forget them."""
+        """Forget the columns that are gone, where they are more than a quarter."""
         if int(self.left.sum()) < 0.75 * len(self.left):
             self.weight, self.inverse = self.weight[self.left], self.inverse[self.left][:, self.left]
             self.place = (self.left.cumsum(0) - 1)[self.place]

@@ -47,7 +47,7 @@ class Reads:
 
     @property
     def variance(self) -> float:
-        """Of all outputs together."""
+        """The variance of all outputs together."""
         return float(((self.covariance @ self.weight) * self.weight).sum())
 
     def columns(self, channels: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class Reads:
 def layer_reads(
     model: nn.Module, batches: Sequence[Inputs], wanted: Mapping[str, LayerCall]
 ) -> dict[str, Reads]:
-    """Of layers by the names of their weights, each with a call of it, what they read. Sums are float64:
+    """What layers read, by the names of their weights; ``wanted`` has a call of each. Sums are float64:
     ``8 columns²`` bytes a layer."""
     sums: dict[str, Sums] = {}
 

@@ -39,9 +39,9 @@ class Counts(Protocol):
 
     graph: ChannelGraph
     shapes: Mapping[str, tuple[int, ...]]
-    """Of every parameter of the dense network."""
+    """The shape of every parameter of the dense network."""
     calls: Sequence[CountedCall]
-    """Of layers, in order."""
+    """Calls of layers, in order."""
 
     def count(self, slots: Slots) -> int:
         """How many of these slots exist, each as often as it stands there."""
@@ -74,7 +74,7 @@ class Kind:
         raise NotImplementedError
 
     def dense(self, counts: Counts) -> int:
-        """Of the network as given: also what is computed for nothing, or frozen by surgery."""
+        """The cost of the network as given: also what is computed for nothing, or frozen by surgery."""
         raise NotImplementedError
 
     def read(self, text: str) -> tuple[str, int] | None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _FIRST = ("onnx", "torch-export", "torchscript")
 _there = sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if m.name != "base")
 NAMES = (*_FIRST, *(name for name in _there if name not in _FIRST))
-"""As its file is called, so that the command line lists them without PyTorch."""
+"""Names of formats: those of their files, so that the command line lists them without PyTorch."""
 
 
 def named(name: str) -> "Format":

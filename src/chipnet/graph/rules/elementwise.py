@@ -99,7 +99,7 @@ def where(op: Operator, condition: Value, a: Any = None, b: Any = None) -> Any:
 
 @rule(*aten("masked_fill"))
 def masked_fill(op: Operator, x: Value, mask: Value, value: Any) -> Any:
-    """Where the mask is true stands a number, or a tensor of one."""
+    """A number, or a tensor of one, stands where the mask is true."""
     return where(op, mask, value, x)
 
 
@@ -171,7 +171,7 @@ def addcdiv(op: Operator, x: Value, a: Value, b: Value, **kwargs: Any) -> Labels
 
 @rule(*aten("lerp"))
 def lerp(op: Operator, x: Value, y: Value, weight: Any) -> Labels:
-    """Between two tensors: non-zero where either is, whatever the weight."""
+    """A number between those of two tensors: non-zero where either is, whatever the weight."""
     between = op.map([x, y], "or")
     if _is_scalar(weight) or op.draft.values.is_function(weight, between):
         return between

@@ -238,7 +238,8 @@ _MEETS = _ELEMENTWISE | set(
     "cat concat concatenate expand repeat unsqueeze permute transpose zeros_like "  # noqa: SIM905
     "scaled_dot_product_attention".split()
 )
-"""Where channels of others tell which axis of a parameter has channels; and where its axes only change places."""
+"""Operators in which channels of others tell which axis of a parameter has channels; and those that only change
+the places of its axes."""
 
 
 @rule(*aten("view_as reshape_as"))

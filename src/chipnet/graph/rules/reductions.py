@@ -80,7 +80,7 @@ def _rescales(op: Operator, x: Labels) -> bool:
 
 @rule(*aten("max min"))
 def extremum(op: Operator, x: Value, dim: Any = None, *args: Any) -> Any:
-    """Of all elements, over one axis (with indices), or of two tensors."""
+    """The largest or smallest of all elements, along one axis (with indices), or of two tensors."""
     return add(op, x, dim) if isinstance(dim, Value) else reduce(op, x, dim)
 
 

@@ -1,4 +1,4 @@
-"""Where the command line prints: brackets, colons and numbers in what it is given stay as they are.
+"""The console that the command line prints on: brackets, colons and numbers in what it is given stay as they are.
 
 Names, paths and errors are other people's text. Rich reads `[b]` in it as markup and `[/b]` as a mistake, so no
 other module makes a console.

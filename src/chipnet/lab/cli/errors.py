@@ -31,7 +31,7 @@ def say(error: BaseException, flags: Mapping[str, str] | None = None) -> None:
         return
     errors = error.errors if isinstance(error, Mistakes) else (error,)
     names = every_flag() if flags is None else flags
-    lines = [by_flag(one_line(e), names, getattr(e, "option", "")) for e in errors]
+    lines = dict.fromkeys(by_flag(one_line(e), names, getattr(e, "option", "")) for e in errors)
     heading = [f"error: {len(lines)} mistakes:"] if len(lines) > 1 else []
     start = "  - " if heading else "error: "
     print(printable("\n".join([*heading, *(start + line for line in lines)])), file=sys.stderr, flush=True)

@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 from chipnet._util.sizes import wrong
 from chipnet.errors import ConfigError, Problems
 from chipnet.lab import config as settings
+from chipnet.lab import fit
 from chipnet.lab.cli.errors import refusals
 from chipnet.lab.config_file import read_config
 from chipnet.lab.layers import read_layers, request_from, unused
@@ -28,7 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "data", "data_dir", "image_size", "mean", "std", "augment", "skip_broken", "checksum", "limit",
         "limit_test", "validation", "workers",
     ),
-    "Training": ("quick", "epochs", "lr", *settings.options(settings.Recipe), "seed"),
+    "Training": ("quick", "epochs", "lr", *fit.options(settings.Recipe), "seed"),
     "Hardware": (
         "threads", "accelerator", "devices", "num_nodes", "strategy", "precision", "compile", "channels_last",
         "sync_batch_norm",
@@ -105,7 +106,7 @@ def flags(function: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(function, eval_str=True)
     parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     for cls in (settings.Request, settings.Recipe):
-        for name, (kind, text, default) in settings.options(cls).items():
+        for name, (kind, text, default) in fit.options(cls).items():
             if name not in settings.EPOCHS:
                 fixed = cls is settings.Request and kind in (str, int, float) and default != ""
                 parameters.append(_flag(name, kind, f"{text} [default: {default}]" if fixed else text))
@@ -135,7 +136,7 @@ def flag(name: str) -> str:
 
 def flags_of(options: Mapping[str, Any]) -> dict[str, str]:
     """Option -> its flag, or the short one that gave its value."""
-    names = [name for cls in (settings.Request, settings.Recipe) for name in settings.options(cls)]
+    names = [name for cls in (settings.Request, settings.Recipe) for name in fit.options(cls)]
     every = {name: flag(name) for name in names if name not in settings.EPOCHS}
     short = [rate for rate in ("train_lr", "prune_lr") if options["lr"] is not None and options[rate] is None]
     every |= dict.fromkeys(short, "--lr")
@@ -146,13 +147,11 @@ def read(options: Mapping[str, Any], problems: Problems) -> settings.Request:
     """The request that flags make, over those of the file in ``options["config"]``."""
     given = {name: value for name, value in options.items() if value is not None}
     kinds = {
-        n: kind
-        for cls in (settings.Request, settings.Recipe)
-        for n, (kind, *_) in settings.options(cls).items()
+        n: kind for cls in (settings.Request, settings.Recipe) for n, (kind, *_) in fit.options(cls).items()
     }
     config, quick, epochs, lr = (given.pop(name, None) for name in ("config", "quick", "epochs", "lr"))
     given = {name: _typed(value, kinds[name]) for name, value in given.items()}
-    recipe = {name: given.pop(name) for name in settings.options(settings.Recipe) if name in given}
+    recipe = {name: given.pop(name) for name in fit.options(settings.Recipe) if name in given}
     if epochs is not None:
         with problems.collected():
             recipe |= dict(zip(settings.EPOCHS, parse_epochs(epochs), strict=True))

@@ -171,7 +171,7 @@ def dry(job: Job) -> list[str]:
 
 
 def how_to_load(result: Mapping[str, Any], out: Path) -> list[str]:
-    """Where the compact network is, and three lines of Python that load it.
+    """The place of the compact network, and three lines of Python that load it.
 
     >>> given = {"num_classes": 10, "in_channels": 1}
     >>> for line in how_to_load({"model": "nets:make", "input": given}, Path("runs/a")):

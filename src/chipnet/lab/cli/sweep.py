@@ -94,7 +94,7 @@ def sweep(
 def _family(
     console: Console, job: Job, requests: Mapping[str, config.Request], flags: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """Without training: all from one measurement, each network within the next larger one."""
+    """Runs without training: all from one measurement, each network within the next larger one."""
     from chipnet.lab.shrinking import family, run_untrained
 
     with said(console), refusals(flags):

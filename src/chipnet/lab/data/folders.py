@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from chipnet._util.imports import optional_import
+from chipnet._util.random import stream_seed
 from chipnet.errors import ConfigError
-from chipnet.lab.data.images import count_batches, stream_seed
+from chipnet.lab.data.images import count_batches
 from chipnet.lab.data.workers import held_back, steady
 
 
@@ -69,7 +70,7 @@ class FolderImages(Dataset[tuple[Any, int]]):
         return read_image(self.paths[index]), int(self.labels[index])
 
     def problem(self, index: int) -> tuple[str, str]:
-        """Where an image lies, and why it cannot be read, or nothing."""
+        """The place of an image, and why it cannot be read, or nothing."""
         return self.paths[index], problem_of(self.paths[index])
 
     def subset(self, indices: Tensor) -> FolderImages:

@@ -1,21 +1,17 @@
-"""Files of the idx format, in which MNIST and Fashion-MNIST are published, plain or gzipped.
-
-The format (http://yann.lecun.com/exdb/mnist/): a big-endian 32-bit magic number 0x0000TTDD with the element
-type TT (08: unsigned byte) and the number of dimensions DD, one 32-bit size per dimension, then the bytes.
-"""
+"""Files of the idx format, in which MNIST and Fashion-MNIST are published, plain or gzipped."""
 
 from __future__ import annotations
 
 import gzip
-import math
-import struct
+import shutil
+import tempfile
 import zlib
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from chipnet._util.imports import optional_import
 from chipnet._util.text import amount
 from chipnet.errors import ConfigError
 
@@ -41,29 +37,25 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
         ...     read_idx(file, 1).tolist()
         [5, 6, 7]
     """
+    mnist = optional_import("torchvision.datasets.mnist", needed_for=f"Reading {path}", install="torchvision")
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with tempfile.TemporaryDirectory() as folder:
+            plain = path
+            if path.suffix == ".gz":
+                plain = Path(folder, path.stem)
+                with gzip.open(path) as packed, open(plain, "wb") as file:
+                    shutil.copyfileobj(packed, file)
+            content: Tensor = mnist.read_sn3_pascalvincent_tensor(str(plain))
+        why = f"it holds {content.dtype} {list(content.shape)}"
     except (OSError, EOFError, zlib.error) as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error}): it is truncated or corrupt. Copy it again."
-        ) from error
-    header = 4 + 4 * dimensions
-    magic = int.from_bytes(content[:4], "big")
-    wanted = 0x0800 + dimensions
-    if len(content) < 4 or magic != wanted:
-        raise ConfigError(
-            f"{path} has the magic number 0x{magic:08x}, not 0x{wanted:08x}: it is no idx file of unsigned "
-            f"bytes "
-            f"with {amount(dimensions, 'dimension')}. Are images and labels swapped?"
-        )
-    if len(content) < header:
-        raise ConfigError(f"{path} is truncated within its header. Copy it again.")
-    shape = struct.unpack(f">{dimensions}I", content[4:header])
-    expected = header + math.prod(shape)
-    if len(content) != expected:
-        raise ConfigError(
-            f"{path} is {'truncated' if len(content) < expected else 'too long'}: {amount(len(content), 'byte')} "
-            f"(uncompressed) where its header {list(shape)} asks for {expected:,}. Copy it again."
-        )
-    # A copy, because the bytes object is read-only memory, which a tensor cannot promise to leave alone.
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())
+        why = str(error)
+    except (AssertionError, KeyError, ValueError, TypeError, RuntimeError):  # of torchvision's reader
+        why = "its length or its kind is not what its header says"
+    else:
+        if content.dtype == torch.uint8 and content.ndim == dimensions:
+            return content
+    raise ConfigError(
+        f"{path} cannot be read as an idx file of unsigned bytes with {amount(dimensions, 'dimension')} ({why}): "
+        "it is truncated or corrupt, or another file. Copy it again, and see that images and labels are not "
+        "swapped."
+    )

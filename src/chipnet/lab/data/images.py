@@ -13,33 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from chipnet._util.random import stream_seed
 from chipnet._util.text import amount
 from chipnet.errors import ConfigError
-
-_BITS = 2**64 - 1
-
-
-def _mix(value: int) -> int:
-    """One step of SplitMix64 (Steele et al. 2014): every output bit depends on every input bit."""
-    value = (value + 0x9E3779B97F4A7C15) & _BITS
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _BITS
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _BITS
-    return value ^ (value >> 31)
-
-
-def stream_seed(seed: int, *parts: int) -> int:
-    """One non-negative 63-bit seed from several integers, the same on every machine.
-
-    torch's CPU generator reads only the low 32 bits of a seed, so sums such as seed + epoch would give
-    neighbouring runs each other's streams; mixed, they have nothing in common.
-
-    >>> stream_seed(0, 1) != stream_seed(1, 0)
-    True
-    """
-    mixed = _mix(seed & _BITS)
-    for part in parts:
-        mixed = _mix((mixed + part) & _BITS)
-    return mixed & (2**63 - 1)
 
 
 @dataclass(frozen=True)

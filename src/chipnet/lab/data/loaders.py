@@ -20,10 +20,9 @@ from torch import Tensor
 
 from chipnet._util.distributed import gathered
 from chipnet._util.imports import blamed
-from chipnet._util.random import OwnRandomness
+from chipnet._util.random import OwnRandomness, stream_seed
 from chipnet._util.text import amount
 from chipnet.errors import ChipNetError, ConfigError
-from chipnet.lab.data.images import stream_seed
 from chipnet.lab.data.workers import steadied
 
 Batches = Iterable[tuple[Tensor, Tensor]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from chipnet._util.sizes import wrong
 from chipnet._util.text import amount
 from chipnet.errors import ConfigError
 from chipnet.lab.data.folders import VARIATIONS
@@ -68,8 +69,8 @@ def check_options(
     augment: str | None,
 ) -> None:
     problems = []
-    if seed < 0:
-        problems.append(f"seed must be at least 0, not {seed}")
+    if said := wrong("seed", seed):
+        problems.append(said)
     if not 0 < validation < 1:
         problems.append(f"validation is a fraction between 0 and 1 (0.1 holds out a tenth), not {validation}")
     for option, value, minimum in (

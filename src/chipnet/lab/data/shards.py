@@ -60,7 +60,7 @@ class Shards:
         return read_image(content, place), self.targets[index]
 
     def problem(self, index: int) -> tuple[str, str]:
-        """Where an image lies, and why it cannot be read, or nothing."""
+        """The place of an image, and why it cannot be read, or nothing."""
         place, content = self._content(index)
         return place, problem_of(content)
 

@@ -41,7 +41,7 @@ _CLOTHES = (
     "Ankle boot",
 )
 _TEST_SEED, _TEST_PART = 0, 0.2
-"""Where there is no test set, a fixed stratified fifth is one. It is part of the data set: it does not follow the
+"""A fixed stratified fifth is the test set where there is none. It is part of the data set: it does not follow the
 run's seed."""
 
 

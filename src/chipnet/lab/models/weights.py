@@ -28,7 +28,7 @@ from chipnet.lab.sanity import log
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """Names that torch.compile, FSDP and activation checkpointing put anywhere into those of a network's entries."""
 _AVERAGES = ("ema", "averag", "swa", "teacher")
-"""In the name of weights that go beside the network's own."""
+"""Parts of names of weights that go beside the network's own."""
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -165,7 +165,7 @@ def _bare(key: str) -> str:
 
 
 def _starts(key: str) -> Iterator[int]:
-    """Where in a key its last names begin: `a.b.c` at `a`, `b` and `c`."""
+    """The places in a key at which its last names begin: `a.b.c` at `a`, `b` and `c`."""
     at = 0
     while True:
         yield at

@@ -47,7 +47,7 @@ from chipnet.lab.runs.record import (
 )
 
 HUB_CONFIG = "config.json"
-"""Of a folder in the style of the Hugging Face Hub; see `Run.save_pretrained`."""
+"""The name of the config in a folder in the style of the Hugging Face Hub; see `Run.save_pretrained`."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 DENSE = "dense"
 
 _LONGEST = 180
-"""Of a run folder's name, in bytes; file systems take 255, with what is written beside it."""
+"""The longest name of a run folder, in bytes; file systems take 255, with what is written beside it."""
 FIXED = (
     "model", "data", "budget", "method", "seed", "out", "weights", "masks", "data_dir", "overwrite",
     "recipe", "quick",

@@ -24,9 +24,10 @@ COLUMNS = (
     "model", "data", "budget", "method", "seed", "status", "dense", "soft", "hard", "final",
     *KINDS, LATENCY, "above", *(f"after_{n}" for n in RECOVERY), "epochs", "seconds", "folder", "error",
 )  # fmt: skip
-"""Of results.csv: accuracies in percent on the test images (`hard` as cut, `final` after fine-tuning), what remains
-of each cost as a fraction (of time, as measured, where that is the budget), the kinds in which it is more than the
-budget (masks of another data set may be), validation accuracies after so many epochs of fine-tuning."""
+"""The columns of results.csv: accuracies in percent on the test images (`hard` as cut, `final` after fine-tuning),
+what remains of each cost as a fraction (of time, as measured, where that is the budget), the kinds in which it is
+more than the budget (masks of another data set may be), validation accuracies after so many epochs of
+fine-tuning."""
 
 
 def status(grid: Grid, run: GridRun) -> str:

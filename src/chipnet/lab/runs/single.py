@@ -81,7 +81,7 @@ def _how(result: Mapping[str, Any]) -> str:
 
 
 def _started(result: Mapping[str, Any]) -> str:
-    """Where a run that pruned further began."""
+    """The sentence that says where a run that pruned further began."""
     start = result.get("start")
     return f"start: the compact network of {start['run']}, which was pruned further. " if start else ""
 
@@ -342,7 +342,7 @@ def _conditions(run: Run) -> Section:
 def _series(
     rows: Sequence[Mapping[str, str]], at: Sequence[int], column: str
 ) -> tuple[list[float], list[float]]:
-    """Where a column of metrics.csv has values, and which."""
+    """The places at which a column of metrics.csv has values, and the values."""
     found = [(float(i), float(row[column])) for i, row in zip(at, rows, strict=True) if row.get(column)]
     return [x for x, _ in found], [y for _, y in found]
 

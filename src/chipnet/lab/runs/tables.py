@@ -214,7 +214,7 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Over seeds; of one there is none."""
+    """The spread over seeds; of one seed there is none."""
     return f"{max(values) - min(values):.1f}" if len(values) > 1 else ""
 
 

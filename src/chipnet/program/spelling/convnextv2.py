@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers.models.convnextv2.modeling_convnextv2 import ConvNextV2GRN
 
 EPS = 1e-6
-"""As it stands in their forward."""
+"""The literal in their forward."""
 
 
 class ResponseNorm(ConvNextV2GRN):
