@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,25 @@ class Mark:
     resizes: int
     macs: int
     tables: tuple[frozenset[str], ...]
+
+
+@dataclass
+class Divisions:
+    """What the walk has seen of queries, which attention divides by the root of their width.
+
+    Attributes:
+        contracted: sums over channels of a product: the slots of both sides, and the number of the product's fact.
+        scores: numbers of facts that multiply queries by keys.
+        linear: operators between a layer that writes queries and these facts.
+        behind: operators behind a division of queries by the root of their width.
+        roots: numbers from attributes whose root divides queries, for which surgery makes up.
+    """
+
+    contracted: dict[str, tuple[tuple[Slots, Slots], int]] = field(default_factory=dict)
+    scores: set[int] = field(default_factory=set)
+    linear: set[str] = field(default_factory=set)
+    behind: set[str] = field(default_factory=set)
+    roots: set[Expression] = field(default_factory=set)
 
 
 class Draft(Classes):
@@ -109,16 +128,7 @@ class Draft(Classes):
         self._extents: dict[tuple[int, ...], int] = {}
         self.features: dict[int, Slots] = {}
         """The slots of `extents` that count features, with the slots of one feature in all heads."""
-        self.scores: set[int] = set()
-        """Numbers of facts that multiply queries by keys."""
-        self.linear: set[str] = set()
-        """Operators between a layer that writes queries and these facts."""
-        self.divided: set[str] = set()
-        """Operators behind a division of queries by the root of their width."""
-        self.contracted: dict[str, tuple[tuple[Slots, Slots], int]] = {}
-        """Sums over channels of a product: the slots of both sides, and the number of the product's fact."""
-        self.roots: set[Expression] = set()
-        """Numbers from attributes whose root divides queries, for which surgery makes up."""
+        self.divisions = Divisions()
         self._data: dict[tuple[str, int], Slots] = {}
         self._sources: dict[tuple[str, int], int] = {}  # of each of these, the number of its fact
         self.constant, self.zero = self.new(2).tolist()  # slots of what is the same in every call

@@ -31,7 +31,7 @@ _FIRST = frozenset(
 )
 """Operators that are linear in their first argument, and give nothing of others."""
 _ALL = frozenset("add sub cat concat stack".split())  # noqa: SIM905
-"""Those that are linear in all that they read together."""
+"""Operators that are linear in all that they read together."""
 
 
 def can_scale(op: Operator, node: Node, queries: Slots, features: Slots) -> bool:
@@ -68,7 +68,7 @@ def can_scale(op: Operator, node: Node, queries: Slots, features: Slots) -> bool
         return False
     parameters = tuple(n for n in (host.weight, host.bias) if n is not None)
     known = op.draft.queries.setdefault(host.weight, Queries(parameters, at, features))
-    op.draft.linear |= names
+    op.draft.divisions.linear |= names
     return np.array_equal(known.at, at)
 
 
@@ -89,11 +89,11 @@ def note_factor(op: Operator, x: Labels, factor: float) -> None:
         if features is None or not any(can_scale(op, n, slots, features) for n, slots in sides):
             continue
         if product is None:
-            op.draft.divided |= _after(op.node)
+            op.draft.divisions.behind |= _after(op.node)
         else:
-            op.draft.scores.add(product)
+            op.draft.divisions.scores.add(product)
         if isinstance(source, Attribute):
-            op.draft.roots.add(source)
+            op.draft.divisions.roots.add(source)
             op.draft.claims.append(Claim(op.key, source, features))
         return
 
@@ -102,11 +102,15 @@ def _sides(op: Operator, node: Node, x: Labels) -> tuple[list[tuple[Node, Slots]
     """What is divided: queries or keys; or both sides of their product, with the number of its fact. Nothing where
     both are the same."""
     last = node
-    while last.name not in op.draft.contracted and len(last.users) == 1 and operator_name(last) in _FIRST:
+    while (
+        last.name not in op.draft.divisions.contracted
+        and len(last.users) == 1
+        and operator_name(last) in _FIRST
+    ):
         last = last.args[0]  # type: ignore[assignment]
-    if last.name not in op.draft.contracted or len(last.users) != 1:
+    if last.name not in op.draft.divisions.contracted or len(last.users) != 1:
         return [(node, x.slots())], None
-    slots, fact = op.draft.contracted[last.name]
+    slots, fact = op.draft.divisions.contracted[last.name]
     nodes = [a for a in tree_leaves(last.args) if isinstance(a, Node)][-2:]
     return list(zip(nodes, slots, strict=True)) if not np.isin(*slots).any() else [], fact
 
@@ -222,9 +226,13 @@ def _other_reader(draft: Draft, slots: Slots) -> Place | None:
     """What reads queries, or what is made of them, other than their product with keys."""
     for i, (fact, place) in enumerate(zip(draft.facts, draft.places, strict=True)):
         read = [np.isin(s, slots) for s in sources_of(fact)]
-        if not any(r.any() for r in read) or i in draft.scores or place.node in draft.divided:
+        if (
+            not any(r.any() for r in read)
+            or i in draft.divisions.scores
+            or place.node in draft.divisions.behind
+        ):
             continue
-        if not isinstance(fact, Map) or place.node not in draft.linear:
+        if not isinstance(fact, Map) or place.node not in draft.divisions.linear:
             return place
         slots = np.union1d(slots, fact.dst[np.any(read, axis=0)])
     return None

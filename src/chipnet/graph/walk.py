@@ -139,9 +139,12 @@ def _traced(
         draft.owners.pop(name.rpartition(".")[0], None)
     watches = [p.watch for p in (program, training) if p is not None]
     received = [
-        r for watch in watches if watch is not None for r in watch.unclaimed(draft.known, draft.roots)
+        r
+        for watch in watches
+        if watch is not None
+        for r in watch.unclaimed(draft.known, draft.divisions.roots)
     ]
-    received += (r for r in values if r.source not in draft.roots)
+    received += (r for r in values if r.source not in draft.divisions.roots)
     held = functools.partial(_held, forward.modules)
     settled = settle(draft, draft.claims, received, held, forward.literal, draft.extents)
     sources = [*(c.source for c in draft.claims), *(r.source for r in received)]

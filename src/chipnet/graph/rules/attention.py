@@ -115,7 +115,7 @@ def _of_heads_and_features(
     op.keep(v.slots()[:1], "attention has at least one head and one feature, be it zero", PinCode.NEVER_EMPTY)
     product = op.map([_first(q), _first(k)], "and", (*q.shape[:-2], 1, q.shape[-1]))
     if scale is None:
-        op.draft.scores.add(len(op.draft.facts) - 1)
+        op.draft.divisions.scores.add(len(op.draft.facts) - 1)
     op.keep(
         product.slots()[:1], "attention has at least one feature of queries and keys", PinCode.NEVER_EMPTY
     )
@@ -142,7 +142,7 @@ def _scores(op: Operator, q: Value, k: Value, scale: float | None) -> tuple[Slot
         return None
     product = op.map([_first(q), _first(k)], "and", (*q.shape[:-2], 1, q.shape[-1]))
     if scale is None:
-        op.draft.scores.add(len(op.draft.facts) - 1)
+        op.draft.divisions.scores.add(len(op.draft.facts) - 1)
     why = "attention has at least one feature of queries and keys, be it zero"
     op.keep(product.slots()[:1], why, PinCode.NEVER_EMPTY)
     return product.slots(), uniform(op.total(product.slots()), op.shape)

@@ -141,7 +141,10 @@ def contract(
     elif over:
         for axis in rest:
             op.note_heads(product, product.core.shape[axis])
-        op.draft.contracted[op.node.name] = (sides[0].slots(), sides[1].slots()), len(op.draft.facts) - 1
+        op.draft.divisions.contracted[op.node.name] = (
+            (sides[0].slots(), sides[1].slots()),
+            len(op.draft.facts) - 1,
+        )
         _keep(op, product, over, narrowest)
         product = totals(op, product, over, rest)
     return Labels(product.core.reshape(product.core.shape[: len(out)]), op.shape)
