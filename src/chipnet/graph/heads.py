@@ -77,6 +77,6 @@ def gated_by_heads(op: Operator, dst: Slots, host: Host, grids: Sequence[HeadRow
 
 
 def kept_grids(draft: Draft, grids: Mapping[str, Sequence[HeadRows]]) -> set[str]:
-    """Those weights of ``grids`` of whose heads and features nothing can go, as heads and features at once."""
+    """The weights of ``grids`` that can lose nothing, where heads and features go at once."""
     layers = [f for f in draft.facts if isinstance(f, Mix) and f.host is not None and f.host.weight in grids]
     return {f.host.weight for f in layers if f.host is not None and draft.pinned(f.dst).all()}
