@@ -162,3 +162,97 @@ def distilbert() -> Made:
     sizes = {"vocab_size": 64, "max_position_embeddings": 16, "dim": 48, "n_layers": 2, "n_heads": 4}
     config = hf.DistilBertConfig(**sizes, hidden_dim=96, num_labels=5)
     return _read(hf.DistilBertForSequenceClassification(config))
+
+
+class Boxes(nn.Module):
+    """A detector's scores and boxes."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.net(pixel_values=x)
+        return out.logits, out.pred_boxes
+
+
+RESNET: dict[str, Any] = {
+    "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "layer_type": "basic"
+}  # fmt: skip
+DETECTOR: dict[str, Any] = {"d_model": 32, "num_queries": 6, "decoder_layers": 2, "num_labels": 5}
+
+
+def detr() -> Made:
+    config = hf.DetrConfig(
+        **DETECTOR,
+        backbone_config=hf.ResNetConfig(**RESNET, out_features=["stage4"]),
+        backbone=None,
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        encoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+    )
+    return Boxes(hf.DetrForObjectDetection(config)), torch.randn(1, 3, 64, 64)
+
+
+def rt_detr() -> Made:
+    stages = ["stage2", "stage3", "stage4"]
+    config = hf.RTDetrConfig(
+        **DETECTOR,
+        backbone_config=hf.RTDetrResNetConfig(**RESNET, out_features=stages),
+        use_pretrained_backbone=False,
+        encoder_in_channels=[16, 24, 32],
+        encoder_hidden_dim=32,
+        encoder_ffn_dim=48,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=48,
+        decoder_in_channels=[32, 32, 32],
+        num_denoising=0,
+    )
+    return Boxes(hf.RTDetrForObjectDetection(config)), torch.randn(1, 3, 64, 64)
+
+
+class WithText(nn.Module):
+    """A network that reads an image or sound beside a text, which is part of it."""
+
+    def __init__(self, net: Any, name: str, text: str, output: str, **options: Any) -> None:
+        super().__init__()
+        self.net, self.name, self.text, self.output, self.options = net, name, text, output, options
+        self.register_buffer("ids", torch.arange(3, 11).expand(2, -1).contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = {self.name: x, self.text: self.ids}
+        result: Tensor = getattr(self.net(**given, **self.options), self.output)
+        return result
+
+
+def clip() -> Made:
+    text = {**TEXT, "bos_token_id": 1, "eos_token_id": 2}
+    net = hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=PATCHES, projection_dim=24))
+    return WithText(net, "pixel_values", "input_ids", "logits_per_image"), torch.randn(2, 3, 32, 32)
+
+
+def whisper_decoder() -> Made:
+    layers = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    config = hf.WhisperConfig(
+        vocab_size=64,
+        d_model=48,
+        **layers,
+        **heads,
+        max_source_positions=16,
+        max_target_positions=8,
+        num_mel_bins=16,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        begin_suppress_tokens=None,
+    )
+    net = hf.WhisperForConditionalGeneration(config)
+    x = torch.randn(2, 16, 32)
+    return WithText(net, "input_features", "decoder_input_ids", "logits", use_cache=False), x
