@@ -73,14 +73,15 @@ class Cell:
     seed: int
 
 
-def cells(seed: int) -> Iterator[Cell]:
-    """All cells of a seed, those of one dense network together."""
+def cells(seed: int, only: Iterable[str] = tuple(FAMILIES)) -> Iterator[Cell]:
+    """All cells of a seed of these families, those of one dense network together."""
+    families = [*FAMILIES, *TRANSFORMERS]
     found = [
         Cell(family, DATA[(f + b + seed) % len(DATA)], budget, seed)
-        for f, family in enumerate([*FAMILIES, *TRANSFORMERS])
+        for f, family in enumerate(families)
         for b, budget in enumerate(BUDGETS)
+        if family in only
     ]
-    families = [*FAMILIES, *TRANSFORMERS]
     return iter(sorted(found, key=lambda c: (c.data, families.index(c.family))))
 
 
@@ -236,7 +237,7 @@ def main() -> None:
     done = {(r["family"], r["data"], r["budget"], r["seed"], r["method"]) for r in rows}
     methods = a.methods.split(";") if ";" in a.methods else a.methods.split(",")
     for seed in [] if a.read else map(int, a.seeds.split(",")):
-        for cell in cells(seed):
+        for cell in cells(seed, asked["family"]):
             if any(getattr(cell, k) not in names for k, names in asked.items()):
                 continue
             for method in methods:
