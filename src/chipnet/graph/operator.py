@@ -58,10 +58,8 @@ class Operator(Call):
     def data_slots(self, name: str, axis: int, size: int, *, gate: bool = False) -> Slots:
         """The slots of a parameter that is used as data, along ``axis``; ``gate``: it may hold gates."""
         module, owner = self.module, name.rpartition(".")[0]
-        if not is_within(name, module) and is_within(
-            module, owner
-        ):  # what holds it gave it to a module inside
-            module = owner
+        if is_within(module, owner) and not is_within(name, module):
+            module = owner  # it gave the parameter to a module inside of it
         own = name in self.forward.parameters and is_within(name, module)
         host = Host(module, name, None, axis, data=True) if gate and own else None
         return self.draft.data_slots(name, axis, size, self.place, host)
