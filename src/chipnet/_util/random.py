@@ -1,4 +1,4 @@
-"""Seeds of streams; the global generators of Python, NumPy and PyTorch seeded, read, put back, lent for a while."""
+"""Random numbers: seeds of streams, and the state of the global generators of Python, NumPy and PyTorch."""
 
 from __future__ import annotations
 

@@ -53,9 +53,8 @@ class Notes:
     by_head: frozenset[str] = frozenset()
 
     def __or__(self, more: Notes) -> Notes:
-        before = (
-            {} if more.by_head - self.by_head else self.literal
-        )  # other heads, other sizes: they are found again
+        # Where other heads go, other sizes follow: they are found again.
+        before = {} if more.by_head - self.by_head else self.literal
         return Notes(
             {**before, **more.literal},
             {**self.broken, **more.broken},

@@ -263,9 +263,8 @@ class Liveness:
                 arrives = flow[fact.src]
                 for group in np.split(np.arange(len(dst)), fact.groups) if fact.groups else ():
                     arrives[group] = f.any(np.unique(arrives[group]).tolist())
-                if (
-                    fact.statistics == "live"
-                ):  # what exists though it is zero is shifted: by the mean, by a bias
+                if fact.statistics == "live":
+                    # A channel that exists though it is zero is shifted: by the mean, by a bias.
                     shifts = self._is_pinned[fact.src] & (fact.module not in g.rescaled)
                     live[dst] = np.where(shifts, TRUE, live[fact.src])
                     _fold(f.both, [arrives, live[dst]], flow, dst)

@@ -79,7 +79,7 @@ def note_factor(op: Operator, x: Labels, factor: float) -> None:
     roots = {
         source: None
         for source, width in (watch.fractions if watch is not None and node is not None else ())
-        if width > 1 and abs(factor * math.sqrt(width) - 1) < 1e-9
+        if width > 1 and math.isclose(factor * math.sqrt(width), 1)
     }
     if not roots or node is None:
         return

@@ -69,13 +69,18 @@ class Shape(NamedTuple):
 Expression = int | Attribute | Term | Shape
 
 
+def _parts_of(expression: Expression) -> Iterator[int | Attribute | Shape]:
+    """All numbers that a number is made of."""
+    if isinstance(expression, Term):
+        yield from _parts_of(expression.left)
+        yield from _parts_of(expression.right)
+    else:
+        yield expression
+
+
 def attributes_in(expression: Expression) -> Iterator[Attribute]:
     """All attributes that a number is made of."""
-    if isinstance(expression, Attribute):
-        yield expression
-    elif isinstance(expression, Term):
-        yield from attributes_in(expression.left)
-        yield from attributes_in(expression.right)
+    return (part for part in _parts_of(expression) if isinstance(part, Attribute))
 
 
 class Marked(int):
@@ -121,16 +126,8 @@ def _is_known(number: Any) -> bool:
     """Could a rule know what a number counts?"""
     if not isinstance(number, Marked):
         return False
-    return is_from_attribute(number) or any(size.made is not None for size in _sizes_in(number.source))
-
-
-def _sizes_in(expression: Expression) -> Iterator[Shape]:
-    """All sizes of tensors that a number is made of."""
-    if isinstance(expression, Shape):
-        yield expression
-    elif isinstance(expression, Term):
-        yield from _sizes_in(expression.left)
-        yield from _sizes_in(expression.right)
+    sizes = (part for part in _parts_of(number.source) if isinstance(part, Shape))
+    return is_from_attribute(number) or any(size.made is not None for size in sizes)
 
 
 def with_size(expression: Expression, size: int) -> int | None:
